@@ -1,0 +1,30 @@
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: help install demo test lint clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+
+install: $(INSTALLED)  ## set up .venv with the tested versions (once; the other targets do it themselves)
+
+# BasicSR's build asks for torch: without build isolation it sees the one that is installed beside it.
+$(INSTALLED): setup.py pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools
+	$(BIN)/python -m pip install --quiet --use-pep517 --no-build-isolation -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(INSTALLED)  ## blur photographs, train a small WRCAN, test it, restore with it, write demo/report.html
+	PATH="$(CURDIR)/$(BIN):$$PATH" ./demo.sh
+
+test: $(INSTALLED) lint  ## ruff, the type checker and all tests
+	$(BIN)/python -m pytest -q
+
+lint: $(INSTALLED)  ## ruff and the type checker alone
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:  ## remove what the demo and the tests wrote (not .venv)
+	rm -rf demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,36 @@
+"""What the package needs. The ranges say what can work; constraints.txt says what is tested."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r"__version__ = '(.+)'", (HERE / 'wrcan_arch/__init__.py').read_text(encoding='utf-8')).group(1)
+
+setup(
+    name='wrcan-arch',
+    version=VERSION,
+    description='WRCAN for JPEG-compressed image deblurring, as a plugin for BasicSR',
+    long_description=(HERE / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    packages=['wrcan_arch'],
+    python_requires='>=3.10,<3.13',
+    install_requires=[
+        'basicsr==1.4.2',  # toolbox.py adapts this release, its last
+        'torch>=2.4',
+        'torchvision>=0.19',  # the toolbox imports it; the release that belongs to torch
+        'numpy>=1.24',
+        'opencv-python>=4.8',
+        'lmdb>=1.4',
+        'pyyaml>=6.0',
+        'scikit-image>=0.21',  # the demo's photographs, and the outside reference of the metrics
+        'safetensors>=0.4',
+        'pillow>=10.0',
+        'matplotlib>=3.7',  # the report's plots
+        'tqdm>=4.60',
+    ],
+    extras_require={'dev': ['pytest>=8', 'pytest-timeout>=2.3', 'hypothesis>=6.100', 'ruff>=0.6', 'mypy>=1.11']},
+    entry_points={'console_scripts': ['basicsr = wrcan_arch.cli:main']},
+)

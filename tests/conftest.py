@@ -1,0 +1,130 @@
+"""What the tests share: golden numbers, small pictures, small stores."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import wrcan_arch  # noqa: F401  (repairs the toolbox before a test imports it)
+
+DATA = Path(__file__).parent / 'data'
+
+torch.set_num_threads(int(os.environ.get('TEST_THREADS', '2')))
+
+
+@pytest.fixture(scope='session')
+def golden() -> dict[str, torch.Tensor]:
+    """What the official code computed with official_small.pt, in fp32 on a CPU."""
+    return load_file(DATA / 'expected_small.safetensors')
+
+
+@pytest.fixture(scope='session')
+def official_weights() -> Path:
+    return DATA / 'official_small.pt'
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """A smooth colourful image with edges, uint8 (H, W, 3)."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (height // 12 + 2, width // 12 + 2, 3), dtype=np.uint8)
+    image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    for _ in range(6):
+        corner = rng.integers(0, (width, height))
+        cv2.rectangle(
+            image, corner.tolist(), (corner + rng.integers(2, 30, 2)).tolist(), rng.integers(0, 256, 3).tolist(), -1
+        )
+    return image
+
+
+SMALL_TRAINING = """
+name: small
+model_type: WRCANModel
+num_gpu: 0
+manual_seed: 3
+datasets:
+  train:
+    name: small_train
+    type: JPEGDeblurDataset
+    dataroot_lq: data_blur.lmdb
+    dataroot_gt: data_sharp.lmdb
+    io_backend: {type: lmdb}
+    gt_size: 32
+    jpeg_quality: 25
+    num_worker_per_gpu: 1
+    batch_size_per_gpu: 4
+  val:
+    name: small_val
+    type: JPEGDeblurDataset
+    dataroot_lq: data_blur.lmdb
+    dataroot_gt: data_sharp.lmdb
+    io_backend: {type: lmdb}
+network_g: {type: WRCAN, num_feat: 4, num_group: 1, num_block: 1}
+path: {pretrain_network_g: ~}
+train:
+  amp: 'off'
+  total_iter: 12
+  optim_g: {type: Adam, lr: 1e-3, betas: [0.9, 0.999]}
+  scheduler: {type: MultiStepLR, milestones: [5], gamma: 0.5}
+  pixel_opt: {type: L1Loss, loss_weight: 1.0, reduction: mean}
+  autoencoder_opt: {type: JPEGAutoEncoderLoss, loss_weight: 0.1}
+val:
+  val_freq: 4
+  save_img: false
+  metrics:
+    psnr: {type: calculate_psnr, crop_border: 0}
+    ssim: {type: calculate_ssim, crop_border: 0}
+  inference: {precision: fp32}
+logger: {print_freq: 1, save_checkpoint_freq: 6, use_tb_logger: false}
+"""
+
+SMALL_TEST = """
+name: small_test
+model_type: WRCANModel
+num_gpu: 0
+datasets:
+  test:
+    name: small_set
+    type: JPEGDeblurDataset
+    dataroot_lq: data_blur.lmdb
+    dataroot_gt: data_sharp.lmdb
+    io_backend: {type: lmdb}
+network_g: {type: WRCAN, num_feat: 4, num_group: 1, num_block: 1}
+path: {pretrain_network_g: experiments/small/models/net_g_best.pth}
+val:
+  save_img: true
+  suffix: ~
+  metrics:
+    psnr: {type: calculate_psnr, crop_border: 0}
+    ssim: {type: calculate_ssim, crop_border: 0}
+  inference: {ensemble: true, precision: fp32}
+"""
+
+
+@pytest.fixture(scope='session')
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six sharp photographs of 80 x 96, photos/, and what make_blur.py makes of them: stores and files data_*."""
+    folder = tmp_path_factory.mktemp('prepared')
+    (folder / 'photos').mkdir()
+    for number in range(6):
+        cv2.imwrite(str(folder / 'photos' / f'photo{number}.png'), picture(80, 96, number))
+    make_blur = Path(__file__).parent.parent / 'datasets_prep' / 'make_blur.py'
+    command = [sys.executable, make_blur, 'photos', '-o', 'data', '--copies', '1', '--length', '2', '5', '--files']
+    subprocess.run(command, check=True, capture_output=True, cwd=folder)
+    return folder
+
+
+@pytest.fixture
+def workplace(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current folder with stores of blurred and sharp photographs and small option files."""
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    Path('train.yml').write_text(SMALL_TRAINING)
+    Path('test.yml').write_text(SMALL_TEST)
+    return tmp_path

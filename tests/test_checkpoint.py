@@ -1,0 +1,119 @@
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from wrcan_arch import WRCAN, InputError, load_network
+from wrcan_arch.checkpoint import read_file, read_weights, write_atomically
+
+SIZES = {'num_feat': 8, 'num_group': 2, 'num_block': 3}
+
+
+def network_of(block='wrca', **sizes):
+    torch.manual_seed(1)
+    return WRCAN(block=block, **(sizes or SIZES))
+
+
+def assert_same(network, other):
+    assert network.config == other.config
+    image = torch.rand(1, 3, 9, 10)
+    with torch.no_grad():
+        assert torch.equal(network(image), other(image))
+
+
+@pytest.mark.parametrize('block', ['wrca', 'wr', 'rca', 'res'])
+@pytest.mark.parametrize('sizes', [SIZES, {'num_feat': 4, 'num_group': 11, 'num_block': 12}])
+def test_network_is_rebuilt_from_the_file_alone(tmp_path, block, sizes):
+    network = network_of(block, **sizes)
+    write_atomically(tmp_path / 'a.pth', {'params': network.state_dict()})
+    assert_same(load_network(tmp_path / 'a.pth'), network)
+
+
+def test_official_file_has_every_tensor_of_ours(official_weights):
+    tensors, metadata = read_weights(official_weights)
+    assert tensors.keys() == WRCAN(**SIZES).state_dict().keys() and metadata == {}
+
+
+def test_safetensors_and_averaged_weights_and_module_prefix(tmp_path):
+    network, averaged = network_of(), network_of('wrca', **SIZES, num_in_ch=3)
+    torch.nn.init.zeros_(averaged.tail.bias)
+    save_file(network.state_dict(), tmp_path / 'a.safetensors')
+    assert_same(load_network(tmp_path / 'a.safetensors'), network)
+    write_atomically(tmp_path / 'a.pth', {'params': network.state_dict(), 'params_ema': averaged.state_dict()})
+    assert_same(load_network(tmp_path / 'a.pth'), averaged)
+    assert torch.equal(read_weights(tmp_path / 'a.pth', 'params')[0]['tail.bias'], network.tail.bias)
+    prefixed = {f'module.{name}': tensor for name, tensor in network.state_dict().items()}
+    write_atomically(tmp_path / 'b.pth', {'params': prefixed})
+    assert_same(load_network(tmp_path / 'b.pth'), network)
+
+
+def test_names_of_other_networks_stay_as_they_are(tmp_path):
+    tensors = {'body.0.weight': torch.zeros(2), 'head.0.bias': torch.zeros(1)}  # as in the toolbox's own networks
+    write_atomically(tmp_path / 'a.pth', {'params': tensors})
+    assert read_weights(tmp_path / 'a.pth')[0].keys() == tensors.keys()
+
+
+def test_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    write_atomically(tmp_path / 'a.pth', {'params': {'x': torch.zeros(2)}})
+    with pytest.raises(Exception, match='pickle'):
+        write_atomically(tmp_path / 'a.pth', {'params': {'x': lambda: None}})
+    assert [path.name for path in tmp_path.iterdir()] == ['a.pth']
+    assert read_weights(tmp_path / 'a.pth')[0]['x'].tolist() == [0, 0]
+
+
+class Exploit:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), 'w')
+
+
+@pytest.mark.parametrize('save', [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content))])
+def test_opening_a_file_runs_no_code_from_it(tmp_path, save):
+    save({'params': Exploit(tmp_path / 'written')}, tmp_path / 'evil.pth')
+    with pytest.raises(InputError, match=r'evil\.pth: '):
+        read_weights(tmp_path / 'evil.pth')
+    assert not (tmp_path / 'written').exists()
+
+
+def damaged_files(tmp_path):
+    write_atomically(tmp_path / 'whole.pth', {'params': network_of().state_dict()})
+    save_file(network_of().state_dict(), tmp_path / 'whole.safetensors')
+    for ending in ('.pth', '.safetensors'):
+        content = (tmp_path / f'whole{ending}').read_bytes()
+        for name, damaged in {'empty': b'', 'cut': content[: len(content) // 2], 'text': b'hello ' * 50}.items():
+            path = tmp_path / f'{name}{ending}'
+            path.write_bytes(damaged)
+            yield path
+
+
+def test_damaged_files_are_named(tmp_path):
+    for path in damaged_files(tmp_path):
+        with pytest.raises(InputError, match=rf'{path.name}: not a readable weight file'):
+            read_file(path)
+
+
+def test_files_of_something_else_are_named(tmp_path):
+    with pytest.raises(InputError, match=r'nowhere.pth: cannot be opened \(No such file'):
+        load_network(tmp_path / 'nowhere.pth')
+    contents = {
+        'list.pth': ([1, 2], 'holds a list, not weights'),
+        'state.pth': ({'iter': 3, 'epoch': 1}, "holds no weights under 'params'; found iter, epoch"),
+        'other.pth': ({'params': {'conv.weight': torch.zeros(1)}}, 'not the weights of a WRCAN'),
+    }
+    for name, (content, message) in contents.items():
+        write_atomically(tmp_path / name, content)
+        with pytest.raises(InputError, match=f'{name}: {message}'):
+            load_network(tmp_path / name)
+
+
+def test_incomplete_and_misshapen_networks_are_named(tmp_path):
+    tensors = network_of().state_dict()
+    missing = {name: tensor for name, tensor in tensors.items() if name != 'body_conv.bias'}
+    misshapen = {**tensors, 'body_conv.bias': torch.zeros(3)}
+    for content in (missing, misshapen):
+        write_atomically(tmp_path / 'a.pth', {'params': content})
+        with pytest.raises(InputError, match=r'1 tensors are missing, left over or of a wrong shape: body_conv\.bias'):
+            load_network(tmp_path / 'a.pth')

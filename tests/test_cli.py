@@ -1,0 +1,141 @@
+"""Bad input is one line and exit code 2; a defect shows its traceback."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import pytest
+from conftest import picture
+
+from wrcan_arch import cli
+from wrcan_arch.checkpoint import write_atomically
+
+
+def basicsr(capsys, *arguments):
+    """Exit code, and the lines on standard error that are not progress."""
+    code = cli.main(list(map(str, arguments)))
+    return code, [line for line in capsys.readouterr().err.splitlines() if line.strip() and '%|' not in line]
+
+
+def edit(path, old, new):
+    text = Path(path).read_text()
+    assert old in text
+    Path(path).write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize(
+    ('old', 'new', 'message'),
+    [
+        ('model_type: WRCANModel', 'model_type: WRCANModle', "there is no 'WRCANModle'; did you mean WRCANModel?"),
+        ('data_blur.lmdb', 'nowhere.lmdb', "dataroot_lq: there is no 'nowhere.lmdb'"),
+        ('num_block: 1', 'num_block: 0', 'WRCAN: num_block must be at least 1, not 0'),
+        ('num_block: 1', 'block: wcra', "WRCAN: block 'wcra' is not one of"),
+        ('gt_size: 32', 'gt_size: 100', 'is 96 x 80, smaller than gt_size 100'),
+        ('jpeg_quality: 25', '', 'train.autoencoder_opt needs the sharp frames after JPEG'),
+        ('jpeg_quality: 25', 'jpeg_quality: 0', 'JPEG quality must be 1 to 100, not 0'),
+        ("amp: 'off'", 'amp: fp8', "train.amp 'fp8' is not one of"),
+        ('{precision: fp32}', '{precision: fp8}', "precision 'fp8' is not one of"),
+        ('name: small\n', 'name: small\nname: other\n', "train.yml:3: the key 'name' stands twice"),
+    ],
+)  # fmt: skip
+def test_wrong_option_is_one_line(workplace, capsys, old, new, message):
+    edit('train.yml', old, new)
+    code, lines = basicsr(capsys, 'train', '-opt', 'train.yml')
+    errors = [line for line in lines if line.startswith('basicsr train: ')]
+    assert code == 2 and message in errors[0] and not any('Traceback' in line for line in lines)
+    assert lines[-1] == errors[-1] or 'train.yml' in lines[-1]
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_missing_key_is_one_line_also_from_a_worker(workplace, capsys, workers):
+    import lmdb
+
+    with lmdb.open('data_blur.lmdb', map_size=1 << 26) as environment, environment.begin(write=True) as transaction:
+        transaction.delete(b'photo3_000')
+    overrides = ['--force_yml', f'datasets:train:num_worker_per_gpu={workers}']
+    code, lines = basicsr(capsys, 'train', '-opt', 'train.yml', *overrides)
+    assert code == 2
+    assert lines[-1].startswith("basicsr train: data_blur.lmdb: there is no value under the key 'photo3_000'")
+    assert not any('Traceback' in line for line in lines)
+
+
+def test_missing_option_file_is_one_line(workplace, capsys):
+    assert basicsr(capsys, 'train', '-opt', 'nowhere.yml') == (
+        2, ['basicsr train: nowhere.yml: there is no such option file']
+    )  # fmt: skip
+    assert not Path('experiments').exists()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['nowhere.jpg', '-w', 'good.pth'], 'nowhere.jpg: no such photograph or folder'),
+        (['photo.png', '-w', 'nowhere.pth'], 'nowhere.pth: cannot be opened (No such file or directory)'),
+        (['photo.png', '-w', 'photo.png'], 'photo.png: not a readable weight file'),
+        (['photo.png', '-w', 'good.pth', '--mode', 'tile'], "inference mode 'tile' is not one of exact, chop"),
+        (['photo.png', '-w', 'good.pth', '--precision', 'fp8'], "precision 'fp8' is not one of"),
+    ],
+)
+def test_wrong_restore_is_one_line(tmp_path, monkeypatch, capsys, official_weights, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    cv2.imwrite('photo.png', picture(16, 16))
+    Path('good.pth').write_bytes(official_weights.read_bytes())
+    code, lines = basicsr(capsys, 'restore', *arguments, '-o', 'out')
+    assert code == 2 and lines == [f'basicsr restore: {lines[0].removeprefix("basicsr restore: ")}']
+    assert message in lines[0]
+    assert not list(Path().glob('out/*'))
+
+
+def test_unreadable_photo_is_named_and_the_rest_done(tmp_path, monkeypatch, capsys, official_weights):
+    monkeypatch.chdir(tmp_path)
+    cv2.imwrite('a.png', picture(16, 16))
+    Path('b.png').write_text('broken')
+    code, lines = basicsr(capsys, 'restore', 'a.png', 'b.png', '-o', 'out', '-w', official_weights)
+    assert code == 1 and lines == ['b.png: not an image that can be read; convert it to PNG or JPEG']
+    assert [path.name for path in Path('out').iterdir()] == ['a.png']
+
+
+def test_debug_adds_the_traceback(workplace, capsys):
+    code, lines = basicsr(capsys, 'train', '--debug', '-opt', 'nowhere.yml')
+    assert code == 2 and 'Traceback (most recent call last):' in lines
+    assert lines[-1].endswith('nowhere.yml: there is no such option file')
+
+
+def test_defect_is_not_hidden(monkeypatch):
+    monkeypatch.setattr('wrcan_arch.doctor.report', lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(['doctor'])
+
+
+def test_doctor_prints_versions_repairs_and_what_is_missing(capsys, monkeypatch):
+    assert cli.main(['doctor']) == 0
+    text = capsys.readouterr().out
+    for part in ('basicsr', '1.4.2', 'torch', 'GPU', 'functional_tensor', 'load_resume_state', 'Nothing is missing'):
+        assert part in text
+    monkeypatch.setattr('wrcan_arch.doctor.PACKAGES', ['torch', 'no-such-package'])
+    assert cli.main(['doctor']) == 1
+    assert 'Missing: no-such-package' in capsys.readouterr().out
+
+
+def test_module_and_command_are_the_same(tmp_path):
+    command = Path(sys.executable).with_name('basicsr')
+    for start in ([sys.executable, '-m', 'wrcan_arch'], [command]):
+        result = subprocess.run([*start, 'restore'], capture_output=True, text=True, cwd=tmp_path, env=os.environ)
+        assert result.returncode == 2 and 'the following arguments are required' in result.stderr
+
+
+def test_code_in_a_state_is_not_run_on_resume(workplace, capsys):
+    class Exploit:
+        def __reduce__(self):
+            return open, ('written', 'w')
+
+    import torch
+
+    assert cli.main(['train', '-opt', 'train.yml', '--force_yml', 'train:total_iter=6']) == 0
+    torch.save({'iter': Exploit()}, 'experiments/small/training_states/9.state')
+    write_atomically('experiments/small/models/net_g_9.pth', {'params': {}})
+    code, lines = basicsr(capsys, 'train', '-opt', 'train.yml', '--auto_resume')
+    assert code == 2 and '9.state: holds objects that could run code' in lines[-1]
+    assert not Path('written').exists()

@@ -1,0 +1,67 @@
+import pickle
+from collections import Counter
+
+import pytest
+
+from wrcan_arch.draws import Draw, DrawSampler
+
+
+def draws_of_run(size=10, processes=1, rank=0, batch=2, start=0, total=25, ratio=1.0, seed=3):
+    """All draws of a run, epoch after epoch, as the toolbox's loop takes them."""
+    sampler = DrawSampler(
+        range(size), processes, rank, ratio, batch_size=batch, seed=seed, start_iter=start, total_iter=total
+    )
+    taken = []
+    for epoch in range(sampler.start_epoch, sampler.last_epoch + 1):
+        sampler.set_epoch(epoch)
+        draws = list(sampler)
+        assert len(draws) == len(sampler)
+        taken += [(int(draw), draw.number) for draw in draws]
+    return taken
+
+
+@pytest.mark.parametrize(('size', 'batch', 'total'), [(10, 2, 25), (6, 4, 20), (6, 8, 20), (1, 3, 5), (7, 1, 3)])
+def test_run_makes_as_many_iterations_as_asked_whatever_the_size(size, batch, total):
+    draws = draws_of_run(size=size, batch=batch, total=total)
+    assert [number for _, number in draws] == list(range(batch * total))
+
+
+def test_each_pass_shows_every_item_once_in_another_order():
+    draws = [index for index, _ in draws_of_run(size=10, batch=2, total=15)]
+    passes = [draws[start : start + 10] for start in (0, 10, 20)]
+    assert all(sorted(one) == list(range(10)) for one in passes)
+    assert len({tuple(one) for one in passes}) == 3
+
+
+def test_items_are_seen_equally_often_when_the_batch_does_not_divide():
+    counts = Counter(index for index, _ in draws_of_run(size=6, batch=4, total=15))
+    assert set(counts.values()) == {10}
+
+
+@pytest.mark.parametrize('stop', [1, 7, 10, 24, 25])
+def test_resumed_run_goes_on_with_the_same_draws(stop):
+    assert draws_of_run(total=stop) + draws_of_run(start=stop, total=25) == draws_of_run(total=25)
+
+
+@pytest.mark.parametrize('processes', [2, 4])
+def test_processes_share_the_batches_of_one(processes):
+    alone = draws_of_run(batch=4, total=9)
+    shared = [draws_of_run(batch=4 // processes, processes=processes, rank=rank, total=9) for rank in range(processes)]
+    batch = 4 // processes
+    merged = [draw for i in range(9) for rank in range(processes) for draw in shared[rank][i * batch : (i + 1) * batch]]
+    assert merged == alone
+
+
+def test_another_seed_is_another_order():
+    assert draws_of_run(seed=1) != draws_of_run(seed=2)
+
+
+def test_enlarge_ratio_makes_epochs_longer():
+    sampler = DrawSampler(range(10), 1, 0, 3, batch_size=2, seed=0, start_iter=0, total_iter=100)
+    assert len(sampler) == 30
+
+
+def test_draw_is_an_index_and_survives_pickling():
+    draw = pickle.loads(pickle.dumps(Draw(4, 1234)))
+    assert ['a', 'b', 'c', 'd', 'e'][draw] == 'e'
+    assert draw.number == 1234

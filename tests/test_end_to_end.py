@@ -1,0 +1,174 @@
+"""Train, resume, test, restore, report: by the command, on LMDB stores, in seconds."""
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from basicsr.metrics import calculate_psnr, calculate_ssim
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from wrcan_arch.checkpoint import read_file
+from wrcan_arch.cli import main
+from wrcan_arch.report import read_curves
+
+MODELS = Path('experiments/small/models')
+
+
+def train(*overrides, resume=False, option_file='train.yml'):
+    flags = ['--auto_resume'] if resume else []
+    if resume:
+        time.sleep(1.1)  # the toolbox names logs by the second
+    return main(['train', '-opt', option_file, *flags, *(['--force_yml', *overrides] if overrides else [])])
+
+
+def log_text(kind='train', folder='experiments/small'):
+    return '\n'.join(path.read_text() for path in sorted(Path(folder).glob(f'{kind}_*.log')))
+
+
+def test_train_test_restore_report(workplace):
+    assert train() == 0
+    assert sorted(path.name for path in MODELS.iterdir()) == [
+        'net_g_12.pth', 'net_g_6.pth', 'net_g_best.pth', 'net_g_latest.pth'
+    ]  # fmt: skip
+    assert sorted(path.name for path in Path('experiments/small/training_states').iterdir()) == ['12.state', '6.state']
+    curves = read_curves(Path('experiments/small'))
+    assert [iteration for iteration, _ in curves.losses['l_pix']] == list(range(1, 13))
+    assert [iteration for iteration, _ in curves.losses['l_ae']] == list(range(1, 13))
+    assert [iteration for iteration, _ in curves.metrics['psnr']] == [4, 8, 12]
+    assert curves.losses['l_pix'][-1][1] < curves.losses['l_pix'][0][1], 'it learns'
+    best = read_file(MODELS / 'net_g_best.pth')['metadata']
+    assert best['value'] == pytest.approx(max(value for _, value in curves.metrics['psnr']), abs=1e-4)
+    assert (best['iter'], pytest.approx(best['value'], abs=1e-4)) in curves.metrics['psnr']
+
+    assert main(['test', '-opt', 'test.yml']) == 0
+    images = sorted(Path('results/small_test/visualization/small_set').iterdir())
+    assert [path.name for path in images] == [f'photo{number}_000_small_test.png' for number in range(6)]
+    logged = {
+        name: float(value) for name, value in re.findall(r'# (\w+): ([\d.]+)', log_text('test', 'results/small_test'))
+    }
+
+    command = ['restore', 'data_blur', '-o', 'restored', '-w', str(MODELS / 'net_g_best.pth')]
+    assert main([*command, '--ensemble', '--precision', 'fp32']) == 0
+    psnr, ssim = [], []
+    for number, tested in enumerate(images):
+        restored = cv2.imread(f'restored/photo{number}_000.png')
+        np.testing.assert_array_equal(restored, cv2.imread(str(tested)))  # testing and restoring are one function
+        sharp = cv2.imread(f'data_sharp/photo{number}_000.png')
+        psnr.append(peak_signal_noise_ratio(sharp, restored))
+        ssim.append(
+            structural_similarity(
+                sharp, restored, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+            )
+        )
+    assert logged['psnr'] == pytest.approx(np.mean(psnr), abs=1e-4)
+    assert logged['ssim'] == pytest.approx(np.mean(ssim), abs=1e-4)
+
+    assert main(['report', '-opt', 'test.yml', '--experiment', 'experiments/small', '-o', 'page/report.html']) == 0
+    page = Path('page/report.html').read_text()
+    assert f'{np.mean(psnr):.2f}' in page and page.count('<svg') == 3 and page.count('<h3>') == 6
+
+
+def test_metrics_of_the_toolbox_are_scikit_images():
+    rng = np.random.default_rng(0)
+    first, second = rng.integers(0, 256, (2, 40, 50, 3), dtype=np.uint8)
+    assert calculate_psnr(first, second, 0) == pytest.approx(peak_signal_noise_ratio(first, second), abs=1e-9)
+    reference = structural_similarity(
+        first, second, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+    )
+    assert calculate_ssim(first, second, 0) == pytest.approx(reference, abs=1e-9)
+
+
+def weights(label):
+    return read_file(MODELS / f'net_g_{label}.pth')['params']
+
+
+def same_weights(first, second):
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_resumed_run_ends_as_the_uninterrupted_one(workplace, workers):
+    assert train() == 0
+    whole, whole_state = weights('12'), read_file('experiments/small/training_states/12.state')
+    curves = read_curves(Path('experiments/small'))
+    Path('experiments').rename('uninterrupted')
+
+    assert train('logger:save_checkpoint_freq=5', 'train:total_iter=5') == 0
+    assert train(f'datasets:train:num_worker_per_gpu={workers}', resume=True) == 0
+    assert 'Resuming training from epoch: 2, iter: 5.' in log_text()
+    assert same_weights(weights('12'), whole)
+    state = read_file('experiments/small/training_states/12.state')
+    for name, value in whole_state['optimizers'][0]['state'].items():
+        for key in ('exp_avg', 'exp_avg_sq'):
+            assert torch.equal(state['optimizers'][0]['state'][name][key], value[key])
+    assert state['schedulers'] == whole_state['schedulers']
+    assert state['best_metric_results'] == whole_state['best_metric_results']
+    resumed = read_curves(Path('experiments/small'))
+    assert resumed.losses == curves.losses and resumed.metrics['psnr'][-1] == curves.metrics['psnr'][-1]
+
+
+def test_resume_with_another_batch_size_makes_all_iterations(workplace):
+    assert train('logger:save_checkpoint_freq=4', 'train:total_iter=8', 'datasets:train:batch_size_per_gpu=3') == 0
+    assert train('datasets:train:batch_size_per_gpu=1', resume=True) == 0
+    assert read_curves(Path('experiments/small')).losses['l_pix'][-1][0] == 12
+    assert (MODELS / 'net_g_12.pth').exists()
+
+
+@pytest.mark.parametrize('batch', [4, 5, 6, 8])
+def test_run_makes_the_iterations_it_was_asked_for(workplace, batch):
+    """Six images: the toolbox alone would stop early, or never start."""
+    assert train(f'datasets:train:batch_size_per_gpu={batch}', 'train:total_iter=7', 'val:val_freq=100') == 0
+    curves = read_curves(Path('experiments/small'))
+    assert [iteration for iteration, _ in curves.losses['l_pix']] == list(range(1, 8))
+    assert [iteration for iteration, _ in curves.metrics['psnr']] == [7], 'validated once, at the end, under its number'
+
+
+def test_toolboxs_own_data_set_trains_and_resumes(workplace):
+    text = Path('train.yml').read_text().replace('JPEGDeblurDataset', 'PairedImageDataset')
+    text = re.sub(r'    jpeg_quality.*\n', '    use_hflip: true\n    use_rot: true\n', text)
+    text = re.sub(r'  autoencoder_opt.*\n', '', text)
+    Path('paired.yml').write_text(text)
+    assert train('train:total_iter=6', option_file='paired.yml') == 0
+    assert train(resume=True, option_file='paired.yml') == 0
+    curves = read_curves(Path('experiments/small'))
+    assert [iteration for iteration, _ in curves.losses['l_pix']] == list(range(1, 13)) and 'l_ae' not in curves.losses
+
+
+def test_options_of_srmodel_still_work(workplace):
+    """The averaged network, warm-up, another scheduler, the toolbox's other losses."""
+    text = Path('train.yml').read_text()
+    text = text.replace('amp: ', 'ema_decay: 0.5\n  warmup_iter: 4\n  amp: ').replace('L1Loss', 'CharbonnierLoss')
+    text = re.sub(r'scheduler: .*', 'scheduler: {type: CosineAnnealingRestartLR, periods: [12], eta_min: 1e-6}', text)
+    Path('train.yml').write_text(text)
+    assert train() == 0
+    saved = read_file(MODELS / 'net_g_12.pth')
+    assert saved['params'].keys() == saved['params_ema'].keys()
+    assert not same_weights(saved['params'], saved['params_ema'])
+
+
+@pytest.mark.parametrize('amp', ['bf16', 'auto'])
+def test_mixed_precision_trains_near_fp32(workplace, amp):
+    assert train() == 0
+    reference = read_curves(Path('experiments/small')).losses['l_pix']
+    assert train(f'train:amp={amp}') == 0
+    lower = read_curves(Path('experiments/small')).losses['l_pix']
+    np.testing.assert_allclose([value for _, value in lower], [value for _, value in reference], rtol=0.05)
+
+
+def test_two_processes_share_a_batch_and_learn_the_same(workplace):
+    """Under torchrun, without a GPU: 1 x 4 and 2 x 2 patches an iteration are the same training."""
+    assert train('val:val_freq=100') == 0
+    alone = weights('12')
+    torchrun = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--standalone']
+    overrides = ['datasets:train:batch_size_per_gpu=2', 'val:val_freq=100']
+    command = [*torchrun, '-m', 'wrcan_arch', 'train', '-opt', 'train.yml', '--force_yml', *overrides]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert result.returncode == 0, result.stderr[-2000:]
+    for name, value in weights('12').items():
+        torch.testing.assert_close(value, alone[name], rtol=1e-4, atol=1e-5)

@@ -1,0 +1,218 @@
+import pickle
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from basicsr.data import build_dataset
+from conftest import picture
+from torch.utils.data import DataLoader
+
+from wrcan_arch import InputError, JPEGDeblurDataset
+from wrcan_arch.draws import Draw, DrawSampler
+from wrcan_arch.jpeg import jpeg_roundtrip
+from wrcan_arch.jpeg_deblur_dataset import augment
+from wrcan_arch.lmdb_store import StoreWriter
+
+NO_AUGMENTATION = dict.fromkeys(['hflip_prob', 'vflip_prob', 'transpose_prob', 'rgb_permute_prob', 'noise_prob'], 0)
+
+
+def frames(count=4, height=60, width=72):
+    sharp = [picture(height, width, seed) for seed in range(count)]
+    blurred = [
+        cv2.imencode('.jpg', cv2.blur(image, (5, 3)), [cv2.IMWRITE_JPEG_QUALITY, 25])[1].tobytes() for image in sharp
+    ]
+    return {f'000_{number:08d}': pair for number, pair in enumerate(zip(blurred, sharp, strict=True))}
+
+
+@pytest.fixture(params=['lmdb', 'disk'])
+def options(request, tmp_path):
+    """The same frames in stores and in folders."""
+    roots = {role: tmp_path / (f'{role}.lmdb' if request.param == 'lmdb' else role) for role in ('lq', 'gt')}
+    if request.param == 'lmdb':
+        with StoreWriter(roots['lq']) as lq, StoreWriter(roots['gt']) as gt:
+            for key, (blurred, sharp) in frames().items():
+                lq.put(key, '.jpg', blurred, sharp.shape)
+                gt.put(key, '.png', cv2.imencode('.png', sharp)[1].tobytes(), sharp.shape)
+    else:
+        for key, (blurred, sharp) in frames().items():
+            for root in roots.values():
+                root.mkdir(exist_ok=True)
+            (roots['lq'] / f'{key}.jpg').write_bytes(blurred)
+            cv2.imwrite(str(roots['gt'] / f'{key}.png'), sharp)
+    return {
+        'name': 'small', 'type': 'JPEGDeblurDataset', 'phase': 'train', 'io_backend': {'type': request.param},
+        'dataroot_lq': str(roots['lq']), 'dataroot_gt': str(roots['gt']),
+        'gt_size': 24, 'jpeg_quality': 25, 'manual_seed': 5,
+    }  # fmt: skip
+
+
+def as_bgr(tensor):
+    return np.rint(tensor.numpy().transpose(1, 2, 0)[:, :, ::-1] * 255).astype(np.uint8)
+
+
+def test_toolbox_builds_it(options):
+    assert isinstance(build_dataset(options), JPEGDeblurDataset)
+
+
+def test_whole_frames_are_opencvs(options):
+    dataset = JPEGDeblurDataset({**options, 'phase': 'val'})
+    assert len(dataset) == 4
+    for item, (key, (blurred, sharp)) in zip(dataset, frames().items(), strict=True):
+        np.testing.assert_array_equal(
+            as_bgr(item['lq']), cv2.imdecode(np.frombuffer(blurred, np.uint8), cv2.IMREAD_COLOR)
+        )
+        np.testing.assert_array_equal(as_bgr(item['gt']), sharp)
+        assert key in item['lq_path'] and key in item['gt_path']
+        assert 'gt_jpeg' not in item
+
+
+def test_patches_show_one_place_of_frame_and_of_its_whole_jpeg(options):
+    dataset = JPEGDeblurDataset({**options, **NO_AUGMENTATION})
+    for index, (blurred, sharp) in enumerate(frames().values()):
+        item = {
+            role: as_bgr(value) for role, value in dataset[Draw(index, 77)].items() if role in ('lq', 'gt', 'gt_jpeg')
+        }
+        found = cv2.matchTemplate(sharp, item['gt'], cv2.TM_SQDIFF)
+        left, top = cv2.minMaxLoc(found)[2]
+        place = slice(top, top + 24), slice(left, left + 24)
+        np.testing.assert_array_equal(item['gt'], sharp[place])
+        np.testing.assert_array_equal(
+            item['lq'], cv2.imdecode(np.frombuffer(blurred, np.uint8), cv2.IMREAD_COLOR)[place]
+        )
+        np.testing.assert_array_equal(item['gt_jpeg'], jpeg_roundtrip(sharp, 25)[place])
+
+
+def test_third_root_takes_the_place_of_compressing(options, tmp_path):
+    marker = np.full((60, 72, 3), 7, np.uint8)
+    root = tmp_path / ('j.lmdb' if options['io_backend']['type'] == 'lmdb' else 'j')
+    content = cv2.imencode('.png', marker)[1].tobytes()
+    if root.suffix:
+        with StoreWriter(root) as store:
+            for key in frames():
+                store.put(key, '.png', content, marker.shape)
+    else:
+        root.mkdir()
+        for key in frames():
+            (root / f'{key}.png').write_bytes(content)
+    item = JPEGDeblurDataset({**options, 'dataroot_gt_jpeg': str(root)})[Draw(0, 0)]
+    assert (as_bgr(item['gt_jpeg']) == 7).all()
+
+
+def test_without_quality_there_is_no_jpeg_of_the_sharp_patch(options):
+    del options['jpeg_quality']
+    assert set(JPEGDeblurDataset(options)[Draw(0, 0)]) == {'lq', 'gt', 'lq_path', 'gt_path'}
+
+
+def draws_with(options, workers, draws):
+    loader = DataLoader(JPEGDeblurDataset(options), batch_size=2, sampler=draws, num_workers=workers)
+    return torch.cat([torch.cat([batch['lq'], batch['gt'], batch['gt_jpeg']], dim=1) for batch in loader])
+
+
+def test_items_depend_on_seed_and_draw_alone_not_on_workers(options):
+    sampler = DrawSampler(range(4), 1, 0, 4, batch_size=2, seed=5, start_iter=0, total_iter=8)
+    alone = draws_with(options, 0, sampler)
+    assert len(alone) == 16
+    for workers in (1, 2):
+        assert torch.equal(draws_with(options, workers, sampler), alone)
+    assert len({item.numpy().tobytes() for item in alone}) == 16, 'the same item is drawn anew each time'
+    assert not torch.equal(draws_with({**options, 'manual_seed': 6}, 0, sampler), alone)
+
+
+def test_plain_indices_take_pytorchs_randomness(options):
+    dataset = JPEGDeblurDataset(options)
+    torch.manual_seed(0)
+    first, second = dataset[0]['gt'], dataset[0]['gt']
+    torch.manual_seed(0)
+    assert torch.equal(dataset[0]['gt'], first) and not torch.equal(first, second)
+
+
+def test_it_can_be_pickled_after_it_was_read(options):
+    dataset = JPEGDeblurDataset(options)
+    item = dataset[Draw(1, 9)]
+    assert torch.equal(pickle.loads(pickle.dumps(dataset))[Draw(1, 9)]['lq'], item['lq'])
+
+
+def orientations(image):
+    return [np.ascontiguousarray(turned[::rows, ::columns]) for turned in (image, image.transpose(1, 0, 2))
+            for rows in (1, -1) for columns in (1, -1)]  # fmt: skip
+
+
+def test_all_patches_get_one_orientation_and_one_channel_order():
+    image = picture(16, 16)
+    seen = set()
+    for seed in range(200):
+        turned = augment({'lq': image, 'gt': image, 'gt_jpeg': image}, np.random.default_rng(seed), noise_prob=0)
+        np.testing.assert_array_equal(turned['lq'], turned['gt'])
+        np.testing.assert_array_equal(turned['gt_jpeg'], turned['gt'])
+        matches = [
+            (number, order) for number, oriented in enumerate(orientations(image))
+            for order in [(0, 1, 2), (0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)]
+            if np.array_equal(oriented[:, :, list(order)], turned['gt'])
+        ]  # fmt: skip
+        assert len(matches) == 1
+        seen.add(matches[0])
+    assert len({number for number, _ in seen}) == 8 and len({order for _, order in seen}) == 6
+
+
+@pytest.mark.parametrize('name', ['hflip_prob', 'vflip_prob', 'transpose_prob', 'rgb_permute_prob', 'noise_prob'])
+def test_each_augmentation_happens_as_often_as_its_option_says(name):
+    image = picture(16, 16)
+    for probability, expected in ((0, 0), (0.5, 100), (1, 200)):
+        changed = 0
+        for seed in range(200):
+            turned = augment({'lq': image}, np.random.default_rng(seed), **{**NO_AUGMENTATION, name: probability})
+            changed += not np.array_equal(turned['lq'], image)
+        # a permutation of the channels is the identity in one of six
+        assert abs(changed - expected * (5 / 6 if name == 'rgb_permute_prob' else 1)) <= (0 if expected == 0 else 25)
+
+
+def test_noise_is_on_the_blurred_patch_alone_with_its_sigma():
+    grey = np.full((200, 200, 3), 128, np.uint8)
+    turned = augment({'lq': grey, 'gt': grey}, np.random.default_rng(0), **{**NO_AUGMENTATION, 'noise_prob': 1})
+    assert (turned['gt'] == 128).all()
+    assert turned['lq'].std() == pytest.approx(np.sqrt(4 + 1 / 12), abs=0.02)  # sigma 2, and the rounding
+    black = augment({'lq': grey * 0}, np.random.default_rng(0), **{**NO_AUGMENTATION, 'noise_prob': 1})['lq']
+    assert black.max() < 20, 'clipped, not wrapped'
+
+
+def test_frame_smaller_than_the_patch_is_named(options):
+    with pytest.raises(InputError, match="small: '.*000_00000000.*' is 72 x 60, smaller than gt_size 61"):
+        JPEGDeblurDataset({**options, 'gt_size': 61})[Draw(0, 0)]
+
+
+def test_pair_of_unequal_size_is_named(tmp_path):
+    for role, size in (('lq', (40, 30)), ('gt', (40, 32))):
+        (tmp_path / role).mkdir()
+        cv2.imwrite(str(tmp_path / role / 'a.png'), picture(*size))
+    opt = {'name': 'pair', 'phase': 'val', 'io_backend': {'type': 'disk'},
+           'dataroot_lq': str(tmp_path / 'lq'), 'dataroot_gt': str(tmp_path / 'gt')}  # fmt: skip
+    with pytest.raises(InputError, match=r"pair: '.*lq/a\.png' is 30 x 40 but the sharp '.*gt/a\.png' is 32 x 40"):
+        JPEGDeblurDataset(opt)[0]
+
+
+def test_unpaired_names_empty_and_missing_folders_are_errors(tmp_path):
+    (tmp_path / 'lq').mkdir()
+    (tmp_path / 'gt').mkdir()
+    opt = {'name': 'pair', 'phase': 'val', 'io_backend': {'type': 'disk'},
+           'dataroot_lq': str(tmp_path / 'lq'), 'dataroot_gt': str(tmp_path / 'gt')}  # fmt: skip
+    with pytest.raises(InputError, match='pair: there are no images in .*gt'):
+        JPEGDeblurDataset(opt)
+    cv2.imwrite(str(tmp_path / 'gt' / 'a.png'), picture(8, 8))
+    with pytest.raises(InputError, match="must hold the same names; 1 are in one alone, the first is 'a'"):
+        JPEGDeblurDataset(opt)
+    with pytest.raises(InputError, match="no folder '.*nowhere'"):
+        JPEGDeblurDataset({**opt, 'dataroot_lq': str(tmp_path / 'nowhere')})
+
+
+@pytest.mark.parametrize('content', [b'', b'not an image'])
+def test_unreadable_image_is_named(options, tmp_path, content):
+    if options['io_backend']['type'] == 'disk':
+        (tmp_path / 'lq' / '000_00000002.jpg').write_bytes(content)
+    else:
+        options['dataroot_lq'] = str(tmp_path / 'broken.lmdb')
+        with StoreWriter(options['dataroot_lq']) as store:
+            for number, (key, (blurred, _)) in enumerate(frames().items()):
+                store.put(key, '.jpg', content if number == 2 else blurred, (60, 72, 3))
+    with pytest.raises(InputError, match="small: '.*000_00000002.*' in .* is not a readable image"):
+        JPEGDeblurDataset(options)[Draw(2, 0)]

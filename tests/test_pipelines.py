@@ -1,0 +1,104 @@
+"""What the toolbox does without each replacement; what it does with them is in test_end_to_end.py."""
+
+import logging
+import random
+from unittest import mock
+
+import basicsr.train
+import numpy as np
+import pytest
+import torch
+from basicsr.data import build_dataloader, worker_init_fn
+from torch.utils.data import Dataset
+
+from wrcan_arch import options, pipelines
+
+
+def resolved(command='train', **top):
+    opt = options.read_options(f'{command}.yml')
+    return {**opt, 'dist': False, 'rank': 0, 'world_size': 1, 'auto_resume': False, 'is_train': True, **top}
+
+
+def iterations_of(opt, create):
+    """How many iterations the toolbox's loop makes with these loaders."""
+    for phase, dataset in opt['datasets'].items():
+        dataset |= {'phase': phase, 'scale': 1}
+    loader, sampler, _, epochs, total = create(opt, logging.getLogger('test'))
+    made = 0
+    for epoch in range(epochs + 1):
+        sampler.set_epoch(epoch)
+        for _ in loader:
+            made += 1
+            if made == total:
+                return made
+    return made
+
+
+@pytest.mark.parametrize(('batch', 'stock'), [(4, 6), (8, 0)])
+def test_loader_replacement_is_needed(workplace, batch, stock):
+    """Six images: the toolbox rounds epochs up, but its loader drops the last batch."""
+    opt = resolved()
+    opt['datasets']['train'] |= {'batch_size_per_gpu': batch, 'num_worker_per_gpu': 0}
+    opt['train']['total_iter'] = 10
+    assert iterations_of(opt, pipelines._toolbox_create_loaders) == stock
+    assert iterations_of(opt, pipelines.create_train_val_dataloader) == 10
+
+
+def test_resume_replacement_is_needed():
+    if torch.cuda.is_available():
+        pytest.skip('with a GPU the toolbox can resume')
+    opt = {'auto_resume': False, 'path': {'resume_state': 'x.state'}}
+    with pytest.raises((AssertionError, RuntimeError), match='CUDA|NVIDIA'):
+        basicsr.train.load_resume_state(opt)
+
+
+def test_init_dist_replacement_is_needed(monkeypatch):
+    if torch.cuda.is_available():
+        pytest.skip('with a GPU the toolbox can start several processes')
+    monkeypatch.setenv('RANK', '0')
+    with pytest.raises((ZeroDivisionError, AssertionError)):
+        pipelines._toolbox_init_dist('pytorch')
+
+
+class RandomNumbers(Dataset):
+    """As the toolbox's own data sets take their crops and flips: from the global random modules."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        return random.random(), np.random.rand()
+
+
+def epochs_of(init):
+    with mock.patch('basicsr.data.worker_init_fn', init):
+        opt = {'phase': 'train', 'batch_size_per_gpu': 1, 'num_worker_per_gpu': 1}
+        loader = build_dataloader(RandomNumbers(), opt, num_gpu=0, seed=1)
+    return [[float(value) for pair in loader for value in pair] for _ in range(3)]
+
+
+def test_worker_seed_replacement_is_needed():
+    first, second, third = epochs_of(worker_init_fn)
+    assert first == second == third, 'every epoch has the same crops'
+    assert len({value for epoch in epochs_of(pipelines.worker_init_fn) for value in epoch}) == 24
+
+
+def test_replacements_are_taken_back():
+    names = {each.target: each.target.rpartition('.') for each in pipelines.REPLACEMENTS}
+
+    def current():
+        import importlib
+
+        return {target: getattr(importlib.import_module(module), name) for target, (module, _, name) in names.items()}
+
+    before = current()
+    with pipelines.replaced():
+        assert current() == {each.target: each.by for each in pipelines.REPLACEMENTS}
+    assert current() == before
+
+
+def test_launcher_is_found_from_the_environment(monkeypatch):
+    monkeypatch.delenv('TORCHELASTIC_RUN_ID', raising=False)
+    assert pipelines.launcher_of_environment() == 'none'
+    monkeypatch.setenv('TORCHELASTIC_RUN_ID', '1')
+    assert pipelines.launcher_of_environment() == 'pytorch'

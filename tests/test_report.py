@@ -1,0 +1,42 @@
+import numpy as np
+import pytest
+
+from wrcan_arch import InputError
+from wrcan_arch.report import Result, busiest_crops, plot, read_curves
+
+LOG = """2026-01-01 10:00:00,000 INFO: [small..][epoch:  0, iter:       1, lr:(1.000e-03,)] [eta: 0:00:00, time (data): 1.239 (0.086)] l_pix: 6.1602e-01 l_ae: 4.8760e-02
+2026-01-01 10:00:00,000 INFO: [small..][epoch:  2, iter:   1,200, lr:(5.000e-04,)] [eta: 0:00:01, time (data): 0.5 (0.06)] l_pix: 5.0251e-01 l_ae: 3.4787e-02
+2026-01-01 10:00:00,000 INFO: Validation small_val
+\t # psnr: 26.6165\tBest: 26.6165 @ 1200 iter
+\t # ssim: 0.8034\tBest: 0.8034 @ 1200 iter
+"""  # noqa: E501  (as the toolbox writes them)
+
+
+def test_curves_are_what_the_logs_say_and_a_later_log_counts(tmp_path):
+    (tmp_path / 'train_small_20260101_100000.log').write_text(LOG)
+    (tmp_path / 'train_small_20260102_100000.log').write_text(LOG.replace('5.0251e-01', '4.0e-01').splitlines()[1])
+    curves = read_curves(tmp_path)
+    assert curves.losses == {'l_pix': [(1, 0.61602), (1200, 0.4)], 'l_ae': [(1, 0.04876), (1200, 0.034787)]}
+    assert curves.metrics == {'psnr': [(1200, 26.6165)], 'ssim': [(1200, 0.8034)]}
+
+
+def test_folder_without_a_log_is_an_error(tmp_path):
+    with pytest.raises(InputError, match='give the folder of a training run'):
+        read_curves(tmp_path)
+
+
+def test_plot_is_an_svg():
+    assert plot('a title', {'l_pix': [(1, 0.5), (2, 0.4)], 'l_ae': [(1, 0.1)]}).startswith('<svg')
+
+
+@pytest.mark.parametrize('size', [(400, 500), (160, 161), (90, 400), (1, 1)])
+def test_crops_are_inside_apart_and_where_the_blur_cost_most(size):
+    sharp = np.zeros((*size, 3), np.uint8)
+    blurred = sharp.copy()
+    blurred[size[0] // 2, size[1] // 2] = 200
+    corners = busiest_crops(Result('a', {'blurred': blurred, 'sharp': sharp}, {}))
+    side = min(160, *size)
+    assert all(0 <= top <= size[0] - side and 0 <= left <= size[1] - side for top, left in corners)
+    top, left = corners[0]
+    assert top <= size[0] // 2 < top + side and left <= size[1] // 2 < left + side
+    assert all(abs(top - other) >= side or abs(left - beside) >= side for other, beside in corners[1:])

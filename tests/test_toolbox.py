@@ -1,0 +1,84 @@
+"""Each repair and each replacement is shown to be needed: without it, the toolbox does the wrong thing."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from wrcan_arch import toolbox
+
+
+def run_python(code: str) -> subprocess.CompletedProcess:
+    """In a process of its own, where this package has repaired nothing yet."""
+    return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
+
+
+def repair_named(target: str) -> toolbox.Repair:
+    return next(repair for repair in toolbox.REPAIRS if target in repair.target)
+
+
+def test_basicsr_imports_after_the_repairs():
+    result = run_python('import wrcan_arch, basicsr, torchvision; from basicsr.losses.basic_loss import PerceptualLoss')
+    assert result.returncode == 0, result.stderr
+
+
+def test_torchvision_repair_is_needed_and_suffices():
+    result = run_python('import torchvision')
+    if result.returncode == 0:
+        pytest.skip('torch and torchvision are a matching pair here')
+    assert 'operator torchvision::nms does not exist' in result.stderr
+    assert repair_named('nms') in toolbox.applied
+    result = run_python(
+        'import wrcan_arch, torch; from torchvision.models import vgg19; from torchvision import transforms\n'
+        'with torch.device("meta"): vgg19()'
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_another_failure_of_torchvision_is_not_hidden(tmp_path):
+    (tmp_path / 'torchvision').mkdir()
+    (tmp_path / 'torchvision' / '__init__.py').write_text('raise RuntimeError("something else")')
+    result = run_python(f'import sys; sys.path.insert(0, {str(tmp_path)!r}); import wrcan_arch')
+    assert result.returncode != 0 and 'something else' in result.stderr
+
+
+def test_functional_tensor_repair_is_needed():
+    repair = repair_named('functional_tensor')
+    if repair not in toolbox.applied:
+        pytest.skip('this torchvision still has functional_tensor')
+    code = 'import wrcan_arch, sys; del sys.modules["torchvision.transforms.functional_tensor"]\n'
+    result = run_python(code + 'import importlib, basicsr.data.degradations as d; importlib.reload(d)')
+    assert "No module named 'torchvision.transforms.functional_tensor'" in result.stderr
+
+
+def test_lmdb_repair_is_needed(prepared):
+    """Two clients on one store, as training and validation on the same data have."""
+    code = (
+        f'import wrcan_arch; from basicsr.utils.file_client import {{}}\nroot = {str(prepared / "data_blur.lmdb")!r}\n'
+    )
+
+    def two(client: str) -> str:
+        return f'for key, client in dict(photo0_000={client}, photo1_000={client}).items(): client.get(key, "default")'
+
+    stock = run_python(code.format('LmdbBackend') + two('LmdbBackend(root)'))
+    assert 'is already open in this process' in stock.stderr
+    ours = run_python(code.format('FileClient') + two('FileClient("lmdb", db_paths=root)'))
+    assert ours.returncode == 0, ours.stderr
+
+
+def test_repairs_are_in_place_in_spawned_workers(workplace):
+    script = Path('spawned.py')
+    script.write_text(
+        'import multiprocessing, torch\n'
+        'from torch.utils.data import DataLoader\n'
+        'from wrcan_arch import JPEGDeblurDataset\n'
+        'if __name__ == "__main__":\n'
+        '    opt = dict(name="a", phase="val", io_backend=dict(type="lmdb"),\n'
+        '               dataroot_lq="data_blur.lmdb", dataroot_gt="data_sharp.lmdb")\n'
+        '    data = JPEGDeblurDataset(opt); data[0]\n'
+        '    loader = DataLoader(data, num_workers=1, multiprocessing_context="spawn")\n'
+        '    print(len(list(loader)))\n'
+    )
+    result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    assert result.stdout.strip() == '6', result.stderr

@@ -1,0 +1,160 @@
+"""WRCANModel alone: the joint step, its losses, what it saves. Whole runs are in test_end_to_end.py."""
+
+from copy import deepcopy
+from unittest import mock
+
+import pytest
+import torch
+import yaml
+from basicsr.models import build_model
+from conftest import SMALL_TRAINING
+
+from wrcan_arch import InputError, WRCANModel, options
+from wrcan_arch.checkpoint import read_file, read_weights
+
+
+@pytest.fixture
+def opt(tmp_path):
+    opt = options.parse_yaml(SMALL_TRAINING, 'small')
+    paths = {'models': str(tmp_path), 'training_states': str(tmp_path)}
+    return {**opt, 'path': paths, 'dist': False, 'rank': 0, 'world_size': 1, 'is_train': True}
+
+
+def batch():
+    torch.manual_seed(0)
+    return {name: torch.rand(2, 3, 16, 16) for name in ('lq', 'gt', 'gt_jpeg')}
+
+
+def test_toolbox_builds_it(opt):
+    assert isinstance(build_model(opt), WRCANModel)
+
+
+def test_step_is_equation_9(opt):
+    """L1 + 0.1 MSE, by hand and by Adam on a copy of the network, in two plain passes."""
+    torch.manual_seed(0)
+    model = build_model(opt)
+    network = deepcopy(model.net_g)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3, betas=(0.9, 0.999))
+    data = batch()
+    for _ in range(3):
+        model.feed_data(data)
+        model.optimize_parameters(1)
+
+        restored, autoencoded = network(data['lq'], data['gt_jpeg'])
+        l_pix = (restored - data['gt']).abs().mean()
+        l_ae = 0.1 * ((autoencoded - data['gt']) ** 2).mean()
+        optimizer.zero_grad()
+        (l_pix + l_ae).backward()
+        optimizer.step()
+        assert model.get_current_log() == pytest.approx({'l_pix': l_pix.item(), 'l_ae': l_ae.item()}, rel=1e-5)
+    for ours, plain in zip(model.net_g.parameters(), network.parameters(), strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-6)
+
+
+def test_losses_are_read_only_when_the_log_asks(opt):
+    """Reading a loss makes the host wait for the GPU."""
+    model = build_model(opt)
+    model.feed_data(batch())
+    model.optimizer_g.step = lambda: None  # Adam reads its own step count, on the host
+    with mock.patch.object(torch.Tensor, 'item', side_effect=AssertionError('a loss was read')):
+        model.optimize_parameters(1)
+    assert set(model.get_current_log()) == {'l_pix', 'l_ae'}
+
+
+def test_one_joint_forward_a_step(opt):
+    model = build_model(opt)
+    calls = []
+    model.net_g.head.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
+    model.feed_data(batch())
+    model.optimize_parameters(1)
+    assert calls == [4]
+
+
+def test_fp16_scales_the_loss_and_keeps_the_scale(opt):
+    opt['train']['amp'] = 'fp16'
+    with mock.patch('torch.amp.GradScaler', wraps=torch.amp.GradScaler) as made:
+        model = build_model(opt)
+    assert made.call_args.kwargs == {'enabled': True} and model.amp_dtype == torch.float16
+    model.scaler.scale(torch.ones(()))
+    model.scaler.update(1024.0)
+    model.save(0, 3)
+    other = build_model(opt)
+    other.resume_training(read_file(f'{opt["path"]["training_states"]}/3.state'))
+    assert other.scaler.get_scale() == 1024.0
+
+
+def test_saved_file_says_what_it_is(opt):
+    model = build_model(opt)
+    model.save(0, 5)
+    tensors, about = read_weights(f'{opt["path"]["models"]}/net_g_5.pth')
+    assert about == {'network_g': opt['network_g'], 'name': 'small', 'iter': 5}
+    assert all(torch.equal(tensors[name], value) for name, value in model.net_g.state_dict().items())
+
+
+def test_best_network_is_of_the_metric_and_set_asked_for(opt):
+    opt['val']['best_metric'] = 'ssim'
+    model = build_model(opt)
+    model.metric_results = {}
+    for name in ('first', 'second'):
+        model._initialize_best_metric_results(name)
+    saved = mock.patch.object(model, '_save_networks')
+    with saved as save:
+        for data_set, metric, value, iteration in [
+            ('first', 'psnr', 30.0, 1), ('first', 'ssim', 0.5, 1), ('second', 'ssim', 0.9, 1),
+            ('first', 'ssim', 0.4, 2), ('first', 'ssim', 0.6, 3), ('first', 'ssim', float('nan'), 4),
+        ]:  # fmt: skip
+            model._update_best_metric_result(data_set, metric, value, iteration)
+    assert [call.args for call in save.call_args_list] == [
+        ('best', {'iter': 1, 'metric': 'ssim', 'value': 0.5}),
+        ('best', {'iter': 3, 'metric': 'ssim', 'value': 0.6}),
+    ]
+
+
+def test_full_disk_ends_the_run_and_keeps_the_old_file(opt, tmp_path):
+    model = build_model(opt)
+    model.save(0, 5)
+    before = (tmp_path / 'net_g_5.pth').read_bytes()
+    with (
+        mock.patch('os.fsync', side_effect=OSError(28, 'No space left on device')),
+        pytest.raises(OSError, match='space'),
+    ):
+        model.save(0, 5)
+    assert (tmp_path / 'net_g_5.pth').read_bytes() == before
+    assert not list(tmp_path.glob('*.partial'))
+
+
+def test_weights_of_any_form_can_be_fine_tuned(opt, official_weights):
+    opt['network_g'] = {'type': 'WRCAN', 'num_feat': 8, 'num_group': 2, 'num_block': 3}
+    opt['path']['pretrain_network_g'] = str(official_weights)
+    model = build_model(opt)
+    tensors, _ = read_weights(official_weights)
+    assert all(torch.equal(value, tensors[name]) for name, value in model.net_g.state_dict().items())
+    opt['network_g']['num_block'] = 2
+    with pytest.raises(InputError, match='official_small.pt: not the weights of the network in the option file'):
+        build_model(opt)
+
+
+@pytest.mark.parametrize(
+    ('section', 'value', 'message'),
+    [
+        ('val', {'inference': {'ensembel': True}}, "val.inference: .*unexpected keyword argument 'ensembel'"),
+        ('val', {'inference': {'mode': 'tile'}}, "inference mode 'tile' is not one of"),
+        ('val', {'inference': {'ensemble': 'x8'}}, "ensemble is true or false, not 'x8'"),
+    ],
+)
+def test_wrong_inference_is_found_before_training(opt, section, value, message):
+    with pytest.raises(InputError, match=message):
+        build_model({**opt, section: value})
+
+
+def test_loss_without_its_input_is_an_error(opt):
+    model = build_model(opt)
+    data = batch()
+    del data['gt_jpeg']
+    model.feed_data(data)
+    with pytest.raises(InputError, match='set jpeg_quality on a JPEGDeblurDataset, or leave the loss out'):
+        model.optimize_parameters(1)
+
+
+def test_options_are_plain_yaml(opt):
+    assert yaml.safe_load(yaml.safe_dump(opt)) == opt

@@ -1,0 +1,64 @@
+"""What is there, what was put right, what is missing: the table of `basicsr doctor`."""
+
+import platform
+from importlib import metadata
+
+import torch
+
+from .inference import has_bf16_units
+from .pipelines import REPLACEMENTS
+from .toolbox import REPAIRS, applied
+
+PACKAGES = (
+    'wrcan-arch basicsr torch torchvision numpy opencv-python lmdb pyyaml scikit-image safetensors pillow '
+    'matplotlib tqdm'
+).split()
+
+
+def _installed() -> list[tuple[str, str, str]]:
+    rows = [('Python', platform.python_version(), '')]
+    for name in PACKAGES:
+        try:
+            rows.append((name, metadata.version(name), ''))
+        except metadata.PackageNotFoundError:
+            rows.append((name, 'MISSING', f'pip install {name}'))
+    return rows
+
+
+def _processors() -> list[tuple[str, str, str]]:
+    rows = []
+    if torch.cuda.is_available():
+        rows += [(f'GPU {n}', torch.cuda.get_device_name(n), 'usable') for n in range(torch.cuda.device_count())]
+    else:
+        built = torch.version.cuda or torch.version.hip
+        rows.append(
+            ('GPU', 'none usable', 'no driver or device found' if built else 'this torch is built for CPUs only')
+        )
+    units = 'has units for bf16' if has_bf16_units(torch.device('cpu')) else 'no units for bf16: precision auto is fp32'
+    rows.append(('CPU', f'{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}', units))
+    return rows
+
+
+def _repairs() -> list[tuple[str, str, str]]:
+    rows = [
+        (repair.target, 'applied' if repair in applied else 'not needed', f'{repair.why}; until {repair.until}')
+        for repair in REPAIRS
+    ]
+    rows += [
+        (each.target, 'replaced while training and testing', f'{each.why}; until {each.until}') for each in REPLACEMENTS
+    ]
+    return rows
+
+
+def report() -> tuple[str, bool]:
+    """The table, and whether everything that is needed is there."""
+    installed = _installed()
+    sections = {'Versions': installed, 'Processors': _processors(), 'Repairs of the toolbox': _repairs()}
+    lines = []
+    for title, rows in sections.items():
+        widths = [max(len(row[column]) for row in rows) for column in range(2)]
+        lines += ['', title]
+        lines += [f'  {name:{widths[0]}}  {value:{widths[1]}}  {note}'.rstrip() for name, value, note in rows]
+    missing = [name for name, value, _ in installed if value == 'MISSING']
+    lines += ['', f'Missing: {", ".join(missing)}' if missing else 'Nothing is missing.']
+    return '\n'.join(lines[1:]), not missing

@@ -1,0 +1,98 @@
+"""Which item a training run takes at which moment: one endless stream of draws that nothing but the seed decides.
+
+Draw number n is item `permutation[n // size][n % size]`, so each pass shows every item once. The items' own randomness
+comes from (seed, n) too. So neither workers, nor processes, nor a stop and resume change what a run sees.
+"""
+
+from collections.abc import Iterator, Sized
+
+import numpy as np
+from torch.utils.data import Sampler
+
+
+class Draw(int):
+    """An item's index, for any data set to use as such, that carries `number`: which draw of the run it is."""
+
+    number: int
+
+    def __new__(cls, index: int, number: int) -> 'Draw':
+        draw = super().__new__(cls, index)
+        draw.number = number
+        return draw
+
+    def __reduce__(self) -> tuple:
+        return Draw, (int(self), self.number)
+
+
+def draw_generator(seed: int, number: int) -> np.random.Generator:
+    """The source of all randomness of draw `number`."""
+    return np.random.default_rng((seed, number))
+
+
+class DrawSampler(Sampler[Draw]):
+    """Draws of one process, in whole batches, from `start_iter` to `total_iter` and no further.
+
+    An epoch is as many iterations as show each item about `ratio` times, rounded up to whole batches. Iterations count
+    from 0; batch i of all processes together is the draws from i * batch_size * num_replicas on.
+
+    Args:
+        dataset: what is drawn from; only its length matters.
+        num_replicas, rank: how many processes share a batch, and which one this is.
+        ratio: the toolbox's dataset_enlarge_ratio.
+        batch_size: items in one process's batch.
+        seed: of the permutations.
+        start_iter, total_iter: the iterations made already, and those made when the run ends.
+    """
+
+    def __init__(
+        self,
+        dataset: Sized,
+        num_replicas: int,
+        rank: int,
+        ratio: float = 1,
+        *,
+        batch_size: int,
+        seed: int,
+        start_iter: int,
+        total_iter: int,
+    ) -> None:
+        self.size = len(dataset)
+        self.rank = rank
+        self.batch_size = batch_size
+        self.batch_size_total = batch_size * num_replicas
+        self.seed = seed
+        self.start_iter = start_iter
+        self.total_iter = total_iter
+        self.iters_per_epoch = -(-int(self.size * ratio) // self.batch_size_total)
+        self.epoch = self.start_epoch
+
+    @property
+    def start_epoch(self) -> int:
+        return self.start_iter // self.iters_per_epoch
+
+    @property
+    def last_epoch(self) -> int:
+        return max(self.start_iter, self.total_iter - 1) // self.iters_per_epoch
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Draw]:
+        permutation, permutation_number = np.empty(0, int), -1
+        for iteration in self._iterations():
+            first = iteration * self.batch_size_total + self.rank * self.batch_size
+            for number in range(first, first + self.batch_size):
+                if permutation_number != number // self.size:
+                    permutation_number = number // self.size
+                    permutation = self._permutation(permutation_number)
+                yield Draw(int(permutation[number % self.size]), number)
+
+    def __len__(self) -> int:
+        return len(self._iterations()) * self.batch_size
+
+    def _permutation(self, number: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, number, 1)).permutation(self.size)  # the 1: no draw's own stream
+
+    def _iterations(self) -> range:
+        first = self.epoch * self.iters_per_epoch
+        return range(max(first, self.start_iter), min(first + self.iters_per_epoch, self.total_iter))

@@ -1,0 +1,169 @@
+"""Blurred and sharp frames, from stores or folders, to the patches that WRCAN trains on (sections 4.1 and 4.2)."""
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from basicsr.utils import FileClient
+from basicsr.utils.registry import DATASET_REGISTRY
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .draws import Draw, draw_generator
+from .errors import InputError
+from .jpeg import jpeg_crop
+from .lmdb_store import open_store
+
+IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+ROLES = ('lq', 'gt', 'gt_jpeg')
+
+
+def augment(
+    patches: dict[str, np.ndarray],
+    rng: np.random.Generator,
+    *,
+    hflip_prob: float = 0.5,
+    vflip_prob: float = 0.5,
+    transpose_prob: float = 0.5,
+    rgb_permute_prob: float = 0.5,
+    noise_prob: float = 0.5,
+    noise_sigma: float = 2.0,
+) -> dict[str, np.ndarray]:
+    """The paper's augmentations (section 4.2): one draw for all patches, then noise on 'lq' alone.
+
+    Args:
+        patches: uint8 (H, W, 3), by role.
+        rng: the draw's generator.
+        hflip_prob, vflip_prob, transpose_prob, rgb_permute_prob: how often each happens.
+        noise_prob: how often 'lq' gets Gaussian noise, rounded and clipped to 8 bit.
+        noise_sigma: its standard deviation, on the 0-255 scale.
+    """
+    hflip, vflip, transpose, permute, noise = rng.random(5) < (
+        hflip_prob,
+        vflip_prob,
+        transpose_prob,
+        rgb_permute_prob,
+        noise_prob,
+    )
+    channels = rng.permutation(3) if permute else np.arange(3)
+    rows, columns = slice(None, None, -1 if vflip else 1), slice(None, None, -1 if hflip else 1)
+    turned = {role: patch[rows, columns, channels] for role, patch in patches.items()}
+    if transpose:
+        turned = {role: patch.transpose(1, 0, 2) for role, patch in turned.items()}
+    if noise:
+        noisy = turned['lq'] + rng.normal(0, noise_sigma, turned['lq'].shape)
+        turned['lq'] = np.rint(noisy).clip(0, 255).astype(np.uint8)
+    return turned
+
+
+AUGMENTATIONS = [name for name in inspect.signature(augment).parameters if name.endswith(('_prob', '_sigma'))]
+
+
+@DATASET_REGISTRY.register()
+class JPEGDeblurDataset(Dataset):
+    """Pairs of a blurred JPEG frame and its sharp frame; for training, patches, with I_JPEG(HR) where it is wanted.
+
+    Options:
+        dataroot_lq, dataroot_gt: blurred and sharp frames, `.lmdb` stores or folders, with the same names in both.
+        dataroot_gt_jpeg: a third one that holds I_JPEG(HR); without it `jpeg_quality` makes it from the sharp frame.
+        jpeg_quality: 1 to 100, the paper's is 25. Leave both out when the auto-encoder loss is off.
+        io_backend: `{type: lmdb}` or `{type: disk}`.
+        gt_size: side of the square patches.
+        hflip_prob, vflip_prob, transpose_prob, rgb_permute_prob, noise_prob, noise_sigma: see `augment`; the paper's
+            by default.
+        phase: 'train' for patches; anything else for whole frames.
+        manual_seed: of all draws; the trainer sets it.
+
+    An item's patch and augmentation depend on the seed and the number of its draw alone (see draws.py). Indexed with a
+    plain int, as by a sampler of PyTorch's own, the number comes from PyTorch's random state.
+
+    Items: `lq`, `gt` and, for training, `gt_jpeg`: float (3, H, W), RGB in [0, 1]; `lq_path`, `gt_path`.
+    """
+
+    def __init__(self, opt: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.opt = opt
+        self.training = opt['phase'] == 'train'
+        self.augmentation = {name: opt[name] for name in AUGMENTATIONS if name in opt}
+        self.jpeg_quality = opt.get('jpeg_quality')
+        self.roots = {role: opt[f'dataroot_{role}'] for role in ROLES if opt.get(f'dataroot_{role}')}
+        self.file_client: FileClient | None = None
+        names = {role: self._names(root) for role, root in self.roots.items()}
+        self._check_pairing(names)
+        self.frames = [{role: names[role][key] for role in names} for key in sorted(names['gt'])]
+
+    def _names(self, root: str) -> dict[str, str]:
+        """What the backend calls each frame, by the name that pairs it."""
+        if self.opt['io_backend']['type'] == 'lmdb':
+            return {key: key for key in open_store(root).keys()}
+        if not Path(root).is_dir():
+            raise InputError(f"data set {self.opt['name']}: no folder '{root}'")
+        paths = sorted(path for path in Path(root).rglob('*') if path.suffix.lower() in IMAGE_ENDINGS)
+        return {str(path.relative_to(root).with_suffix('')): str(path) for path in paths}
+
+    def _check_pairing(self, names: dict[str, dict[str, str]]) -> None:
+        if not names['gt']:
+            raise InputError(f'data set {self.opt["name"]}: there are no images in {self.roots["gt"]}')
+        for role in names:
+            if unpaired := sorted(names[role].keys() ^ names['gt'].keys()):
+                raise InputError(
+                    f'data set {self.opt["name"]}: {self.roots[role]} and {self.roots["gt"]} must hold the same names; '
+                    f"{len(unpaired)} are in one alone, the first is '{unpaired[0]}'"
+                )
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor | str]:
+        frame = self.frames[index]
+        images = {role: self._read(role, frame[role]) for role in self.roots if self.training or role != 'gt_jpeg'}
+        for role, image in images.items():
+            if image.shape != images['gt'].shape:
+                raise InputError(
+                    f"data set {self.opt['name']}: '{frame[role]}' is {image.shape[1]} x {image.shape[0]} but the "
+                    f"sharp '{frame['gt']}' is {images['gt'].shape[1]} x {images['gt'].shape[0]}"
+                )
+        if self.training:
+            number = index.number if isinstance(index, Draw) else int(torch.randint(2**62, ()))
+            rng = draw_generator(self.opt.get('manual_seed', 0), number)
+            images = augment(self._patches(images, frame['gt'], rng), rng, **self.augmentation)
+        tensors = {role: _to_tensor(image) for role, image in images.items()}
+        return {**tensors, 'lq_path': frame['lq'], 'gt_path': frame['gt']}
+
+    def _patches(self, images: dict[str, np.ndarray], name: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        size = self.opt['gt_size']
+        height, width = images['gt'].shape[:2]
+        if size > min(height, width):
+            raise InputError(
+                f"data set {self.opt['name']}: '{name}' is {width} x {height}, smaller than gt_size {size}; "
+                'make gt_size smaller or leave the image out'
+            )
+        top, left = int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1))
+        patches = {role: image[top : top + size, left : left + size] for role, image in images.items()}
+        if self.jpeg_quality is not None and 'gt_jpeg' not in patches:
+            patches['gt_jpeg'] = jpeg_crop(images['gt'], top, left, size, size, self.jpeg_quality)
+        return patches
+
+    def _read(self, role: str, name: str) -> np.ndarray:
+        """A frame, uint8 (H, W, 3) in BGR."""
+        if self.file_client is None:
+            backend = dict(self.opt['io_backend'])
+            kind = backend.pop('type')
+            if kind == 'lmdb':
+                backend |= {'db_paths': list(self.roots.values()), 'client_keys': list(self.roots)}
+            self.file_client = FileClient(kind, **backend)
+        content = np.frombuffer(self.file_client.get(name, role), np.uint8)
+        image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
+        if image is None:
+            raise InputError(f"data set {self.opt['name']}: '{name}' in {self.roots[role]} is not a readable image")
+        return image
+
+
+def _to_tensor(image: np.ndarray) -> Tensor:
+    """BGR uint8 (H, W, 3) to RGB float (3, H, W) in [0, 1]."""
+    rgb = np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1))
+    return torch.from_numpy(rgb).float().div_(255)

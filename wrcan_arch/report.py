@@ -1,0 +1,208 @@
+"""A page for people who would rather look: blurred, restored and sharp, with scores, and the training's curves.
+
+One file, pictures and plots inside it. It reads what a training and a test left on disk and computes only the scores.
+"""
+
+import base64
+import html
+import io
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import matplotlib
+import numpy as np
+from basicsr.data import build_dataset
+from basicsr.metrics import calculate_metric
+from basicsr.utils import tensor2img
+
+from .errors import InputError
+
+matplotlib.use('svg')
+from matplotlib import pyplot  # noqa: E402  (after the choice of what it draws with)
+
+CROP = 160  # pixels, the side of the pictures at 1:1
+CROPS_PER_PICTURE = 2
+
+
+@dataclass(frozen=True)
+class Result:
+    """One test image. Pictures are uint8 (H, W, 3), BGR; scores are (blurred, restored) by metric."""
+
+    key: str
+    pictures: dict[str, np.ndarray]
+    scores: dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What a training log holds: iteration and value, by loss and by validation metric."""
+
+    losses: dict[str, list[tuple[int, float]]]
+    metrics: dict[str, list[tuple[int, float]]]
+
+
+def read_results(opt: Mapping[str, Any]) -> list[Result]:
+    """The finished test's restored images beside their inputs and sharp images."""
+    results = []
+    for phase, dataset_opt in opt['datasets'].items():
+        dataset = build_dataset({**dataset_opt, 'phase': phase.split('_')[0], 'scale': opt['scale']})
+        ending = opt['val'].get('suffix') or opt['name']
+        folder = Path('results', opt['name'], 'visualization', dataset_opt['name'])
+        for item in dataset:
+            key = Path(item['lq_path']).stem
+            restored = cv2.imread(str(folder / f'{key}_{ending}.png'))
+            if restored is None:
+                raise InputError(
+                    f'{folder}: no restored image {key}_{ending}.png; run basicsr test with save_img: true'
+                )
+            pictures = {'blurred': tensor2img(item['lq']), 'restored': restored, 'sharp': tensor2img(item['gt'])}
+            results.append(Result(key, pictures, _scores(pictures, opt['val']['metrics'])))
+    return results
+
+
+def _scores(pictures: dict[str, np.ndarray], metrics: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+    def score(name: str, metric: dict[str, Any]) -> float:
+        return float(calculate_metric({'img': pictures[name], 'img2': pictures['sharp']}, metric))
+
+    return {name: (score('blurred', metric), score('restored', metric)) for name, metric in metrics.items()}
+
+
+def read_curves(experiment: Path) -> Curves:
+    """The losses and validation scores in an experiment's logs; a resumed run has several."""
+    logs = sorted(experiment.glob('train_*.log'))
+    if not logs:
+        raise InputError(f'{experiment}: no train_*.log in it; give the folder of a training run')
+    losses: dict[str, dict[int, float]] = {}
+    metrics: dict[str, dict[int, float]] = {}
+    iteration = 0
+    for line in '\n'.join(log.read_text(encoding='utf-8') for log in logs).splitlines():
+        if match := re.search(r'iter:\s*([\d,]+), lr:', line):
+            iteration = int(match[1].replace(',', ''))
+            for name, value in re.findall(r'\b(l_\w+): (\S+)', line):
+                losses.setdefault(name, {})[iteration] = float(value)
+        elif match := re.match(r'\s+# (\w+): (\S+)\s+Best: ', line):
+            metrics.setdefault(match[1], {})[iteration] = float(match[2])
+    return Curves(
+        {name: sorted(points.items()) for name, points in losses.items()},
+        {name: sorted(points.items()) for name, points in metrics.items()},
+    )
+
+
+def plot(title: str, series: Mapping[str, list[tuple[int, float]]], *, logarithmic: bool = False) -> str:
+    """An SVG of curves over iterations."""
+    figure, axes = pyplot.subplots(figsize=(5.2, 2.8), layout='constrained')
+    for name, points in series.items():
+        axes.plot(*zip(*points, strict=True), label=name, marker='.' if len(points) < 30 else None)
+    axes.set(title=title, xlabel='iteration', yscale='log' if logarithmic else 'linear')
+    axes.grid(alpha=0.3)
+    if len(series) > 1:
+        axes.legend()
+    text = io.StringIO()
+    figure.savefig(text, format='svg')
+    pyplot.close(figure)
+    return text.getvalue()[text.getvalue().index('<svg') :]
+
+
+def busiest_crops(result: Result, count: int = CROPS_PER_PICTURE) -> list[tuple[int, int]]:
+    """Top left corners of `count` crops that do not overlap, where the blurred image is furthest from the sharp one."""
+    difference = cv2.absdiff(result.pictures['blurred'], result.pictures['sharp']).astype(np.float32).sum(axis=2)
+    height, width = difference.shape
+    size = min(CROP, height, width)
+    sums = cv2.boxFilter(difference, -1, (size, size), anchor=(0, 0), normalize=False, borderType=cv2.BORDER_CONSTANT)
+    sums = sums[: height - size + 1, : width - size + 1].copy()
+    corners: list[tuple[int, int]] = []
+    while len(corners) < count and (sums >= 0).any():
+        top, left = divmod(int(sums.argmax()), sums.shape[1])
+        corners.append((top, left))
+        sums[max(0, top - size + 1) : top + size, max(0, left - size + 1) : left + size] = -1
+    return corners
+
+
+def _picture(image: np.ndarray, ending: str, **attributes: str) -> str:
+    parameters = [cv2.IMWRITE_JPEG_QUALITY, 92] if ending == 'jpg' else []
+    encoded = base64.b64encode(cv2.imencode(f'.{ending}', image, parameters)[1].tobytes()).decode()
+    kind = {'jpg': 'jpeg', 'png': 'png'}[ending]
+    listed = ' '.join(f'{name}="{html.escape(value)}"' for name, value in attributes.items())
+    return f'<img src="data:image/{kind};base64,{encoded}" {listed}>'
+
+
+def _score(metric: str, value: float) -> str:
+    return f'{metric.upper()} {_rounded(metric, value)}'
+
+
+def _rounded(metric: str, value: float, sign: str = '') -> str:
+    """With the digits that the paper's tables have."""
+    return f'{value:{sign}.{2 if metric == "psnr" else 4}f}'
+
+
+def _row(result: Result) -> str:
+    """One test image: the whole and the crops, in three columns."""
+    corners = busiest_crops(result)
+    columns = []
+    for place, (name, image) in enumerate(result.pictures.items()):
+        scores = [] if name == 'sharp' else [_score(metric, values[place]) for metric, values in result.scores.items()]
+        whole = _picture(image, 'jpg', alt=f'{result.key}, {name}', style='width:100%')
+        crops = [
+            _picture(image[top : top + CROP, left : left + CROP], 'png', alt=f'{result.key}, {name}, crop at 1:1')
+            for top, left in corners
+        ]
+        columns.append(
+            f'<td><b>{name}</b> {", ".join(scores)}<br>{whole}<div class="crops">{"".join(crops)}</div></td>'
+        )
+    return f'<h3>{html.escape(result.key)}</h3><table><tr>{"".join(columns)}</tr></table>'
+
+
+def _summary(results: list[Result]) -> str:
+    rows = []
+    for metric in results[0].scores:
+        blurred, restored = np.mean([result.scores[metric] for result in results], axis=0)
+        cells = [metric.upper(), _rounded(metric, blurred), _rounded(metric, restored)]
+        cells.append(_rounded(metric, restored - blurred, sign='+'))
+        rows.append(f'<tr><td>{"</td><td>".join(cells)}</td></tr>')
+    return (
+        '<table class="numbers"><tr><th>mean</th><th>blurred</th><th>restored</th><th>difference</th></tr>'
+        + ''.join(rows)
+        + '</table>'
+    )
+
+
+STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 1180px; margin: 2em auto; padding: 0 1em; color: #222 }
+table { border-collapse: collapse; width: 100% } td { vertical-align: top; padding: 4px; width: 33% }
+.numbers { width: auto } .numbers td, .numbers th { width: auto; padding: 4px 14px; text-align: right }
+.numbers tr { border-bottom: 1px solid #ddd } .crops { display: flex; flex-wrap: wrap; gap: 4px; margin-top: 4px }
+.crops img { image-rendering: pixelated } .plots { display: flex; flex-wrap: wrap; gap: 1em }
+"""
+
+
+def write_report(opt: Mapping[str, Any], experiment: Path | None, out: Path) -> None:
+    """Write the page of a finished test.
+
+    Args:
+        opt: the test's resolved options. Its results/ are looked for under the current folder.
+        experiment: folder of the training run whose curves are shown; None for none.
+        out: the page.
+    """
+    results = read_results(opt)
+    if not results:
+        raise InputError(f'{opt["name"]}: its data sets hold no images to report on')
+    sections = [_summary(results)]
+    if experiment is not None:
+        curves = read_curves(experiment)
+        plots = [plot('training loss', curves.losses, logarithmic=True)] if curves.losses else []
+        plots += [plot(f'validation {name.upper()}', {name: points}) for name, points in curves.metrics.items()]
+        sections.append(f'<h2>Training</h2><div class="plots">{"".join(plots)}</div>')
+    sections.append('<h2>Pictures</h2><p>The whole image, then crops at 1:1 where the blur cost most.</p>')
+    sections += [_row(result) for result in results]
+    inference = ', '.join(f'{key}: {value}' for key, value in opt['val'].get('inference', {}).items())
+    page = (
+        f'<!doctype html><meta charset="utf-8"><title>{html.escape(opt["name"])}</title><style>{STYLE}</style>'
+        f'<h1>{html.escape(opt["name"])}</h1><p>{len(results)} images; inference: {html.escape(inference)}.</p>'
+        + '\n'.join(sections)
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page, encoding='utf-8')

@@ -1,0 +1,113 @@
+"""What is put right in BasicSR 1.4.2 and torchvision, in every process that imports this package.
+
+What is replaced only while a training or a test runs is in pipelines.py, in the same kind of table. `basicsr doctor`
+prints both.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+
+
+@dataclass(frozen=True)
+class Repair:
+    """One thing that is changed in a library: what, why, and when it can go."""
+
+    target: str
+    why: str
+    until: str
+    needed: Callable[[], bool]
+    apply: Callable[[], None]
+
+
+NMS_OPERATORS = ('nms', 'qnms')
+_library: torch.library.Library | None = None  # kept: the operators are gone with it
+
+
+def _torchvision_import_fails() -> bool:
+    try:
+        import torchvision  # noqa: F401  (the import is the question)
+    except RuntimeError as error:
+        if 'operator torchvision::' not in str(error):
+            raise
+        for name in [name for name in sys.modules if name.split('.')[0] == 'torchvision']:
+            del sys.modules[name]
+        return True
+    return False
+
+
+def _define_nms_operators() -> None:
+    global _library
+    _library = torch.library.Library('torchvision', 'FRAGMENT')
+    for name in NMS_OPERATORS:
+        _library.define(f'{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor')
+
+
+FUNCTIONAL_TENSOR = 'torchvision.transforms.functional_tensor'
+
+
+def _functional_tensor_is_gone() -> bool:
+    return FUNCTIONAL_TENSOR not in sys.modules and importlib.util.find_spec(FUNCTIONAL_TENSOR) is None
+
+
+def _alias_functional_tensor() -> None:
+    from torchvision.transforms.functional import rgb_to_grayscale
+
+    module = ModuleType(FUNCTIONAL_TENSOR, 'What BasicSR imports from here; wrcan_arch/toolbox.py put it here.')
+    module.__dict__['rgb_to_grayscale'] = rgb_to_grayscale
+    sys.modules[FUNCTIONAL_TENSOR] = module
+
+
+def _store_backend_is_missing() -> bool:
+    from basicsr.utils import FileClient
+
+    return not FileClient._backends['lmdb'].__module__.startswith('wrcan_arch')
+
+
+def _register_store_backend() -> None:
+    from basicsr.utils import FileClient
+
+    from .lmdb_store import StoreBackend
+
+    FileClient._backends['lmdb'] = StoreBackend
+
+
+# In this order: the first two make `import basicsr` work.
+REPAIRS = (
+    Repair(
+        target='torchvision::nms, torchvision::qnms',
+        why='torchvision for CUDA beside a torch for CPU does not load its operators, and its import fails',
+        until='torchvision and torch are a matching pair',
+        needed=_torchvision_import_fails,
+        apply=_define_nms_operators,
+    ),
+    Repair(
+        target=FUNCTIONAL_TENSOR,
+        why='basicsr.data.degradations imports it; torchvision 0.17 removed it',
+        until='BasicSR imports rgb_to_grayscale from torchvision.transforms.functional',
+        needed=_functional_tensor_is_gone,
+        apply=_alias_functional_tensor,
+    ),
+    Repair(
+        target="basicsr.utils.FileClient._backends['lmdb']",
+        why='two data sets on one LMDB cannot be opened in one process; a missing key or a cut file ends in a '
+        'TypeError or kills the process',
+        until='BasicSR opens each LMDB once in a process and checks what it reads',
+        needed=_store_backend_is_missing,
+        apply=_register_store_backend,
+    ),
+)
+
+applied: list[Repair] = []
+
+
+def repair_toolbox() -> None:
+    """Make BasicSR importable and its LMDB reading safe; before anything imports it."""
+    for repair in REPAIRS:
+        if repair.needed():
+            repair.apply()
+            applied.append(repair)

@@ -1,0 +1,183 @@
+"""How BasicSR trains, validates and saves WRCAN: SRModel with the joint step of Eq. 9."""
+
+import math
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+from basicsr.losses import build_loss
+from basicsr.models.sr_model import SRModel
+from basicsr.utils import get_root_logger
+from basicsr.utils.dist_util import master_only
+from basicsr.utils.registry import MODEL_REGISTRY
+from torch import Tensor, nn
+
+from . import checkpoint, inference
+from .errors import InputError
+
+AMP_TYPES = {'off': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+
+
+@MODEL_REGISTRY.register()
+class WRCANModel(SRModel):
+    """SRModel with the auto-encoder loss, mixed precision, every inference mode, and the best checkpoint kept.
+
+    Options beyond SRModel's:
+        train.autoencoder_opt: the loss of the auto-encoder path, JPEGAutoEncoderLoss; without it that path is not run.
+        train.amp: 'off', 'bf16', 'fp16' (with a loss scaler), or 'auto': bf16 where there are units for it.
+        val.inference: `{mode, ensemble, precision}`, see `wrcan_arch.restore`.
+        val.best_metric: the metric, by its name under val.metrics, whose best network on the first validation set is
+            kept as net_g_best.pth; by default the first that is a calculate_psnr.
+
+    Checkpoints are written whole or not at all; one that cannot be written ends the run with the reason.
+    """
+
+    def __init__(self, opt: dict[str, Any]) -> None:
+        self.inference_options = dict((opt.get('val') or {}).get('inference') or {})
+        try:
+            inference.check_request(**self.inference_options)
+        except TypeError as error:
+            raise InputError(f'val.inference: {error}') from error
+        self.validated: set[tuple[str, int]] = set()
+        super().__init__(opt)
+
+    def init_training_settings(self) -> None:
+        train_opt = self.opt['train']
+        autoencoder_opt = train_opt.get('autoencoder_opt')
+        self.cri_ae: nn.Module | None = build_loss(autoencoder_opt).to(self.device) if autoencoder_opt else None
+        amp = train_opt.get('amp', 'off')
+        if amp != 'auto' and amp not in AMP_TYPES:
+            raise InputError(f"train.amp '{amp}' is not one of auto, {', '.join(AMP_TYPES)}")
+        self.amp_dtype = inference.autocast_dtype(amp, self.device) if amp == 'auto' else AMP_TYPES[amp]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp_dtype == torch.float16)
+        super().init_training_settings()
+
+    def model_to_device(self, net: nn.Module) -> nn.Module:
+        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's own types
+        if self.opt['dist'] and self.device.type == 'cpu':  # the toolbox asks for a GPU here
+            return nn.parallel.DistributedDataParallel(net)
+        return super().model_to_device(net)
+
+    def feed_data(self, data: dict[str, Any]) -> None:
+        super().feed_data(data)
+        self.gt_jpeg = data['gt_jpeg'].to(self.device) if 'gt_jpeg' in data else None
+
+    def optimize_parameters(self, current_iter: int) -> None:
+        with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype != torch.float32):
+            losses = self._losses()
+        self.optimizer_g.zero_grad(set_to_none=True)
+        self.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
+        self.scaler.step(self.optimizer_g)
+        self.scaler.update()
+        self.losses = OrderedDict((name, loss.detach()) for name, loss in losses.items())
+        if self.ema_decay > 0:
+            self.model_ema(decay=self.ema_decay)
+
+    def _losses(self) -> dict[str, Tensor]:
+        """The weighted terms of Eq. 9, and the toolbox's perceptual ones where they are asked for."""
+        if self.cri_ae is None:
+            output = self.net_g(self.lq)
+        elif self.gt_jpeg is None:
+            raise InputError(
+                'train.autoencoder_opt needs the sharp frames after JPEG: set jpeg_quality on a JPEGDeblurDataset, '
+                'or leave the loss out'
+            )
+        else:
+            output, autoencoded = self.net_g(self.lq, self.gt_jpeg)
+        self.output = output.float()
+
+        losses = {}
+        if self.cri_pix is not None:
+            losses['l_pix'] = self.cri_pix(self.output, self.gt)
+        if self.cri_ae is not None:
+            losses['l_ae'] = self.cri_ae(autoencoded.float(), self.gt)
+        if self.cri_perceptual is not None:
+            l_percep, l_style = self.cri_perceptual(self.output, self.gt)
+            losses |= {name: x for name, x in {'l_percep': l_percep, 'l_style': l_style}.items() if x is not None}
+        return losses
+
+    def get_current_log(self) -> dict[str, float]:
+        """The last step's losses. Only here does the host wait for them: the toolbox asks when it prints."""
+        return self.reduce_loss_dict(self.losses)
+
+    def validation(self, dataloader: Any, current_iter: int, tb_logger: Any, save_img: bool = False) -> None:
+        done = (dataloader.dataset.opt['name'], current_iter)
+        if done not in self.validated:  # the toolbox validates once more at the end of a run
+            self.validated.add(done)
+            super().validation(dataloader, current_iter, tb_logger, save_img)
+
+    def test(self) -> None:
+        network = self.get_bare_model(getattr(self, 'net_g_ema', self.net_g))
+        was_training = network.training
+        network.eval()
+        self.output = inference.restore(network, self.lq, **self.inference_options)
+        network.train(was_training)
+
+    def _update_best_metric_result(self, dataset_name: str, metric: str, val: float, current_iter: int) -> None:
+        val = float(val)  # the metrics give NumPy's scalars, which a checkpoint that opens safely cannot hold
+        super()._update_best_metric_result(dataset_name, metric, val, current_iter)
+        best = self.best_metric_results[dataset_name][metric]
+        if (
+            self.is_train
+            and metric == self._best_metric()
+            and dataset_name == next(iter(self.best_metric_results))
+            and best['iter'] == current_iter
+            and math.isfinite(val)
+        ):
+            self._save_networks('best', {'iter': current_iter, 'metric': metric, 'value': val})
+
+    def _best_metric(self) -> str | None:
+        metrics = self.opt['val']['metrics']
+        by_psnr = (name for name, metric in metrics.items() if metric['type'] == 'calculate_psnr')
+        return self.opt['val'].get('best_metric') or next(by_psnr, None)
+
+    def save(self, epoch: int, current_iter: int) -> None:
+        self._save_networks('latest' if current_iter == -1 else str(current_iter), {'iter': current_iter})
+        if current_iter != -1:
+            self._save_training_state(epoch, current_iter)
+
+    @master_only
+    def _save_networks(self, label: str, about: dict[str, Any]) -> None:
+        networks = {'params': self.net_g}
+        if hasattr(self, 'net_g_ema'):
+            networks['params_ema'] = self.net_g_ema
+        content: dict[str, Any] = {key: self._tensors(network) for key, network in networks.items()}
+        content['metadata'] = {'network_g': dict(self.opt['network_g']), 'name': self.opt['name'], **about}
+        checkpoint.write_atomically(Path(self.opt['path']['models'], f'net_g_{label}.pth'), content)
+
+    def _tensors(self, network: nn.Module) -> dict[str, Tensor]:
+        return {
+            name: tensor.detach().cpu().contiguous()
+            for name, tensor in self.get_bare_model(network).state_dict().items()
+        }
+
+    @master_only
+    def _save_training_state(self, epoch: int, current_iter: int) -> None:
+        state = {
+            'epoch': epoch,
+            'iter': current_iter,
+            'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
+            'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
+            'scaler': self.scaler.state_dict(),
+            'best_metric_results': getattr(self, 'best_metric_results', {}),
+        }
+        checkpoint.write_atomically(Path(self.opt['path']['training_states'], f'{current_iter}.state'), state)
+
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        super().resume_training(resume_state)
+        if resume_state.get('scaler'):
+            self.scaler.load_state_dict(resume_state['scaler'])
+        if resume_state.get('best_metric_results'):
+            self.best_metric_results = resume_state['best_metric_results']
+
+    def load_network(
+        self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = 'params'
+    ) -> None:
+        tensors, _ = checkpoint.read_weights(load_path, param_key)
+        get_root_logger().info(f'Loading weights from {load_path}, with param key: [{param_key}].')
+        self._print_different_keys_loading(net, tensors, strict)
+        try:
+            self.get_bare_model(net).load_state_dict(tensors, strict=strict)
+        except RuntimeError as error:
+            raise InputError(f'{load_path}: not the weights of the network in the option file; {error}') from error
