@@ -25,6 +25,7 @@ setup(
         'opencv-python>=4.8',
         'lmdb>=1.4',
         'pyyaml>=6.0',
+        'pydantic>=2.7',
         'scikit-image>=0.21',  # the demo's photographs, and the outside reference of the metrics
         'safetensors>=0.4',
         'pillow>=10.0',

@@ -5,7 +5,15 @@ import torch
 from safetensors.torch import save_file
 
 from wrcan_arch import WRCAN, InputError, load_network
-from wrcan_arch.checkpoint import read_file, read_weights, write_atomically
+from wrcan_arch.checkpoint import (
+    convert,
+    name_from_official,
+    name_to_official,
+    read_file,
+    read_weights,
+    write_atomically,
+    write_weights,
+)
 
 SIZES = {'num_feat': 8, 'num_group': 2, 'num_block': 3}
 
@@ -112,8 +120,61 @@ def test_files_of_something_else_are_named(tmp_path):
 def test_incomplete_and_misshapen_networks_are_named(tmp_path):
     tensors = network_of().state_dict()
     missing = {name: tensor for name, tensor in tensors.items() if name != 'body_conv.bias'}
-    misshapen = {**tensors, 'body_conv.bias': torch.zeros(3)}
-    for content in (missing, misshapen):
+    contents = [
+        (missing, 'body_conv.bias is missing'),
+        ({**tensors, 'spare.bias': torch.zeros(3)}, 'spare.bias is left over'),
+        ({**tensors, 'body_conv.bias': torch.zeros(3)}, r'body_conv.bias is \(3,\) and not \(32,\)'),
+    ]
+    for content, message in contents:
         write_atomically(tmp_path / 'a.pth', {'params': content})
-        with pytest.raises(InputError, match=r'1 tensors are missing, left over or of a wrong shape: body_conv\.bias'):
-            load_network(tmp_path / 'a.pth')
+        for action in (load_network, lambda path: convert(path, tmp_path / 'b.safetensors')):
+            with pytest.raises(InputError, match=rf'a\.pth: not a whole WRCAN: {message}'):
+                action(tmp_path / 'a.pth')
+        assert not (tmp_path / 'b.safetensors').exists()
+
+
+@pytest.mark.parametrize('block', ['wrca', 'wr'])
+def test_names_go_to_the_official_ones_and_back(block):
+    network = network_of(block, num_feat=4, num_group=3, num_block=12)
+    names = network.state_dict().keys()
+    official = {name_to_official(name, network.config) for name in names}
+    assert len(official) == len(names) and {name_from_official(name) for name in official} == set(names)
+    assert 'body.2.body.12.weight' in official and 'body.3.bias' in official
+
+
+def test_official_file_to_ours_and_back_is_the_same_file(tmp_path, official_weights):
+    convert(official_weights, tmp_path / 'a.safetensors')
+    convert(tmp_path / 'a.safetensors', tmp_path / 'b.pth')
+    convert(tmp_path / 'b.pth', tmp_path / 'c.pt', official=True)
+    original, back = read_file(official_weights), read_file(tmp_path / 'c.pt')
+    assert original.keys() == back.keys() and all(torch.equal(original[name], back[name]) for name in original)
+    about = read_weights(tmp_path / 'b.pth')[1]
+    assert about['network_g'] == {'type': 'WRCAN', 'num_in_ch': 3, 'num_out_ch': 3, **SIZES, 'block': 'wrca'}
+
+
+def test_metadata_goes_along_and_damage_is_found(tmp_path):
+    tensors = network_of().state_dict()
+    write_weights(tmp_path / 'a.pth', {'params': tensors}, {'iter': 7, 'commit': None, 'value': 28.5})
+    convert(tmp_path / 'a.pth', tmp_path / 'b.safetensors')
+    for name in ('a.pth', 'b.safetensors'):
+        about = read_weights(tmp_path / name)[1]
+        assert (about['iter'], about['commit'], about['value']) == (7, None, 28.5)
+    for name in ('a.pth', 'b.safetensors'):
+        content = bytearray((tmp_path / name).read_bytes())
+        place = content.find(tensors['body_conv.weight'].numpy().tobytes()) + 11
+        content[place] ^= 0x40
+        (tmp_path / f'flipped_{name}').write_bytes(content)
+        with pytest.raises(InputError, match=f'flipped_{name}: its checksum is wrong'):
+            read_weights(tmp_path / f'flipped_{name}')
+
+
+def test_blocks_that_the_authors_did_not_have_and_wrong_endings_are_errors(tmp_path, official_weights):
+    write_weights(tmp_path / 'a.pth', {'params': network_of('res').state_dict()}, {})
+    with pytest.raises(InputError, match="the authors' code has no place for groups.0.blocks.0.branch.conv1.weight"):
+        convert(tmp_path / 'a.pth', tmp_path / 'b.pt', official=True)
+    for out, official in (('b.pt', False), ('b.pth', True), ('b.onnx', False)):
+        with pytest.raises(InputError, match='weights are written as'):
+            convert(official_weights, tmp_path / out, official=official)
+    with pytest.raises(InputError, match='would overwrite the file that is read'):
+        convert(tmp_path / 'a.pth', tmp_path / 'a.pth')
+    assert [path.name for path in tmp_path.iterdir()] == ['a.pth']

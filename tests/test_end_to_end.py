@@ -1,5 +1,8 @@
 """Train, resume, test, restore, report: by the command, on LMDB stores, in seconds."""
 
+import csv
+import hashlib
+import json
 import re
 import subprocess
 import sys
@@ -47,6 +50,10 @@ def test_train_test_restore_report(workplace):
     assert (best['iter'], pytest.approx(best['value'], abs=1e-4)) in curves.metrics['psnr']
 
     assert main(['test', '-opt', 'test.yml']) == 0
+    left = sorted(path.name for path in Path('results/small_test').iterdir() if path.suffix != '.log')
+    assert left == [
+        'options.yml', 'result_small_set.json', 'scores_small_set.csv', 'sequences_small_set.csv', 'visualization'
+    ]  # fmt: skip
     images = sorted(Path('results/small_test/visualization/small_set').iterdir())
     assert [path.name for path in images] == [f'photo{number}_000_small_test.png' for number in range(6)]
     logged = {
@@ -68,6 +75,15 @@ def test_train_test_restore_report(workplace):
         )
     assert logged['psnr'] == pytest.approx(np.mean(psnr), abs=1e-4)
     assert logged['ssim'] == pytest.approx(np.mean(ssim), abs=1e-4)
+    result = json.loads(Path('results/small_test/result_small_set.json').read_text())
+    assert result['metrics'] == pytest.approx({'psnr': np.mean(psnr), 'ssim': np.mean(ssim)}, rel=1e-9)
+    assert (result['images'], result['protocol']) == (6, 'exact x8 fp32')
+    sha256 = hashlib.sha256((MODELS / 'net_g_best.pth').read_bytes()).hexdigest()
+    assert result['weights'] == {'path': str(MODELS / 'net_g_best.pth'), 'sha256': sha256}
+    rows = list(csv.DictReader(Path('results/small_test/scores_small_set.csv').read_text().splitlines()))
+    assert [row['key'] for row in rows] == [f'photo{number}_000' for number in range(6)]
+    assert [float(row['psnr']) for row in rows] == pytest.approx(psnr, rel=1e-9)
+    assert main(['test', '-opt', 'results/small_test/options.yml']) == 0, 'the kept options run again'
 
     assert main(['report', '-opt', 'test.yml', '--experiment', 'experiments/small', '-o', 'page/report.html']) == 0
     page = Path('page/report.html').read_text()
@@ -162,13 +178,20 @@ def test_mixed_precision_trains_near_fp32(workplace, amp):
 
 
 def test_two_processes_share_a_batch_and_learn_the_same(workplace):
-    """Under torchrun, without a GPU: 1 x 4 and 2 x 2 patches an iteration are the same training."""
-    assert train('val:val_freq=100') == 0
-    alone = weights('12')
+    """Under torchrun, without a GPU: 1 x 4, 2 x 2, and 2 x 1 accumulated twice, are one training and one validation."""
+    text = Path('train.yml').read_text().replace('batch_size_per_gpu: 4', 'batch_size_total: 4')
+    Path('train.yml').write_text(text.replace("amp: 'off'", 'accumulate: 1'))
+    assert train() == 0
+    alone, scores = weights('12'), read_curves(Path('experiments/small')).metrics
     torchrun = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--standalone']
-    overrides = ['datasets:train:batch_size_per_gpu=2', 'val:val_freq=100']
-    command = [*torchrun, '-m', 'wrcan_arch', 'train', '-opt', 'train.yml', '--force_yml', *overrides]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert result.returncode == 0, result.stderr[-2000:]
-    for name, value in weights('12').items():
-        torch.testing.assert_close(value, alone[name], rtol=1e-4, atol=1e-5)
+    for accumulate in (1, 2):
+        overrides = [f'train:accumulate={accumulate}']
+        command = [*torchrun, '-m', 'wrcan_arch', 'train', '-opt', 'train.yml', '--force_yml', *overrides]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=240)
+        assert result.returncode == 0, result.stderr[-2000:]
+        for name, value in weights('12').items():
+            torch.testing.assert_close(value, alone[name], rtol=1e-4, atol=1e-5)
+        for (_, ours), (_, one) in zip(
+            read_curves(Path('experiments/small')).metrics['psnr'], scores['psnr'], strict=True
+        ):
+            assert ours == pytest.approx(one, abs=2e-4)

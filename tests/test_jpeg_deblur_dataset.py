@@ -101,7 +101,7 @@ def test_third_root_takes_the_place_of_compressing(options, tmp_path):
 
 def test_without_quality_there_is_no_jpeg_of_the_sharp_patch(options):
     del options['jpeg_quality']
-    assert set(JPEGDeblurDataset(options)[Draw(0, 0)]) == {'lq', 'gt', 'lq_path', 'gt_path'}
+    assert set(JPEGDeblurDataset(options)[Draw(0, 0)]) == {'lq', 'gt', 'lq_path', 'gt_path', 'key'}
 
 
 def draws_with(options, workers, draws):

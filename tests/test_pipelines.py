@@ -15,7 +15,7 @@ from wrcan_arch import options, pipelines
 
 
 def resolved(command='train', **top):
-    opt = options.read_options(f'{command}.yml')
+    opt = options.read_options(f'{command}.yml').values
     return {**opt, 'dist': False, 'rank': 0, 'world_size': 1, 'auto_resume': False, 'is_train': True, **top}
 
 

@@ -9,13 +9,13 @@ import yaml
 from basicsr.models import build_model
 from conftest import SMALL_TRAINING
 
-from wrcan_arch import InputError, WRCANModel, options
+from wrcan_arch import InputError, WRCANModel
 from wrcan_arch.checkpoint import read_file, read_weights
 
 
 @pytest.fixture
 def opt(tmp_path):
-    opt = options.parse_yaml(SMALL_TRAINING, 'small')
+    opt = yaml.safe_load(SMALL_TRAINING.replace('1e-3', '0.001'))
     paths = {'models': str(tmp_path), 'training_states': str(tmp_path)}
     return {**opt, 'path': paths, 'dist': False, 'rank': 0, 'world_size': 1, 'is_train': True}
 
@@ -87,7 +87,8 @@ def test_saved_file_says_what_it_is(opt):
     model = build_model(opt)
     model.save(0, 5)
     tensors, about = read_weights(f'{opt["path"]["models"]}/net_g_5.pth')
-    assert about == {'network_g': opt['network_g'], 'name': 'small', 'iter': 5}
+    assert (about['network_g'], about['name'], about['iter']) == (opt['network_g'], 'small', 5)
+    assert about['options_sha256'] is None and len(about['commit'] or 'x' * 40) == 40
     assert all(torch.equal(tensors[name], value) for name, value in model.net_g.state_dict().items())
 
 
@@ -158,3 +159,47 @@ def test_loss_without_its_input_is_an_error(opt):
 
 def test_options_are_plain_yaml(opt):
     assert yaml.safe_load(yaml.safe_dump(opt)) == opt
+
+
+@pytest.mark.parametrize('parts', [2, 3, 4])
+def test_accumulated_parts_are_the_whole_batch(opt, parts):
+    """16 patches at once, and in parts of unequal size too, give the same weights."""
+    torch.manual_seed(0)
+    data = {name: torch.rand(16, 3, 16, 16) for name in ('lq', 'gt', 'gt_jpeg')}
+    whole = build_model(opt)
+    opt['train']['accumulate'] = parts
+    split = build_model(opt)
+    split.net_g.load_state_dict(whole.net_g.state_dict())
+    calls = []
+    split.net_g.head.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
+    for _ in range(3):
+        for model in (whole, split):
+            model.feed_data(data)
+            model.optimize_parameters(1)
+        assert split.get_current_log() == pytest.approx(whole.get_current_log(), rel=1e-5)
+    assert len(calls) == 3 * parts and sum(calls) == 3 * 32
+    for ours, expected in zip(split.net_g.parameters(), whole.net_g.parameters(), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_auto_accumulation_halves_until_it_fits(opt):
+    opt['train']['accumulate'] = 'auto'
+    model = build_model(opt)
+    forward = model.net_g.forward
+
+    def forward_in_little_memory(lq, gt_jpeg):
+        if len(lq) > 2:
+            raise torch.cuda.OutOfMemoryError('too large')
+        return forward(lq, gt_jpeg)
+
+    torch.manual_seed(0)
+    model.net_g.forward = forward_in_little_memory
+    model.feed_data({name: torch.rand(8, 3, 16, 16) for name in ('lq', 'gt', 'gt_jpeg')})
+    model.optimize_parameters(1)
+    assert model.accumulate == 4
+    opt['train']['accumulate'] = 2
+    model = build_model(opt)
+    model.net_g.forward = forward_in_little_memory
+    model.feed_data({name: torch.rand(8, 3, 16, 16) for name in ('lq', 'gt', 'gt_jpeg')})
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        model.optimize_parameters(1)

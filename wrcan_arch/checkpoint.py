@@ -1,65 +1,124 @@
-"""Weights in and out: safe to open, written whole or not at all.
+"""Weights in and out: safe to open, checked by a checksum, written whole or not at all.
 
 Three forms are read: the toolbox's `.pth` (`{'params': ...}`, perhaps `params_ema`, ours with `metadata`),
 `.safetensors`, and the authors' bare state dict with their names. None of them can run code when it is opened.
 """
 
+import hashlib
 import json
 import os
 import re
+import subprocess
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from .errors import InputError
 from .wrcan_arch import WRCAN
 
-# (pattern in the authors' name, ours); PAPER.md's table of the official checkpoint is where these come from.
+Tensors = Mapping[str, Tensor]
+
+# The authors' name of each convolution, and ours.
 OFFICIAL_NAMES = (
-    (r'^head\.0\.', r'head.'),
-    (r'^encoder\.(\d+)\.layers\.0\.', r'encoders.\1.conv.'),
-    (r'^encoder\.(\d+)\.pool\.0\.', r'encoders.\1.down.'),
-    (r'^body_exp\.0\.', r'expand.'),
-    (r'^body\.(\d+)\.body\.(\d+)\.dilated_parallel\.(\d+)\.0\.', r'groups.\1.blocks.\2.branch.atrous.\3.'),
-    (r'^body\.(\d+)\.body\.(\d+)\.shrink\.0\.', r'groups.\1.blocks.\2.branch.fuse.'),
-    (r'^body\.(\d+)\.body\.(\d+)\.channel_attention\.0\.conv_du\.0\.', r'groups.\1.blocks.\2.attention.squeeze.'),
-    (r'^body\.(\d+)\.body\.(\d+)\.channel_attention\.0\.conv_du\.2\.', r'groups.\1.blocks.\2.attention.excite.'),
-    (r'^body\.(\d+)\.body\.(\d+)\.(weight|bias)$', r'groups.\1.conv.\3'),
-    (r'^body\.(\d+)\.(weight|bias)$', r'body_conv.\2'),
-    (r'^decoder\.0\.upsampler\.0\.0\.', r'decoders.1.up.'),
-    (r'^decoder\.0\.layers\.0\.', r'decoders.1.conv.'),
-    (r'^decoder\.1\.upsampler\.0\.0\.', r'decoders.0.up.'),
-    (r'^decoder\.1\.layers\.0\.', r'decoders.0.conv.'),
-    (r'^tail\.0\.', r'tail.'),
+    ('head.0', 'head'),
+    ('encoder.{l}.layers.0', 'encoders.{l}.conv'),
+    ('encoder.{l}.pool.0', 'encoders.{l}.down'),
+    ('body_exp.0', 'expand'),
+    ('body.{n}.body.{m}.dilated_parallel.{r}.0', 'groups.{n}.blocks.{m}.branch.atrous.{r}'),
+    ('body.{n}.body.{m}.shrink.0', 'groups.{n}.blocks.{m}.branch.fuse'),
+    ('body.{n}.body.{m}.channel_attention.0.conv_du.0', 'groups.{n}.blocks.{m}.attention.squeeze'),
+    ('body.{n}.body.{m}.channel_attention.0.conv_du.2', 'groups.{n}.blocks.{m}.attention.excite'),
+    ('body.{n}.body.{num_block}', 'groups.{n}.conv'),
+    ('body.{num_group}', 'body_conv'),
+    ('decoder.0.upsampler.0.0', 'decoders.1.up'),
+    ('decoder.0.layers.0', 'decoders.1.conv'),
+    ('decoder.1.upsampler.0.0', 'decoders.0.up'),
+    ('decoder.1.layers.0', 'decoders.0.conv'),
+    ('tail.0', 'tail'),
 )
 
 
+def _renamed(name: str, pattern: str, template: str, numbers: Mapping[str, Any]) -> str | None:
+    """`name` by `template` if it is a weight or bias that fits `pattern`; {x} in them stands for a number."""
+    expression = re.sub(r'\\{(\w+)\\}', r'(?P<\1>\\d+)', re.escape(pattern))
+    match = re.fullmatch(rf'{expression}\.(?P<kind>weight|bias)', name)
+    return f'{template}.{{kind}}'.format(**numbers, **match.groupdict()) if match else None
+
+
 def name_from_official(name: str) -> str:
-    """Our name of the tensor that the authors' checkpoint calls `name`."""
-    for pattern, ours in OFFICIAL_NAMES:
-        renamed, count = re.subn(pattern, ours, name)
-        if count:
-            return renamed
-    return name  # not one of theirs: load_network says so
+    """Our name of the tensor that the authors' checkpoint calls `name`; one that is not theirs stays as it is."""
+    found = (_renamed(name, official, ours, {}) for official, ours in OFFICIAL_NAMES)
+    return next((renamed for renamed in found if renamed), name)
+
+
+def name_to_official(name: str, config: Mapping[str, Any]) -> str:
+    """The authors' name of our tensor `name`, in a network of `config`."""
+    numbers = {key: config[key] for key in ('num_group', 'num_block')}
+    found = (_renamed(name, ours, official, numbers) for official, ours in OFFICIAL_NAMES)
+    renamed = next((each for each in found if each), None)
+    if renamed is None:
+        raise InputError(f"the authors' code has no place for {name}: its blocks are WRCAN's and WRN's alone")
+    return renamed
+
+
+def checksum(tensors: Tensors) -> str:
+    """SHA-256 of all names, types, shapes and values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}\n'.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@cache
+def source_commit() -> str | None:
+    """The commit of the checkout that this package runs from; None where it is not a checkout."""
+    command = ['git', '-C', str(Path(__file__).parent), 'rev-parse', 'HEAD']
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def write_atomically(path: Path | str, content: Any) -> None:
-    """`torch.save` that leaves the whole file or nothing: a temporary file, flushed to disk, then renamed."""
+    """`torch.save` (or, of bytes, their writing) that leaves the whole file or nothing, flushed to disk."""
     path = Path(path)
     partial = path.with_name(path.name + '.partial')
     try:
         with partial.open('wb') as file:
-            torch.save(content, file)
+            if isinstance(content, bytes):
+                file.write(content)
+            else:
+                torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def write_weights(path: Path | str, networks: Mapping[str, Tensors], metadata: Mapping[str, Any]) -> None:
+    """Write weights with what is to be known of them, and a checksum of each set of tensors.
+
+    Args:
+        path: `.safetensors`, which holds one set, or `.pth`.
+        networks: tensors by our names, under 'params' and perhaps 'params_ema'.
+        metadata: plain values.
+    """
+    networks = {key: {name: tensor.contiguous() for name, tensor in each.items()} for key, each in networks.items()}
+    metadata = {**metadata, 'checksum': {key: checksum(tensors) for key, tensors in networks.items()}}
+    if Path(path).suffix == '.safetensors':
+        texts = {key: json.dumps(value) for key, value in metadata.items()}
+        write_atomically(path, safetensors_bytes(dict(networks['params']), texts))
+    else:
+        write_atomically(path, {**networks, 'metadata': metadata})
 
 
 def read_file(path: Path | str) -> dict[str, Any]:
@@ -102,13 +161,16 @@ def read_weights(path: Path | str, key: str | None = None) -> tuple[dict[str, Te
     tensors = content.get(key, content)
     if not tensors or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise InputError(f'{path}: holds no weights under {key!r}; found {", ".join(map(str, content)) or "nothing"}')
+    expected = metadata.get('checksum', {}).get(key)
+    if expected and checksum(tensors) != expected:
+        raise InputError(f'{path}: its checksum is wrong, the weights were damaged; fetch or save the file again')
     tensors = {name.removeprefix('module.'): value for name, value in tensors.items()}
     if 'body_exp.0.weight' in tensors:
         tensors = {name_from_official(name): value for name, value in tensors.items()}
     return tensors, metadata
 
 
-def infer_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+def infer_config(tensors: Tensors) -> dict[str, Any]:
     """WRCAN's constructor arguments, read off names and shapes of its tensors. KeyError when they are not WRCAN's."""
     blocks = [
         tuple(map(int, m.groups())) for name in tensors if (m := re.match(r'groups\.(\d+)\.blocks\.(\d+)\.', name))
@@ -130,22 +192,51 @@ def infer_config(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     }
 
 
-def load_network(path: Path | str) -> WRCAN:
-    """The network in a weight file, rebuilt from the file alone, in evaluation mode on the CPU."""
-    tensors, _ = read_weights(path)
+def network_of(tensors: Tensors, source: Path | str) -> WRCAN:
+    """The network that these tensors are the weights of; InputError, naming `source`, unless they are just that."""
     try:
         with torch.device('meta'):
             network = WRCAN(**infer_config(tensors))
     except KeyError as error:
-        raise InputError(f'{path}: not the weights of a WRCAN, there is no {error}') from error
+        raise InputError(f'{source}: not the weights of a WRCAN, there is no {error}') from error
     expected = network.state_dict()
-    wrong = sorted(expected.keys() ^ tensors.keys()) + sorted(
-        name for name in expected.keys() & tensors.keys() if expected[name].shape != tensors[name].shape
-    )
-    if wrong:
-        raise InputError(
-            f'{path}: not a whole WRCAN, {len(wrong)} tensors are missing, left over or of a wrong shape: '
-            f'{", ".join(wrong[:3])}{" ..." if len(wrong) > 3 else ""}'
-        )
-    network.load_state_dict(tensors, assign=True)
+    problems = [f'{name} is missing' for name in sorted(expected.keys() - tensors.keys())]
+    problems += [f'{name} is left over' for name in sorted(tensors.keys() - expected.keys())]
+    for name in sorted(expected.keys() & tensors.keys()):
+        if expected[name].shape != tensors[name].shape:
+            problems.append(f'{name} is {tuple(tensors[name].shape)} and not {tuple(expected[name].shape)}')
+    if problems:
+        more = f' and {len(problems) - 5} more' if len(problems) > 5 else ''
+        raise InputError(f'{source}: not a whole WRCAN: {"; ".join(problems[:5])}{more}')
+    network.load_state_dict(dict(tensors), assign=True)
     return network.eval()
+
+
+def load_network(path: Path | str) -> WRCAN:
+    """The network in a weight file, rebuilt from the file alone, in evaluation mode on the CPU."""
+    return network_of(read_weights(path)[0], path)
+
+
+def convert(path: Path | str, out: Path | str, *, official: bool = False) -> WRCAN:
+    """Write the weights of one form in another: `.safetensors`, `.pth`, or the authors' `.pt`.
+
+    Every tensor is accounted for, or nothing is written.
+
+    Args:
+        path: a weight file of any form.
+        out: the file to write; its ending says the form.
+        official: write a bare state dict with the authors' names.
+    """
+    out = Path(out)
+    if out.suffix not in ({'.pt'} if official else {'.safetensors', '.pth'}):
+        raise InputError(f'{out}: weights are written as .safetensors or .pth, or with --to official as .pt')
+    if out.resolve() == Path(path).resolve():
+        raise InputError(f'{out}: would overwrite the file that is read; choose another name')
+    tensors, metadata = read_weights(path)
+    network = network_of(tensors, path)
+    if official:
+        write_atomically(out, {name_to_official(name, network.config): each for name, each in tensors.items()})
+    else:
+        metadata = {**metadata, 'network_g': {'type': 'WRCAN', **network.config}}
+        write_weights(out, {'params': tensors}, metadata)
+    return network

@@ -13,11 +13,11 @@ from pathlib import Path
 def train_or_test(arguments: argparse.Namespace) -> int:
     from . import options, pipelines
 
-    opt = options.read_options(arguments.opt, arguments.force_yml or ())
-    options.check(opt, arguments.command, arguments.opt)
+    file = options.read_options(arguments.opt, arguments.force_yml or ())
+    options.check(file, arguments.command)
     pipelines.run(
         arguments.command,
-        opt,
+        file.values,
         Path(arguments.opt).name,
         launcher=arguments.launcher or pipelines.launcher_of_environment(),
         auto_resume=arguments.auto_resume,
@@ -45,15 +45,34 @@ def restore(arguments: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
+def convert(arguments: argparse.Namespace) -> int:
+    from .checkpoint import convert
+
+    network = convert(arguments.weights, arguments.out, official=arguments.to == 'official')
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    print(f'wrote {arguments.out}: {network.config}, {parameters:,} parameters')
+    return 0
+
+
 def report(arguments: argparse.Namespace) -> int:
     from . import options
     from .report import write_report
 
-    opt = options.read_options(arguments.opt)
-    options.check(opt, 'test', arguments.opt)
-    write_report(opt, arguments.experiment, arguments.out)
+    file = options.read_options(arguments.opt)
+    options.check(file, 'test')
+    write_report(file.values, arguments.experiment, arguments.out)
     print(f'wrote {arguments.out}')
     return 0
+
+
+def show(arguments: argparse.Namespace) -> int:
+    from . import options
+
+    file = options.read_options(arguments.opt, arguments.force_yml or ())
+    print(options.show(file))
+    for problem in file.problems:
+        print(problem, file=sys.stderr)
+    return 2 if file.problems else 0
 
 
 def doctor(arguments: argparse.Namespace) -> int:
@@ -85,6 +104,10 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
         command.add_argument('--force_yml', nargs='+', metavar='KEYS=VALUE', help='set options: train:total_iter=20')
 
+    command = add('show', show, 'print the whole of an option file, with the file and line that each value comes from')
+    command.add_argument('-opt', required=True, help='the option file')
+    command.add_argument('--force_yml', nargs='+', metavar='KEYS=VALUE', help='set options: train:total_iter=20')
+
     command = add('restore', restore, 'restore photographs with a trained network')
     command.add_argument('photos', nargs='+', type=Path, metavar='PHOTO_OR_FOLDER')
     command.add_argument('-o', '--out', required=True, type=Path, help='folder for the restored photographs (PNG)')
@@ -92,6 +115,11 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument('--mode', default='exact', help="exact (default), or chop: the authors' quadrants")
     command.add_argument('--ensemble', action='store_true', help='mean of 8 flips and transposes, 8 x the work')
     command.add_argument('--precision', default='auto', help='auto (default), fp32, bf16, fp16')
+
+    command = add('convert', convert, "turn a weight file into another form, the authors' included")
+    command.add_argument('weights', type=Path, help='.safetensors, .pth, or the .pt of the authors')
+    command.add_argument('-o', '--out', required=True, type=Path, help='.safetensors or .pth; .pt with --to official')
+    command.add_argument('--to', choices=['official'], help="write the authors' names")
 
     command = add('report', report, 'write a page of blurred, restored and sharp pictures with scores and curves')
     command.add_argument('-opt', required=True, help='the option file of a finished test with save_img: true')

@@ -49,7 +49,12 @@ def _halves(size: int) -> list[tuple[slice, slice]]:
     return [(half, read) for half, read in halves if half.start < half.stop]
 
 
-MODES = {'exact': restore_whole, 'chop': restore_chop}
+def restore_nothing(network: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
+    """The input itself: the row of Table 2 that every other is compared with."""
+    return image
+
+
+MODES = {'exact': restore_whole, 'chop': restore_chop, 'input': restore_nothing}
 
 
 def restore_ensemble(restore_one: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
@@ -87,6 +92,13 @@ def check_request(*, mode: str = 'exact', ensemble: bool = False, precision: str
         raise InputError(f"ensemble is true or false, not '{ensemble}'")
 
 
+def describe(device: torch.device, *, mode: str = 'exact', ensemble: bool = False, precision: str = 'auto') -> str:
+    """The protocol in words, for results: 'chop x8 fp32'."""
+    dtype = autocast_dtype(precision, device)
+    computed_in = next(name for name, each in PRECISIONS.items() if each == dtype)
+    return ' '.join([mode, *(['x8'] if ensemble else []), computed_in])
+
+
 @overload
 def restore(
     network: nn.Module, image: Tensor, *, mode: str = ..., ensemble: bool = ..., precision: str = ...
@@ -104,7 +116,8 @@ def restore(network, image, *, mode='exact', ensemble=False, precision='auto'):
     Args:
         network: a WRCAN, on the device it shall run on.
         image: a float tensor (B, 3, H, W), RGB in [0, 1]; or a uint8 or uint16 array (H, W, 3), RGB.
-        mode: 'exact', the network's function of the whole image; 'chop', the authors' overlapping quadrants.
+        mode: 'exact', the network's function of the whole image; 'chop', the authors' overlapping quadrants; 'input',
+            the image as it is.
         ensemble: average over the eight flips and transposes; eight times the work.
         precision: 'fp32', 'bf16', 'fp16', or 'auto': bf16 where the processor has units for it, else fp32.
 

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,8 @@ class JPEGDeblurDataset(Dataset):
 
     Options:
         dataroot_lq, dataroot_gt: blurred and sharp frames, `.lmdb` stores or folders, with the same names in both.
+            A test can do without the sharp ones.
+        names: a pattern that the names must match, such as `000_*` for one sequence.
         dataroot_gt_jpeg: a third one that holds I_JPEG(HR); without it `jpeg_quality` makes it from the sharp frame.
         jpeg_quality: 1 to 100, the paper's is 25. Leave both out when the auto-encoder loss is off.
         io_backend: `{type: lmdb}` or `{type: disk}`.
@@ -81,7 +84,8 @@ class JPEGDeblurDataset(Dataset):
     An item's patch and augmentation depend on the seed and the number of its draw alone (see draws.py). Indexed with a
     plain int, as by a sampler of PyTorch's own, the number comes from PyTorch's random state.
 
-    Items: `lq`, `gt` and, for training, `gt_jpeg`: float (3, H, W), RGB in [0, 1]; `lq_path`, `gt_path`.
+    Items: `lq`, `gt` and, for training, `gt_jpeg`: float (3, H, W), RGB in [0, 1]; `lq_path`, `gt_path`; `key`, the
+    frame's name.
     """
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
@@ -91,10 +95,16 @@ class JPEGDeblurDataset(Dataset):
         self.augmentation = {name: opt[name] for name in AUGMENTATIONS if name in opt}
         self.jpeg_quality = opt.get('jpeg_quality')
         self.roots = {role: opt[f'dataroot_{role}'] for role in ROLES if opt.get(f'dataroot_{role}')}
+        self.guide = 'gt' if 'gt' in self.roots else 'lq'  # whose names and sizes the others must have
+        if self.training and self.guide == 'lq':
+            raise InputError(f'data set {opt["name"]}: training needs dataroot_gt, the sharp frames')
         self.file_client: FileClient | None = None
         names = {role: self._names(root) for role, root in self.roots.items()}
         self._check_pairing(names)
-        self.frames = [{role: names[role][key] for role in names} for key in sorted(names['gt'])]
+        keys = sorted(key for key in names[self.guide] if fnmatch(key, opt.get('names') or '*'))
+        if not keys:
+            raise InputError(f"data set {opt['name']}: nothing in {self.roots[self.guide]} is named '{opt['names']}'")
+        self.frames = [{'key': key, **{role: names[role][key] for role in names}} for key in keys]
 
     def _names(self, root: str) -> dict[str, str]:
         """What the backend calls each frame, by the name that pairs it."""
@@ -106,12 +116,13 @@ class JPEGDeblurDataset(Dataset):
         return {str(path.relative_to(root).with_suffix('')): str(path) for path in paths}
 
     def _check_pairing(self, names: dict[str, dict[str, str]]) -> None:
-        if not names['gt']:
-            raise InputError(f'data set {self.opt["name"]}: there are no images in {self.roots["gt"]}')
+        guide = self.roots[self.guide]
+        if not names[self.guide]:
+            raise InputError(f'data set {self.opt["name"]}: there are no images in {guide}')
         for role in names:
-            if unpaired := sorted(names[role].keys() ^ names['gt'].keys()):
+            if unpaired := sorted(names[role].keys() ^ names[self.guide].keys()):
                 raise InputError(
-                    f'data set {self.opt["name"]}: {self.roots[role]} and {self.roots["gt"]} must hold the same names; '
+                    f'data set {self.opt["name"]}: {self.roots[role]} and {guide} must hold the same names; '
                     f"{len(unpaired)} are in one alone, the first is '{unpaired[0]}'"
                 )
 
@@ -121,18 +132,20 @@ class JPEGDeblurDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Tensor | str]:
         frame = self.frames[index]
         images = {role: self._read(role, frame[role]) for role in self.roots if self.training or role != 'gt_jpeg'}
+        sharp = images[self.guide]
         for role, image in images.items():
-            if image.shape != images['gt'].shape:
+            if image.shape != sharp.shape:
                 raise InputError(
                     f"data set {self.opt['name']}: '{frame[role]}' is {image.shape[1]} x {image.shape[0]} but the "
-                    f"sharp '{frame['gt']}' is {images['gt'].shape[1]} x {images['gt'].shape[0]}"
+                    f"sharp '{frame[self.guide]}' is {sharp.shape[1]} x {sharp.shape[0]}"
                 )
         if self.training:
             number = index.number if isinstance(index, Draw) else int(torch.randint(2**62, ()))
             rng = draw_generator(self.opt.get('manual_seed', 0), number)
             images = augment(self._patches(images, frame['gt'], rng), rng, **self.augmentation)
         tensors = {role: _to_tensor(image) for role, image in images.items()}
-        return {**tensors, 'lq_path': frame['lq'], 'gt_path': frame['gt']}
+        paths = {f'{role}_path': frame[role] for role in ('lq', 'gt') if role in frame}
+        return {**tensors, **paths, 'key': frame['key'].replace('/', '_')}
 
     def _patches(self, images: dict[str, np.ndarray], name: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
         size = self.opt['gt_size']

@@ -1,20 +1,25 @@
-"""Option files: read safely, `base:` resolved, checked before anything is created on disk."""
+"""Option files: read safely, `base:` resolved, every value's origin kept, all checked before anything is created."""
 
 import difflib
 import inspect
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
+from pydantic import BaseModel, ValidationError
 
 from .errors import InputError
+from .option_schema import Options, OtherOptions, known_keys
+
+Keys = tuple[str, ...]
 
 
 class OptionLoader(yaml.SafeLoader):
-    """YAML's safe loader that reads 1e-4 as a number and refuses a key that stands twice."""
+    """YAML's safe loader, which makes plain values only, that also reads 1e-4 as a number."""
 
 
 OptionLoader.add_implicit_resolver(
@@ -22,68 +27,113 @@ OptionLoader.add_implicit_resolver(
 )
 
 
-def _mapping_without_duplicates(loader: OptionLoader, node: yaml.MappingNode) -> dict:
-    seen = set()
-    for key_node, _ in node.value:
-        if key_node.value in seen:
-            raise yaml.MarkedYAMLError(None, None, f"the key '{key_node.value}' stands twice", key_node.start_mark)
-        seen.add(key_node.value)
-    return loader.construct_mapping(node, deep=True)
+@dataclass
+class OptionFile:
+    """Resolved options.
+
+    Attributes:
+        source: the file that was asked for.
+        values: what the toolbox gets.
+        origins: the file and line of each key, by its path; an override's origin is its own text.
+        problems: what was wrong with the text, a line each; `check` adds to it what is wrong with the values.
+    """
+
+    source: str
+    values: dict[str, Any] = field(default_factory=dict)
+    origins: dict[Keys, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def origin(self, keys: Keys) -> str:
+        """Where `keys` stands, or the nearest section that would hold it."""
+        while keys and keys not in self.origins:
+            keys = keys[:-1]
+        return self.origins.get(keys, self.source)
 
 
-OptionLoader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_duplicates)
+class _Reader:
+    """One file's text to values and origins."""
+
+    def __init__(self, source: str) -> None:
+        self.file = OptionFile(source)
+
+    def read(self, text: str) -> OptionFile:
+        self.loader = OptionLoader(text)
+        try:
+            node = self.loader.get_single_node()
+            self.file.values = self._value(node, ()) if node else {}
+        except yaml.MarkedYAMLError as error:
+            line = f':{error.problem_mark.line + 1}' if error.problem_mark else ''
+            raise InputError(f'{self.file.source}{line}: {error.problem}') from error
+        except (yaml.YAMLError, RecursionError, ValueError) as error:
+            raise InputError(f'{self.file.source}: not readable as YAML, {" ".join(str(error).split())}') from error
+        return self.file
+
+    def _value(self, node: yaml.Node, keys: Keys) -> Any:
+        if node.tag == yaml.resolver.BaseResolver.DEFAULT_SEQUENCE_TAG:
+            return [self._value(each, keys) for each in node.value]
+        if node.tag != yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG:
+            return self.loader.construct_object(node, deep=True)  # a scalar; it refuses tags that are not plain YAML
+        values: dict[str, Any] = {}
+        for key_node, value_node in node.value:
+            key = str(self.loader.construct_object(key_node))
+            place = f'{self.file.source}:{key_node.start_mark.line + 1}'
+            if key in values:
+                self.file.problems.append(f"{place}: the key '{key}' stands twice")
+            inner = (*keys, key)
+            self.file.origins[inner] = place
+            values[key] = self._value(value_node, inner)
+        return values
 
 
-def parse_yaml(text: str, source: str) -> Any:
-    """What `text` says; `source` names it in errors."""
-    try:
-        return yaml.load(text, OptionLoader)  # a SafeLoader: it makes plain values only
-    except yaml.MarkedYAMLError as error:
-        line = f':{error.problem_mark.line + 1}' if error.problem_mark else ''
-        raise InputError(f'{source}{line}: {error.problem}') from error
-    except yaml.YAMLError as error:
-        raise InputError(f'{source}: not YAML, {" ".join(str(error).split())}') from error
+def parse_value(text: str, source: str) -> Any:
+    """The plain value that `text` is in YAML; `source` names it in errors."""
+    return _Reader(source).read(f'value: {text}').values['value']
 
 
 DEFAULTS = {'num_gpu': 'auto', 'manual_seed': 0, 'scale': 1, 'path': {}}  # of keys that the toolbox cannot do without
 
 
-def read_options(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> dict[str, Any]:
+def read_options(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> OptionFile:
     """The options of a file, over those of the file that its `base:` names, under `overrides`.
 
     Args:
         path: the option file.
         overrides: 'train:total_iter=20', each the path of a key that is there, and its new value in YAML.
     """
-    options = DEFAULTS | _read_with_bases(Path(path), ())
+    file = _read_with_bases(Path(path), ())
+    file.values |= {key: value for key, value in DEFAULTS.items() if key not in file.values}
     for override in overrides:
-        keys, equals, value = override.partition('=')
-        *parents, last = keys.strip().split(':')
-        section: Any = options
-        for parent in parents:
-            section = section.get(parent) if isinstance(section, dict) else None
-        if not equals or not isinstance(section, dict) or last not in section:
-            raise InputError(f"--force_yml {override}: there is no option '{keys.strip()}' in {path} to set")
-        section[last] = parse_yaml(value, f'--force_yml {override}')
-    return options
+        name, equals, text = override.partition('=')
+        keys = tuple(name.strip().split(':'))
+        section = _find(file.values, keys[:-1])
+        if not equals or not isinstance(section, dict) or keys[-1] not in section:
+            raise InputError(f"--force_yml {override}: there is no option '{name.strip()}' in {path} to set")
+        section[keys[-1]] = parse_value(text, f'--force_yml {override}')
+        file.origins[keys] = f'--force_yml {override}'
+    return file
 
 
-def _read_with_bases(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+def _read_with_bases(path: Path, above: tuple[Path, ...]) -> OptionFile:
     if not path.is_file():
         raise InputError(f'{path}: there is no such option file' + (f' (the base of {above[-1]})' if above else ''))
     if path.resolve() in (other.resolve() for other in above):
         raise InputError(f'{above[-1]}: base: {path.name} leads back to itself')
     try:
-        text = path.read_text(encoding='utf-8')
+        own = _Reader(str(path)).read(path.read_text(encoding='utf-8'))
     except UnicodeDecodeError as error:
         raise InputError(f'{path}: not a text file in UTF-8') from error
-    options = parse_yaml(text, str(path))
-    if not isinstance(options, dict):
+    if not isinstance(own.values, dict):
         raise InputError(f'{path}: an option file is a mapping of keys to values')
-    if 'base' not in options:
-        return options
-    base = options.pop('base')
-    return _merge(_read_with_bases(path.parent / base, (*above, path)), options)
+    if 'base' not in own.values:
+        return own
+    base = _read_with_bases(path.parent / str(own.values.pop('base')), (*above, path))
+    del own.origins[('base',)]
+    return OptionFile(
+        source=own.source,
+        values=_merge(base.values, own.values),
+        origins=base.origins | own.origins,
+        problems=base.problems + own.problems,
+    )
 
 
 def _merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -99,107 +149,191 @@ def _merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-# What the toolbox reads without a default, and would miss only after hours.
-REQUIRED = {
-    'train': (
-        'name model_type network_g datasets:train datasets:train:name datasets:train:type '
-        'datasets:train:num_worker_per_gpu datasets:train:batch_size_per_gpu train:optim_g:type train:optim_g:lr '
-        'train:scheduler:type train:total_iter logger:print_freq logger:save_checkpoint_freq logger:use_tb_logger'
-    ).split(),
-    'test': 'name model_type network_g datasets val:save_img'.split(),
-}
-REQUIRED_WITH_VALIDATION = ['val:val_freq', 'val:save_img']
-
-
-def check(options: dict[str, Any], command: str, source: str) -> None:
-    """Raise InputError, a line for each problem, if the toolbox could not run `command` on `options`.
-
-    Args:
-        options: as `read_options` gives them.
-        command: 'train' or 'test'.
-        source: the file's name, for the messages.
-    """
-    problems = list(_missing(options, command))
-    if not problems:
-        problems = [*_wrong_classes(options), *_missing_data(options), *_wrong_machine(options)]
-    if problems:
-        raise InputError('\n'.join(f'{source}: {problem}' for problem in problems))
-
-
-def _find(options: Any, keys: str) -> Any:
-    for key in keys.split(':'):
-        if not isinstance(options, dict) or key not in options:
+def _find(values: Any, keys: Keys) -> Any:
+    for key in keys:
+        if not isinstance(values, dict) or key not in values:
             return None
-        options = options[key]
-    return options
+        values = values[key]
+    return values
 
 
-def _missing(options: dict[str, Any], command: str) -> Iterator[str]:
-    required = list(REQUIRED[command])
-    if command == 'train' and options.get('val'):
-        required += REQUIRED_WITH_VALIDATION
-    for name in _find(options, 'val:metrics') or {}:
-        required += [f'val:metrics:{name}:type', f'val:metrics:{name}:crop_border']
-    for keys in required:
-        if _find(options, keys) is None:
-            yield f'{keys} is missing'
-    if command == 'test' and 'suffix' not in (options.get('val') or {}):
-        yield 'val:suffix is missing; write ~ for none'
+def _sections(values: Any, keys: Keys) -> dict[str, dict[str, Any]]:
+    """The mappings inside the mapping at `keys`, by name; what has another type the schema has reported."""
+    found = _find(values, keys)
+    return (
+        {str(name): each for name, each in found.items() if isinstance(each, dict)} if isinstance(found, dict) else {}
+    )
 
 
-def _wrong_classes(options: dict[str, Any]) -> Iterator[str]:
+def show(file: OptionFile) -> str:
+    """The resolved options as YAML, each value's origin in a comment beside it."""
+    rows = list(_rows(file, file.values, ()))
+    width = max((len(text) for text, _ in rows), default=0)
+    return '\n'.join(f'{text:{width}}  # {origin}' if origin else text for text, origin in rows)
+
+
+def _rows(file: OptionFile, values: dict[str, Any], keys: Keys) -> Iterator[tuple[str, str]]:
+    indent = '  ' * len(keys)
+    for key, value in values.items():
+        place = (*keys, key)
+        if isinstance(value, dict) and value:
+            yield f'{indent}{key}:', ''
+            yield from _rows(file, value, place)
+        else:
+            text = yaml.safe_dump(value, default_flow_style=True, width=10**9).removesuffix('\n...\n').strip()
+            yield f'{indent}{key}: {text}', file.origins.get(place, 'default')
+
+
+REQUIRED = {
+    'train': ('datasets train', 'train', 'logger'),
+    'test': ('val',),
+}
+REQUIRED_OF_TRAINING_DATA = ('num_worker_per_gpu', 'gt_size')
+
+
+def check(file: OptionFile, command: str) -> None:
+    """Raise InputError, a line for each problem, if the toolbox could not run `command` ('train' or 'test')."""
+    problems = [
+        *file.problems,
+        *_wrong_keys(file),
+        *_missing(file, command),
+        *_wrong_classes(file),
+        *_missing_data(file),
+        *_wrong_machine(file),
+    ]
+    if problems:
+        raise InputError('\n'.join(problems))
+
+
+def _wrong_keys(file: OptionFile) -> Iterator[str]:
+    """What the schema refuses: unknown keys, wrong types, values out of range."""
+    from basicsr.utils.registry import MODEL_REGISTRY
+
+    others = MODEL_REGISTRY.keys() - {'SRModel', 'WRCANModel'}
+    schema: type[BaseModel] = OtherOptions if file.values.get('model_type') in others else Options
+    try:
+        schema.model_validate(file.values)
+    except ValidationError as error:
+        messages: dict[Keys, list[str]] = {}
+        for each in error.errors():
+            keys = _present_keys(each['loc'], file.values)
+            if each['type'] == 'missing':
+                keys = (*keys, str(each['loc'][-1]))
+                message = 'is missing'
+            elif each['type'] == 'extra_forbidden':
+                near = difflib.get_close_matches(keys[-1], known_keys() - {keys[-1]}, n=1)
+                message = 'there is no such option here' + (f'; did you mean {near[0]}?' if near else '')
+            else:
+                message = f'{each["msg"][0].lower()}{each["msg"][1:]}, not {each["input"]!r}'
+            messages.setdefault(keys, []).append(message)
+        for keys, each_said in messages.items():
+            yield f'{file.origin(keys)}: {":".join(keys)}: {", or ".join(each_said)}'
+
+
+def _present_keys(location: tuple[int | str, ...], values: Any) -> Keys:
+    """The keys of an error's location that are in `values`: the schema puts names of alternatives among them."""
+    keys: list[str] = []
+    for part in location:
+        if isinstance(values, dict) and part in values:
+            keys.append(str(part))
+            values = values[part]
+    return tuple(keys)
+
+
+def _missing(file: OptionFile, command: str) -> Iterator[str]:
+    def absent(*keys: str) -> Iterator[str]:
+        if _find(file.values, keys) is None:
+            yield f'{file.origin(keys)}: {":".join(keys)}: is missing'
+
+    for keys in REQUIRED[command]:
+        yield from absent(*keys.split())
+    if command == 'train':
+        if _find(file.values, ('datasets', 'train')) is not None:
+            for key in REQUIRED_OF_TRAINING_DATA:
+                yield from absent('datasets', 'train', key)
+            if _find(file.values, ('datasets', 'train', 'batch_size_total')) is None:
+                yield from absent('datasets', 'train', 'batch_size_per_gpu')
+        if file.values.get('val'):
+            yield from absent('val', 'val_freq')
+
+
+def _wrong_classes(file: OptionFile) -> Iterator[str]:
     """Names that no registry knows, and arguments that a class does not take."""
     from basicsr.utils import registry
 
-    yield from _unknown_name(options['model_type'], 'model_type', registry.MODEL_REGISTRY)
-    for phase, dataset in options['datasets'].items():
-        yield from _unknown_name(dataset.get('type'), f'datasets:{phase}:type', registry.DATASET_REGISTRY)
-    for name, metric in (_find(options, 'val:metrics') or {}).items():
-        yield from _unknown_name(metric['type'], f'val:metrics:{name}:type', registry.METRIC_REGISTRY)
+    def known(name: Any, keys: Keys, classes: Any) -> Iterator[str]:
+        if name is not None and name not in classes:
+            near = difflib.get_close_matches(str(name), classes.keys(), n=1)
+            hint = f'did you mean {near[0]}?' if near else f'there are {", ".join(sorted(classes.keys()))}'
+            yield f"{file.origin(keys)}: {':'.join(keys)}: there is no '{name}'; {hint}"
 
-    def build(arguments: dict[str, Any], keys: str, known: Any) -> Iterator[str]:
-        arguments = dict(arguments)
+    def built(keys: Keys, classes: Any) -> Iterator[str]:
+        section = _find(file.values, keys)
+        arguments = dict(section) if isinstance(section, dict) else {}
         name = arguments.pop('type', None)
-        yield from _unknown_name(name, f'{keys}:type', known)
-        if name in known:
-            yield from _unfit_arguments(known.get(name), arguments, f'{keys}: {name}')
+        yield from known(name, (*keys, 'type'), classes)
+        if name in classes:
+            yield from _unfit_arguments(file, classes.get(name), arguments, keys)
 
-    yield from build(options['network_g'], 'network_g', registry.ARCH_REGISTRY)
-    for name, section in (options.get('train') or {}).items():
-        if isinstance(section, dict) and name.endswith('_opt'):
-            yield from build(section, f'train:{name}', registry.LOSS_REGISTRY)
-
-
-def _unknown_name(name: Any, keys: str, known: Any) -> Iterator[str]:
-    if name not in known:
-        near = difflib.get_close_matches(str(name), known.keys(), n=1)
-        hint = f'did you mean {near[0]}?' if near else f'there are {", ".join(sorted(known.keys()))}'
-        yield f"{keys}: there is no '{name}'; {hint}"
-
-
-def _unfit_arguments(known: Callable, arguments: dict[str, Any], what: str) -> Iterator[str]:
-    try:
-        inspect.signature(known).bind(**arguments)
-    except TypeError as error:
-        yield f'{what}: {error}; it takes {", ".join(inspect.signature(known).parameters)}'
+    yield from known(file.values.get('model_type'), ('model_type',), registry.MODEL_REGISTRY)
+    for phase, dataset in _sections(file.values, ('datasets',)).items():
+        yield from known(dataset.get('type'), ('datasets', phase, 'type'), registry.DATASET_REGISTRY)
+    for name, metric in _sections(file.values, ('val', 'metrics')).items():
+        yield from known(metric.get('type'), ('val', 'metrics', name, 'type'), registry.METRIC_REGISTRY)
+    best = _find(file.values, ('val', 'best_metric'))
+    yield from known(best, ('val', 'best_metric'), _sections(file.values, ('val', 'metrics')))
+    yield from built(('network_g',), registry.ARCH_REGISTRY)
+    training = _sections(file.values, ('train',))
+    for name in training:
+        if name.endswith('_opt'):
+            yield from built(('train', name), registry.LOSS_REGISTRY)
+    if 'optim_g' in training:
+        arguments = {key: value for key, value in training['optim_g'].items() if key != 'type'}
+        yield from _unfit_arguments(file, torch.optim.Adam, {'params': [], **arguments}, ('train', 'optim_g'))
 
 
-def _missing_data(options: dict[str, Any]) -> Iterator[str]:
-    for phase, dataset in options['datasets'].items():
+def _unfit_arguments(file: OptionFile, known: Callable, arguments: dict[str, Any], keys: Keys) -> Iterator[str]:
+    taken = inspect.signature(known).parameters
+    if not any(each.kind == each.VAR_KEYWORD for each in taken.values()):
+        for name in arguments.keys() - taken.keys():
+            near = difflib.get_close_matches(name, taken, n=1)
+            hint = f'did you mean {near[0]}?' if near else f'it takes {", ".join(taken)}'
+            place = (*keys, name)
+            yield f'{file.origin(place)}: {":".join(place)}: {known.__name__} does not take it; {hint}'
+    for name, each in taken.items():
+        given = name in arguments or each.default is not each.empty
+        if not given and each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY):
+            yield f'{file.origin(keys)}: {":".join(keys)}: {known.__name__} needs {name}'
+
+
+def _missing_data(file: OptionFile) -> Iterator[str]:
+    for phase, dataset in _sections(file.values, ('datasets',)).items():
         for key, root in dataset.items():
-            if key.startswith('dataroot') and root is not None and not Path(root).expanduser().exists():
-                yield f"datasets:{phase}:{key}: there is no '{root}'; prepare it (see datasets_prep/) or name another"
-    for key, path in (options.get('path') or {}).items():
-        if key.startswith(('pretrain_network', 'resume_state')) and path and not Path(path).expanduser().is_file():
-            yield f"path:{key}: there is no file '{path}'"
+            if key.startswith('dataroot') and isinstance(root, str) and not Path(root).expanduser().exists():
+                place = ('datasets', phase, key)
+                hint = 'prepare it (see datasets_prep/) or name another'
+                yield f"{file.origin(place)}: {':'.join(place)}: there is no '{root}'; {hint}"
+    paths = _find(file.values, ('path',))
+    for key, path in paths.items() if isinstance(paths, dict) else ():
+        if (
+            key.startswith(('pretrain_network', 'resume_state'))
+            and isinstance(path, str)
+            and not Path(path).expanduser().is_file()
+        ):
+            yield f"{file.origin(('path', key))}: path:{key}: there is no file '{path}'"
 
 
-def _wrong_machine(options: dict[str, Any]) -> Iterator[str]:
+def _wrong_machine(file: OptionFile) -> Iterator[str]:
     found = torch.cuda.device_count()
-    if options['num_gpu'] != 'auto' and options['num_gpu'] > found:
-        yield f'num_gpu: {options["num_gpu"]} asked for, this machine has {found}; write auto to take what is there'
-    for phase, dataset in options['datasets'].items():
+    wanted = file.values['num_gpu']
+    if isinstance(wanted, int) and wanted > found:
+        hint = 'auto takes what is there'
+        yield f'{file.origin(("num_gpu",))}: num_gpu: {wanted} asked for, this machine has {found}; {hint}'
+    for phase, dataset in _sections(file.values, ('datasets',)).items():
+        place = f'datasets:{phase}'
         if dataset.get('persistent_workers') and not dataset.get('num_worker_per_gpu'):
-            yield f'datasets:{phase}:persistent_workers needs num_worker_per_gpu of at least 1'
+            where = file.origin(('datasets', phase, 'persistent_workers'))
+            yield f'{where}: {place}:persistent_workers: needs num_worker_per_gpu of at least 1'
         if dataset.get('prefetch_mode') == 'cuda' and not found:
-            yield f'datasets:{phase}:prefetch_mode: cuda needs a GPU; leave it out on this machine'
+            where = file.origin(('datasets', phase, 'prefetch_mode'))
+            yield f'{where}: {place}:prefetch_mode: cuda needs a GPU; leave it out on this machine'

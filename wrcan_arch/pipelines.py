@@ -4,6 +4,7 @@ The toolbox looks these names up when it calls them, so each can be replaced by 
 why, and when it can go. Nothing is pasted; where the toolbox's own function does most of the work, it is called.
 """
 
+import hashlib
 import importlib
 import logging
 import os
@@ -30,6 +31,7 @@ from torch import distributed
 
 from . import checkpoint
 from .draws import DrawSampler
+from .errors import InputError
 
 
 def init_dist(launcher: str, backend: str | None = None, **options: Any) -> None:
@@ -62,9 +64,25 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
     return _resume_state
 
 
+def share_of_batch(train: dict[str, Any], world_size: int, num_gpu: int) -> int:
+    """The batch of one GPU: batch_size_per_gpu, or batch_size_total divided over the processes (or their GPUs)."""
+    total = train.get('batch_size_total')
+    if total is None:
+        return train['batch_size_per_gpu']
+    parts = world_size if world_size > 1 else max(1, num_gpu)
+    if total % parts:
+        near = [each for each in (total - total % parts, total - total % parts + parts) if each]
+        raise InputError(
+            f'datasets:train:batch_size_total: {total} does not divide over {parts} processes or GPUs; '
+            f'{" or ".join(map(str, near))} would'
+        )
+    return total // parts
+
+
 def create_train_val_dataloader(opt: dict[str, Any], logger: Any) -> tuple:
     """The toolbox's loaders over draws that start where the run stands and end with its last iteration."""
     train = opt['datasets']['train']
+    train['batch_size_per_gpu'] = share_of_batch(train, opt['world_size'], opt['num_gpu'])
     sampler = partial(
         DrawSampler,
         batch_size=train['batch_size_per_gpu'] * (1 if opt['dist'] else max(1, opt['num_gpu'])),
@@ -160,6 +178,12 @@ def launcher_of_environment() -> str:
     return 'pytorch' if 'TORCHELASTIC_RUN_ID' in os.environ else 'none'
 
 
+def with_hash(options: dict[str, Any]) -> dict[str, Any]:
+    """The options and their own hash, which weights and results carry on."""
+    options = {key: value for key, value in options.items() if key != 'options_sha256'}
+    return {**options, 'options_sha256': hashlib.sha256(yaml.safe_dump(options).encode()).hexdigest()}
+
+
 def run(
     command: str,
     options: dict[str, Any],
@@ -183,11 +207,14 @@ def run(
     flags = [flag for flag, given in {'--auto_resume': auto_resume, '--debug': debug}.items() if given]
     with tempfile.TemporaryDirectory(prefix='basicsr-options-') as folder:
         path = Path(folder, name)
-        path.write_text(yaml.safe_dump(options, sort_keys=False), encoding='utf-8')
+        path.write_text(yaml.safe_dump(with_hash(options), sort_keys=False), encoding='utf-8')
         with replaced(), _arguments('-opt', str(path), '--launcher', launcher, *flags):
             _forget_logger()
             try:
                 getattr(pipeline, f'{command}_pipeline')(str(Path.cwd()))
+                if command == 'test':
+                    kept = Path('results', f'debug_{options["name"]}' if debug else options['name'], 'options.yml')
+                    kept.write_text(path.read_text(encoding='utf-8'), encoding='utf-8')
                 if distributed.is_initialized():
                     distributed.barrier()  # processes that leave one by one can take the others down
             finally:

@@ -1,19 +1,24 @@
 """How BasicSR trains, validates and saves WRCAN: SRModel with the joint step of Eq. 9."""
 
 import math
+import time
 from collections import OrderedDict
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from basicsr.losses import build_loss
+from basicsr.metrics import calculate_metric
 from basicsr.models.sr_model import SRModel
-from basicsr.utils import get_root_logger
+from basicsr.utils import get_root_logger, imwrite, tensor2img
 from basicsr.utils.dist_util import master_only
 from basicsr.utils.registry import MODEL_REGISTRY
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
+from torch.utils.data import default_collate
+from tqdm import tqdm
 
-from . import checkpoint, inference
+from . import checkpoint, inference, results
 from .errors import InputError
 
 AMP_TYPES = {'off': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
@@ -25,6 +30,7 @@ class WRCANModel(SRModel):
 
     Options beyond SRModel's:
         train.autoencoder_opt: the loss of the auto-encoder path, JPEGAutoEncoderLoss; without it that path is not run.
+        train.accumulate: parts that a process's share of the batch goes in, 'auto' for as many as the memory needs.
         train.amp: 'off', 'bf16', 'fp16' (with a loss scaler), or 'auto': bf16 where there are units for it.
         val.inference: `{mode, ensemble, precision}`, see `wrcan_arch.restore`.
         val.best_metric: the metric, by its name under val.metrics, whose best network on the first validation set is
@@ -46,6 +52,9 @@ class WRCANModel(SRModel):
         train_opt = self.opt['train']
         autoencoder_opt = train_opt.get('autoencoder_opt')
         self.cri_ae: nn.Module | None = build_loss(autoencoder_opt).to(self.device) if autoencoder_opt else None
+        accumulate = train_opt.get('accumulate', 1)
+        self.accumulate_auto = accumulate == 'auto'
+        self.accumulate = 1 if self.accumulate_auto else accumulate
         amp = train_opt.get('amp', 'off')
         if amp != 'auto' and amp not in AMP_TYPES:
             raise InputError(f"train.amp '{amp}' is not one of auto, {', '.join(AMP_TYPES)}")
@@ -64,36 +73,62 @@ class WRCANModel(SRModel):
         self.gt_jpeg = data['gt_jpeg'].to(self.device) if 'gt_jpeg' in data else None
 
     def optimize_parameters(self, current_iter: int) -> None:
-        with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype != torch.float32):
-            losses = self._losses()
-        self.optimizer_g.zero_grad(set_to_none=True)
-        self.scaler.scale(torch.stack(list(losses.values())).sum()).backward()
+        """One step on the whole batch, in `accumulate` parts where the memory does not hold it."""
+        while True:
+            try:
+                losses = self._accumulate_gradients(self.accumulate)
+                break
+            except torch.cuda.OutOfMemoryError:
+                if not self.accumulate_auto or 2 * self.accumulate > len(self.lq):
+                    raise
+                self.accumulate *= 2
+                torch.cuda.empty_cache()
+                get_root_logger().info(f'Out of memory: the batch goes in {self.accumulate} parts from here on.')
         self.scaler.step(self.optimizer_g)
         self.scaler.update()
-        self.losses = OrderedDict((name, loss.detach()) for name, loss in losses.items())
+        self.losses = losses
         if self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)
 
-    def _losses(self) -> dict[str, Tensor]:
+    def _accumulate_gradients(self, parts: int) -> OrderedDict[str, Tensor]:
+        """Gradients of the batch's mean losses, summed over `parts`; processes exchange them once, in the last part."""
+        self.optimizer_g.zero_grad(set_to_none=True)
+        batch = {'lq': self.lq, 'gt': self.gt, 'gt_jpeg': self.gt_jpeg}
+        pieces = {name: whole.chunk(parts) for name, whole in batch.items() if whole is not None}
+        count = len(pieces['lq'])
+        total: OrderedDict[str, Tensor] = OrderedDict()
+        for part in range(count):
+            piece = {name: chunks[part] for name, chunks in pieces.items()}
+            share = len(piece['lq']) / len(self.lq)
+            exchange = part == count - 1 or not self.opt['dist']
+            with nullcontext() if exchange else self.net_g.no_sync():
+                with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype != torch.float32):
+                    losses = self._losses(**piece)
+                self.scaler.scale(share * torch.stack(list(losses.values())).sum()).backward()
+            for name, loss in losses.items():
+                total[name] = total.get(name, 0) + share * loss.detach()
+        return total
+
+    def _losses(self, lq: Tensor, gt: Tensor, gt_jpeg: Tensor | None = None) -> dict[str, Tensor]:
         """The weighted terms of Eq. 9, and the toolbox's perceptual ones where they are asked for."""
         if self.cri_ae is None:
-            output = self.net_g(self.lq)
-        elif self.gt_jpeg is None:
+            output = self.net_g(lq)
+        elif gt_jpeg is None:
             raise InputError(
                 'train.autoencoder_opt needs the sharp frames after JPEG: set jpeg_quality on a JPEGDeblurDataset, '
                 'or leave the loss out'
             )
         else:
-            output, autoencoded = self.net_g(self.lq, self.gt_jpeg)
+            output, autoencoded = self.net_g(lq, gt_jpeg)
         self.output = output.float()
 
         losses = {}
         if self.cri_pix is not None:
-            losses['l_pix'] = self.cri_pix(self.output, self.gt)
+            losses['l_pix'] = self.cri_pix(self.output, gt)
         if self.cri_ae is not None:
-            losses['l_ae'] = self.cri_ae(autoencoded.float(), self.gt)
+            losses['l_ae'] = self.cri_ae(autoencoded.float(), gt)
         if self.cri_perceptual is not None:
-            l_percep, l_style = self.cri_perceptual(self.output, self.gt)
+            l_percep, l_style = self.cri_perceptual(self.output, gt)
             losses |= {name: x for name, x in {'l_percep': l_percep, 'l_style': l_style}.items() if x is not None}
         return losses
 
@@ -102,10 +137,71 @@ class WRCANModel(SRModel):
         return self.reduce_loss_dict(self.losses)
 
     def validation(self, dataloader: Any, current_iter: int, tb_logger: Any, save_img: bool = False) -> None:
-        done = (dataloader.dataset.opt['name'], current_iter)
-        if done not in self.validated:  # the toolbox validates once more at the end of a run
-            self.validated.add(done)
-            super().validation(dataloader, current_iter, tb_logger, save_img)
+        """Score a data set, its images shared out over the processes; a test also writes what `results.py` keeps."""
+        name = dataloader.dataset.opt['name']
+        if (name, current_iter) in self.validated:  # the toolbox validates once more at the end of a run
+            return
+        self.validated.add((name, current_iter))
+        scores, seconds = self._score_images(dataloader.dataset, current_iter, save_img)
+        self.metric_results = results.mean_scores(scores)
+        if self.metric_results:
+            self._initialize_best_metric_results(name)
+            for metric, value in self.metric_results.items():
+                self._update_best_metric_result(name, metric, value, current_iter)
+            self._log_validation_metric_values(current_iter, name, tb_logger)
+        if not self.is_train and self.opt['rank'] == 0:
+            self._write_results(name, scores, seconds, save_img)
+
+    def _score_images(self, dataset: Any, current_iter: int, save_img: bool) -> tuple[results.Scores, float]:
+        """Each image's scores, and the mean time of restoring one, over all processes; each image once."""
+        rank, world_size = self.opt['rank'], self.opt['world_size']
+        mine: dict[str, dict[str, float]] = {}
+        seconds = 0.0
+        for index in tqdm(range(rank, len(dataset), world_size), disable=rank > 0 or not self.opt['val'].get('pbar')):
+            item = dataset[index]
+            key = item.get('key', Path(item['lq_path']).stem)
+            self.feed_data(default_collate([item]))
+            started = time.perf_counter()
+            self.test()
+            visuals = self.get_current_visuals()
+            seconds += time.perf_counter() - started
+            images = {'img': tensor2img(visuals['result'])}
+            if 'gt' in visuals:
+                images['img2'] = tensor2img(visuals['gt'])
+                del self.gt
+            if save_img:
+                imwrite(images['img'], self._image_path(dataset.opt['name'], key, current_iter))
+            metrics = self.opt['val'].get('metrics') or {}
+            mine[key] = {name: float(calculate_metric(images, opt)) for name, opt in metrics.items()}
+        if not self.opt['dist']:
+            return mine, seconds / max(1, len(mine))
+        gathered: list[Any] = [None] * world_size
+        distributed.all_gather_object(gathered, (mine, seconds))
+        scores = {key: each for part, _ in gathered for key, each in part.items()}
+        return scores, math.fsum(part for _, part in gathered) / max(1, len(scores))
+
+    def _image_path(self, dataset_name: str, key: str, current_iter: int) -> str:
+        """Where the toolbox puts restored images, while training and in a test."""
+        folder = Path(self.opt['path']['visualization'])
+        if self.is_train:
+            return str(folder / key / f'{key}_{current_iter}.png')
+        return str(folder / dataset_name / f'{key}_{self.opt["val"].get("suffix") or self.opt["name"]}.png')
+
+    def _write_results(self, dataset_name: str, scores: results.Scores, seconds: float, save_img: bool) -> None:
+        folder = Path(self.opt['path']['results_root'])
+        about = {
+            'name': self.opt['name'],
+            'protocol': inference.describe(self.device, **self.inference_options),
+            'weights': results.describe_weights(self.opt['path'].get('pretrain_network_g')),
+            'network_g': self.opt['network_g'],
+            'seconds_per_image': seconds,
+        }
+        results.write_result(folder, dataset_name, scores, about)
+        results.write_scores(folder, dataset_name, scores)
+        submission = self.opt['val'].get('submission')
+        if submission and save_img:
+            images = {key: Path(self._image_path(dataset_name, key, 0)) for key in scores}
+            results.write_submission(folder / f'submission_{dataset_name}.zip', images, seconds, submission)
 
     def test(self) -> None:
         network = self.get_bare_model(getattr(self, 'net_g_ema', self.net_g))
@@ -142,9 +238,15 @@ class WRCANModel(SRModel):
         networks = {'params': self.net_g}
         if hasattr(self, 'net_g_ema'):
             networks['params_ema'] = self.net_g_ema
-        content: dict[str, Any] = {key: self._tensors(network) for key, network in networks.items()}
-        content['metadata'] = {'network_g': dict(self.opt['network_g']), 'name': self.opt['name'], **about}
-        checkpoint.write_atomically(Path(self.opt['path']['models'], f'net_g_{label}.pth'), content)
+        metadata = {
+            'network_g': dict(self.opt['network_g']),
+            'name': self.opt['name'],
+            'options_sha256': self.opt.get('options_sha256'),
+            'commit': checkpoint.source_commit(),
+            **about,
+        }
+        path = Path(self.opt['path']['models'], f'net_g_{label}.pth')
+        checkpoint.write_weights(path, {key: self._tensors(each) for key, each in networks.items()}, metadata)
 
     def _tensors(self, network: nn.Module) -> dict[str, Tensor]:
         return {

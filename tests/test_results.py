@@ -1,0 +1,84 @@
+import csv
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from wrcan_arch import pipelines
+from wrcan_arch.cli import main
+from wrcan_arch.errors import InputError
+from wrcan_arch.results import mean_scores, write_scores
+
+
+def test_means_do_not_depend_on_the_order():
+    scores = {f'{number:03d}': {'psnr': 0.1 * 3**number} for number in range(30)}
+    shuffled = dict(sorted(scores.items(), key=lambda each: hash(each[0]) % 7))
+    assert mean_scores(scores) == mean_scores(shuffled)
+    assert mean_scores(scores)['psnr'] == pytest.approx(0.1 * (3**30 - 1) / 2 / 30, rel=1e-12)
+    assert mean_scores({}) == {}
+
+
+def test_sequences_have_their_own_means(tmp_path):
+    scores = {'000_00000000': {'psnr': 20.0}, '000_00000001': {'psnr': 30.0}, '001_00000000': {'psnr': 1 / 3}}
+    write_scores(tmp_path, 'set', scores)
+    rows = list(csv.reader((tmp_path / 'sequences_set.csv').open()))
+    assert rows == [['sequence', 'images', 'psnr'], ['000', '2', '25.0'], ['001', '1', repr(1 / 3)]]
+    rows = list(csv.reader((tmp_path / 'scores_set.csv').open()))
+    assert rows[0] == ['key', 'psnr'] and float(rows[3][1]) == 1 / 3
+
+
+def test_set_without_sharp_frames_becomes_the_challenges_submission(workplace):
+    for number in range(6):  # frames as REDS names them
+        for name, folder in (('test', 'frames'),):
+            Path(folder).mkdir(exist_ok=True)
+            source = Path(f'data_blur/photo{number}_000.jpg')
+            Path(folder, f'{number // 3:03d}_{number % 3 + 8:08d}.jpg').write_bytes(source.read_bytes())
+            assert name == 'test'
+    text = Path('test.yml').read_text().split('datasets:')[0] + (
+        'datasets:\n  test: {name: frames, type: JPEGDeblurDataset, dataroot_lq: frames, io_backend: {type: disk}}\n'
+        'network_g: {type: WRCAN, num_feat: 4, num_group: 1, num_block: 1}\n'
+        'val:\n  save_img: true\n  inference: {precision: fp32}\n'
+        '  submission: {every: 10, extra_data: true, description: a small test}\n'
+    )
+    Path('submit.yml').write_text(text)
+    assert main(['test', '-opt', 'submit.yml']) == 0
+    with zipfile.ZipFile('results/small_test/submission_frames.zip') as archive:
+        assert sorted(archive.namelist()) == ['000_00000009.png', '001_00000009.png', 'readme.txt']
+        saved = Path('results/small_test/visualization/frames/000_00000009_small_test.png').read_bytes()
+        assert archive.read('000_00000009.png') == saved
+        lines = archive.read('readme.txt').decode().splitlines()
+    assert lines[0].startswith('runtime per image [s] : ') and float(lines[0].partition(': ')[2]) >= 0
+    assert lines[2:] == ['Extra Data [1] / No Extra Data [0] : 1', 'Other description : a small test']
+    result = json.loads(Path('results/small_test/result_frames.json').read_text())
+    assert (result['images'], result['metrics'], result['weights']) == (6, {}, None)
+
+
+def test_input_itself_is_a_method(workplace):
+    text = Path('test.yml').read_text().replace('{ensemble: true, precision: fp32}', '{mode: input}')
+    Path('test.yml').write_text(text.replace('experiments/small/models/net_g_best.pth', '~'))
+    assert main(['test', '-opt', 'test.yml']) == 0
+    import cv2
+    from skimage.metrics import peak_signal_noise_ratio
+
+    expected = [
+        peak_signal_noise_ratio(cv2.imread(f'data_sharp/photo{n}_000.png'), cv2.imread(f'data_blur/photo{n}_000.jpg'))
+        for n in range(6)
+    ]
+    result = json.loads(Path('results/small_test/result_small_set.json').read_text())
+    assert result['metrics']['psnr'] == pytest.approx(sum(expected) / 6, rel=1e-9)
+    assert result['protocol'].startswith('input')
+
+
+@pytest.mark.parametrize(
+    ('world_size', 'num_gpu', 'share'), [(1, 0, 16), (1, 1, 16), (4, 1, 4), (2, 0, 8), (16, 1, 1), (1, 4, 4)]
+)
+def test_batch_is_divided_over_processes_or_gpus(world_size, num_gpu, share):
+    assert pipelines.share_of_batch({'batch_size_total': 16}, world_size, num_gpu) == share
+    assert pipelines.share_of_batch({'batch_size_per_gpu': 3}, world_size, num_gpu) == 3
+
+
+@pytest.mark.parametrize(('parts', 'hint'), [(3, '15 or 18 would'), (5, '15 or 20 would'), (32, '32 would')])
+def test_batch_that_does_not_divide_says_which_would(parts, hint):
+    with pytest.raises(InputError, match=f'16 does not divide over {parts} processes or GPUs; {hint}'):
+        pipelines.share_of_batch({'batch_size_total': 16}, parts, 0)

@@ -1,0 +1,231 @@
+"""What an option file may say: every key with its type and range, the toolbox's own keys included.
+
+Sections that a registry builds (networks, losses, metrics, the optimizer) are open here; options.py holds their other
+keys against the class's own signature.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+NotNegative = Annotated[float, Field(ge=0)]
+AboveZero = Annotated[float, Field(gt=0)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """A mapping whose keys are all known. Types are strict: no text where a number belongs."""
+
+    model_config = ConfigDict(extra='forbid', strict=True)
+
+
+class OpenSection(BaseModel):
+    """A mapping that takes other keys too."""
+
+    model_config = ConfigDict(extra='allow', strict=True)
+
+
+class Built(OpenSection):
+    """Something that a registry builds: `type`, and the arguments of that class."""
+
+    type: Text
+
+
+class Backend(Section):
+    type: Literal['lmdb', 'disk', 'memcached']
+    server_list_cfg: Text | None = None
+    client_cfg: Text | None = None
+    sys_path: Text | None = None
+
+
+class PairData(Section):
+    """The keys that our data set shares with the toolbox's own."""
+
+    name: Text
+    type: Text
+    dataroot_lq: Text
+    dataroot_gt: Text | None = None
+    io_backend: Backend
+    gt_size: Positive | None = None
+    num_worker_per_gpu: Count | None = None
+    batch_size_per_gpu: Positive | None = None
+    batch_size_total: Positive | None = None
+    dataset_enlarge_ratio: AboveZero = 1
+    prefetch_mode: Literal['cpu', 'cuda'] | None = None
+    num_prefetch_queue: Positive = 1
+    pin_memory: bool = False
+    persistent_workers: bool = False
+
+
+class JPEGDeblurData(PairData):
+    dataroot_gt_jpeg: Text | None = None
+    names: Text | None = None
+    jpeg_quality: Annotated[int, Field(ge=1, le=100)] | None = None
+    hflip_prob: Probability = 0.5
+    vflip_prob: Probability = 0.5
+    transpose_prob: Probability = 0.5
+    rgb_permute_prob: Probability = 0.5
+    noise_prob: Probability = 0.5
+    noise_sigma: NotNegative = 2
+
+
+class PairedImageData(PairData):
+    meta_info_file: Text | None = None
+    filename_tmpl: Text = '{}'
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    color: Literal['y'] | None = None
+    use_hflip: bool = False
+    use_rot: bool = False
+
+
+class OtherData(Built):
+    """Another data set of the toolbox or of a plugin: its keys are its own."""
+
+    name: Text
+
+
+def _data_kind(data: Any) -> str:
+    kind = data.get('type') if isinstance(data, dict) else None
+    return kind if kind in ('JPEGDeblurDataset', 'PairedImageDataset') else 'other'
+
+
+DataSet = Annotated[
+    Annotated[JPEGDeblurData, Tag('JPEGDeblurDataset')]
+    | Annotated[PairedImageData, Tag('PairedImageDataset')]
+    | Annotated[OtherData, Tag('other')],
+    Discriminator(_data_kind),
+]
+
+
+class Optimizer(OpenSection):
+    """The other keys are torch.optim.Adam's: the toolbox knows no other optimizer."""
+
+    type: Literal['Adam']
+    lr: AboveZero
+    weight_decay: NotNegative = 0
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+
+
+class MultiStepScheduler(Section):
+    type: Literal['MultiStepLR', 'MultiStepRestartLR']
+    milestones: list[Positive]
+    gamma: AboveZero = 0.1
+    restarts: list[Count] = [0]
+    restart_weights: list[float] = [1]
+
+
+class CosineScheduler(Section):
+    type: Literal['CosineAnnealingRestartLR']
+    periods: list[Positive]
+    restart_weights: list[float] = [1]
+    eta_min: NotNegative = 0
+
+
+class Training(Section):
+    total_iter: Positive
+    warmup_iter: int = -1
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0
+    optim_g: Optimizer
+    scheduler: Annotated[MultiStepScheduler | CosineScheduler, Field(discriminator='type')]
+    pixel_opt: Built | None = None
+    perceptual_opt: Built | None = None
+    autoencoder_opt: Built | None = None
+    amp: Literal['off', 'bf16', 'fp16', 'auto'] = 'off'
+    accumulate: Positive | Literal['auto'] = 1
+
+
+class Metric(Built):
+    crop_border: Count
+    better: Literal['higher', 'lower'] = 'higher'
+
+
+class Inference(Section):
+    mode: Literal['exact', 'chop', 'input'] = 'exact'
+    ensemble: bool = False
+    precision: Literal['auto', 'fp32', 'bf16', 'fp16'] = 'auto'
+
+
+class Submission(Section):
+    every: Positive
+    extra_data: bool
+    description: Text
+
+
+class Validation(Section):
+    val_freq: Positive | None = None
+    save_img: bool
+    suffix: Text | None = None
+    pbar: bool = False
+    metrics: dict[str, Metric] | None = None
+    best_metric: Text | None = None
+    inference: Inference | None = None
+    submission: Submission | None = None
+
+
+class Wandb(Section):
+    project: Text | None = None
+    resume_id: Text | None = None
+
+
+class Logger(Section):
+    print_freq: Positive
+    save_checkpoint_freq: Positive
+    use_tb_logger: bool
+    wandb: Wandb | None = None
+
+
+class Paths(Section):
+    pretrain_network_g: Text | None = None
+    param_key_g: Literal['params', 'params_ema'] | None = 'params'
+    strict_load_g: bool = True
+    resume_state: Text | None = None
+    ignore_resume_networks: list[Text] | Text | None = None
+
+
+class DistParams(Section):
+    backend: Text | None = None
+    port: Positive | None = None
+
+
+class Options(Section):
+    """An option file of SRModel or WRCANModel, resolved."""
+
+    name: Text
+    model_type: Text
+    scale: Positive
+    num_gpu: Count | Literal['auto']
+    manual_seed: Count
+    datasets: Annotated[dict[Text, DataSet], Field(min_length=1)]
+    network_g: Built
+    path: Paths
+    train: Training | None = None
+    val: Validation | None = None
+    logger: Logger | None = None
+    dist_params: DistParams | None = None
+    find_unused_parameters: bool = False
+    options_sha256: Text | None = None  # in the copy that is kept with a run
+
+
+class OtherOptions(OpenSection):
+    """An option file of another model, whose further networks, losses and optimizers only that model knows."""
+
+    name: Text
+    model_type: Text
+    num_gpu: Count | Literal['auto']
+    manual_seed: Count
+    datasets: Annotated[dict[Text, DataSet], Field(min_length=1)]
+
+
+def known_keys() -> set[str]:
+    """Every key of every section, to guess what a misspelt one was meant to be."""
+    sections: list[type[BaseModel]] = [Section, OpenSection]
+    names: set[str] = set()
+    while sections:
+        section = sections.pop()
+        names |= section.model_fields.keys()
+        sections += section.__subclasses__()
+    return names

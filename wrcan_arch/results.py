@@ -1,0 +1,103 @@
+"""What a test leaves in results/NAME/: scores of each image and sequence, what made them, and the challenge's zip."""
+
+import csv
+import hashlib
+import json
+import math
+import zipfile
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Scores = Mapping[str, Mapping[str, float]]  # by image, by metric
+
+
+def mean_scores(scores: Scores) -> dict[str, float]:
+    """The mean of each metric over all images, summed exactly, so that no order or sharding changes it."""
+    metrics = next(iter(scores.values()), {})
+    return {name: math.fsum(each[name] for each in scores.values()) / len(scores) for name in metrics}
+
+
+def sequence_of(key: str) -> str:
+    """The sequence of a frame: what stands before the last underscore, as in 000_00000012."""
+    return key.rpartition('_')[0] or key
+
+
+def write_scores(folder: Path, dataset: str, scores: Scores) -> None:
+    """scores_DATASET.csv, a row an image, and sequences_DATASET.csv, a row a sequence."""
+    metrics = list(next(iter(scores.values()), {}))
+    _write_csv(
+        folder / f'scores_{dataset}.csv',
+        ['key', *metrics],
+        ([key, *(repr(each[name]) for name in metrics)] for key, each in sorted(scores.items())),
+    )
+    sequences: dict[str, dict[str, Mapping[str, float]]] = {}
+    for key, each in sorted(scores.items()):
+        sequences.setdefault(sequence_of(key), {})[key] = each
+    _write_csv(
+        folder / f'sequences_{dataset}.csv',
+        ['sequence', 'images', *metrics],
+        ([name, len(each), *map(repr, mean_scores(each).values())] for name, each in sequences.items()),
+    )
+
+
+def _write_csv(path: Path, header: list[str], rows: Iterable[list]) -> None:
+    with path.open('w', newline='', encoding='utf-8') as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def describe_weights(path: str | None) -> dict[str, str] | None:
+    """The weight file that a result is of: its path, and the SHA-256 of its bytes."""
+    if path is None:
+        return None
+    with Path(path).open('rb') as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return {'path': path, 'sha256': digest.hexdigest()}
+
+
+def write_result(folder: Path, dataset: str, scores: Scores, about: Mapping[str, Any]) -> None:
+    """result_DATASET.json: the means, and what made them."""
+    result = {
+        **about,
+        'dataset': dataset,
+        'images': len(scores),
+        'metrics': mean_scores(scores),
+        'date': datetime.now().isoformat(timespec='seconds'),
+    }
+    path = folder / f'result_{dataset}.json'
+    path.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
+
+
+def write_submission(
+    path: Path, images: Mapping[str, Path], seconds_per_image: float, options: Mapping[str, Any]
+) -> None:
+    """The NTIRE challenge's submission: PNGs named SEQUENCE_FRAME.png, readme.txt, zipped without folders.
+
+    Args:
+        path: the zip file.
+        images: the restored images' files, by key.
+        seconds_per_image: the mean time of restoring one.
+        options: val.submission: `every` (10 takes the frames 9, 19, ... of each sequence, as the server asked for),
+            `extra_data`, `description`.
+    """
+    every = options['every']
+    chosen = {key: file for key, file in images.items() if int(key.rpartition('_')[2]) % every == every - 1}
+    readme = (
+        f'runtime per image [s] : {seconds_per_image:.2f}\n'
+        f'CPU[1] / GPU[0] : {int(not torch.cuda.is_available())}\n'
+        f'Extra Data [1] / No Extra Data [0] : {int(options["extra_data"])}\n'
+        f'Other description : {options["description"]}\n'
+    )
+    partial = path.with_name(path.name + '.partial')
+    with zipfile.ZipFile(partial, 'w', zipfile.ZIP_STORED) as archive:  # PNGs do not get smaller
+        for key, file in sorted(chosen.items()):
+            archive.write(file, f'{key}.png')
+        archive.writestr('readme.txt', readme)
+    partial.replace(path)
