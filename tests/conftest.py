@@ -1,6 +1,5 @@
 """What the tests share: golden numbers, small pictures, small stores."""
 
-import os
 import shutil
 import subprocess
 import sys
@@ -15,9 +14,6 @@ from safetensors.torch import load_file
 import wrcan_arch  # noqa: F401  (repairs the toolbox before a test imports it)
 
 DATA = Path(__file__).parent / 'data'
-
-torch.set_num_threads(int(os.environ.get('TEST_THREADS', '2')))
-
 
 @pytest.fixture(scope='session')
 def golden() -> dict[str, torch.Tensor]:

@@ -69,6 +69,8 @@ class WRCANModel(SRModel):
         return super().model_to_device(net)
 
     def feed_data(self, data: dict[str, Any]) -> None:
+        if 'gt' not in data and hasattr(self, 'gt'):
+            del self.gt  # of the item before
         super().feed_data(data)
         self.gt_jpeg = data['gt_jpeg'].to(self.device) if 'gt_jpeg' in data else None
 
