@@ -32,6 +32,9 @@ setup(
         'matplotlib>=3.7',  # the report's plots
         'tqdm>=4.60',
     ],
-    extras_require={'dev': ['pytest>=8', 'pytest-timeout>=2.3', 'hypothesis>=6.100', 'ruff>=0.6', 'mypy>=1.11']},
+    extras_require={
+        'lpips': ['lpips>=0.1.4'],  # the metric calculate_lpips
+        'dev': ['lpips>=0.1.4', 'pytest>=8', 'pytest-timeout>=2.3', 'hypothesis>=6.100', 'ruff>=0.6', 'mypy>=1.11'],
+    },
     entry_points={'console_scripts': ['basicsr = wrcan_arch.cli:main']},
 )

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from wrcan_arch import InputError
-from wrcan_arch.report import Result, busiest_crops, plot, read_curves
+from wrcan_arch.report import busiest_crops, plot, read_curves, rounded
 
 LOG = """2026-01-01 10:00:00,000 INFO: [small..][epoch:  0, iter:       1, lr:(1.000e-03,)] [eta: 0:00:00, time (data): 1.239 (0.086)] l_pix: 6.1602e-01 l_ae: 4.8760e-02
 2026-01-01 10:00:00,000 INFO: [small..][epoch:  2, iter:   1,200, lr:(5.000e-04,)] [eta: 0:00:01, time (data): 0.5 (0.06)] l_pix: 5.0251e-01 l_ae: 3.4787e-02
@@ -34,9 +34,16 @@ def test_crops_are_inside_apart_and_where_the_blur_cost_most(size):
     sharp = np.zeros((*size, 3), np.uint8)
     blurred = sharp.copy()
     blurred[size[0] // 2, size[1] // 2] = 200
-    corners = busiest_crops(Result('a', {'blurred': blurred, 'sharp': sharp}, {}))
+    corners = busiest_crops([blurred, sharp])
     side = min(160, *size)
     assert all(0 <= top <= size[0] - side and 0 <= left <= size[1] - side for top, left in corners)
     top, left = corners[0]
     assert top <= size[0] // 2 < top + side and left <= size[1] // 2 < left + side
     assert all(abs(top - other) >= side or abs(left - beside) >= side for other, beside in corners[1:])
+
+
+def test_scores_have_the_papers_digits_and_no_minus_zero():
+    assert [rounded('psnr', 28.936), rounded('psnr', 0.036, '+'), rounded('psnr', -0.003, '+')] == [
+        '28.94', '+0.04', '+0.00'
+    ]  # fmt: skip
+    assert [rounded('ssim', 0.81384), rounded('lpips', -0.0012, '+')] == ['0.8138', '-0.0012']

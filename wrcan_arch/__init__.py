@@ -4,6 +4,7 @@ from .toolbox import repair_toolbox
 
 repair_toolbox()  # before anything imports basicsr
 
+from . import lpips_metric  # noqa: E402, F401  (registers the metric)
 from .checkpoint import load_network  # noqa: E402
 from .errors import InputError  # noqa: E402
 from .inference import restore  # noqa: E402

@@ -54,13 +54,34 @@ def convert(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def tables(arguments: argparse.Namespace) -> int:
+    from .tables import as_csv, as_html, as_text, compare
+
+    compared = compare(arguments.results)
+    print(as_text(compared))
+    for path, render in ((arguments.html, as_html), (arguments.csv, as_csv)):
+        if path is not None:
+            path.write_text(render(compared), encoding='utf-8')
+            print(f'wrote {path}')
+    return 0
+
+
 def report(arguments: argparse.Namespace) -> int:
     from . import options
-    from .report import write_report
+    from .figure import make_figure
+    from .report import mean_scores, rounded, write_report
+
+    if arguments.figure:
+        picture = make_figure(arguments.figure, arguments.crops or [], arguments.out)
+        print(f'wrote {arguments.out} and {picture}')
+        return 0
 
     file = options.read_options(arguments.opt)
     options.check(file, 'test')
-    write_report(file.values, arguments.experiment, arguments.out)
+    results = write_report(file.values, arguments.experiment, arguments.out)
+    for metric, (blurred, restored) in mean_scores(results).items():
+        scores = f'blurred {rounded(metric, blurred)}, restored {rounded(metric, restored)}'
+        print(f'{metric.upper()} of {len(results)} images: {scores} ({rounded(metric, restored - blurred, sign="+")})')
     print(f'wrote {arguments.out}')
     return 0
 
@@ -122,9 +143,21 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument('--to', choices=['official'], help="write the authors' names")
 
     command = add('report', report, 'write a page of blurred, restored and sharp pictures with scores and curves')
-    command.add_argument('-opt', required=True, help='the option file of a finished test with save_img: true')
+    content = command.add_mutually_exclusive_group(required=True)
+    content.add_argument('-opt', help='the option file of a finished test with save_img: true')
+    content.add_argument(
+        '--figure', nargs='+', type=Path, metavar='RESULT', help="folders of finished tests, for the paper's Fig. 4"
+    )
+    command.add_argument(
+        '--crops', nargs='+', metavar='FRAME', help='of the figure: 003/00000060 or 003/00000060:TOP,LEFT'
+    )
     command.add_argument('--experiment', type=Path, help='folder of the training run, for its curves')
     command.add_argument('-o', '--out', type=Path, default=Path('report.html'), help='default report.html')
+
+    command = add('tables', tables, "print the paper's tables, paper beside measured")
+    command.add_argument('--results', type=Path, default=Path('results'), help='default results')
+    command.add_argument('--html', type=Path, help='write a page too')
+    command.add_argument('--csv', type=Path, help='write a CSV file too')
 
     add('doctor', doctor, 'say which versions are there, what was repaired, what is missing')
     return parser

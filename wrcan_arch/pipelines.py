@@ -27,6 +27,7 @@ import numpy as np
 import torch
 import yaml
 from basicsr.utils import check_resume
+from basicsr.utils.dist_util import master_only
 from torch import distributed
 
 from . import checkpoint
@@ -184,6 +185,16 @@ def with_hash(options: dict[str, Any]) -> dict[str, Any]:
     return {**options, 'options_sha256': hashlib.sha256(yaml.safe_dump(options).encode()).hexdigest()}
 
 
+@master_only
+def _keep_test_options(options: dict[str, Any], debug: bool) -> None:
+    """results/NAME/options.yml; the toolbox keeps those of a training alone."""
+    name = options['name']
+    if debug and not name.startswith('debug'):
+        name = f'debug_{name}'  # as the toolbox calls it then
+    text = yaml.safe_dump({**with_hash(options), 'name': name}, sort_keys=False)
+    Path('results', name, 'options.yml').write_text(text, encoding='utf-8')
+
+
 def run(
     command: str,
     options: dict[str, Any],
@@ -213,8 +224,7 @@ def run(
             try:
                 getattr(pipeline, f'{command}_pipeline')(str(Path.cwd()))
                 if command == 'test':
-                    kept = Path('results', f'debug_{options["name"]}' if debug else options['name'], 'options.yml')
-                    kept.write_text(path.read_text(encoding='utf-8'), encoding='utf-8')
+                    _keep_test_options(options, debug)
                 if distributed.is_initialized():
                     distributed.barrier()  # processes that leave one by one can take the others down
             finally:

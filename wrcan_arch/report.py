@@ -7,7 +7,7 @@ import base64
 import html
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,19 +49,34 @@ def read_results(opt: Mapping[str, Any]) -> list[Result]:
     """The finished test's restored images beside their inputs and sharp images."""
     results = []
     for phase, dataset_opt in opt['datasets'].items():
-        dataset = build_dataset({**dataset_opt, 'phase': phase.split('_')[0], 'scale': opt['scale']})
         ending = opt['val'].get('suffix') or opt['name']
         folder = Path('results', opt['name'], 'visualization', dataset_opt['name'])
-        for item in dataset:
-            key = Path(item['lq_path']).stem
-            restored = cv2.imread(str(folder / f'{key}_{ending}.png'))
-            if restored is None:
-                raise InputError(
-                    f'{folder}: no restored image {key}_{ending}.png; run basicsr test with save_img: true'
-                )
+        for item in open_test_set(opt, phase):
+            if 'gt' not in item:
+                raise InputError(f'{opt["name"]}: {dataset_opt["name"]} has no sharp images to compare with')
+            key = key_of(item)
+            restored = read_restored(folder / f'{key}_{ending}.png')
             pictures = {'blurred': tensor2img(item['lq']), 'restored': restored, 'sharp': tensor2img(item['gt'])}
             results.append(Result(key, pictures, _scores(pictures, opt['val']['metrics'])))
     return results
+
+
+def open_test_set(opt: Mapping[str, Any], phase: str) -> Sequence[Mapping[str, Any]]:
+    """The data set that a test's options name under datasets: `phase`."""
+    return build_dataset({**opt['datasets'][phase], 'phase': phase.split('_')[0], 'scale': opt['scale']})
+
+
+def key_of(item: Mapping[str, Any]) -> str:
+    """What a test calls the image of a data set's item; the toolbox's own data sets give paths alone."""
+    return item.get('key', Path(item['lq_path']).stem)
+
+
+def read_restored(path: Path) -> np.ndarray:
+    """An image that a test restored, uint8 (H, W, 3), BGR."""
+    image = cv2.imread(str(path))
+    if image is None:
+        raise InputError(f'{path.parent}: no restored image {path.name}; run basicsr test with save_img: true')
+    return image
 
 
 def _scores(pictures: dict[str, np.ndarray], metrics: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
@@ -107,9 +122,9 @@ def plot(title: str, series: Mapping[str, list[tuple[int, float]]], *, logarithm
     return text.getvalue()[text.getvalue().index('<svg') :]
 
 
-def busiest_crops(result: Result, count: int = CROPS_PER_PICTURE) -> list[tuple[int, int]]:
-    """Top left corners of `count` crops that do not overlap, where the blurred image is furthest from the sharp one."""
-    difference = cv2.absdiff(result.pictures['blurred'], result.pictures['sharp']).astype(np.float32).sum(axis=2)
+def busiest_crops(images: Sequence[np.ndarray], count: int = CROPS_PER_PICTURE) -> list[tuple[int, int]]:
+    """Top left corners of `count` crops that do not overlap, where the images are furthest from one another."""
+    difference = np.ptp(np.stack(images), axis=0).astype(np.float32).sum(axis=2)  # (H, W)
     height, width = difference.shape
     size = min(CROP, height, width)
     sums = cv2.boxFilter(difference, -1, (size, size), anchor=(0, 0), normalize=False, borderType=cv2.BORDER_CONSTANT)
@@ -122,7 +137,8 @@ def busiest_crops(result: Result, count: int = CROPS_PER_PICTURE) -> list[tuple[
     return corners
 
 
-def _picture(image: np.ndarray, ending: str, **attributes: str) -> str:
+def picture(image: np.ndarray, ending: str, **attributes: str) -> str:
+    """An <img> that holds the image itself, as a 'jpg' or a 'png'."""
     parameters = [cv2.IMWRITE_JPEG_QUALITY, 92] if ending == 'jpg' else []
     encoded = base64.b64encode(cv2.imencode(f'.{ending}', image, parameters)[1].tobytes()).decode()
     kind = {'jpg': 'jpeg', 'png': 'png'}[ending]
@@ -131,23 +147,24 @@ def _picture(image: np.ndarray, ending: str, **attributes: str) -> str:
 
 
 def _score(metric: str, value: float) -> str:
-    return f'{metric.upper()} {_rounded(metric, value)}'
+    return f'{metric.upper()} {rounded(metric, value)}'
 
 
-def _rounded(metric: str, value: float, sign: str = '') -> str:
-    """With the digits that the paper's tables have."""
-    return f'{value:{sign}.{2 if metric == "psnr" else 4}f}'
+def rounded(metric: str, value: float, sign: str = '') -> str:
+    """With the digits that the paper's tables have; `sign` '+' writes the sign of a difference."""
+    digits = 2 if metric == 'psnr' else 4
+    return f'{round(value, digits) + 0:{sign}.{digits}f}'  # + 0 makes 0.0 of -0.0
 
 
 def _row(result: Result) -> str:
     """One test image: the whole and the crops, in three columns."""
-    corners = busiest_crops(result)
+    corners = busiest_crops([result.pictures['blurred'], result.pictures['sharp']])
     columns = []
     for place, (name, image) in enumerate(result.pictures.items()):
         scores = [] if name == 'sharp' else [_score(metric, values[place]) for metric, values in result.scores.items()]
-        whole = _picture(image, 'jpg', alt=f'{result.key}, {name}', style='width:100%')
+        whole = picture(image, 'jpg', alt=f'{result.key}, {name}', style='width:100%')
         crops = [
-            _picture(image[top : top + CROP, left : left + CROP], 'png', alt=f'{result.key}, {name}, crop at 1:1')
+            picture(image[top : top + CROP, left : left + CROP], 'png', alt=f'{result.key}, {name}, crop at 1:1')
             for top, left in corners
         ]
         columns.append(
@@ -156,12 +173,19 @@ def _row(result: Result) -> str:
     return f'<h3>{html.escape(result.key)}</h3><table><tr>{"".join(columns)}</tr></table>'
 
 
-def _summary(results: list[Result]) -> str:
+def mean_scores(results: Sequence[Result]) -> dict[str, tuple[float, float]]:
+    """Means over all images, (blurred, restored) by metric."""
+    return {
+        metric: tuple(np.mean([result.scores[metric] for result in results], axis=0).tolist())
+        for metric in results[0].scores
+    }
+
+
+def _summary(results: Sequence[Result]) -> str:
     rows = []
-    for metric in results[0].scores:
-        blurred, restored = np.mean([result.scores[metric] for result in results], axis=0)
-        cells = [metric.upper(), _rounded(metric, blurred), _rounded(metric, restored)]
-        cells.append(_rounded(metric, restored - blurred, sign='+'))
+    for metric, (blurred, restored) in mean_scores(results).items():
+        cells = [metric.upper(), rounded(metric, blurred), rounded(metric, restored)]
+        cells.append(rounded(metric, restored - blurred, sign='+'))
         rows.append(f'<tr><td>{"</td><td>".join(cells)}</td></tr>')
     return (
         '<table class="numbers"><tr><th>mean</th><th>blurred</th><th>restored</th><th>difference</th></tr>'
@@ -179,8 +203,16 @@ table { border-collapse: collapse; width: 100% } td { vertical-align: top; paddi
 """
 
 
-def write_report(opt: Mapping[str, Any], experiment: Path | None, out: Path) -> None:
-    """Write the page of a finished test.
+def page(title: str, body: str, style: str = '') -> str:
+    """A whole page around `body`; `style` is what it needs beyond STYLE."""
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<style>{STYLE}{style}</style><h1>{html.escape(title)}</h1>{body}</html>\n'
+    )
+
+
+def write_report(opt: Mapping[str, Any], experiment: Path | None, out: Path) -> list[Result]:
+    """Write the page of a finished test, and return what it shows.
 
     Args:
         opt: the test's resolved options. Its results/ are looked for under the current folder.
@@ -199,10 +231,7 @@ def write_report(opt: Mapping[str, Any], experiment: Path | None, out: Path) -> 
     sections.append('<h2>Pictures</h2><p>The whole image, then crops at 1:1 where the blur cost most.</p>')
     sections += [_row(result) for result in results]
     inference = ', '.join(f'{key}: {value}' for key, value in opt['val'].get('inference', {}).items())
-    page = (
-        f'<!doctype html><meta charset="utf-8"><title>{html.escape(opt["name"])}</title><style>{STYLE}</style>'
-        f'<h1>{html.escape(opt["name"])}</h1><p>{len(results)} images; inference: {html.escape(inference)}.</p>'
-        + '\n'.join(sections)
-    )
+    about = f'<p>{len(results)} images; inference: {html.escape(inference)}.</p>'
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page, encoding='utf-8')
+    out.write_text(page(opt['name'], about + '\n'.join(sections)), encoding='utf-8')
+    return results

@@ -1,0 +1,173 @@
+import re
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+from basicsr.metrics import calculate_psnr
+from conftest import picture
+
+from wrcan_arch import InputError
+from wrcan_arch.figure import PAPER_FRAMES, draw, make_figure, read_rows
+from wrcan_arch.lmdb_store import StoreWriter
+
+FRAMES = [f'{sequence:03}_{frame:08}' for sequence in range(5) for frame in range(2)]
+SIZE = (200, 240)
+SPOTS = {key: (10 * place, 8 * place) for place, key in enumerate(FRAMES)}  # where the methods differ
+
+
+def make_store(path, images):
+    with StoreWriter(path) as store:
+        for key, image in images.items():
+            store.put(key, '.png', cv2.imencode('.png', image)[1].tobytes(), image.shape)
+
+
+def make_result(name, images, suffix=None, sharp='sharp.lmdb'):
+    folder = Path('results', name, 'visualization', 'small')
+    folder.mkdir(parents=True)
+    for key, image in images.items():
+        cv2.imwrite(str(folder / f'{key}_{suffix or name}.png'), image)
+    dataset = {
+        'name': 'small',
+        'type': 'JPEGDeblurDataset',
+        'dataroot_lq': 'blur.lmdb',
+        'dataroot_gt': sharp,
+        'io_backend': {'type': 'lmdb'},
+    }
+    options = {'name': name, 'scale': 1, 'datasets': {'test': dataset}, 'val': {'save_img': True, 'suffix': suffix}}
+    Path('results', name, 'options.yml').write_text(yaml.safe_dump(options))
+    return Path('results', name)
+
+
+@pytest.fixture
+def frames(tmp_path, monkeypatch):
+    """Five sequences of two frames: sharp, blurred, and what two methods restored, which differ in one spot a frame."""
+    monkeypatch.chdir(tmp_path)
+    sharp = {key: picture(*SIZE, seed) for seed, key in enumerate(FRAMES)}
+    blurred = {key: cv2.blur(image, (5, 5)) for key, image in sharp.items()}
+    first = {key: cv2.blur(image, (3, 3)) for key, image in sharp.items()}
+    second = {key: image.copy() for key, image in first.items()}
+    for strength, (key, (top, left)) in enumerate(SPOTS.items()):
+        spot = second[key][top : top + 4, left : left + 4]
+        spot += np.where(spot < 128, 10 + strength, -10 - strength).astype(np.uint8)
+    make_store('sharp.lmdb', sharp)
+    make_store('blur.lmdb', blurred)
+    make_result('first', first)
+    make_result('second', second, suffix='x8')
+    return {'input': blurred, 'first': first, 'second': second, 'sharp': sharp}
+
+
+RESULTS = [Path('results/first'), Path('results/second')]
+
+
+def test_named_crops_are_the_files_pixels_under_their_psnr(frames):
+    (row,) = read_rows(RESULTS, ['003/00000001:7,31'])
+    assert row.crop == '003/00000001:7,31'
+    assert [cell.title for cell in row.cells] == ['input', 'first', 'second', 'sharp']
+    for cell in row.cells:
+        image = frames[cell.title]['003_00000001']
+        np.testing.assert_array_equal(cell.crop, image[7:167, 31:191])
+        if cell.title == 'sharp':
+            assert cell.psnr is None
+        else:
+            assert cell.psnr == calculate_psnr(image, frames['sharp']['003_00000001'], 0)
+
+
+def test_rows_are_where_the_methods_differ_most(frames):
+    """A later frame differs more, so it is the second of each sequence, the last sequence first."""
+    rows = read_rows(RESULTS, [])
+    assert [row.crop.partition(':')[0] for row in rows] == [
+        '004/00000001', '003/00000001', '002/00000001', '001/00000001'
+    ]  # fmt: skip
+    for row in rows:
+        frame, top, left = re.split('[:,]', row.crop)
+        spot_top, spot_left = SPOTS[frame.replace('/', '_')]
+        assert 0 <= spot_top - int(top) <= 156 and 0 <= spot_left - int(left) <= 156
+
+
+def test_papers_frames_come_first_where_the_data_set_has_them(frames):
+    names = dict(zip([frame.replace('/', '_') for frame in PAPER_FRAMES], FRAMES, strict=False))
+    for store, column in (('blur.lmdb', 'input'), ('sharp.lmdb', 'sharp')):
+        shutil.rmtree(store)
+        make_store(store, {name: frames[column][key] for name, key in names.items()})
+    for result, ending in (('first', 'first'), ('second', 'x8')):
+        folder = Path('results', result, 'visualization/small')
+        for name, key in names.items():
+            (folder / f'{key}_{ending}.png').rename(folder / f'{name}_{ending}.png')
+    assert [row.crop.partition(':')[0] for row in read_rows(RESULTS, [])] == list(PAPER_FRAMES)
+
+
+def test_one_result_is_compared_with_its_input(frames):
+    restored = {key: image.copy() for key, image in frames['input'].items()}
+    for key, (top, left) in SPOTS.items():
+        restored[key][top : top + 4, left : left + 4] = frames['second'][key][top : top + 4, left : left + 4]
+    restored['002_00000000'][100:104, 200:204] ^= 255
+    rows = read_rows([make_result('alone', restored)], [])
+    assert len(rows) == 4 and [cell.title for cell in rows[0].cells] == ['input', 'alone', 'sharp']
+    frame, top, left = re.split('[:,]', rows[0].crop)
+    assert frame == '002/00000000' and int(left) >= 44
+
+
+def test_figure_without_sharp_images(frames):
+    shutil.rmtree('results')
+    result = make_result('third', frames['first'], sharp=None)
+    (row,) = read_rows([result], ['000/00000000'])
+    assert [(cell.title, cell.psnr) for cell in row.cells] == [('input', None), ('third', None)]
+
+
+def test_data_set_of_the_toolbox(frames):
+    for folder in ('blur', 'sharp'):
+        Path(folder).mkdir()
+        for key, image in frames['input' if folder == 'blur' else 'sharp'].items():
+            cv2.imwrite(f'{folder}/{key}.png', image)
+    options = yaml.safe_load(Path('results/first/options.yml').read_text())
+    options['datasets']['test'] |= {
+        'type': 'PairedImageDataset',
+        'dataroot_lq': 'blur',
+        'dataroot_gt': 'sharp',
+        'io_backend': {'type': 'disk'},
+    }
+    Path('results/first/options.yml').write_text(yaml.safe_dump(options))
+    (row,) = read_rows(RESULTS, ['001/00000000:0,0'])
+    np.testing.assert_array_equal(row.cells[0].crop, frames['input']['001_00000000'][:160, :160])
+
+
+def test_figure_is_a_png_at_twice_the_size_and_a_page_at_1_to_1(frames):
+    crops = ['000/00000000:0,0', '001/00000000:40,80']
+    page = Path('pages/figure.html')
+    image = make_figure(RESULTS, crops, page)
+    assert image == Path('pages/figure.png')
+    drawn = cv2.imread(str(image))
+    np.testing.assert_array_equal(drawn[:, :, ::-1], draw(read_rows(RESULTS, crops)))
+    enlarged = frames['second']['001_00000000'][40:200, 80:240].repeat(2, axis=0).repeat(2, axis=1)
+    left, top = cv2.minMaxLoc(cv2.matchTemplate(drawn, enlarged, cv2.TM_SQDIFF))[2]
+    np.testing.assert_array_equal(drawn[top : top + 320, left : left + 320], enlarged)
+    text = page.read_text()
+    assert text.count('<img') == 8 and all(crop in text for crop in crops) and 'http' not in text
+    assert text.count('PSNR ') == 7, 'six images have one, and the page says whose it is'
+    psnr = calculate_psnr(frames['first']['001_00000000'], frames['sharp']['001_00000000'], 0)
+    assert f'PSNR {psnr:.2f}' in text
+
+
+@pytest.mark.parametrize(
+    ('results', 'crops', 'message'),
+    [
+        (['first'], ['009/00000000'], "--crops 009/00000000: the data set has no such frame; there is '000/00000000'"),
+        (['first'], ['000/00000000:41,0'], 'not inside 240 x 200; TOP is 40 at most, LEFT 80'),
+        (['first'], ['000/00000000:1'], 'write SEQUENCE/FRAME or SEQUENCE/FRAME:TOP,LEFT'),
+        (['first', 'first'], [], 'need names that differ'),
+        (['absent'], [], 'no options.yml in it; give the folder that basicsr test wrote'),
+        (['first', 'unsaved'], [], 'not all have restored images of small; test with save_img: true'),
+        (['first', 'smaller'], ['000/00000000'], '000/00000000 is 240 x 200 in input'),
+        (['few'], ['000/00000001'], 'no restored image 000_00000001_few.png'),
+    ],
+)
+def test_wrong_requests_say_what_to_do(frames, results, crops, message):
+    make_result('smaller', {'000_00000000': frames['first']['000_00000000'][:100]})
+    make_result('few', {'000_00000000': frames['first']['000_00000000']})
+    make_result('unsaved', {})
+    Path('results/unsaved/visualization/small').rmdir()
+    with pytest.raises(InputError, match=re.escape(message)):
+        read_rows([Path('results', name) for name in results], crops)

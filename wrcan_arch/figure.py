@@ -1,0 +1,256 @@
+"""The paper's Fig. 4 from any finished tests: a row a crop; columns input, each method, sharp."""
+
+import html
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import yaml
+from basicsr.metrics import calculate_psnr
+from basicsr.utils import tensor2img
+from matplotlib import font_manager
+from PIL import Image, ImageDraw, ImageFont
+
+from .errors import InputError
+from .jpeg_deblur_dataset import JPEGDeblurDataset
+from .report import CROP, busiest_crops, key_of, open_test_set, page, picture, read_restored, rounded
+from .results import sequence_of
+
+PAPER_FRAMES = ('003/00000060', '026/00000054', '004/00000093', '010/00000098')
+OTHER_COLUMNS = ('input', 'sharp')
+ROWS = 4  # where nobody says which
+
+ZOOM = 2  # of the crops in the PNG
+GAP, TEXT_HEIGHT, FONT_SIZE = 12, 30, 20  # pixels in the PNG
+
+TestSet = Sequence[Mapping[str, Any]]  # a data set's items
+
+
+@dataclass(frozen=True)
+class Method:
+    """A finished test's restored images of one data set."""
+
+    name: str
+    images: Path
+    ending: str
+
+    def read(self, key: str) -> np.ndarray:
+        return read_restored(self.images / f'{key}_{self.ending}.png')
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A crop, uint8 (h, w, 3), BGR, and the PSNR of the whole image that it is from; None without a sharp image."""
+
+    title: str
+    crop: np.ndarray
+    psnr: float | None
+
+
+@dataclass(frozen=True)
+class FigureRow:
+    """One crop, named as --crops names it, as each column has it."""
+
+    crop: str
+    cells: list[Cell]
+
+
+def _key(frame: str) -> str:
+    """A frame's name in stores and results: 003_00000060 for 003/00000060."""
+    return frame.replace('/', '_')
+
+
+def _frame(key: str) -> str:
+    return '/'.join(key.rsplit('_', 1))
+
+
+def _parse(crop: str) -> tuple[str, tuple[int, int] | None]:
+    match = re.fullmatch(r'([^:]+)(?::(\d+),(\d+))?', crop)
+    if not match:
+        raise InputError(f'--crops {crop}: write SEQUENCE/FRAME or SEQUENCE/FRAME:TOP,LEFT')
+    return match[1], None if match[2] is None else (int(match[2]), int(match[3]))
+
+
+def _open_results(results: Sequence[Path]) -> tuple[TestSet, list[Method]]:
+    """The first data set of the first result that all of them restored, and where each has its images."""
+    names = [result.resolve().name for result in results]
+    if len({*names, *OTHER_COLUMNS}) < len(names) + len(OTHER_COLUMNS):
+        raise InputError(f'{", ".join(names)}: results in one figure need names that differ')
+    options = [_read_options(result) for result in results]
+    for phase, dataset in options[0]['datasets'].items():
+        folders = [result / 'visualization' / dataset['name'] for result in results]
+        if all(folder.is_dir() for folder in folders):
+            endings = [opt['val'].get('suffix') or opt['name'] for opt in options]
+            methods = [
+                Method(name, folder, ending) for name, folder, ending in zip(names, folders, endings, strict=True)
+            ]
+            return open_test_set(options[0], phase), methods
+    datasets = ' or '.join(dataset['name'] for dataset in options[0]['datasets'].values())
+    raise InputError(
+        f'{", ".join(map(str, results))}: not all have restored images of {datasets}; test with save_img: true'
+    )
+
+
+def _read_options(result: Path) -> Mapping[str, Any]:
+    path = result / 'options.yml'
+    if not path.is_file():
+        raise InputError(f'{result}: no options.yml in it; give the folder that basicsr test wrote, results/NAME')
+    try:
+        return yaml.safe_load(path.read_text(encoding='utf-8'))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f'{path}: damaged, not YAML; test again') from error
+
+
+def _keys(dataset: TestSet) -> list[str]:
+    """What the restored images are called, in the data set's order."""
+    if isinstance(dataset, JPEGDeblurDataset):
+        return [_key(frame['key']) for frame in dataset.frames]
+    return [key_of(item) for item in dataset]  # other classes say it with the images only
+
+
+def _most_different(dataset: TestSet, keys: Sequence[str], methods: Sequence[Method]) -> list[str]:
+    """The frame of each sequence where the methods differ most in one crop, and of these the first ROWS."""
+
+    def difference(place: int) -> float:
+        images = {method.name: method.read(keys[place]) for method in methods}
+        if len(methods) == 1:
+            images['input'] = tensor2img(dataset[place]['lq'])
+        _check_sizes(keys[place], images)
+        corner = busiest_crops(list(images.values()), 1)[0]
+        return float(np.ptp([_cut(image, corner) for image in images.values()], axis=0).sum())
+
+    best: dict[str, str] = {}
+    for place in sorted(range(len(keys)), key=difference, reverse=True):
+        best.setdefault(sequence_of(keys[place]), keys[place])
+    return [_frame(key) for key in list(best.values())[:ROWS]]
+
+
+def _row(item: Mapping[str, Any], key: str, corner: tuple[int, int] | None, methods: Sequence[Method]) -> FigureRow:
+    restored = {method.name: method.read(key) for method in methods}
+    images = {'input': tensor2img(item['lq']), **restored}
+    if 'gt' in item:
+        images['sharp'] = tensor2img(item['gt'])
+    _check_sizes(key, images)
+    if corner is None:
+        compared = restored if len(restored) > 1 else {**restored, 'input': images['input']}
+        corner = busiest_crops(list(compared.values()), 1)[0]
+    height, width = images['input'].shape[:2]
+    lowest, rightmost = max(0, height - CROP), max(0, width - CROP)
+    if corner[0] > lowest or corner[1] > rightmost:
+        raise InputError(
+            f'--crops {_frame(key)}:{corner[0]},{corner[1]}: not inside {width} x {height}; TOP is {lowest} at most, '
+            f'LEFT {rightmost}'
+        )
+    cells = []
+    for name, image in images.items():
+        scored = 'sharp' in images and name != 'sharp'
+        psnr = float(calculate_psnr(image, images['sharp'], 0)) if scored else None
+        cells.append(Cell(name, _cut(image, corner), psnr))
+    return FigureRow(f'{_frame(key)}:{corner[0]},{corner[1]}', cells)
+
+
+def _check_sizes(key: str, images: Mapping[str, np.ndarray]) -> None:
+    sizes = {name: f'{image.shape[1]} x {image.shape[0]}' for name, image in images.items()}
+    if len(set(sizes.values())) > 1:
+        found = ', '.join(f'{size} in {name}' for name, size in sizes.items())
+        raise InputError(f'{_frame(key)} is {found}; give results of the same data set')
+
+
+def _cut(image: np.ndarray, corner: tuple[int, int]) -> np.ndarray:
+    top, left = corner
+    return image[top : top + CROP, left : left + CROP]
+
+
+def read_rows(results: Sequence[Path], crops: Sequence[str]) -> list[FigureRow]:
+    """See `make_figure`."""
+    dataset, methods = _open_results(results)
+    places = {key: place for place, key in enumerate(_keys(dataset))}
+    if not crops:
+        paper = [frame for frame in PAPER_FRAMES if _key(frame) in places]
+        crops = paper if len(paper) == len(PAPER_FRAMES) else _most_different(dataset, list(places), methods)
+    rows = []
+    for crop in crops:
+        frame, corner = _parse(crop)
+        if _key(frame) not in places:
+            raise InputError(f"--crops {crop}: the data set has no such frame; there is '{_frame(next(iter(places)))}'")
+        rows.append(_row(dataset[places[_key(frame)]], _key(frame), corner, methods))
+    return rows
+
+
+def _caption(cell: Cell) -> str:
+    return '' if cell.psnr is None else f'PSNR {rounded("psnr", cell.psnr)}'
+
+
+def draw(rows: Sequence[FigureRow]) -> np.ndarray:
+    """The figure, uint8 (H, W, 3), RGB: titles, then of each row its crop's name, the crops at ZOOM, their PSNR."""
+    font = ImageFont.truetype(font_manager.findfont('DejaVu Sans'), FONT_SIZE)
+    sizes = [(cell.crop.shape[1] * ZOOM, cell.crop.shape[0] * ZOOM) for row in rows for cell in row.cells]
+    titles = [cell.title for cell in rows[0].cells]
+    column = max([width for width, _ in sizes] + [int(font.getlength(text)) + 1 for text in [*titles, 'PSNR 00.00']])
+    heights = [row.cells[0].crop.shape[0] * ZOOM + 2 * TEXT_HEIGHT + GAP for row in rows]
+    figure = Image.new('RGB', (GAP + len(titles) * (column + GAP), GAP + TEXT_HEIGHT + sum(heights)), 'white')
+    pen = ImageDraw.Draw(figure)
+    lefts = [GAP + place * (column + GAP) for place in range(len(titles))]
+    top = GAP
+    for left, title in zip(lefts, titles, strict=True):
+        pen.text((left + column // 2, top), title, 'black', font, anchor='ma')
+    top += TEXT_HEIGHT
+    for row, height in zip(rows, heights, strict=True):
+        pen.text((GAP, top), row.crop, 'dimgray', font)
+        for left, cell in zip(lefts, row.cells, strict=True):
+            crop = Image.fromarray(cv2.cvtColor(cell.crop, cv2.COLOR_BGR2RGB))
+            crop = crop.resize((crop.width * ZOOM, crop.height * ZOOM), Image.Resampling.NEAREST)
+            figure.paste(crop, (left + (column - crop.width) // 2, top + TEXT_HEIGHT))
+            below = top + TEXT_HEIGHT + crop.height + 4
+            pen.text((left + column // 2, below), _caption(cell), 'black', font, anchor='ma')
+        top += height
+    return np.asarray(figure)
+
+
+STYLE = """
+.figure { width: auto } .figure td { width: auto; text-align: center } .figure img { image-rendering: pixelated }
+.figure .crop { text-align: left; padding-top: 14px; color: #666 } .figure th { padding: 0 4px }
+body { max-width: none }
+"""
+
+
+def _html_page(rows: Sequence[FigureRow]) -> str:
+    titles = ''.join(f'<th>{html.escape(cell.title)}</th>' for cell in rows[0].cells)
+    table = [f'<table class="figure"><tr>{titles}</tr>']
+    for row in rows:
+        cells = [
+            f'<td>{picture(cell.crop, "png", alt=f"{row.crop}, {cell.title}")}<br>{_caption(cell)}</td>'
+            for cell in row.cells
+        ]
+        table.append(f'<tr><td class="crop" colspan="{len(cells)}">{html.escape(row.crop)}</td></tr>')
+        table.append(f'<tr>{"".join(cells)}</tr>')
+    about = (
+        f'<p>Crops of {CROP} x {CROP} pixels at 1:1, named as sequence/frame:top,left. '
+        'PSNR is that of the whole image, in dB.</p>'
+    )
+    return page('Crops of restored images', about + '\n'.join(table) + '</table>', STYLE)
+
+
+def make_figure(results: Sequence[Path], crops: Sequence[str], out: Path) -> Path:
+    """Write the figure as a page with crops at 1:1, and as a PNG beside it.
+
+    Args:
+        results: folders of finished tests on the same data set, results/NAME. The data set is found by the options of
+            the first: relative paths in them are under the current folder.
+        crops: the rows, 'SEQUENCE/FRAME' or 'SEQUENCE/FRAME:TOP,LEFT'. Without a place it is where the methods differ
+            most. Without any, the paper's frames, or in another data set the frames where the methods differ most.
+        out: the page.
+
+    Returns:
+        the PNG's path, `out` with another ending.
+    """
+    rows = read_rows(results, crops)
+    image = out.with_suffix('.png')
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(_html_page(rows), encoding='utf-8')
+    Image.fromarray(draw(rows)).save(image)
+    return image
