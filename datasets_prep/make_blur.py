@@ -5,21 +5,18 @@ adds up, and its middle is the sharp image's position. The result is compressed 
 """
 
 import argparse
-import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pairs
 from tqdm import tqdm
 
 from wrcan_arch.errors import InputError
-from wrcan_arch.lmdb_store import StoreWriter, key_for
+from wrcan_arch.lmdb_store import key_for
 
-IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 PATH_POINTS = 129  # moments of the exposure; odd, so that one is its middle
-FILE_ENDINGS = {'blur': '.jpg', 'sharp': '.png'}
 
 
 def shake_path(rng: np.random.Generator, length: float) -> np.ndarray:
@@ -49,101 +46,68 @@ def blur_kernel(path: np.ndarray) -> np.ndarray:
     return kernel / kernel.sum()
 
 
-def to_linear(image: np.ndarray) -> np.ndarray:
-    """sRGB, uint8, to light in [0, 1] (IEC 61966-2-1)."""
-    encoded = np.arange(256) / 255
-    light = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
-    return light.astype(np.float32)[image]
-
-
-def from_linear(light: np.ndarray) -> np.ndarray:
-    """Light in [0, 1] to sRGB, uint8."""
-    light = light.clip(0, 1)
-    encoded = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
-    return np.rint(encoded * 255).astype(np.uint8)
-
-
 def blur(sharp: np.ndarray, path: np.ndarray) -> np.ndarray:
     """`sharp`, uint8 (H, W, 3), as an exposure along `path` sees it. The border is mirrored."""
     kernel = cv2.flip(blur_kernel(path), -1)  # filter2D correlates
-    light = cv2.filter2D(to_linear(sharp), -1, kernel, borderType=cv2.BORDER_REFLECT_101)
-    return from_linear(light)
+    light = cv2.filter2D(pairs.to_linear(sharp), -1, kernel, borderType=cv2.BORDER_REFLECT_101)
+    return pairs.from_linear(light)
 
 
-def encode(image: np.ndarray, ending: str, quality: int) -> bytes:
-    parameters = [cv2.IMWRITE_JPEG_QUALITY, quality] if ending == '.jpg' else [cv2.IMWRITE_PNG_COMPRESSION, 3]
-    return cv2.imencode(ending, image, parameters)[1].tobytes()
-
-
-def find_photos(inputs: list[Path]) -> list[Path]:
-    photos: list[Path] = []
+def find_photos(inputs: list[Path]) -> dict[str, Path]:
+    """Photographs by the name that their keys begin with."""
+    photos: dict[str, Path] = {}
     for entry in inputs:
         if not entry.exists():
             raise InputError(f'{entry}: no such photograph or folder')
         found = sorted(entry.rglob('*')) if entry.is_dir() else [entry]
-        photos += [path for path in found if path.suffix.lower() in IMAGE_ENDINGS]
+        for path in (path for path in found if path.suffix.lower() in pairs.IMAGE_ENDINGS):
+            other = photos.setdefault(key_for(path.stem), path)
+            if other is not path:
+                raise InputError(f'{other} and {path} have the same name; rename one of them or leave it out')
     if not photos:
-        raise InputError(f'{", ".join(map(str, inputs))}: no photographs ({" ".join(IMAGE_ENDINGS)}) found')
+        raise InputError(f'{", ".join(map(str, inputs))}: no photographs ({" ".join(pairs.IMAGE_ENDINGS)}) found')
     return photos
 
 
-def make_pairs(photos: list[Path], arguments: argparse.Namespace) -> Iterator[tuple[str, dict[str, bytes], tuple]]:
-    """Key, encoded blurred and sharp image, and shape, for each photograph and each of its paths."""
-    for number, photo in enumerate(photos):
+def make_pairs(
+    photos: dict[str, Path], arguments: argparse.Namespace
+) -> Iterator[tuple[str, str, dict[str, bytes], tuple]]:
+    """The photograph's name, a key, the encoded blurred and sharp image, and the shape, for each path of each."""
+    for number, (name, photo) in enumerate(photos.items()):
         sharp = cv2.imread(str(photo), cv2.IMREAD_COLOR)
         if sharp is None:
             raise InputError(f'{photo}: not a readable image; remove it or convert it to PNG')
-        sharp_bytes = encode(sharp, FILE_ENDINGS['sharp'], arguments.quality)
+        sharp_bytes = pairs.encode(sharp, 'sharp', arguments.quality)
         for copy in range(arguments.copies):
             rng = np.random.default_rng((arguments.seed, number, copy))
             blurred = blur(sharp, shake_path(rng, rng.uniform(*arguments.length)))
-            pair = {'blur': encode(blurred, FILE_ENDINGS['blur'], arguments.quality), 'sharp': sharp_bytes}
-            yield f'{key_for(photo.stem)}_{copy:03d}', pair, sharp.shape
+            pair = {'blur': pairs.encode(blurred, 'blur', arguments.quality), 'sharp': sharp_bytes}
+            yield name, f'{name}_{copy:03d}', pair, sharp.shape
 
 
-def check(arguments: argparse.Namespace) -> None:
+def write_pairs(arguments: argparse.Namespace) -> None:
     shortest, longest = arguments.length
     if not 0 <= shortest <= longest:
         raise InputError(f'--length {shortest} {longest}: give the shortest, then the longest, from 0 up')
-    if not 1 <= arguments.quality <= 100:
-        raise InputError(f'--quality {arguments.quality}: JPEG quality goes from 1 to 100')
     if arguments.copies < 1:
         raise InputError(f'--copies {arguments.copies}: at least 1')
-
-
-def write_stores(arguments: argparse.Namespace) -> None:
-    check(arguments)
     photos = find_photos(arguments.photos)
-    out: Path = arguments.out
-    with ExitStack() as stack:
-        stores = {role: stack.enter_context(StoreWriter(f'{out}_{role}.lmdb')) for role in FILE_ENDINGS}
-        pairs = make_pairs(photos, arguments)
-        for key, pair, shape in tqdm(pairs, total=len(photos) * arguments.copies, unit='pair', desc=out.name):
-            for role, ending in FILE_ENDINGS.items():
-                stores[role].put(key, ending, pair[role], shape)
-                if arguments.files:
-                    folder = Path(f'{out}_{role}')
-                    folder.mkdir(parents=True, exist_ok=True)
-                    (folder / f'{key}{ending}').write_bytes(pair[role])
+    sizes = dict.fromkeys(photos, arguments.copies)
+    with pairs.pair_stores(arguments, sizes, 'photographs') as put:
+        made = make_pairs(photos, arguments)
+        for pair in tqdm(made, total=sum(sizes.values()), unit='pair', desc=arguments.out.name):
+            put(*pair)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('photos', type=Path, nargs='+', help='sharp photographs, or folders of them')
-    parser.add_argument('-o', '--out', type=Path, required=True, help='OUT_blur.lmdb and OUT_sharp.lmdb are written')
     parser.add_argument('--copies', type=int, default=8, help='blur paths for each photograph (default 8)')
     parser.add_argument(
         '--length', type=float, nargs=2, default=(2, 16), metavar=('MIN', 'MAX'),
         help='length of the paths in pixels (default 2 16)',
     )  # fmt: skip
-    parser.add_argument('--quality', type=int, default=25, help='JPEG quality, 1 to 100 (default 25)')
-    parser.add_argument('--seed', type=int, default=0, help='of the paths (default 0)')
-    parser.add_argument('--files', action='store_true', help='also write the images as files: OUT_blur/, OUT_sharp/')
-    try:
-        write_stores(parser.parse_args())
-    except (InputError, OSError) as error:
-        print(f'make_blur: {error}', file=sys.stderr)
-        sys.exit(2)
+    pairs.run(parser, write_pairs)
 
 
 if __name__ == '__main__':

@@ -6,17 +6,33 @@ import cv2
 import numpy as np
 import pytest
 
+from wrcan_arch import options
 from wrcan_arch.lmdb_store import open_store
 
 PREP = Path(__file__).parent.parent / 'datasets_prep'
 sys.path.insert(0, str(PREP))
 
 import make_blur  # noqa: E402  (a script, found beside the package)
+import pairs  # noqa: E402
 
 
-def run(script, *arguments, folder):
-    command = [sys.executable, str(PREP / script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, timeout=120)
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Runs the script in this process, in tmp_path; gives what it prints, on stdout and on stderr."""
+
+    def main(*arguments, exit_code=0):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, 'argv', ['make_blur.py', *map(str, arguments)])
+        code = 0
+        try:
+            make_blur.main()
+        except SystemExit as end:
+            code = end.code
+        printed = capsys.readouterr()
+        assert code == exit_code, printed.err
+        return printed
+
+    return main
 
 
 @pytest.mark.parametrize('length', [0.0, 1.5, 12.0, 60.0])
@@ -33,12 +49,12 @@ def test_blur_is_the_mean_of_moved_exposures_in_linear_light():
     rng = np.random.default_rng(1)
     sharp = cv2.resize(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8), (96, 80), interpolation=cv2.INTER_CUBIC)
     path = make_blur.shake_path(rng, 9.0)
-    light = make_blur.to_linear(sharp)
+    light = pairs.to_linear(sharp)
     moved = [
         cv2.warpAffine(light, np.float32([[1, 0, x], [0, 1, y]]), (96, 80), borderMode=cv2.BORDER_REFLECT_101)
         for x, y in path
     ]
-    expected = make_blur.from_linear(np.mean(moved, axis=0)).astype(int)
+    expected = pairs.from_linear(np.mean(moved, axis=0)).astype(int)
     difference = np.abs(make_blur.blur(sharp, path).astype(int) - expected)
     assert difference.max() <= 3 and difference.mean() < 0.3  # warpAffine places pixels on a grid of 1/32
 
@@ -49,9 +65,9 @@ def test_no_movement_is_no_blur():
 
 
 def test_light_is_srgbs():
-    np.testing.assert_allclose(make_blur.to_linear(np.uint8([0, 10, 128, 255])), [0, 0.003035, 0.215861, 1], atol=1e-6)
+    np.testing.assert_allclose(pairs.to_linear(np.uint8([0, 10, 128, 255])), [0, 0.003035, 0.215861, 1], atol=1e-6)
     every = np.arange(256, dtype=np.uint8)
-    np.testing.assert_array_equal(make_blur.from_linear(make_blur.to_linear(every)), every)
+    np.testing.assert_array_equal(pairs.from_linear(pairs.to_linear(every)), every)
 
 
 def test_stores_and_files_hold_the_same_pairs(prepared):
@@ -73,18 +89,50 @@ def test_blurred_files_are_jpegs_of_the_quality_asked_for(prepared):
         assert tables[3] == 32 and decoded.shape == (80, 96, 3)
 
 
-def test_same_seed_same_bytes(prepared, tmp_path):
-    options = ['--copies', '2', '--length', '2', '9']
+def test_same_seed_same_bytes(prepared, run, tmp_path):
     for name, seed in (('a', 1), ('b', 1), ('c', 2)):
-        assert (
-            run('make_blur.py', prepared / 'photos', '-o', name, '--seed', seed, *options, folder=tmp_path).returncode
-            == 0
-        )
+        run(prepared / 'photos', '-o', name, '--seed', seed, '--copies', '2', '--length', '2', '9')
     values = {
         name: [open_store(tmp_path / f'{name}_blur.lmdb').get(f'photo1_{copy:03d}') for copy in (0, 1)]
         for name in 'abc'
     }
     assert values['a'] == values['b'] and not set(values['a']) & set(values['c']) and len(set(values['a'])) == 2
+
+
+def test_split_keeps_the_copies_of_a_photograph_together(prepared, run, tmp_path):
+    def split(name, *arguments):
+        printed = run(prepared / 'photos', '-o', name, '--copies', '3', '--val', '0.4', '--files', *arguments)
+        assert printed.out == f'{name}_train: 12 pairs (4 of 6 photographs)\n{name}_val: 6 pairs (2 of 6 photographs)\n'
+        keys = {}
+        for side in ('train', 'val'):
+            keys[side] = open_store(tmp_path / f'{name}_{side}_blur.lmdb').keys()
+            assert keys[side] == open_store(tmp_path / f'{name}_{side}_sharp.lmdb').keys()
+            assert keys[side] == sorted(path.stem for path in (tmp_path / f'{name}_{side}_blur').iterdir())
+        return keys
+
+    keys = split('a')
+    photos = {side: {key[:-4] for key in keys[side]} for side in keys}
+    assert not photos['train'] & photos['val']
+    assert sorted(keys['train'] + keys['val']) == [
+        f'photo{number}_{copy:03d}' for number in range(6) for copy in range(3)
+    ]
+    assert split('b') == keys
+    assert any(split(f'c{seed}', '--seed', seed) != keys for seed in (1, 2, 3))
+
+
+def test_split_does_not_change_the_pairs(prepared, run, tmp_path):
+    run(prepared / 'photos', '-o', 'split', '--copies', '1', '--length', '2', '5', '--val', '0.2')
+    whole = open_store(prepared / 'data_blur.lmdb')
+    for side in ('train', 'val'):
+        store = open_store(tmp_path / f'split_{side}_blur.lmdb')
+        assert store.keys() and all(store.get(key) == whole.get(key) for key in store.keys())
+
+
+def test_finetuning_takes_what_is_written_with_a_split(prepared, run, tmp_path):
+    run(prepared / 'photos', '-o', 'datasets/mine', '--copies', '1', '--val', '0.2')
+    file = options.read_options(PREP.parent / 'options' / 'train_finetune.yml')
+    (tmp_path / file.values['path']['pretrain_network_g']).touch()
+    options.check(file, 'train')
 
 
 @pytest.mark.parametrize(
@@ -96,21 +144,39 @@ def test_same_seed_same_bytes(prepared, tmp_path):
         (['photo.png', '--quality', '0'], '--quality 0: JPEG quality goes from 1 to 100'),
         (['photo.png', '--length', '5', '2'], '--length 5.0 2.0: give the shortest'),
         (['photo.png', '--copies', '0'], '--copies 0: at least 1'),
+        (['photo.png', '--val', '0'], '--val 0.0: give a fraction between 0 and 1'),
+        (['photo.png', '--val', '0.5'], '--val 0.5: there is only one scene, photo'),
+        (['photo.png', 'broken', '--val', '0.5'], 'broken.png: not a readable image'),
+        (['photo.png', 'other'], 'photo.png and other/photo.jpg have the same name'),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, arguments, message):
-    for folder in ('empty', 'broken'):
+def test_bad_input_is_one_line_and_leaves_nothing(run, tmp_path, arguments, message):
+    for folder in ('empty', 'broken', 'other'):
         (tmp_path / folder).mkdir()
     (tmp_path / 'broken' / 'broken.png').write_text('broken')
+    for name in ('photo.png', 'other/photo.jpg'):
+        cv2.imwrite(str(tmp_path / name), np.zeros((8, 8, 3), np.uint8))
+    before = sorted(tmp_path.rglob('*'))
+    printed = run(*arguments, '-o', 'out', '--files', exit_code=2)
+    lines = [line for line in printed.err.splitlines() if line and '%|' not in line]
+    assert len(lines) == 1 and lines[0].startswith('make_blur: ') and message in lines[0]
+    assert sorted(tmp_path.rglob('*')) == before
+
+
+@pytest.mark.parametrize('name', ['out_blur', 'out_sharp', 'out_blur.lmdb', 'out_sharp.lmdb'])
+def test_what_is_there_is_not_written_over(run, tmp_path, name):
     cv2.imwrite(str(tmp_path / 'photo.png'), np.zeros((8, 8, 3), np.uint8))
-    result = run('make_blur.py', *arguments, '-o', 'out', folder=tmp_path)
-    lines = [line for line in result.stderr.splitlines() if line and '%|' not in line]
-    assert result.returncode == 2 and len(lines) == 1 and message in lines[0]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ['broken', 'empty', 'photo.png']
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'mine.txt').touch()
+    before = sorted(tmp_path.rglob('*'))
+    printed = run('photo.png', '-o', 'out', '--files', exit_code=2)
+    assert f'make_blur: {name}: exists already; remove it or choose another name' in printed.err
+    assert sorted(tmp_path.rglob('*')) == before
 
 
 def test_photographs_of_scikit_image(tmp_path):
-    result = run('skimage_photos.py', 'photos', folder=tmp_path)
+    command = [sys.executable, str(PREP / 'skimage_photos.py'), 'photos']
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert result.returncode == 0, result.stderr
     names = {split.name: {path.stem for path in split.iterdir()} for split in (tmp_path / 'photos').iterdir()}
     assert names['test'] == {'coffee', 'chelsea'} and names['val'] == {'rocket'} and len(names['train']) == 12

@@ -1,0 +1,143 @@
+"""What the scripts that make training pairs share: light, encoding, stores split by scene, options, the exit code.
+
+A pair is a blurred JPEG and its sharp PNG. A scene is what must not be on both sides of a split: a photograph with all
+its blurred copies, or a video between two cuts.
+"""
+
+import argparse
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from wrcan_arch.errors import InputError
+from wrcan_arch.lmdb_store import StoreWriter
+
+IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+FILE_ENDINGS = {'blur': '.jpg', 'sharp': '.png'}
+
+Put = Callable[[str, str, dict[str, bytes], tuple], None]
+
+
+def to_linear(image: np.ndarray) -> np.ndarray:
+    """sRGB, uint8, to light in [0, 1] (IEC 61966-2-1)."""
+    encoded = np.arange(256) / 255
+    light = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+    return light.astype(np.float32)[image]
+
+
+def from_linear(light: np.ndarray) -> np.ndarray:
+    """Light in [0, 1] to sRGB, uint8."""
+    light = light.clip(0, 1)
+    encoded = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    return np.rint(encoded * 255).astype(np.uint8)
+
+
+def encode(image: np.ndarray, role: str, quality: int) -> bytes:
+    """The image file of a pair's `role`: 'blur', a JPEG of that quality, or 'sharp', a PNG."""
+    parameters = [cv2.IMWRITE_JPEG_QUALITY, quality] if role == 'blur' else [cv2.IMWRITE_PNG_COMPRESSION, 3]
+    return cv2.imencode(FILE_ENDINGS[role], image, parameters)[1].tobytes()
+
+
+def choose_validation(sizes: Mapping[str, int], fraction: float, seed: int) -> set[str]:
+    """Scenes with at most `fraction` of all pairs, drawn at random, but at least one scene.
+
+    Args:
+        sizes: how many pairs each scene has; two scenes or more.
+        fraction: between 0 and 1, without either.
+        seed: of the draw.
+    """
+    names = sorted(sizes)
+    room = fraction * sum(sizes.values())
+    chosen = set()
+    for index in np.random.default_rng(seed).permutation(len(names)):
+        if sizes[names[index]] <= room:
+            chosen.add(names[index])
+            room -= sizes[names[index]]
+    return chosen or {min(names, key=lambda name: sizes[name])}
+
+
+def split_scenes(sizes: Mapping[str, int], fraction: float | None, seed: int) -> dict[str, str]:
+    """What comes after OUT in the name of each scene's stores: '_train' or '_val', or '' without a split."""
+    if fraction is None:
+        return dict.fromkeys(sizes, '')
+    if len(sizes) == 1:
+        raise InputError(f'--val {fraction}: there is only one scene, {next(iter(sizes))}; give more, or no --val')
+    validation = choose_validation(sizes, fraction, seed)
+    return {scene: '_val' if scene in validation else '_train' for scene in sizes}
+
+
+@contextmanager
+def _new_folder(path: Path) -> Iterator[Path]:
+    """A folder that stays only when all goes well."""
+    if path.exists():
+        raise InputError(f'{path}: exists already; remove it or choose another name')
+    path.mkdir(parents=True)
+    try:
+        yield path
+    except BaseException:
+        shutil.rmtree(path)
+        raise
+
+
+@contextmanager
+def pair_stores(arguments: argparse.Namespace, sizes: Mapping[str, int], scenes: str) -> Iterator[Put]:
+    """Gives `put(scene, key, {'blur': bytes, 'sharp': bytes}, shape)`, and says at the end what was written.
+
+    Args:
+        arguments: with the options of `run`.
+        sizes: how many pairs each scene has.
+        scenes: what scenes are called in the report: 'photographs'.
+    """
+    sides = split_scenes(sizes, arguments.val, arguments.seed)
+    out = arguments.out
+    with ExitStack() as stack:
+        names = [f'{out}{side}_{role}' for side in set(sides.values()) for role in FILE_ENDINGS]
+        stores = {name: stack.enter_context(StoreWriter(f'{name}.lmdb')) for name in names}
+        folders = {name: stack.enter_context(_new_folder(Path(name))) for name in names if arguments.files}
+
+        def put(scene: str, key: str, pair: dict[str, bytes], shape: tuple) -> None:
+            for role, value in pair.items():
+                name = f'{out}{sides[scene]}_{role}'
+                stores[name].put(key, FILE_ENDINGS[role], value, shape)
+                if arguments.files:
+                    (folders[name] / f'{key}{FILE_ENDINGS[role]}').write_bytes(value)
+
+        yield put
+    for side in sorted(set(sides.values())):
+        here = [scene for scene in sizes if sides[scene] == side]
+        print(f'{out}{side}: {sum(sizes[scene] for scene in here)} pairs ({len(here)} of {len(sizes)} {scenes})')
+
+
+def check(arguments: argparse.Namespace) -> None:
+    if not 1 <= arguments.quality <= 100:
+        raise InputError(f'--quality {arguments.quality}: JPEG quality goes from 1 to 100')
+    if arguments.val is not None and not 0 < arguments.val < 1:
+        raise InputError(f'--val {arguments.val}: give a fraction between 0 and 1, such as 0.1')
+
+
+def run(parser: argparse.ArgumentParser, write_pairs: Callable[[argparse.Namespace], None]) -> None:
+    """Adds the common options, and does the work: a wrong request is one line and exit code 2."""
+    parser.add_argument('-o', '--out', type=Path, required=True, help='OUT_blur.lmdb and OUT_sharp.lmdb are written')
+    parser.add_argument(
+        '--val', type=float, metavar='FRACTION',
+        help='keep whole scenes with this fraction of the pairs for validation: OUT_train_* and OUT_val_* are written',
+    )  # fmt: skip
+    parser.add_argument('--quality', type=int, default=25, help='JPEG quality, 1 to 100 (default 25)')
+    parser.add_argument('--seed', type=int, default=0, help='of all that is drawn at random (default 0)')
+    parser.add_argument('--files', action='store_true', help='also write the images as files: OUT_blur/, OUT_sharp/')
+    arguments = parser.parse_args()
+    name = Path(sys.argv[0]).stem
+    try:
+        check(arguments)
+        write_pairs(arguments)
+    except (InputError, OSError) as error:
+        print(f'{name}: {error}', file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f'{name}: stopped', file=sys.stderr)
+        sys.exit(130)

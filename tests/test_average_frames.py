@@ -1,0 +1,281 @@
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from conftest import picture
+
+from wrcan_arch.lmdb_store import open_store
+
+PREP = Path(__file__).parent.parent / 'datasets_prep'
+sys.path.insert(0, str(PREP))
+
+import average_frames  # noqa: E402  (a script, found beside the package)
+import pairs  # noqa: E402
+
+HEIGHT, WIDTH = 48, 64
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Runs the script in this process, in tmp_path; gives what it prints, on stdout and on stderr."""
+
+    def main(*arguments, exit_code=0):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, 'argv', ['average_frames.py', *map(str, arguments)])
+        code = 0
+        try:
+            average_frames.main()
+        except SystemExit as end:
+            code = end.code
+        printed = capsys.readouterr()
+        assert code == exit_code, printed.err
+        return printed
+
+    return main
+
+
+def moving(count, seed=0, step=2):
+    """Frames of one scene: a picture that moves `step` pixels to the left from each to the next."""
+    wide = picture(HEIGHT, WIDTH + step * count, seed)
+    return [wide[:, step * index : step * index + WIDTH] for index in range(count)]
+
+
+def write_folder(folder, frames, name='{:03d}.png'):
+    folder.mkdir(parents=True)
+    for index, frame in enumerate(frames):
+        cv2.imwrite(str(folder / name.format(index)), frame)
+
+
+def write_video(path, frames):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'MJPG'), 120, (WIDTH, HEIGHT))
+    for frame in frames:
+        writer.write(frame)
+    writer.release()
+
+
+def images(path):
+    """Decoded images by key."""
+    store = open_store(path)
+    return {key: cv2.imdecode(np.frombuffer(store.get(key), np.uint8), cv2.IMREAD_COLOR) for key in store.keys()}
+
+
+def scene_of(key):
+    return re.fullmatch(r'(.+_\d{3})_\d{8}', key)[1]
+
+
+def reference_average(frames):
+    """The mean in linear light, in double precision, written out from IEC 61966-2-1."""
+    encoded = np.stack(frames).astype(np.float64) / 255
+    light = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4).mean(axis=0)
+    return 255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize('count', [3, 7, 13])
+def test_average_is_the_mean_in_linear_light(count):
+    frames = moving(count, step=5)
+    expected = reference_average(frames)
+    assert np.abs(np.mean(frames, axis=0) - expected).max() > 10  # where it is not the mean of the encoded values
+    averaged = average_frames.average(frames)
+    assert averaged.dtype == np.uint8 and np.abs(averaged - expected).max() < 0.51
+
+
+def test_frames_of_a_folder_become_pairs_with_the_middle_frame_bit_for_bit(run, tmp_path):
+    frames = moving(17)
+    write_folder(tmp_path / 'clip.1', frames, '{}.png')  # 10.png comes after 9.png
+    printed = run('clip.1', '-o', 'out', '--frames', '5', '--files')
+    assert printed.out == (
+        'out: 3 pairs (1 of 1 scenes)\nwindows left out: 0 over a cut, 0 standing still, 1 too short\n'
+    )
+    blurred, sharp = images(tmp_path / 'out_blur.lmdb'), images(tmp_path / 'out_sharp.lmdb')
+    assert list(blurred) == list(sharp) == [f'clip_1_000_{first:08d}' for first in (0, 5, 10)]
+    for first, key in zip((0, 5, 10), sharp, strict=True):
+        np.testing.assert_array_equal(sharp[key], frames[first + 2])
+        average = np.rint(reference_average(frames[first : first + 5])).astype(np.uint8)
+        jpeg = cv2.imencode('.jpg', average, [cv2.IMWRITE_JPEG_QUALITY, 25])[1]
+        assert np.abs(blurred[key].astype(int) - cv2.imdecode(jpeg, cv2.IMREAD_COLOR)).mean() < 0.1
+        assert (tmp_path / 'out_blur' / f'{key}.jpg').read_bytes() == open_store(tmp_path / 'out_blur.lmdb').get(key)
+        assert (tmp_path / 'out_sharp' / f'{key}.png').read_bytes() == open_store(tmp_path / 'out_sharp.lmdb').get(key)
+
+
+def test_script_runs_by_its_path_and_says_what_is_wrong_in_one_line(tmp_path):
+    command = [sys.executable, str(PREP / 'average_frames.py'), 'broken.mp4', '-o', 'out']
+    (tmp_path / 'broken.mp4').write_bytes(b'broken' * 100)
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    expected = 'average_frames: broken.mp4: not a readable video; leave it out or convert it\n'
+    assert (result.returncode, result.stdout, result.stderr) == (2, '', expected)
+
+
+def test_video_files_are_cut_into_scenes_and_read_like_folders(run, tmp_path):
+    (tmp_path / 'videos').mkdir()
+    path = tmp_path / 'videos' / 'clip.avi'
+    write_video(path, moving(22, seed=1) + moving(20, seed=2))  # the cut is in the window of frames 20 to 24
+    printed = run('videos', '-o', 'out', '--frames', '5')
+    assert 'windows left out: 1 over a cut, 0 standing still, 1 too short' in printed.out
+    sharp = images(tmp_path / 'out_sharp.lmdb')
+    first_scene = [f'videos_clip_000_{first:08d}' for first in (0, 5, 10, 15)]
+    assert list(sharp) == [*first_scene, *(f'videos_clip_001_{first:08d}' for first in (25, 30, 35))]
+    capture = cv2.VideoCapture(str(path))
+    decoded = [capture.read()[1] for _ in range(42)]
+    for key, image in sharp.items():
+        np.testing.assert_array_equal(image, decoded[int(key[-8:]) + 2])
+
+
+def test_still_shots_are_left_out_though_they_are_noisy(run, tmp_path):
+    rng = np.random.default_rng(0)
+    large = [cv2.resize(frame, None, fx=8, fy=8) for frame in moving(21)]
+    still = [cv2.add(large[0], rng.normal(0, 3, large[0].shape), dtype=cv2.CV_8U) for _ in range(14)]
+    write_folder(tmp_path / 'clip', still + large)
+    printed = run('clip', '-o', 'out', '--frames', '7')
+    assert 'windows left out: 0 over a cut, 2 standing still, 0 too short' in printed.out
+    assert open_store(tmp_path / 'out_blur.lmdb').keys() == [f'clip_000_{first:08d}' for first in (14, 21, 28)]
+
+
+def changes_of(frames):
+    windows = iter([average_frames.Window(0, 2), average_frames.Window(10**6, 10**6)])
+    return average_frames.survey(frames, windows, average_frames.tqdm(disable=True))[0]
+
+
+def test_cuts_are_found_in_calm_and_in_hasty_video():
+    for step in (0, 1, 2):
+        frames = [frame for seed in range(4) for frame in moving(18 + seed, seed, step)]
+        assert average_frames.find_cuts(changes_of(frames)) == [18, 37, 57]
+
+
+def test_what_moves_suddenly_or_in_jerks_is_no_cut():
+    frames = moving(200, step=4)
+    assert max(changes_of(frames)) > average_frames.CUT_CHANGE  # so much that a fixed limit would cut
+    starts = [frames[0]] * 40 + frames[:40]
+    doubled = [frame for frame in frames[:40] for _ in range(3)]
+    for sequence in (frames, starts, doubled):
+        assert average_frames.find_cuts(changes_of(sequence)) == []
+
+
+def test_lengths_are_drawn_in_their_range_and_windows_follow_on_each_other():
+    def windows(**options):
+        arguments = {'seed': 0, 'frames': [7, 13], 'stride': None} | options
+        placed = average_frames.place_windows(average_frames.argparse.Namespace(**arguments), number=3)
+        return [next(placed) for _ in range(50)]
+
+    drawn = windows()
+    assert {last - first + 1 for first, last in drawn} == {7, 9, 11, 13}
+    assert all(after.first == before.last + 1 for before, after in zip(drawn, drawn[1:], strict=False))
+    assert windows() == drawn != windows(seed=1)
+    assert windows(frames=[5], stride=2)[:3] == [(0, 4), (2, 6), (4, 8)]
+
+
+def test_overlapping_windows_hold_their_own_frames():
+    frames = moving(30)
+    windows = [average_frames.Window(*window) for window in ((0, 12), (3, 9), (4, 12), (20, 22))]
+    made = {window: pair for window, *pair in average_frames.average_windows(iter(frames), windows)}
+    assert set(made) == set(windows)
+    for first, last in windows:
+        averaged, sharp = made[first, last]
+        np.testing.assert_array_equal(averaged, average_frames.average(frames[first : last + 1]))
+        np.testing.assert_array_equal(sharp, frames[(first + last) // 2])
+
+
+def test_only_a_window_of_frames_is_held():
+    alive, most = set(), 0
+
+    class Frame(np.ndarray):
+        def __del__(self):
+            alive.discard(id(self))
+
+    def frames():
+        nonlocal most
+        for frame in moving(60):
+            frame = frame.copy().view(Frame)
+            alive.add(id(frame))
+            most = max(most, len(alive))
+            yield frame
+
+    windows = [average_frames.Window(first, first + 4) for first in range(0, 60, 5)]
+    assert len([None for _ in average_frames.average_windows(frames(), windows)]) == 12
+    assert 5 <= most <= 7
+
+
+@pytest.fixture(scope='module')
+def scenes(tmp_path_factory):
+    """Two videos with three scenes each, and a folder of frames with one."""
+    folder = tmp_path_factory.mktemp('scenes')
+    for number in range(2):
+        write_video(folder / f'v{number}.avi', [f for seed in range(3) for f in moving(20, 3 * number + seed + 1)])
+    write_folder(folder / 'frames', moving(20, 9))
+    return folder
+
+
+def test_split_is_by_scene_and_from_the_seed(scenes, run, tmp_path):
+    def split(name, seed):
+        inputs = [scenes / 'v0.avi', scenes / 'v1.avi', scenes / 'frames']
+        options = ['--frames', '5', '--val', '0.3', '--seed', seed]
+        printed = run(*inputs, '-o', name, *options)
+        assert f'{name}_train: 20 pairs (5 of 7 scenes)' in printed.out
+        assert f'{name}_val: 8 pairs (2 of 7 scenes)' in printed.out
+        assert not (tmp_path / f'{name}_blur.lmdb').exists()
+        return {
+            side: {key: open_store(tmp_path / f'{name}_{side}_blur.lmdb').get(key) for key in keys}
+            for side in ('train', 'val')
+            if (keys := open_store(tmp_path / f'{name}_{side}_sharp.lmdb').keys())
+        }
+
+    found = split('a', 0)
+    train, val = ({scene_of(key) for key in found[side]} for side in ('train', 'val'))
+    assert not train & val
+    assert train | val == {*(f'v{video}_00{scene}' for video in range(2) for scene in range(3)), 'frames_000'}
+    assert split('b', 0) == found
+    assert split('c', 1)['val'].keys() != found['val'].keys()
+
+
+def test_a_share_of_the_pairs_is_chosen_in_whole_scenes():
+    sizes = {f'scene{number}': 10 * number for number in range(1, 21)}
+    for seed in range(20):
+        chosen = pairs.choose_validation(sizes, 0.25, seed)
+        assert 0.2 < sum(sizes[name] for name in chosen) / sum(sizes.values()) <= 0.25
+    assert pairs.choose_validation(sizes, 0.001, 0) == {'scene1'}  # one at least, and that the smallest
+    assert pairs.choose_validation({'a': 1, 'b': 1}, 0.999, 0) < {'a', 'b'}
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['nowhere.mp4'], 'nowhere.mp4: no such video or folder'),
+        (['empty'], 'empty: no videos'),
+        (['broken.mp4'], 'broken.mp4: not a readable video'),
+        (['broken'], '3.png: not a readable image'),
+        (['unequal'], '12.png: 32 x 24, but the frames before it are 64 x 48'),
+        (['good/0.png'], '0.png: a single image; give the folder'),
+        (['good', '--frames', '7', '21'], 'good: 20 frames, too few to average 21; leave it out or set --frames'),
+        (['good', '--frames', '6'], '--frames 6: give one odd number from 3 up'),
+        (['good', '--frames', '9', '7'], '--frames 9 7: give one odd'),
+        (['good', '--stride', '0'], '--stride 0: at least 1'),
+        (['good', '--val', '1'], '--val 1.0: give a fraction between 0 and 1'),
+        (['good', '--val', '0.1'], '--val 0.1: there is only one scene, good_000'),
+        (['good', 'other/good'], 'good and other/good have the same name'),
+        (['other', 'other/good'], 'other/good: given twice'),
+        (['still'], 'no pair left, windows left out: 0 over a cut, 1 standing still, 1 too short'),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(run, tmp_path, arguments, message):
+    for name in ('good', 'other/good', 'broken', 'unequal'):
+        write_folder(tmp_path / name, moving(20), '{}.png')
+    write_folder(tmp_path / 'still', moving(1) * 15)
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'broken.mp4').write_bytes(b'broken' * 100)
+    (tmp_path / 'broken' / '3.png').write_text('broken')
+    cv2.imwrite(str(tmp_path / 'unequal' / '12.png'), picture(24, 32))
+    before = sorted(tmp_path.rglob('*'))
+    printed = run(*arguments, '-o', 'out', exit_code=2)
+    lines = [line for line in printed.err.splitlines() if line and '%|' not in line]
+    assert len(lines) == 1 and lines[0].startswith('average_frames: ') and message in lines[0]
+    assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_a_video_that_was_cut_short_is_named(scenes, run, tmp_path):
+    content = (scenes / 'v0.avi').read_bytes()
+    (tmp_path / 'cut.avi').write_bytes(content[: len(content) * 2 // 3])
+    printed = run('cut.avi', '-o', 'out', '--frames', '5')
+    assert re.search(r'cut\.avi: only \d\d of 60 frames could be read', printed.out)
