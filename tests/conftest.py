@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import cv2
 import numpy as np
@@ -14,6 +15,7 @@ from safetensors.torch import load_file
 import wrcan_arch  # noqa: F401  (repairs the toolbox before a test imports it)
 
 DATA = Path(__file__).parent / 'data'
+
 
 @pytest.fixture(scope='session')
 def golden() -> dict[str, torch.Tensor]:
@@ -37,6 +39,25 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
             image, corner.tolist(), (corner + rng.integers(2, 30, 2)).tolist(), rng.integers(0, 256, 3).tolist(), -1
         )
     return image
+
+
+@pytest.fixture
+def run_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """Runs a script's main() in this process, in tmp_path; gives what it prints, on stdout and on stderr."""
+
+    def run(module: ModuleType, *arguments: object, exit_code: int = 0):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, 'argv', [f'{module.__name__}.py', *map(str, arguments)])
+        code = 0
+        try:
+            module.main()
+        except SystemExit as end:
+            code = end.code
+        printed = capsys.readouterr()
+        assert code == exit_code, printed.err
+        return printed
+
+    return run
 
 
 SMALL_TRAINING = """
@@ -64,7 +85,7 @@ datasets:
 network_g: {type: WRCAN, num_feat: 4, num_group: 1, num_block: 1}
 path: {pretrain_network_g: ~}
 train:
-  amp: 'off'
+  amp: off
   total_iter: 12
   optim_g: {type: Adam, lr: 1e-3, betas: [0.9, 0.999]}
   scheduler: {type: MultiStepLR, milestones: [5], gamma: 0.5}

@@ -1,6 +1,7 @@
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -20,22 +21,8 @@ HEIGHT, WIDTH = 48, 64
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """Runs the script in this process, in tmp_path; gives what it prints, on stdout and on stderr."""
-
-    def main(*arguments, exit_code=0):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, 'argv', ['average_frames.py', *map(str, arguments)])
-        code = 0
-        try:
-            average_frames.main()
-        except SystemExit as end:
-            code = end.code
-        printed = capsys.readouterr()
-        assert code == exit_code, printed.err
-        return printed
-
-    return main
+def run(run_script):
+    return partial(run_script, average_frames)
 
 
 def moving(count, seed=0, step=2):

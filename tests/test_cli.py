@@ -35,7 +35,7 @@ def edit(path, old, new):
         ('gt_size: 32', 'gt_size: 100', 'is 96 x 80, smaller than gt_size 100'),
         ('jpeg_quality: 25', '', 'train.autoencoder_opt needs the sharp frames after JPEG'),
         ('jpeg_quality: 25', 'jpeg_quality: 0', 'train.yml:14: datasets:train:jpeg_quality: input should be greater'),
-        ("amp: 'off'", 'amp: fp8', "train.yml:26: train:amp: input should be 'off'"),
+        ('amp: off', 'amp: fp8', "train.yml:26: train:amp: input should be 'off'"),
         ('{precision: fp32}', '{precision: fp8}', "val:inference:precision: input should be 'auto'"),
         ('batch_size_per_gpu', 'bath: 1\n    batch_size_per_gpu', 'datasets:train:bath: there is no such option'),
         ('name: small\n', 'name: small\nname: other\n', "train.yml:3: the key 'name' stands twice"),

@@ -104,6 +104,32 @@ def test_without_quality_there_is_no_jpeg_of_the_sharp_patch(options):
     assert set(JPEGDeblurDataset(options)[Draw(0, 0)]) == {'lq', 'gt', 'lq_path', 'gt_path', 'key'}
 
 
+STORES = {'lq': 'encoded', 'gt': 'encoded', 'raw': 'raw'}
+
+
+def test_raw_store_gives_the_same_items_as_files_in_it(tmp_path):
+    """The sharp frames as rows: crops, their JPEG and whole frames are what the encoded store gives."""
+    lq, gt, raw = (StoreWriter(tmp_path / f'{name}.lmdb', kind=kind) for name, kind in STORES.items())
+    with lq, gt, raw:
+        for key, (blurred, sharp) in frames().items():
+            lq.put(key, '.jpg', blurred, sharp.shape)
+            gt.put(key, '.png', cv2.imencode('.png', sharp)[1].tobytes(), sharp.shape)
+            raw.put(key, '.raw', sharp.tobytes(), sharp.shape)
+    options = {
+        'name': 'raw', 'phase': 'train', 'io_backend': {'type': 'lmdb'}, 'dataroot_lq': str(tmp_path / 'lq.lmdb'),
+        'gt_size': 24, 'jpeg_quality': 25, 'manual_seed': 5,
+    }  # fmt: skip
+    for phase in ('train', 'val'):
+        encoded, raw = (
+            JPEGDeblurDataset({**options, 'phase': phase, 'dataroot_gt': str(tmp_path / f'{name}.lmdb')})
+            for name in ('gt', 'raw')
+        )
+        for number in range(12):
+            one, other = encoded[Draw(number % 4, number)], raw[Draw(number % 4, number)]
+            assert one.keys() == other.keys()
+            assert all(torch.equal(one[role], other[role]) for role in one if torch.is_tensor(one[role]))
+
+
 def draws_with(options, workers, draws):
     loader = DataLoader(JPEGDeblurDataset(options), batch_size=2, sampler=draws, num_workers=workers)
     return torch.cat([torch.cat([batch['lq'], batch['gt'], batch['gt_jpeg']], dim=1) for batch in loader])

@@ -1,12 +1,15 @@
+import json
 import multiprocessing
 import os
 import shutil
+import zlib
 
 import lmdb
+import numpy as np
 import pytest
 
-from wrcan_arch import InputError
-from wrcan_arch.lmdb_store import FIRST_MAP_SIZE, StoreWriter, key_for, open_store
+from wrcan_arch import InputError, lmdb_store
+from wrcan_arch.lmdb_store import FIRST_MAP_SIZE, StoreWriter, key_for, open_store, read_manifest, verify_store
 
 
 def write(path, count=5, size=1000):
@@ -134,3 +137,166 @@ def test_keys_are_what_basicsr_can_read(name, key):
 def test_name_without_a_letter_is_an_error():
     with pytest.raises(InputError, match='rename the file'):
         key_for('海')
+
+
+def test_manifest_has_a_checksum_of_every_value(tmp_path):
+    path = write(tmp_path / 'a.lmdb')
+    manifest = json.loads((path / 'manifest.json').read_text())
+    assert manifest['format'] == 1 and manifest['kind'] == 'encoded' and len(manifest['values']) == 5
+    checksum = f'{zlib.crc32(bytes([3]) * 1000):08x}'
+    expected = {'ending': '.jpg', 'shape': [72, 128, 3], 'bytes': 1000, 'crc32': checksum}
+    assert manifest['values']['003_00000000'] == expected
+    assert verify_store(path) == []
+
+
+def change_value(path, value=b'other', key=b'002_00000000'):
+    with lmdb.open(str(path), map_size=FIRST_MAP_SIZE) as environment, environment.begin(write=True) as transaction:
+        transaction.put(key, value) if value else transaction.delete(key)
+
+
+def change_text(path, name, old, new):
+    text = (path / name).read_text()
+    assert old in text
+    (path / name).write_text(text.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'expected'),
+    [
+        (
+            lambda path: change_value(path, bytes([2]) * 999 + b'x'),
+            "'002_00000000' was changed: 1000 bytes with CRC-32",
+        ),
+        (lambda path: change_value(path), "'002_00000000' was changed: 5 bytes"),
+        (lambda path: change_value(path, None), "'002_00000000' is missing"),
+        (lambda path: change_value(path, b'more', b'more'), "'more' is not in manifest.json"),
+        (lambda path: change_text(path, 'meta_info.txt', '002_00000000.jpg', '002_00000000.png'), 'meta_info.txt does'),
+        (lambda path: change_text(path, 'manifest.json', '"encoded"', '"raw"'), 'meta_info.txt does'),
+        (lambda path: change_text(path, 'manifest.json', '"format": 1', '"format": 2'), 'has format 2, this program'),
+        (lambda path: change_text(path, 'manifest.json', '"bytes"', '"size"'), 'not a readable manifest'),
+        (lambda path: os.truncate(path / 'manifest.json', 300), 'not a readable manifest'),
+        (lambda path: (path / 'manifest.json').unlink(), 'there is no manifest.json to verify against'),
+        (lambda path: os.truncate(path / 'data.mdb', 9000), 'it was cut'),
+    ],
+)
+def test_verify_names_what_was_changed(tmp_path, spoil, expected):
+    path = write(tmp_path / 'a.lmdb')
+    spoil(path)
+    (problem,) = verify_store(path)
+    assert expected in problem and str(path) in problem
+
+
+def test_verify_goes_over_the_keys_with_its_progress(tmp_path):
+    seen = []
+    assert verify_store(write(tmp_path / 'a.lmdb'), lambda keys: (seen.append(key) or key for key in keys)) == []
+    assert seen == [f'{number:03d}_00000000' for number in range(5)]
+
+
+@pytest.fixture
+def raw(tmp_path):
+    """A raw store and the images in it, of two sizes."""
+    rng = np.random.default_rng(0)
+    images = {'a': rng.integers(0, 256, (30, 41, 3), np.uint8), 'b': rng.integers(0, 256, (7, 5, 3), np.uint8)}
+    with StoreWriter(tmp_path / 'raw.lmdb', kind='raw') as writer:
+        for key, image in images.items():
+            writer.put(key, '.raw', image.tobytes(), image.shape)
+    return open_store(tmp_path / 'raw.lmdb'), images
+
+
+def test_raw_store_gives_views_and_crops(raw):
+    store, images = raw
+    assert store.kind == 'raw' and verify_store(store.path) == []
+    for key, image in images.items():
+        assert store.shape(key) == image.shape
+        with store.view(key) as view:
+            np.testing.assert_array_equal(view, image)
+            assert not view.flags.writeable and not view.flags.owndata
+    for top, left, height, width in ((0, 0, 30, 41), (29, 40, 1, 1), (3, 17, 20, 9)):
+        crop = store.crop('a', top, left, height, width)
+        np.testing.assert_array_equal(crop, images['a'][top : top + height, left : left + width])
+        assert crop.flags.writeable and crop.flags.c_contiguous
+
+
+@pytest.mark.parametrize('place', [(-1, 0, 5, 5), (0, -1, 5, 5), (26, 0, 5, 5), (0, 37, 5, 5), (0, 0, 0, 5)])
+def test_crop_outside_of_the_image_is_an_error(raw, place):
+    with pytest.raises(InputError, match=r"raw\.lmdb: a crop of 5 x \d at .* is not inside 'a', which is 41 x 30"):
+        raw[0].crop('a', *place)
+
+
+def test_crop_needs_a_raw_store_with_whole_values(raw, tmp_path):
+    encoded = open_store(write(tmp_path / 'a.lmdb'))
+    assert encoded.kind == 'encoded' and encoded.shape('001_00000000') == (72, 128, 3)
+    with pytest.raises(InputError, match='an encoded store has no rows to view'):
+        encoded.crop('001_00000000', 0, 0, 1, 1)
+    change_text(raw[0].path, 'meta_info.txt', '(30,41,3)', '(30,42,3)')
+    with pytest.raises(InputError, match="'a' has 3690 bytes, a raw image of 42 x 30 has 3780"):
+        lmdb_store.Store(shutil.copytree(raw[0].path, tmp_path / 'copy.lmdb')).crop('a', 0, 0, 1, 1)
+    with pytest.raises(InputError, match=r"meta_info\.txt has no \(height,width,channels\) of 'c'"):
+        raw[0].shape('c')
+
+
+def test_kind_is_encoded_or_raw(tmp_path):
+    with pytest.raises(InputError, match="'encoded' or 'raw', not 'rows'"):
+        StoreWriter(tmp_path / 'a.lmdb', kind='rows')
+
+
+def test_resumed_writer_keeps_replaces_and_deletes(tmp_path, monkeypatch):
+    monkeypatch.setattr(lmdb_store, 'BATCH_SIZE', 1)
+    path = tmp_path / 'a.lmdb'
+    with pytest.raises(KeyboardInterrupt), StoreWriter(path, resume=True) as writer:
+        assert writer.resumed == {}
+        for key in 'abc':
+            writer.put(key, '.png', key.encode() * 5000, (1, 2, 3), f'source of {key}')
+        raise KeyboardInterrupt
+    assert [entry.name for entry in tmp_path.iterdir()] == ['a.lmdb.partial']
+    with StoreWriter(path, resume=True) as writer:
+        assert {key: record.source for key, record in writer.resumed.items()} == {
+            key: f'source of {key}' for key in 'abc'
+        }
+        writer.keep('a')
+        writer.put('b', '.png', b'new', (4, 5, 6))
+        writer.put('d', '.png', b'd', (1, 2, 3))
+    assert [entry.name for entry in tmp_path.iterdir()] == ['a.lmdb']
+    store = open_store(path)
+    assert {key: store.get(key) for key in store.keys()} == {'a': b'a' * 5000, 'b': b'new', 'd': b'd'}
+    assert store.shape('b') == (4, 5, 6) and verify_store(path) == []
+    assert read_manifest(path)[1]['a'].source == ''
+
+
+@pytest.mark.parametrize('resume', [True, False])
+def test_failed_writer_leaves_only_what_can_be_resumed(tmp_path, resume):
+    with pytest.raises(KeyboardInterrupt), StoreWriter(tmp_path / 'a.lmdb', resume=resume) as writer:
+        writer.put('a', '.png', b'1', (1, 1, 3))  # not yet on the disk
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def cut(partial):
+    os.truncate(partial / 'data.mdb', 9000)
+
+
+def make_rubbish(partial):
+    (partial / 'data.mdb').write_bytes(b'rubbish')
+
+
+def make_old(partial):
+    """As a writer without records left it."""
+    shutil.rmtree(partial)
+    partial.mkdir()
+    with lmdb.open(str(partial)) as environment, environment.begin(write=True) as transaction:
+        transaction.put(b'a', b'a')
+
+
+@pytest.mark.parametrize(('spoil', 'kind'), [(cut, 'raw'), (make_rubbish, 'raw'), (make_old, 'raw'), (None, 'encoded')])
+def test_rest_that_is_not_sound_or_of_another_kind_is_not_resumed(tmp_path, monkeypatch, spoil, kind):
+    monkeypatch.setattr(lmdb_store, 'BATCH_SIZE', 1)
+    with pytest.raises(KeyboardInterrupt), StoreWriter(tmp_path / 'a.lmdb', kind='raw', resume=True) as writer:
+        writer.put('a', '.raw', bytes(30_000), (100, 100, 3))
+        raise KeyboardInterrupt
+    if spoil:
+        spoil(tmp_path / 'a.lmdb.partial')
+    with StoreWriter(tmp_path / 'a.lmdb', kind=kind, resume=True) as writer:
+        assert writer.resumed == {}
+        writer.put('b', '.raw' if kind == 'raw' else '.png', b'123', (1, 1, 3))
+    assert open_store(tmp_path / 'a.lmdb').keys() == ['b']
+    assert verify_store(tmp_path / 'a.lmdb') == []

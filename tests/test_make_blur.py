@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -17,22 +18,8 @@ import pairs  # noqa: E402
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """Runs the script in this process, in tmp_path; gives what it prints, on stdout and on stderr."""
-
-    def main(*arguments, exit_code=0):
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, 'argv', ['make_blur.py', *map(str, arguments)])
-        code = 0
-        try:
-            make_blur.main()
-        except SystemExit as end:
-            code = end.code
-        printed = capsys.readouterr()
-        assert code == exit_code, printed.err
-        return printed
-
-    return main
+def run(run_script):
+    return partial(run_script, make_blur)
 
 
 @pytest.mark.parametrize('length', [0.0, 1.5, 12.0, 60.0])

@@ -15,16 +15,19 @@ def write(path, text):
 
 def test_numbers_are_numbers_and_texts_are_texts(tmp_path):
     path = write(
-        tmp_path / 'a.yml', 'a: 1e-4\nb: 2E+3\nc: !!float 1e-3\nd: 1.5e-3\ne: -1e-8\nf: e4\ng: 10\nh: ~\ni: 1e4x\n'
+        tmp_path / 'a.yml',
+        'a: 1e-4\nb: 2E+3\nc: !!float 1e-3\nd: 1.5e-3\ne: -1e-8\nf: e4\ng: 10\nh: ~\ni: 1e4x\nj: off\nk: true\n',
     )
     read = options.read_options(path).values
-    assert [read[key] for key in 'abcdefghi'] == [1e-4, 2e3, 1e-3, 1.5e-3, -1e-8, 'e4', 10, None, '1e4x']
+    assert [read[key] for key in 'abcdefghijk'] == [
+        1e-4, 2e3, 1e-3, 1.5e-3, -1e-8, 'e4', 10, None, '1e4x', 'off', True
+    ]  # fmt: skip
 
 
 def test_resolved_options_survive_the_toolboxs_own_reader(tmp_path):
     from basicsr.utils.options import ordered_yaml
 
-    path = write(tmp_path / 'a.yml', 'lr: 1e-4\nwd: 1e-8\nlist: [1, 2e-5, ~]\nname: yes_no\nflag: true\n')
+    path = write(tmp_path / 'a.yml', 'lr: 1e-4\nwd: 1e-8\nlist: [1, 2e-5, ~]\nname: yes_no\nflag: true\namp: off\n')
     read = options.read_options(path).values
     assert yaml.load(yaml.safe_dump(read), ordered_yaml()[0]) == read
 

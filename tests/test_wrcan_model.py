@@ -1,6 +1,7 @@
 """WRCANModel alone: the joint step, its losses, what it saves. Whole runs are in test_end_to_end.py."""
 
 from copy import deepcopy
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -9,13 +10,13 @@ import yaml
 from basicsr.models import build_model
 from conftest import SMALL_TRAINING
 
-from wrcan_arch import InputError, WRCANModel
+from wrcan_arch import InputError, WRCANModel, options
 from wrcan_arch.checkpoint import read_file, read_weights
 
 
 @pytest.fixture
 def opt(tmp_path):
-    opt = yaml.safe_load(SMALL_TRAINING.replace('1e-3', '0.001'))
+    opt = yaml.load(SMALL_TRAINING, options.OptionLoader)
     paths = {'models': str(tmp_path), 'training_states': str(tmp_path)}
     return {**opt, 'path': paths, 'dist': False, 'rank': 0, 'world_size': 1, 'is_train': True}
 
@@ -95,19 +96,18 @@ def test_saved_file_says_what_it_is(opt):
 def test_best_network_is_of_the_metric_and_set_asked_for(opt):
     opt['val']['best_metric'] = 'ssim'
     model = build_model(opt)
-    model.metric_results = {}
-    for name in ('first', 'second'):
-        model._initialize_best_metric_results(name)
-    saved = mock.patch.object(model, '_save_networks')
-    with saved as save:
-        for data_set, metric, value, iteration in [
-            ('first', 'psnr', 30.0, 1), ('first', 'ssim', 0.5, 1), ('second', 'ssim', 0.9, 1),
-            ('first', 'ssim', 0.4, 2), ('first', 'ssim', 0.6, 3), ('first', 'ssim', float('nan'), 4),
+    with mock.patch.object(model, '_save_networks') as save:
+        for data_set, iteration, psnr, ssim in [
+            ('first', 1, 30.0, 0.5), ('second', 1, 40.0, 0.9), ('first', 2, 35.0, 0.4), ('first', 3, 20.0, 0.6),
+            ('first', 4, 50.0, float('nan')),
         ]:  # fmt: skip
-            model._update_best_metric_result(data_set, metric, value, iteration)
-    assert [call.args for call in save.call_args_list] == [
-        ('best', {'iter': 1, 'metric': 'ssim', 'value': 0.5}),
-        ('best', {'iter': 3, 'metric': 'ssim', 'value': 0.6}),
+            loader = SimpleNamespace(dataset=SimpleNamespace(opt={'name': data_set}))
+            scores = {'a': {'psnr': psnr, 'ssim': ssim}}
+            with mock.patch.object(model, '_score_images', return_value=(scores, 0.0)):
+                model.validation(loader, iteration, None)
+    assert [(call.args[0], call.args[1]['iter'], call.args[1]['metrics']['ssim']) for call in save.call_args_list] == [
+        ('best', 1, 0.5),
+        ('best', 3, 0.6),
     ]
 
 

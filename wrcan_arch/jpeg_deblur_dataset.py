@@ -1,7 +1,8 @@
 """Blurred and sharp frames, from stores or folders, to the patches that WRCAN trains on (sections 4.1 and 4.2)."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,19 @@ class JPEGDeblurDataset(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Tensor | str]:
         frame = self.frames[index]
-        images = {role: self._read(role, frame[role]) for role in self.roots if self.training or role != 'gt_jpeg'}
+        with ExitStack() as stack:
+            roles = [role for role in self.roots if self.training or role != 'gt_jpeg']
+            images = {role: stack.enter_context(self._open(role, frame[role])) for role in roles}
+            self._check_sizes(images, frame)
+            if self.training:
+                number = index.number if isinstance(index, Draw) else int(torch.randint(2**62, ()))
+                rng = draw_generator(self.opt.get('manual_seed', 0), number)
+                images = augment(self._patches(images, frame['gt'], rng), rng, **self.augmentation)
+            tensors = {role: _to_tensor(image) for role, image in images.items()}
+        paths = {f'{role}_path': frame[role] for role in ('lq', 'gt') if role in frame}
+        return {**tensors, **paths, 'key': frame['key'].replace('/', '_')}
+
+    def _check_sizes(self, images: Mapping[str, np.ndarray], frame: Mapping[str, str]) -> None:
         sharp = images[self.guide]
         for role, image in images.items():
             if image.shape != sharp.shape:
@@ -139,13 +152,6 @@ class JPEGDeblurDataset(Dataset):
                     f"data set {self.opt['name']}: '{frame[role]}' is {image.shape[1]} x {image.shape[0]} but the "
                     f"sharp '{frame[self.guide]}' is {sharp.shape[1]} x {sharp.shape[0]}"
                 )
-        if self.training:
-            number = index.number if isinstance(index, Draw) else int(torch.randint(2**62, ()))
-            rng = draw_generator(self.opt.get('manual_seed', 0), number)
-            images = augment(self._patches(images, frame['gt'], rng), rng, **self.augmentation)
-        tensors = {role: _to_tensor(image) for role, image in images.items()}
-        paths = {f'{role}_path': frame[role] for role in ('lq', 'gt') if role in frame}
-        return {**tensors, **paths, 'key': frame['key'].replace('/', '_')}
 
     def _patches(self, images: dict[str, np.ndarray], name: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
         size = self.opt['gt_size']
@@ -161,8 +167,16 @@ class JPEGDeblurDataset(Dataset):
             patches['gt_jpeg'] = jpeg_crop(images['gt'], top, left, size, size, self.jpeg_quality)
         return patches
 
-    def _read(self, role: str, name: str) -> np.ndarray:
-        """A frame, uint8 (H, W, 3) in BGR."""
+    @contextmanager
+    def _open(self, role: str, name: str) -> Iterator[np.ndarray]:
+        """A frame, uint8 (H, W, 3) in BGR: decoded, or of a raw store where it lies, so that only a crop is read."""
+        if self.opt['io_backend']['type'] == 'lmdb' and (store := open_store(self.roots[role])).kind == 'raw':
+            with store.view(name) as image:
+                yield image
+        else:
+            yield self._decode(role, name)
+
+    def _decode(self, role: str, name: str) -> np.ndarray:
         if self.file_client is None:
             backend = dict(self.opt['io_backend'])
             kind = backend.pop('type')

@@ -1,22 +1,39 @@
 """The one place that knows the stores' format: BasicSR's LMDB folders, written whole or not at all.
 
-`NAME.lmdb/` holds `data.mdb` and `meta_info.txt`, one line an image: `key.ext (height,width,channels) 0`, as BasicSR's
-data sets read it. A value is the image file's own bytes: a JPEG stays the JPEG it was.
+`NAME.lmdb/` holds `data.mdb`, `meta_info.txt`, one line an image: `key.ext (height,width,channels) 0`, as BasicSR's
+data sets read it, and `manifest.json`, a checksum of every value. There are two kinds. In an encoded store a value is
+the image file's own bytes: a JPEG stays the JPEG it was. In a raw store, whose ending is `.raw`, it is the image's
+rows, uint8 (H, W, 3) in BGR, so that a crop is read without decoding a frame; BasicSR's own data sets do not know that
+kind.
+
+The checksum is CRC-32: it finds every change of up to 32 bits in a row and all but one in 4e9 of any others, costs a
+quarter of BLAKE2's time (4.2 against 0.9 GB/s), and is the number that a zip file keeps for each member.
 """
 
+import json
+import math
 import os
 import re
 import shutil
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import lmdb
+import numpy as np
 from basicsr.utils.file_client import BaseStorageBackend
 
 from .errors import InputError
 
+FORMAT = 1  # of manifest.json and of the records
+RAW_ENDING = '.raw'
 FIRST_MAP_SIZE = 64 << 20  # bytes; doubled whenever it is full
+BATCH_SIZE = 32 << 20  # bytes that are written to the disk at a time; a killed writer loses no more
+RECORDS = b'.records'  # a database beside the values: BasicSR asks for keys of meta_info alone, which have no dots
 
 
 def key_for(name: str) -> str:
@@ -27,53 +44,199 @@ def key_for(name: str) -> str:
     return key
 
 
+class Record(NamedTuple):
+    """What a store says of one value. `source` tells a resumed writer what the value was made from."""
+
+    ending: str
+    shape: tuple[int, ...]  # (H, W, C)
+    size: int  # bytes
+    crc32: int
+    source: str = ''
+
+    def manifest_entry(self) -> dict[str, Any]:
+        return {
+            'ending': self.ending, 'shape': list(self.shape), 'bytes': self.size, 'crc32': f'{self.crc32:08x}',
+        }  # fmt: skip
+
+    @classmethod
+    def from_entry(cls, entry: dict[str, Any]) -> 'Record':
+        shape = tuple(int(side) for side in entry['shape'])
+        return cls(str(entry['ending']), shape, int(entry['bytes']), int(entry['crc32'], 16), entry.get('source', ''))
+
+
+def meta_info_text(records: Mapping[str, Record]) -> str:
+    shapes = {key: ','.join(map(str, record.shape)) for key, record in records.items()}
+    return ''.join(f'{key}{records[key].ending} ({shapes[key]}) 0\n' for key in sorted(records))
+
+
+def manifest_text(kind: str, records: Mapping[str, Record]) -> str:
+    """JSON with one line a value, so that two manifests can be compared line by line."""
+    lines = [f'{json.dumps(key)}: {json.dumps(records[key].manifest_entry())}' for key in sorted(records)]
+    return f'{{"format": {FORMAT}, "kind": "{kind}", "values": {{\n' + ',\n'.join(lines) + '\n}}\n'
+
+
+def read_manifest(path: Path | str) -> tuple[str, dict[str, Record]]:
+    """The kind and the records by key that the store's manifest.json holds."""
+    file = Path(path) / 'manifest.json'
+    if not file.is_file():
+        raise InputError(f'{path}: there is no manifest.json to verify against; prepare it again')
+    try:
+        manifest = json.loads(file.read_text(encoding='utf-8'))
+        if manifest['format'] == FORMAT:
+            return manifest['kind'], {key: Record.from_entry(entry) for key, entry in manifest['values'].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f'{file}: not a readable manifest, it may be damaged; prepare the store again') from error
+    raise InputError(f'{file}: has format {manifest["format"]}, this program reads {FORMAT}; prepare the store again')
+
+
+def _missing_bytes(environment: lmdb.Environment, path: Path) -> str | None:
+    """LMDB maps its file into memory: reading past the end of one that was cut would kill the process (SIGBUS)."""
+    needed = (environment.info()['last_pgno'] + 1) * environment.stat()['psize']
+    found = (path / 'data.mdb').stat().st_size
+    return f'data.mdb has {found} of {needed} bytes, it was cut' if found < needed else None
+
+
 class StoreWriter:
-    """Writes a store under a temporary name and gives it its own when all went well.
+    """Writes a store under a temporary name, NAME.lmdb.partial, and gives it its own when all went well.
 
     ::
 
         with StoreWriter('train_blur.lmdb') as store:
             store.put('000_00000000', '.jpg', jpeg_bytes, (720, 1280, 3))
+
+    With `resume`, a writer that fails or is killed leaves the temporary store, and the next one finds in `resumed` the
+    record of each value in it. `keep` keeps one; those that are neither kept nor put again are deleted. Values and
+    their records are written together and flushed to the disk (LMDB's transactions), so the two cannot disagree.
+
+    Errors: InputError where the store exists, a key is put twice, or the disk takes no more.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, *, kind: str = 'encoded', resume: bool = False) -> None:
         self.path = Path(path)
         if self.path.suffix != '.lmdb':
             raise InputError(f'{self.path}: BasicSR reads only stores whose name ends in .lmdb')
         if self.path.exists():
             raise InputError(f'{self.path}: exists already; remove it or choose another name')
+        if kind not in ('encoded', 'raw'):
+            raise InputError(f"{self.path}: a store's kind is 'encoded' or 'raw', not '{kind}'")
+        self.kind = kind
+        self.resumed: dict[str, Record] = {}
+        self._resume = resume
         self._partial = self.path.with_name(self.path.name + '.partial')
+        self._records: dict[str, Record] = {}
+        self._waiting: dict[str, bytes] = {}
+        self._waiting_size = 0
+        self._committed = False
 
     def __enter__(self) -> 'StoreWriter':
-        shutil.rmtree(self._partial, ignore_errors=True)
-        self._partial.mkdir(parents=True)
-        self._environment = lmdb.open(str(self._partial), map_size=FIRST_MAP_SIZE, sync=False)
-        self._meta_info: dict[str, str] = {}
+        if not (self._resume and self._continue()):
+            shutil.rmtree(self._partial, ignore_errors=True)
+            self._partial.mkdir(parents=True)
+            try:
+                self._environment = lmdb.open(str(self._partial), map_size=FIRST_MAP_SIZE, max_dbs=1)
+                self._record_db = self._environment.open_db(RECORDS)
+            except lmdb.Error as error:
+                shutil.rmtree(self._partial)
+                raise self._disk_error(error) from error
         return self
 
-    def put(self, key: str, ending: str, value: bytes, shape: tuple[int, int, int]) -> None:
-        """Store `value` under `key`; `ending` ('.jpg') and `shape` (H, W, C) go into meta_info."""
-        if key in self._meta_info:
+    def _continue(self) -> bool:
+        """Open what an earlier writer left, if it is sound and of this format and kind."""
+        if not (self._partial / 'data.mdb').is_file():
+            return False
+        try:
+            environment = lmdb.open(str(self._partial), map_size=FIRST_MAP_SIZE, max_dbs=1)
+        except lmdb.Error:
+            return False
+        try:
+            if not _missing_bytes(environment, self._partial):
+                self._record_db = environment.open_db(RECORDS, create=False)
+                with environment.begin(db=self._record_db) as transaction:
+                    entries = {key.decode(): json.loads(entry) for key, entry in transaction.cursor()}
+                if all((entry['format'], entry['kind']) == (FORMAT, self.kind) for entry in entries.values()):
+                    self.resumed = {key: Record.from_entry(entry) for key, entry in entries.items()}
+                    self._environment = environment
+                    self._committed = bool(self.resumed)
+                    return True
+        except (lmdb.Error, ValueError, KeyError):
+            self.resumed = {}
+        environment.close()
+        return False
+
+    def keep(self, key: str) -> None:
+        """Keep the value that an earlier writer stored under `key`."""
+        self._records[key] = self.resumed[key]
+
+    def put(self, key: str, ending: str, value: bytes, shape: tuple[int, ...], source: str = '') -> None:
+        """Store `value` under `key`.
+
+        Args:
+            key: ASCII, no dots.
+            ending: goes into meta_info; of the file that the value is ('.jpg'), or RAW_ENDING.
+            value: an image file, or rows of uint8 in BGR.
+            shape: (H, W, C) of the image.
+            source: what the value is made from, for a writer that resumes.
+        """
+        if key in self._records:
             raise InputError(f"{self.path}: two images have the key '{key}'; rename one of them")
+        self._records[key] = Record(ending, tuple(shape), len(value), zlib.crc32(value), source)
+        self._waiting[key] = value
+        self._waiting_size += len(value)
+        if self._waiting_size >= BATCH_SIZE:
+            self._commit()
+
+    def _commit(self, stale: Iterable[str] = ()) -> None:
         while True:
             try:
                 with self._environment.begin(write=True) as transaction:
-                    transaction.put(key.encode('ascii'), value)
+                    for key, value in self._waiting.items():
+                        record = self._records[key]
+                        entry = {
+                            'format': FORMAT, 'kind': self.kind, **record.manifest_entry(), 'source': record.source,
+                        }  # fmt: skip
+                        transaction.put(key.encode('ascii'), value)
+                        transaction.put(key.encode('ascii'), json.dumps(entry).encode(), db=self._record_db)
+                    for key in stale:
+                        transaction.delete(key.encode('ascii'))
+                        transaction.delete(key.encode('ascii'), db=self._record_db)
                 break
             except lmdb.MapFullError:
                 self._environment.set_mapsize(2 * self._environment.info()['map_size'])
-        self._meta_info[key] = f'{key}{ending} ({",".join(map(str, shape))}) 0\n'
+            except lmdb.Error as error:
+                raise self._disk_error(error) from error
+        self._committed = True
+        self._waiting.clear()
+        self._waiting_size = 0
+
+    def _write_text(self, name: str, text: str) -> None:
+        try:
+            with (self._partial / name).open('w', encoding='ascii') as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise self._disk_error(error) from error
+
+    def _disk_error(self, error: Exception) -> InputError:
+        free = shutil.disk_usage(self.path.parent).free / 1e9
+        return InputError(
+            f'{self._partial}: cannot be written ({error}); its disk has {free:.1f} GB free, make room and run it again'
+        )
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        if kind is None:
-            lines = [self._meta_info[key] for key in sorted(self._meta_info)]
-            (self._partial / 'meta_info.txt').write_text(''.join(lines), encoding='ascii')
-            self._environment.sync(True)
-        self._environment.close()
-        if kind is None:
-            self._partial.rename(self.path)
-        else:
-            shutil.rmtree(self._partial)
+        whole = False
+        try:
+            if kind is None:
+                self._commit(stale=self.resumed.keys() - self._records.keys())
+                self._write_text('meta_info.txt', meta_info_text(self._records))
+                self._write_text('manifest.json', manifest_text(self.kind, self._records))
+                whole = True
+        finally:
+            self._environment.close()
+            if whole:
+                self._partial.rename(self.path)
+            elif not (self._resume and self._committed):
+                shutil.rmtree(self._partial)
 
 
 class Store:
@@ -90,32 +253,97 @@ class Store:
             )
         except lmdb.Error as error:
             raise InputError(f'{self.path}: not a readable LMDB ({error}); prepare it again') from error
-        self._refuse_cut_file()
-
-    def _refuse_cut_file(self) -> None:
-        """LMDB maps its file into memory: reading past the end of one that was cut would kill the process (SIGBUS)."""
-        needed = (self._environment.info()['last_pgno'] + 1) * self._environment.stat()['psize']
-        found = (self.path / 'data.mdb').stat().st_size
-        if found < needed:
+        if cut := _missing_bytes(self._environment, self.path):
             self._environment.close()
-            raise InputError(
-                f'{self.path}: data.mdb has {found} of {needed} bytes, it was cut; copy or prepare it again'
-            )
+            raise InputError(f'{self.path}: {cut}; copy or prepare it again')
+
+    @cached_property
+    def _lines(self) -> dict[str, str]:
+        """The lines of meta_info, by key."""
+        text = (self.path / 'meta_info.txt').read_text(encoding='utf-8')
+        return {line.split('.')[0]: line for line in text.splitlines() if line.strip()}
+
+    @cached_property
+    def kind(self) -> str:
+        """'raw' or 'encoded'."""
+        return 'raw' if next(iter(self._lines.values()), '').partition(' ')[0].endswith(RAW_ENDING) else 'encoded'
 
     def keys(self) -> list[str]:
         """The keys that meta_info lists, sorted."""
-        text = (self.path / 'meta_info.txt').read_text(encoding='utf-8')
-        return sorted(line.split('.')[0] for line in text.splitlines() if line.strip())
+        return sorted(self._lines)
+
+    def shape(self, key: str) -> tuple[int, int, int]:
+        """(H, W, C) of the image under `key`, from meta_info."""
+        found = re.search(r' \((\d+),(\d+),(\d+)\)', self._lines.get(key, ''))
+        if not found:
+            raise InputError(f"{self.path}: meta_info.txt has no (height,width,channels) of '{key}'; prepare it again")
+        height, width, channels = map(int, found.groups())
+        return height, width, channels
 
     def get(self, key: str) -> bytes:
         """The bytes stored under `key`."""
-        with self._environment.begin() as transaction:
+        with self._value(key) as value:
+            return bytes(value)
+
+    @contextmanager
+    def _value(self, key: str) -> Iterator[memoryview]:
+        """The bytes stored under `key` where they lie in the file: valid inside the `with` alone."""
+        with self._environment.begin(buffers=True) as transaction:
             value = transaction.get(key.encode())
-        if value is None:
-            raise InputError(
-                f"{self.path}: there is no value under the key '{key}' that meta_info.txt lists; prepare it again"
-            )
-        return value
+            if value is None:
+                raise InputError(
+                    f"{self.path}: there is no value under the key '{key}' that meta_info.txt lists; prepare it again"
+                )
+            yield value
+
+    @contextmanager
+    def view(self, key: str) -> Iterator[np.ndarray]:
+        """A raw store's whole image where it lies in the file: what is not touched is not read.
+
+        uint8 (H, W, 3) in BGR, read only, valid inside the `with` alone: copy what is needed later.
+        """
+        if self.kind != 'raw':
+            raise InputError(f'{self.path}: an encoded store has no rows to view; decode `get`, or prepare it as raw')
+        shape = self.shape(key)
+        with self._value(key) as value:
+            if len(value) != math.prod(shape):
+                raise InputError(
+                    f"{self.path}: '{key}' has {len(value)} bytes, a raw image of {shape[1]} x {shape[0]} "
+                    f'has {math.prod(shape)}; prepare it again'
+                )
+            yield np.frombuffer(value, np.uint8).reshape(shape)
+
+    def crop(self, key: str, top: int, left: int, height: int, width: int) -> np.ndarray:
+        """A crop of a raw store's image, its only copy: uint8 (height, width, 3) in BGR."""
+        with self.view(key) as image:
+            if (
+                min(top, left) < 0
+                or min(height, width) < 1
+                or top + height > len(image)
+                or left + width > len(image[0])
+            ):
+                raise InputError(
+                    f"{self.path}: a crop of {width} x {height} at ({left}, {top}) is not inside '{key}', "
+                    f'which is {image.shape[1]} x {image.shape[0]}'
+                )
+            return image[top : top + height, left : left + width].copy()
+
+    def problems(self, progress: Callable[[list[str]], Iterable[str]] = iter) -> Iterator[str]:
+        """What does not agree with manifest.json, a line each; see `verify_store`."""
+        kind, records = read_manifest(self.path)
+        if kind != self.kind or (self.path / 'meta_info.txt').read_text(encoding='utf-8') != meta_info_text(records):
+            yield 'meta_info.txt does not list what manifest.json does'
+        with self._environment.begin() as transaction:
+            stored = {key.decode() for key in transaction.cursor().iternext(values=False)} - {RECORDS.decode()}
+        yield from (f"'{key}' is not in manifest.json" for key in sorted(stored - records.keys()))
+        yield from (f"'{key}' is missing" for key in sorted(records.keys() - stored))
+        for key in progress(sorted(records.keys() & stored)):
+            with self._value(key) as value:
+                found = len(value), zlib.crc32(value)
+            if found != (records[key].size, records[key].crc32):
+                yield f"'{key}' was changed: {found[0]} bytes with CRC-32 {found[1]:08x}, not " + (
+                    f'{records[key].size} with {records[key].crc32:08x}'
+                )
 
     def close(self) -> None:
         self._environment.close()
@@ -137,6 +365,22 @@ def open_store(path: Path | str) -> Store:
     store = Store(path)
     _open_stores[str(data)] = identity, store
     return store
+
+
+def verify_store(path: Path | str, progress: Callable[[list[str]], Iterable[str]] = iter) -> list[str]:
+    """What is wrong with the store at `path`, a line each; nothing when every value has its manifest's checksum.
+
+    Args:
+        path: of a store with manifest.json.
+        progress: goes over the keys in its own way, such as tqdm.
+    """
+    problems: list[str] = []
+    try:
+        for problem in open_store(path).problems(progress):
+            problems.append(f'{path}: {problem}')
+    except (InputError, lmdb.Error) as error:
+        problems.append(str(error) if isinstance(error, InputError) else f'{path}: data.mdb is damaged ({error})')
+    return problems
 
 
 class StoreBackend(BaseStorageBackend):

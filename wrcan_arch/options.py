@@ -19,9 +19,17 @@ Keys = tuple[str, ...]
 
 
 class OptionLoader(yaml.SafeLoader):
-    """YAML's safe loader, which makes plain values only, that also reads 1e-4 as a number."""
+    """YAML's safe loader, which makes plain values only. 1e-4 is a number, and `amp: off` a word, as in YAML 1.2."""
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != 'tag:yaml.org,2002:bool']
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
+OptionLoader.add_implicit_resolver(
+    'tag:yaml.org,2002:bool', re.compile(r'^([Tt]rue|TRUE|[Ff]alse|FALSE)$'), list('tTfF')
+)
 OptionLoader.add_implicit_resolver(
     'tag:yaml.org,2002:float', re.compile(r'^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$'), list('-+.0123456789')
 )

@@ -150,6 +150,8 @@ class WRCANModel(SRModel):
             self._initialize_best_metric_results(name)
             for metric, value in self.metric_results.items():
                 self._update_best_metric_result(name, metric, value, current_iter)
+            if self.is_train:
+                self._keep_if_best(name, current_iter)
             self._log_validation_metric_values(current_iter, name, tb_logger)
         if not self.is_train and self.opt['rank'] == 0:
             self._write_results(name, scores, seconds, save_img)
@@ -212,18 +214,13 @@ class WRCANModel(SRModel):
         self.output = inference.restore(network, self.lq, **self.inference_options)
         network.train(was_training)
 
-    def _update_best_metric_result(self, dataset_name: str, metric: str, val: float, current_iter: int) -> None:
-        val = float(val)  # the metrics give NumPy's scalars, which a checkpoint that opens safely cannot hold
-        super()._update_best_metric_result(dataset_name, metric, val, current_iter)
-        best = self.best_metric_results[dataset_name][metric]
-        if (
-            self.is_train
-            and metric == self._best_metric()
-            and dataset_name == next(iter(self.best_metric_results))
-            and best['iter'] == current_iter
-            and math.isfinite(val)
-        ):
-            self._save_networks('best', {'iter': current_iter, 'metric': metric, 'value': val})
+    def _keep_if_best(self, dataset_name: str, current_iter: int) -> None:
+        """net_g_best.pth, if this validation of the first data set is the best so far."""
+        metric = self._best_metric()
+        best = self.best_metric_results[dataset_name].get(metric, {})
+        if dataset_name == next(iter(self.best_metric_results)) and best.get('iter') == current_iter:
+            about = {'iter': current_iter, 'best_metric': metric, 'metrics': dict(self.metric_results)}
+            self._save_networks('best', about)
 
     def _best_metric(self) -> str | None:
         metrics = self.opt['val']['metrics']

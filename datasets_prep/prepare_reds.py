@@ -1,0 +1,376 @@
+"""REDS as it is downloaded, folders or zip files, to LMDB stores.
+
+Blurred frames keep their JPEG bytes. Sharp frames keep their PNG bytes, or become rows (`--store raw`), from which a
+crop is read without decoding a frame; BasicSR's own data sets cannot read those, JPEGDeblurDataset can. Each frame is
+decoded once, so that no unreadable one is stored.
+
+A run that was stopped, in whatever way, is run again and does what is missing. A store has its name only when it is
+whole; until then it is called NAME.lmdb.partial.
+"""
+
+import argparse
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import threading
+import zipfile
+import zlib
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import cache, partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from tqdm import tqdm
+
+from wrcan_arch.errors import InputError
+from wrcan_arch.lmdb_store import RAW_ENDING, StoreWriter, open_store, verify_store
+
+SEQUENCES = {'train': 240, 'val': 30, 'test': 30}
+FRAMES = 100  # in each sequence
+SIZE = (720, 1280)
+SETS = ('train_blur_jpeg', 'train_sharp', 'val_blur_jpeg', 'val_sharp', 'test_blur_jpeg')  # test_sharp is not public
+ENDINGS = {'blur_jpeg': '.jpg', 'sharp': '.png'}
+FRAME_PATH = re.compile(rf'(?:.*/)?({"|".join(SETS)})/(\d{{3}})/(\d{{8}})(\.\w+)', re.ASCII)
+REDS_ZIP = re.compile(r'(train|val|test)_(blur|sharp)(_bicubic|_comp|_jpeg)?')
+PNG_START = b'\x89PNG\r\n\x1a\n'
+JPEG_START, JPEG_SCAN, JPEG_END = b'\xff\xd8', b'\xff\xda', b'\xff\xd9'
+FRAMES_AHEAD = 4  # for each worker: decoded and waiting to be written
+SHOWN_PROBLEMS = 20  # of a store, by --verify
+
+
+class Frame(NamedTuple):
+    """A frame that was found but not read yet."""
+
+    key: str
+    path: Path  # of the frame's own file, or of the zip file that holds it
+    member: str  # its name in the zip file; '' outside of one
+    source: str  # what tells its content from another's without reading it
+
+    def __str__(self) -> str:
+        return f'{self.path}: {self.member}' if self.member else str(self.path)
+
+
+def placed(name: re.Match[str], path: Path, member: str, source: str) -> tuple[str, Frame]:
+    """The set that a frame belongs to, and the frame, from its name as FRAME_PATH finds it."""
+    set_name, sequence, number, ending = name.groups()
+    frame = Frame(f'{sequence}_{number}', path, member, source)
+    expected = ENDINGS[set_name.partition('_')[2]]
+    if ending != expected:
+        raise InputError(f'{frame}: the frames of {set_name} are {expected} files; take it away or download REDS again')
+    return set_name, frame
+
+
+def frames_in_zip(path: Path) -> Iterator[tuple[str, Frame]]:
+    try:
+        with zipfile.ZipFile(path) as file:
+            members = file.infolist()
+    except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
+        raise InputError(f'{path}: not a whole zip file ({error}); download it again or move it away') from error
+    for member in members:
+        if name := FRAME_PATH.fullmatch(member.filename):
+            source = f'{member.file_size} bytes with CRC-32 {member.CRC:08x}'
+            yield placed(name, path, member.filename, source)
+
+
+def frames_in_files(files: list[Path]) -> Iterator[tuple[str, Frame]]:
+    for path in files:
+        if name := FRAME_PATH.fullmatch(path.as_posix()):
+            status = path.stat()
+            yield placed(name, path, '', f'{status.st_size} bytes changed at {status.st_mtime_ns}')
+
+
+def files_under(downloads: list[Path]) -> list[Path]:
+    def refuse(error: OSError) -> None:
+        raise error
+
+    files = []
+    for download in downloads:
+        if not download.exists():
+            raise InputError(f'{download}: no such folder or zip file')
+        if download.is_file():
+            files.append(download.absolute())
+        else:
+            for place, _, names in os.walk(download.absolute(), onerror=refuse, followlinks=True):
+                files += [Path(place, name) for name in names]
+    return sorted(files)
+
+
+def find_frames(downloads: list[Path], splits: list[str]) -> dict[str, dict[str, Frame]]:
+    """The frames of each set of `splits` that is there, by key. A zip file goes before its unpacked folder."""
+    wanted = [name for name in SETS if name.partition('_')[0] in splits]
+    files = files_under(downloads)
+    zips = [path for path in files if path.suffix.lower() == '.zip']
+    other = {path for path in zips if REDS_ZIP.fullmatch(path.stem) and path.stem not in wanted}
+    found: dict[str, dict[str, Frame]] = {name: {} for name in wanted}
+    for frames in (frames_in_files(files), *(frames_in_zip(path) for path in zips if path not in other)):
+        for set_name, frame in frames:
+            if set_name not in found:
+                continue
+            before = found[set_name].get(frame.key)
+            if before and bool(before.member) == bool(frame.member):
+                raise InputError(f'{before} and {frame}: the same frame twice; move one of them away')
+            found[set_name][frame.key] = frame
+    return {name: dict(sorted(frames.items())) for name, frames in found.items() if frames}
+
+
+def check_names(found: dict[str, dict[str, Frame]], any_size: bool) -> None:
+    """Refuse sets that have not REDS's frames (unless `any_size`), and blurred and sharp frames that are not pairs."""
+    for name, frames in found.items():
+        split, _, role = name.partition('_')
+        reds = {f'{sequence:03d}_{number:08d}' for sequence in range(SEQUENCES[split]) for number in range(FRAMES)}
+        differences = {'missing': reds - frames.keys(), 'too many': frames.keys() - reds}
+        for what, keys in differences.items():
+            if keys and not any_size:
+                raise InputError(
+                    f'{name}: {len(keys)} frames are {what} ({len(frames)} were found, REDS has {len(reds)}), '
+                    f'the first is {min(keys).replace("_", "/")}{ENDINGS[role]}; download it again, or give --any-size'
+                )
+    for split in SEQUENCES:
+        blurred, sharp = f'{split}_blur_jpeg', f'{split}_sharp'
+        if blurred in found and sharp in found and (unpaired := found[blurred].keys() ^ found[sharp].keys()):
+            first = min(unpaired)
+            frame, partner = (found[blurred], sharp) if first in found[blurred] else (found[sharp], blurred)
+            raise InputError(
+                f'{frame[first]}: there is no such frame in {partner}; {len(unpaired)} frames have no partner, '
+                'take them away or download them again'
+            )
+
+
+def png_fault(value: bytes) -> str | None:
+    """What is wrong with a PNG file's chunks: not every OpenCV refuses a cut or damaged one."""
+    if not value.startswith(PNG_START):
+        return 'not a PNG file'
+    start, kind = len(PNG_START), b''
+    while kind != b'IEND':
+        kind, end = value[start + 4 : start + 8], start + 12 + int.from_bytes(value[start : start + 4], 'big')
+        if len(kind) < 4 or end > len(value):
+            return 'it was cut'
+        if zlib.crc32(value[start + 4 : end - 4]) != int.from_bytes(value[end - 4 : end], 'big'):
+            return f'its {kind.decode("ascii", "replace")} chunk is damaged'
+        start = end
+    return None
+
+
+def jpeg_fault(value: bytes) -> str | None:
+    """What is wrong with a JPEG file's frame: its markers cannot occur inside of a scan."""
+    if not value.startswith(JPEG_START):
+        return 'not a JPEG file'
+    return None if value.rfind(JPEG_END) > value.rfind(JPEG_SCAN) > 0 else 'it was cut'
+
+
+def decode(value: bytes, ending: str, size: tuple[int, int] | None) -> np.ndarray:
+    """A frame's pixels, uint8 (H, W, 3) in BGR; ValueError says what is wrong with it."""
+    fault = png_fault(value) if ending == '.png' else jpeg_fault(value)
+    if fault:
+        raise ValueError(fault)
+    try:
+        image = cv2.imdecode(np.frombuffer(value, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error as error:
+        raise ValueError(f'OpenCV cannot decode it ({error.err})') from error
+    if image is None:
+        raise ValueError('OpenCV cannot decode it')
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(f'not an 8-bit colour image but {image.dtype} of shape {image.shape}')
+    if size and image.shape[:2] != size:
+        raise ValueError(f'it is {image.shape[1]} x {image.shape[0]}, not {size[1]} x {size[0]} as the others')
+    return image
+
+
+@cache
+def _zip_of_this_worker(path: Path) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path)
+
+
+def read_frame(frame: Frame) -> bytes:
+    try:
+        return _zip_of_this_worker(frame.path).read(frame.member) if frame.member else frame.path.read_bytes()
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
+        raise InputError(f'{frame}: cannot be read ({error}); download it again') from error
+
+
+def load_frame(frame: Frame, size: tuple[int, int] | None, raw: bool) -> tuple[bytes, tuple[int, ...]]:
+    """The value to store and the frame's shape (H, W, C). InputError names a frame that is not as it should be.
+
+    Args:
+        frame: what to read.
+        size: (H, W) that it must have; None for any.
+        raw: rows instead of the file's own bytes.
+    """
+    value = read_frame(frame)
+    try:
+        image = decode(value, Path(frame.member or frame.path).suffix, size)
+    except ValueError as error:
+        raise InputError(f'{frame}: {error}; download it again') from error
+    return image.tobytes() if raw else value, image.shape
+
+
+def start_worker() -> None:
+    """A worker leaves Ctrl+C to its parent, and does not outlive it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(1)
+    threading.Thread(target=_exit_after, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _exit_after(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
+
+
+class Loader:
+    """Loads frames in all workers: their processes start with the `with`."""
+
+    def __init__(self, workers: int) -> None:
+        self._ahead = FRAMES_AHEAD * workers
+        self._pool = ProcessPoolExecutor(workers, initializer=start_worker)
+
+    def __enter__(self) -> 'Loader':
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def size(self, frame: Frame) -> tuple[int, int]:
+        height, width = self._pool.submit(load_frame, frame, None, False).result()[1][:2]
+        return height, width
+
+    def load(
+        self, frames: list[Frame], size: tuple[int, int], raw: bool
+    ) -> Iterator[tuple[Frame, bytes, tuple[int, ...]]]:
+        """`load_frame` of each frame, in their order, with a few of them in memory."""
+        rest = iter(frames)
+        running = deque((frame, self._pool.submit(load_frame, frame, size, raw)) for frame in islice(rest, self._ahead))
+        while running:
+            frame, loading = running.popleft()
+            yield frame, *loading.result()
+            running.extend((later, self._pool.submit(load_frame, later, size, raw)) for later in islice(rest, 1))
+
+
+def check_store(path: Path, frames: dict[str, Frame], kind: str, size: tuple[int, int]) -> None:
+    """Refuse a store that is there already and is not the one that would be written."""
+    store = open_store(path)
+    if store.kind != kind:
+        raise InputError(f'{path}: is there already and {store.kind}, not {kind}; remove it or choose another --out')
+    if store.keys() != list(frames) or any(store.shape(key)[:2] != size for key in frames):
+        raise InputError(f'{path}: is there already with other frames; remove it or choose another --out')
+
+
+def write_store(path: Path, frames: dict[str, Frame], ending: str, size: tuple[int, int], loader: Loader) -> None:
+    """Write what is missing of the store at `path`, whose values are files of that ending, or rows (RAW_ENDING)."""
+    kind = 'raw' if ending == RAW_ENDING else 'encoded'
+    if path.exists():
+        check_store(path, frames, kind, size)
+        print(f'{path}: {len(frames)} frames, is there already')
+        return
+    with StoreWriter(path, kind=kind, resume=True) as store:
+        missing = []
+        for key, frame in frames.items():
+            record = store.resumed.get(key)
+            if record and (record.source, record.shape[:2], record.ending) == (frame.source, size, ending):
+                store.keep(key)
+            else:
+                missing.append(frame)
+        kept = len(frames) - len(missing)
+        with tqdm(total=len(frames), initial=kept, unit='frame', desc=path.name) as progress:
+            for frame, value, shape in loader.load(missing, size, kind == 'raw'):
+                store.put(frame.key, ending, value, shape, frame.source)
+                progress.update()
+    print(f'{path}: {len(frames)} frames' + (f', {kept} of them from an earlier run' if kept else ''))
+
+
+def prepare(arguments: argparse.Namespace) -> None:
+    if arguments.workers < 1:
+        raise InputError(f'--workers {arguments.workers}: at least 1')
+    found = find_frames(arguments.downloads, arguments.splits)
+    if not found:
+        where, wanted = ' '.join(map(str, arguments.downloads)), ' '.join(arguments.splits)
+        raise InputError(f'{where}: no frames of REDS ({wanted}) such as train_sharp/000/00000000.png, or zips of them')
+    check_names(found, arguments.any_size)
+    for name in SETS:
+        if name.partition('_')[0] in arguments.splits and name not in found:
+            print(f'{name}: not found, left out')
+    sizes = {} if arguments.any_size else dict.fromkeys(SEQUENCES, SIZE)
+    with Loader(arguments.workers) as loader:
+        for name, frames in found.items():
+            split, _, role = name.partition('_')
+            if split not in sizes:
+                sizes[split] = loader.size(next(iter(frames.values())))
+            ending = RAW_ENDING if arguments.store == 'raw' and role == 'sharp' else ENDINGS[role]
+            write_store(arguments.out / f'{name}.lmdb', frames, ending, sizes[split], loader)
+
+
+def verify(stores: list[Path]) -> int:
+    """Prints what is wrong with each store. Returns how many are not sound.
+
+    Each is read in a process of its own: LMDB trusts its tree, and a damaged one can end the process.
+    """
+    failed = 0
+    for path in stores:
+        with ProcessPoolExecutor(1, initializer=start_worker) as pool:
+            try:
+                reading = pool.submit(verify_store, path, partial(tqdm, unit='value', desc=path.name))
+                problems = reading.result()
+            except BrokenProcessPool:
+                problems = [f'{path}: data.mdb is damaged, reading it ended the process']
+        for problem in problems[:SHOWN_PROBLEMS]:
+            print(f'prepare_reds: {problem}', file=sys.stderr)
+        if problems:
+            failed += 1
+            print(f'prepare_reds: {path}: {len(problems)} problems; remove it and prepare it again', file=sys.stderr)
+        else:
+            print(f'{path}: sound')
+    return failed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('downloads', type=Path, nargs='*', help='folders with REDS or its zip files in them, or those')
+    parser.add_argument(
+        '-o', '--out', type=Path, default=Path('datasets/REDS'),
+        help='folder to write train_blur_jpeg.lmdb, train_sharp.lmdb and so on to (default datasets/REDS)',
+    )  # fmt: skip
+    parser.add_argument(
+        '--store', choices=('encoded', 'raw'), default='encoded',
+        help='how sharp frames are stored: encoded, as PNG, or raw, as rows (three times the space, read in no time); '
+        'blurred frames are stored as JPEG in any case',
+    )  # fmt: skip
+    parser.add_argument(
+        '--splits', nargs='+', choices=list(SEQUENCES), default=list(SEQUENCES), help='what to look for (default all)'
+    )
+    parser.add_argument('--workers', type=int, default=os.cpu_count(), help='processes (default one for each core)')
+    parser.add_argument(
+        '--any-size', action='store_true', help="take frames of another number and size than REDS's, such as a subset"
+    )
+    parser.add_argument(
+        '--verify', type=Path, nargs='+', metavar='STORE', help='write nothing, compare stores with their manifests'
+    )
+    arguments = parser.parse_args()
+    if bool(arguments.downloads) == bool(arguments.verify):
+        parser.error('give DOWNLOADS to prepare, or --verify STORE')
+    try:
+        if arguments.verify:
+            sys.exit(1 if verify(arguments.verify) else 0)
+        prepare(arguments)
+    except (InputError, OSError) as error:
+        print(f'prepare_reds: {error}', file=sys.stderr)
+        sys.exit(2)
+    except BrokenProcessPool:
+        print(
+            'prepare_reds: a worker was killed, perhaps memory ran out; run it again, with fewer --workers',
+            file=sys.stderr,
+        )
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print('prepare_reds: stopped; run it again to go on', file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == '__main__':
+    main()
