@@ -281,4 +281,8 @@ class WRCANModel(SRModel):
         try:
             self.get_bare_model(net).load_state_dict(tensors, strict=strict)
         except RuntimeError as error:
-            raise InputError(f'{load_path}: not the weights of the network in the option file; {error}') from error
+            try:
+                held = f'set network_g to {checkpoint.infer_config(tensors)}'
+            except KeyError:
+                held = 'they are not the weights of a WRCAN'
+            raise InputError(f'{load_path}: not the weights of the network in the option file; {held}') from error
