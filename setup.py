@@ -26,9 +26,10 @@ setup(
         'lmdb>=1.4',
         'pyyaml>=6.0',
         'pydantic>=2.7',
+        'packaging>=22',
         'scikit-image>=0.21',  # the demo's photographs, and the outside reference of the metrics
         'safetensors>=0.4',
-        'pillow>=10.0',
+        'pillow>=10.1',
         'matplotlib>=3.7',  # the report's plots
         'tqdm>=4.60',
     ],

@@ -229,6 +229,9 @@ class Loader:
 
     def __init__(self, workers: int) -> None:
         self._ahead = FRAMES_AHEAD * workers
+        # In this process first: a forked worker that ends OpenCV's threads waits for ever for those it did not inherit.
+        self._threads = cv2.getNumThreads()
+        cv2.setNumThreads(1)
         self._pool = ProcessPoolExecutor(workers, initializer=start_worker)
 
     def __enter__(self) -> 'Loader':
@@ -236,6 +239,7 @@ class Loader:
 
     def __exit__(self, *_: object) -> None:
         self._pool.shutdown(cancel_futures=True)
+        cv2.setNumThreads(self._threads)
 
     def size(self, frame: Frame) -> tuple[int, int]:
         height, width = self._pool.submit(load_frame, frame, None, False).result()[1][:2]

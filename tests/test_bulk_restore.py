@@ -1,3 +1,5 @@
+from unittest import mock
+
 import cv2
 import numpy as np
 import pytest
@@ -38,6 +40,21 @@ def test_one_that_fails_does_not_stop_the_others(tmp_path):
     failures = restore_photos(network(), plan([tmp_path / 'in'], tmp_path / 'out'), **OPTIONS)
     assert len(failures) == 1 and '1.png: not an image' in failures[0]
     assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == ['0.png', '2.png']
+
+
+def test_photo_too_large_for_the_memory_is_named(tmp_path, monkeypatch):
+    pairs = plan([save(tmp_path / 'a.png')], tmp_path / 'out')
+    errors = (
+        torch.cuda.OutOfMemoryError('CUDA out of memory'),
+        MemoryError(),
+        RuntimeError("can't allocate memory: 9 bytes"),
+    )
+    for error in errors:
+        monkeypatch.setattr('wrcan_arch.bulk_restore.restore', mock.Mock(side_effect=error))
+        assert 'a.png: too large for the memory' in restore_photos(network(), pairs, **OPTIONS)[0]
+    monkeypatch.setattr('wrcan_arch.bulk_restore.restore', mock.Mock(side_effect=RuntimeError('a defect')))
+    with pytest.raises(RuntimeError, match='a defect'):
+        restore_photos(network(), pairs, **OPTIONS)
 
 
 def test_inputs_and_results_are_never_overwritten(tmp_path):

@@ -1,4 +1,6 @@
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -166,6 +168,28 @@ def test_metadata_goes_along_and_damage_is_found(tmp_path):
         (tmp_path / f'flipped_{name}').write_bytes(content)
         with pytest.raises(InputError, match=f'flipped_{name}: its checksum is wrong'):
             read_weights(tmp_path / f'flipped_{name}')
+
+
+def test_two_sets_of_weights_ask_which(tmp_path):
+    first, second = network_of().state_dict(), network_of('wrca', **SIZES, num_in_ch=3).state_dict()
+    second = {name: tensor + 1 for name, tensor in second.items()}
+    write_weights(tmp_path / 'a.pth', {'params': first, 'params_ema': second}, {})
+    with pytest.raises(InputError, match='holds two sets of weights; choose with --key params'):
+        convert(tmp_path / 'a.pth', tmp_path / 'b.safetensors')
+    convert(tmp_path / 'a.pth', tmp_path / 'b.safetensors', key='params')
+    assert torch.equal(read_weights(tmp_path / 'b.safetensors')[0]['tail.bias'], first['tail.bias'])
+
+
+def test_full_disk_is_said_of_the_file_and_leaves_nothing(tmp_path):
+    """A limit on the size of files, in a process of its own, stands for a full disk."""
+    code = (
+        'import resource, signal, torch; from wrcan_arch.checkpoint import write_atomically\n'
+        'signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n'
+        'write_atomically("a.pth", {"params": {"x": torch.zeros(9999)}})'
+    )
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=tmp_path)
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith('OSError') and 'a.pth' in last and list(tmp_path.iterdir()) == []
 
 
 def test_blocks_that_the_authors_did_not_have_and_wrong_endings_are_errors(tmp_path, official_weights):

@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import pytest
 from conftest import picture
+from packaging.requirements import Requirement
 
 from wrcan_arch import cli
 from wrcan_arch.checkpoint import write_atomically
@@ -115,9 +116,10 @@ def test_doctor_prints_versions_repairs_and_what_is_missing(capsys, monkeypatch)
     text = capsys.readouterr().out
     for part in ('basicsr', '1.4.2', 'torch', 'GPU', 'functional_tensor', 'load_resume_state', 'Nothing is missing'):
         assert part in text
-    monkeypatch.setattr('wrcan_arch.doctor.PACKAGES', ['torch', 'no-such-package'])
+    asked = [Requirement('torch>=99'), Requirement('no-such-package'), Requirement('numpy')]
+    monkeypatch.setattr('wrcan_arch.doctor.requirements', lambda: asked)
     assert cli.main(['doctor']) == 1
-    assert 'Missing: no-such-package' in capsys.readouterr().out
+    assert 'Missing or unfit: torch, no-such-package' in capsys.readouterr().out
 
 
 def test_module_and_command_are_the_same(tmp_path):

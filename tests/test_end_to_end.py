@@ -131,6 +131,19 @@ def test_resumed_run_ends_as_the_uninterrupted_one(workplace, workers):
     assert resumed.losses == curves.losses and resumed.metrics['psnr'][-1] == curves.metrics['psnr'][-1]
 
 
+def test_resume_at_a_validation_keeps_the_best_network(workplace):
+    """The best one at the very iteration that the run goes on from, the later ones made worse by a huge step."""
+    worse = ['logger:save_checkpoint_freq=4', 'train:scheduler:milestones=[4]', 'train:scheduler:gamma=1000']
+    assert train(*worse, 'train:total_iter=8') == 0
+    best = read_file(MODELS / 'net_g_best.pth')['metadata']
+    assert best['iter'] == 4
+    Path('experiments').rename('uninterrupted')
+    assert train(*worse, 'train:total_iter=4') == 0
+    assert train(*worse, 'train:total_iter=8', resume=True) == 0
+    again = read_file(MODELS / 'net_g_best.pth')['metadata']
+    assert (again['iter'], again['metrics']) == (best['iter'], best['metrics'])
+
+
 def test_resume_with_another_batch_size_makes_all_iterations(workplace):
     assert train('logger:save_checkpoint_freq=4', 'train:total_iter=8', 'datasets:train:batch_size_per_gpu=3') == 0
     assert train('datasets:train:batch_size_per_gpu=1', resume=True) == 0

@@ -45,4 +45,4 @@ def test_unequal_shapes_are_an_error():
 
 def test_unknown_norm_is_an_error():
     with pytest.raises(InputError, match="norm 'l3' is not one of mse, l2"):
-        jpeg_autoencoder_loss(*images(), norm='l3')
+        build_loss({'type': 'JPEGAutoEncoderLoss', 'norm': 'l3'})

@@ -202,6 +202,19 @@ def test_noise_is_on_the_blurred_patch_alone_with_its_sigma():
     assert black.max() < 20, 'clipped, not wrapped'
 
 
+def test_names_choose_a_sequence_of_stores_and_of_nested_folders(options, tmp_path):
+    assert len(JPEGDeblurDataset({**options, 'names': '000_0000000[12]'})) == 2
+    with pytest.raises(InputError, match="nothing in .* is named '001_\\*'"):
+        JPEGDeblurDataset({**options, 'names': '001_*'})
+    for role in ('lq', 'gt'):
+        for sequence in ('000', '001'):
+            (tmp_path / 'nested' / role / sequence).mkdir(parents=True)
+            cv2.imwrite(str(tmp_path / 'nested' / role / sequence / '00000000.png'), picture(8, 8))
+    nested = {'name': 'nested', 'phase': 'val', 'io_backend': {'type': 'disk'}, 'names': '001_*',
+              'dataroot_lq': str(tmp_path / 'nested/lq'), 'dataroot_gt': str(tmp_path / 'nested/gt')}  # fmt: skip
+    assert [item['key'] for item in JPEGDeblurDataset(nested)] == ['001_00000000']
+
+
 def test_frame_smaller_than_the_patch_is_named(options):
     with pytest.raises(InputError, match="small: '.*000_00000000.*' is 72 x 60, smaller than gt_size 61"):
         JPEGDeblurDataset({**options, 'gt_size': 61})[Draw(0, 0)]

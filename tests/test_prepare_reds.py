@@ -133,6 +133,14 @@ def test_zips_and_folders_make_the_same_stores(reds, downloads, monkeypatch, sou
         assert content(downloads / 'out' / f'{name}.lmdb') == content(reds / 'stores' / f'{name}.lmdb')
 
 
+def test_workers_start_where_opencv_has_threads_of_its_own(downloads, monkeypatch):
+    """As in a program that has used OpenCV: the threads are not there in a forked worker."""
+    cv2.setNumThreads(4)
+    cv2.GaussianBlur(np.zeros((2000, 2000), np.float32), (0, 0), 9)
+    assert run(monkeypatch, 'tree', '-o', 'threads', '--workers', '2') == 0
+    assert cv2.getNumThreads() == 4
+
+
 def test_raw_store_gives_the_crops_of_decoded_frames(reds):
     assert open_store(reds / 'raw' / 'train_blur_jpeg.lmdb').kind == 'encoded'
     for name in ('train_sharp', 'val_sharp'):

@@ -20,6 +20,19 @@ def test_curves_are_what_the_logs_say_and_a_later_log_counts(tmp_path):
     assert curves.metrics == {'psnr': [(1200, 26.6165)], 'ssim': [(1200, 0.8034)]}
 
 
+def test_validations_stand_at_their_own_iteration_and_set(tmp_path):
+    said = '2026 INFO: Validated {} at iteration {}\n2026 INFO: Validation\n\t # psnr: {}\tBest: 1 @ 1 iter\n'
+    text = (
+        LOG.splitlines()[0]
+        + '\n'
+        + said.format('one', 7, 20.0)
+        + said.format('two', 7, 30.0)
+        + said.format('one', 9, 21.0)
+    )
+    (tmp_path / 'train_a.log').write_text(text)
+    assert read_curves(tmp_path).metrics == {'psnr (one)': [(7, 20.0), (9, 21.0)], 'psnr (two)': [(7, 30.0)]}
+
+
 def test_folder_without_a_log_is_an_error(tmp_path):
     with pytest.raises(InputError, match='give the folder of a training run'):
         read_curves(tmp_path)

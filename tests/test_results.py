@@ -3,6 +3,7 @@ import json
 import zipfile
 from pathlib import Path
 
+import basicsr.train
 import pytest
 
 from wrcan_arch import pipelines
@@ -70,15 +71,33 @@ def test_input_itself_is_a_method(workplace):
     assert result['protocol'].startswith('input')
 
 
-@pytest.mark.parametrize(
-    ('world_size', 'num_gpu', 'share'), [(1, 0, 16), (1, 1, 16), (4, 1, 4), (2, 0, 8), (16, 1, 1), (1, 4, 4)]
-)
-def test_batch_is_divided_over_processes_or_gpus(world_size, num_gpu, share):
-    assert pipelines.share_of_batch({'batch_size_total': 16}, world_size, num_gpu) == share
-    assert pipelines.share_of_batch({'batch_size_per_gpu': 3}, world_size, num_gpu) == 3
+@pytest.mark.parametrize(('parts', 'share'), [(1, 16), (2, 8), (4, 4), (16, 1)])
+def test_batch_is_divided_over_processes_or_gpus(parts, share):
+    assert pipelines.share_of_batch({'batch_size_total': 16}, parts) == share
+    assert pipelines.share_of_batch({'batch_size_per_gpu': 3}, parts) == 3
 
 
 @pytest.mark.parametrize(('parts', 'hint'), [(3, '15 or 18 would'), (5, '15 or 20 would'), (32, '32 would')])
 def test_batch_that_does_not_divide_says_which_would(parts, hint):
     with pytest.raises(InputError, match=f'16 does not divide over {parts} processes or GPUs; {hint}'):
-        pipelines.share_of_batch({'batch_size_total': 16}, parts, 0)
+        pipelines.share_of_batch({'batch_size_total': 16}, parts)
+
+
+@pytest.mark.parametrize(
+    ('dist', 'world_size', 'num_gpu', 'loaded'),
+    [(True, 1, 4, 16), (True, 4, 4, 4), (False, 1, 4, 16), (False, 1, 0, 16)],
+)
+def test_loader_gets_the_share_whatever_gpus_the_machine_has(dist, world_size, num_gpu, loaded, monkeypatch):
+    """One process of torchrun on a machine of four GPUs has the whole batch; without torchrun the four share it."""
+    train = {'batch_size_total': 16}
+    opt = {'datasets': {'train': train}, 'dist': dist, 'world_size': world_size, 'num_gpu': num_gpu, 'manual_seed': 0}
+    seen = []
+
+    def load(opt, logger):
+        seen.append(basicsr.train.EnlargedSampler(range(100), world_size, 0).batch_size)
+        return None, basicsr.train.EnlargedSampler(range(100), world_size, 0), [], 0, 1
+
+    monkeypatch.setattr(pipelines, '_toolbox_create_loaders', load)
+    pipelines.create_train_val_dataloader({**opt, 'train': {'total_iter': 1}}, None)
+    assert seen == [loaded]
+    assert train['batch_size_per_gpu'] * (num_gpu if not dist and num_gpu else 1) == loaded

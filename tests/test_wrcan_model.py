@@ -1,6 +1,7 @@
 """WRCANModel alone: the joint step, its losses, what it saves. Whole runs are in test_end_to_end.py."""
 
 from copy import deepcopy
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -131,7 +132,9 @@ def test_weights_of_any_form_can_be_fine_tuned(opt, official_weights):
     tensors, _ = read_weights(official_weights)
     assert all(torch.equal(value, tensors[name]) for name, value in model.net_g.state_dict().items())
     opt['network_g']['num_block'] = 2
-    with pytest.raises(InputError, match=r"set network_g to \{.*'num_feat': 8, 'num_group': 2, 'num_block': 3, ") as error:
+    with pytest.raises(
+        InputError, match=r"set network_g to \{.*'num_feat': 8, 'num_group': 2, 'num_block': 3, "
+    ) as error:
         build_model(opt)
     assert 'official_small.pt: not the weights of the network' in str(error.value) and '\n' not in str(error.value)
 
@@ -204,3 +207,40 @@ def test_auto_accumulation_halves_until_it_fits(opt):
     model.feed_data({name: torch.rand(8, 3, 16, 16) for name in ('lq', 'gt', 'gt_jpeg')})
     with pytest.raises(torch.cuda.OutOfMemoryError):
         model.optimize_parameters(1)
+
+
+def test_out_of_memory_with_several_processes_asks_for_a_number(opt):
+    opt['train']['accumulate'] = 'auto'
+    model = build_model(opt)
+    model.opt['dist'] = True
+    model.feed_data(batch())
+    out_of_memory = mock.patch.object(model, '_accumulate_gradients', side_effect=torch.cuda.OutOfMemoryError('full'))
+    with out_of_memory, pytest.raises(InputError, match='set train.accumulate to 2 or more'):
+        model.optimize_parameters(1)
+
+
+def test_state_is_saved_with_the_validation_of_its_iteration(opt):
+    """Or a run resumed from it would think an older network the best."""
+    opt['datasets'] = {'train': {'name': 't'}, 'val': {'name': 'first'}, 'val_2': {'name': 'second'}}
+    opt['val']['val_freq'] = 4
+    model = build_model(opt)
+    saved = Path(opt['path']['training_states'])
+    model.save(0, 3)
+    assert (saved / '3.state').exists(), 'nothing is validated at 3'
+    model.save(0, 4)
+    for name, value in (('first', 30.0), ('second', 20.0)):
+        assert not (saved / '4.state').exists()
+        loader = SimpleNamespace(dataset=SimpleNamespace(opt={'name': name}))
+        with mock.patch.object(model, '_score_images', return_value=({'a': {'psnr': value, 'ssim': 1.0}}, 0.0)):
+            model.validation(loader, 4, None)
+    state = read_file(saved / '4.state')
+    assert state['best_metric_results']['first']['psnr'] == {'better': 'higher', 'val': 30.0, 'iter': 4}
+
+    model.save(0, 8)
+    loader = SimpleNamespace(dataset=SimpleNamespace(opt={'name': 'first'}))
+    with mock.patch.object(model, '_score_images', side_effect=InputError('broken')), pytest.raises(InputError):
+        model.validation(loader, 8, None)
+    with mock.patch.object(model, '_score_images', return_value=({}, 0.0)):
+        loader.dataset.opt['name'] = 'second'
+        model.validation(loader, 8, None)
+    assert (saved / '8.state').exists()

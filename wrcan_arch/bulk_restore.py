@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import torch
 from torch import nn
 from tqdm import tqdm
 
@@ -53,4 +54,8 @@ def restore_photos(
             write_photo(target, photo.with_pixels(pixels))
         except InputError as error:
             failures.append(str(error))
+        except (MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) and 'memory' not in str(error):
+                raise
+            failures.append(f'{photo_path}: too large for the memory of this machine; scale it down')
     return failures

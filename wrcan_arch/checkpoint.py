@@ -4,10 +4,12 @@ Three forms are read: the toolbox's `.pth` (`{'params': ...}`, perhaps `params_e
 `.safetensors`, and the authors' bare state dict with their names. None of them can run code when it is opened.
 """
 
+import errno
 import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 from collections.abc import Mapping
 from functools import cache
@@ -79,9 +81,15 @@ def checksum(tensors: Tensors) -> str:
 @cache
 def source_commit() -> str | None:
     """The commit of the checkout that this package runs from; None where it is not a checkout."""
-    command = ['git', '-C', str(Path(__file__).parent), 'rev-parse', 'HEAD']
-    try:
+    this = Path(__file__)
+
+    def git(*arguments: str) -> str:
+        command = ['git', '-C', str(this.parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        git('ls-files', '--error-unmatch', this.name)  # or it would be the commit of a project that has us installed
+        return git('rev-parse', 'HEAD')
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -99,6 +107,10 @@ def write_atomically(path: Path | str, content: Any) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+    except RuntimeError as error:  # torch's own, of a disk that takes no more
+        partial.unlink(missing_ok=True)
+        free = shutil.disk_usage(path.parent).free
+        raise OSError(errno.EIO, f'could not be written ({free:,} bytes are free there)', str(path)) from error
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -217,7 +229,7 @@ def load_network(path: Path | str) -> WRCAN:
     return network_of(read_weights(path)[0], path)
 
 
-def convert(path: Path | str, out: Path | str, *, official: bool = False) -> WRCAN:
+def convert(path: Path | str, out: Path | str, *, official: bool = False, key: str | None = None) -> WRCAN:
     """Write the weights of one form in another: `.safetensors`, `.pth`, or the authors' `.pt`.
 
     Every tensor is accounted for, or nothing is written.
@@ -226,13 +238,16 @@ def convert(path: Path | str, out: Path | str, *, official: bool = False) -> WRC
         path: a weight file of any form.
         out: the file to write; its ending says the form.
         official: write a bare state dict with the authors' names.
+        key: 'params' or 'params_ema', of a file that holds both.
     """
     out = Path(out)
     if out.suffix not in ({'.pt'} if official else {'.safetensors', '.pth'}):
         raise InputError(f'{out}: weights are written as .safetensors or .pth, or with --to official as .pt')
     if out.resolve() == Path(path).resolve():
         raise InputError(f'{out}: would overwrite the file that is read; choose another name')
-    tensors, metadata = read_weights(path)
+    if key is None and {'params', 'params_ema'} <= read_file(path).keys():
+        raise InputError(f'{path}: holds two sets of weights; choose with --key params or --key params_ema')
+    tensors, metadata = read_weights(path, key)
     network = network_of(tensors, path)
     if official:
         write_atomically(out, {name_to_official(name, network.config): each for name, each in tensors.items()})

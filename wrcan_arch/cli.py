@@ -48,7 +48,7 @@ def restore(arguments: argparse.Namespace) -> int:
 def convert(arguments: argparse.Namespace) -> int:
     from .checkpoint import convert
 
-    network = convert(arguments.weights, arguments.out, official=arguments.to == 'official')
+    network = convert(arguments.weights, arguments.out, official=arguments.to == 'official', key=arguments.key)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     print(f'wrote {arguments.out}: {network.config}, {parameters:,} parameters')
     return 0
@@ -141,6 +141,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument('weights', type=Path, help='.safetensors, .pth, or the .pt of the authors')
     command.add_argument('-o', '--out', required=True, type=Path, help='.safetensors or .pth; .pt with --to official')
     command.add_argument('--to', choices=['official'], help="write the authors' names")
+    command.add_argument('--key', choices=['params', 'params_ema'], help='which weights, of a file that holds both')
 
     command = add('report', report, 'write a page of blurred, restored and sharp pictures with scores and curves')
     content = command.add_mutually_exclusive_group(required=True)

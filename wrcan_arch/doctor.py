@@ -4,24 +4,29 @@ import platform
 from importlib import metadata
 
 import torch
+from packaging.requirements import Requirement
 
 from .inference import has_bf16_units
 from .pipelines import REPLACEMENTS
 from .toolbox import REPAIRS, applied
 
-PACKAGES = (
-    'wrcan-arch basicsr torch torchvision numpy opencv-python lmdb pyyaml scikit-image safetensors pillow '
-    'matplotlib tqdm'
-).split()
+
+def requirements() -> list[Requirement]:
+    """What setup.py asks for, extras left out."""
+    needed = map(Requirement, metadata.requires('wrcan-arch') or [])
+    return [each for each in needed if each.marker is None or each.marker.evaluate({'extra': ''})]
 
 
 def _installed() -> list[tuple[str, str, str]]:
-    rows = [('Python', platform.python_version(), '')]
-    for name in PACKAGES:
+    rows = [('Python', platform.python_version(), ''), ('wrcan-arch', metadata.version('wrcan-arch'), '')]
+    for each in requirements():
         try:
-            rows.append((name, metadata.version(name), ''))
+            version = metadata.version(each.name)
         except metadata.PackageNotFoundError:
-            rows.append((name, 'MISSING', f'pip install {name}'))
+            rows.append((each.name, 'MISSING', f'pip install "{each}"'))
+        else:
+            fits = each.specifier.contains(version, prereleases=True)
+            rows.append((each.name, version, '' if fits else f'UNFIT: {each.specifier} is needed'))
     return rows
 
 
@@ -59,6 +64,6 @@ def report() -> tuple[str, bool]:
         widths = [max(len(row[column]) for row in rows) for column in range(2)]
         lines += ['', title]
         lines += [f'  {name:{widths[0]}}  {value:{widths[1]}}  {note}'.rstrip() for name, value, note in rows]
-    missing = [name for name, value, _ in installed if value == 'MISSING']
-    lines += ['', f'Missing: {", ".join(missing)}' if missing else 'Nothing is missing.']
-    return '\n'.join(lines[1:]), not missing
+    wrong = [name for name, value, note in installed if value == 'MISSING' or note.startswith('UNFIT')]
+    lines += ['', f'Missing or unfit: {", ".join(wrong)}' if wrong else 'Nothing is missing.']
+    return '\n'.join(lines[1:]), not wrong

@@ -63,7 +63,7 @@ class DrawSampler(Sampler[Draw]):
         self.seed = seed
         self.start_iter = start_iter
         self.total_iter = total_iter
-        self.iters_per_epoch = -(-int(self.size * ratio) // self.batch_size_total)
+        self.iters_per_epoch = max(1, -(-int(self.size * ratio) // self.batch_size_total))
         self.epoch = self.start_epoch
 
     @property

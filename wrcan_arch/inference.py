@@ -1,6 +1,7 @@
 """Whole image in, restored image out. Pure functions of a network; validation, testing and restoring all come here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import overload
 
 import numpy as np
@@ -72,7 +73,8 @@ def has_bf16_units(device: torch.device) -> bool:
     """Whether bf16 is computed in hardware there: a GPU's or AMX's matrix units, or AVX-512's bf16 dot product."""
     if device.type == 'cuda':
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == 'cpu' and (torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
+    names = ('_is_amx_tile_supported', '_is_avx512_bf16_supported')  # not in every release
+    return device.type == 'cpu' and any(getattr(torch.cpu, name, bool)() for name in names)
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -97,6 +99,17 @@ def describe(device: torch.device, *, mode: str = 'exact', ensemble: bool = Fals
     dtype = autocast_dtype(precision, device)
     computed_in = next(name for name, each in PRECISIONS.items() if each == dtype)
     return ' '.join([mode, *(['x8'] if ensemble else []), computed_in])
+
+
+@contextmanager
+def _exact_convolutions() -> Iterator[None]:
+    """fp32 means fp32: PyTorch lets cuDNN's convolutions round to TF32 unless it is told not to."""
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = allowed
 
 
 @overload
@@ -135,7 +148,7 @@ def restore(network, image, *, mode='exact', ensemble=False, precision='auto'):
     def restore_one(part: Tensor) -> Tensor:
         return MODES[mode](network, part).float()
 
-    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+    with _exact_convolutions(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         inside = image.to(device, torch.float32)
         restored = restore_ensemble(restore_one, inside) if ensemble else restore_one(inside)
     return restored.to(image.device, image.dtype)

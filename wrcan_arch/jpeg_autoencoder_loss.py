@@ -29,8 +29,6 @@ def jpeg_autoencoder_loss(autoencoded: Tensor, sharp: Tensor, *, norm: str = 'ms
     Returns:
         the loss, a scalar.
     """
-    if norm not in NORMS:
-        raise InputError(f"JPEGAutoEncoderLoss: norm '{norm}' is not one of {', '.join(NORMS)}")
     if autoencoded.shape != sharp.shape:
         raise ValueError(f'autoencoded is {tuple(autoencoded.shape)} but sharp is {tuple(sharp.shape)}')
     return NORMS[norm](autoencoded, sharp)
@@ -42,6 +40,8 @@ class JPEGAutoEncoderLoss(nn.Module):
 
     def __init__(self, *, loss_weight: float = 0.1, norm: str = 'mse') -> None:
         super().__init__()
+        if norm not in NORMS:
+            raise InputError(f"JPEGAutoEncoderLoss: norm '{norm}' is not one of {', '.join(NORMS)}")
         self.loss_weight = loss_weight
         self.norm = norm
 

@@ -102,7 +102,7 @@ class JPEGDeblurDataset(Dataset):
         self.file_client: FileClient | None = None
         names = {role: self._names(root) for role, root in self.roots.items()}
         self._check_pairing(names)
-        keys = sorted(key for key in names[self.guide] if fnmatch(key, opt.get('names') or '*'))
+        keys = sorted(key for key in names[self.guide] if fnmatch(key.replace('/', '_'), opt.get('names') or '*'))
         if not keys:
             raise InputError(f"data set {opt['name']}: nothing in {self.roots[self.guide]} is named '{opt['names']}'")
         self.frames = [{'key': key, **{role: names[role][key] for role in names}} for key in keys]
@@ -183,7 +183,10 @@ class JPEGDeblurDataset(Dataset):
             if kind == 'lmdb':
                 backend |= {'db_paths': list(self.roots.values()), 'client_keys': list(self.roots)}
             self.file_client = FileClient(kind, **backend)
-        content = np.frombuffer(self.file_client.get(name, role), np.uint8)
+        try:
+            content = np.frombuffer(self.file_client.get(name, role), np.uint8)
+        except OSError as error:
+            raise InputError(f"data set {self.opt['name']}: '{name}' cannot be read ({error.strerror})") from error
         image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
         if image is None:
             raise InputError(f"data set {self.opt['name']}: '{name}' in {self.roots[role]} is not a readable image")

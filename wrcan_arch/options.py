@@ -201,11 +201,12 @@ REQUIRED_OF_TRAINING_DATA = ('num_worker_per_gpu', 'gt_size')
 
 def check(file: OptionFile, command: str) -> None:
     """Raise InputError, a line for each problem, if the toolbox could not run `command` ('train' or 'test')."""
+    wrong_keys = list(_wrong_keys(file))
     problems = [
         *file.problems,
-        *_wrong_keys(file),
+        *wrong_keys,
         *_missing(file, command),
-        *_wrong_classes(file),
+        *_wrong_classes(file, build=not wrong_keys),
         *_missing_data(file),
         *_wrong_machine(file),
     ]
@@ -255,6 +256,15 @@ def _missing(file: OptionFile, command: str) -> Iterator[str]:
 
     for keys in REQUIRED[command]:
         yield from absent(*keys.split())
+    for phase, dataset in _sections(file.values, ('datasets',)).items():
+        place = ('datasets', phase)
+        if command == 'train' and phase != 'train' and phase.split('_')[0] != 'val':
+            yield f'{file.origin(place)}: {":".join(place)}: data sets are called train, val, val_2 ...'
+        scored = phase != 'train' and _sections(file.values, ('val', 'metrics'))
+        if (phase == 'train' or scored) and dataset.get('type') in ('JPEGDeblurDataset', 'PairedImageDataset'):
+            yield from absent('datasets', phase, 'dataroot_gt')
+    if _find(file.values, ('val', 'submission')) and not _find(file.values, ('val', 'save_img')):
+        yield f'{file.origin(("val", "submission"))}: val:submission: needs save_img: true'
     if command == 'train':
         if _find(file.values, ('datasets', 'train')) is not None:
             for key in REQUIRED_OF_TRAINING_DATA:
@@ -265,8 +275,8 @@ def _missing(file: OptionFile, command: str) -> Iterator[str]:
             yield from absent('val', 'val_freq')
 
 
-def _wrong_classes(file: OptionFile) -> Iterator[str]:
-    """Names that no registry knows, and arguments that a class does not take."""
+def _wrong_classes(file: OptionFile, *, build: bool) -> Iterator[str]:
+    """Names that no registry knows, arguments that a class does not take, and what it says of them when it is built."""
     from basicsr.utils import registry
 
     def known(name: Any, keys: Keys, classes: Any) -> Iterator[str]:
@@ -281,13 +291,21 @@ def _wrong_classes(file: OptionFile) -> Iterator[str]:
         name = arguments.pop('type', None)
         yield from known(name, (*keys, 'type'), classes)
         if name in classes:
-            yield from _unfit_arguments(file, classes.get(name), arguments, keys)
+            unfit = list(_unfit_arguments(file, classes.get(name), arguments, keys))
+            yield from unfit
+            if build and not unfit:
+                yield from _unfit_values(file, classes.get(name), arguments, keys)
 
     yield from known(file.values.get('model_type'), ('model_type',), registry.MODEL_REGISTRY)
     for phase, dataset in _sections(file.values, ('datasets',)).items():
         yield from known(dataset.get('type'), ('datasets', phase, 'type'), registry.DATASET_REGISTRY)
     for name, metric in _sections(file.values, ('val', 'metrics')).items():
         yield from known(metric.get('type'), ('val', 'metrics', name, 'type'), registry.METRIC_REGISTRY)
+        if metric.get('type') in registry.METRIC_REGISTRY:
+            taken = inspect.signature(registry.METRIC_REGISTRY.get(metric['type'])).parameters.keys()
+            for key in metric.keys() - taken - {'type', 'better'}:
+                place = ('val', 'metrics', name, key)
+                yield f'{file.origin(place)}: {":".join(place)}: {metric["type"]} does not take it'
     best = _find(file.values, ('val', 'best_metric'))
     yield from known(best, ('val', 'best_metric'), _sections(file.values, ('val', 'metrics')))
     yield from built(('network_g',), registry.ARCH_REGISTRY)
@@ -297,7 +315,11 @@ def _wrong_classes(file: OptionFile) -> Iterator[str]:
             yield from built(('train', name), registry.LOSS_REGISTRY)
     if 'optim_g' in training:
         arguments = {key: value for key, value in training['optim_g'].items() if key != 'type'}
-        yield from _unfit_arguments(file, torch.optim.Adam, {'params': [], **arguments}, ('train', 'optim_g'))
+        arguments['params'] = [torch.zeros(1)]
+        unfit = list(_unfit_arguments(file, torch.optim.Adam, arguments, ('train', 'optim_g')))
+        yield from unfit
+        if build and not unfit:
+            yield from _unfit_values(file, torch.optim.Adam, arguments, ('train', 'optim_g'))
 
 
 def _unfit_arguments(file: OptionFile, known: Callable, arguments: dict[str, Any], keys: Keys) -> Iterator[str]:
@@ -312,6 +334,16 @@ def _unfit_arguments(file: OptionFile, known: Callable, arguments: dict[str, Any
         given = name in arguments or each.default is not each.empty
         if not given and each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY):
             yield f'{file.origin(keys)}: {":".join(keys)}: {known.__name__} needs {name}'
+
+
+def _unfit_values(file: OptionFile, known: Callable, arguments: dict[str, Any], keys: Keys) -> Iterator[str]:
+    """What our own classes and the optimizer say of their arguments. Others may download or compile when made."""
+    if known.__module__.startswith(('wrcan_arch.', 'torch.')):
+        try:
+            with torch.device('meta'):
+                known(**arguments)
+        except (TypeError, ValueError) as error:
+            yield f'{file.origin(keys)}: {":".join(keys)}: {error}'
 
 
 def _missing_data(file: OptionFile) -> Iterator[str]:
@@ -342,6 +374,6 @@ def _wrong_machine(file: OptionFile) -> Iterator[str]:
         if dataset.get('persistent_workers') and not dataset.get('num_worker_per_gpu'):
             where = file.origin(('datasets', phase, 'persistent_workers'))
             yield f'{where}: {place}:persistent_workers: needs num_worker_per_gpu of at least 1'
-        if dataset.get('prefetch_mode') == 'cuda' and not found:
+        if dataset.get('prefetch_mode') == 'cuda' and not (found and dataset.get('pin_memory')):
             where = file.origin(('datasets', phase, 'prefetch_mode'))
-            yield f'{where}: {place}:prefetch_mode: cuda needs a GPU; leave it out on this machine'
+            yield f'{where}: {place}:prefetch_mode: cuda needs a GPU and pin_memory: true'

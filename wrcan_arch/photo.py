@@ -27,11 +27,22 @@ class Photo:
         return replace(self, pixels=pixels)
 
 
+def _is_deep(file: Image.Image) -> bool:
+    """Whether the file has 16 bits a channel: Pillow takes 8 of them without a word. Its decoder's raw mode tells."""
+    for tile in getattr(file, 'tile', []):
+        raw_mode = tile[3] if isinstance(tile[3], str) else (tile[3] or ('',))[0]
+        if isinstance(raw_mode, str) and ('16' in raw_mode or ';32' in raw_mode):
+            return True
+    return file.mode.startswith(('I', 'F'))
+
+
 def read_photo(path: Path | str) -> Photo:
     """A photograph of 8 bits a channel: RGB, grey or palette, with or without transparency."""
     path = Path(path)
     try:
         with Image.open(path) as file:
+            if _is_deep(file):
+                raise InputError(f'{path}: images of 16 bits a channel are not read yet; convert it to 8-bit RGB')
             if file.mode not in ('RGB', 'RGBA', 'L', 'LA', 'P', 'PA', '1'):
                 raise InputError(f'{path}: images of kind {file.mode} are not read yet; convert it to 8-bit RGB')
             image = ImageOps.exif_transpose(file)

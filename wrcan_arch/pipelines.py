@@ -55,22 +55,23 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
     _resume_state = None
     path = opt['path'].get('resume_state')
     if opt['auto_resume']:
-        states = Path(opt['path']['training_states']).glob('[0-9]*.state')
+        states = [state for state in Path(opt['path']['training_states']).glob('*.state') if state.stem.isdecimal()]
         path = max(states, key=lambda state: int(state.stem), default=None)
     if path is None:
         return None
     _resume_state = checkpoint.read_file(path)
+    if missing := {'iter', 'epoch', 'optimizers', 'schedulers'} - _resume_state.keys():
+        raise InputError(f'{path}: not a training state, there is no {", ".join(sorted(missing))}; give a .state file')
     opt['path']['resume_state'] = str(path)
     check_resume(opt, _resume_state['iter'])
     return _resume_state
 
 
-def share_of_batch(train: dict[str, Any], world_size: int, num_gpu: int) -> int:
-    """The batch of one GPU: batch_size_per_gpu, or batch_size_total divided over the processes (or their GPUs)."""
+def share_of_batch(train: dict[str, Any], parts: int) -> int:
+    """batch_size_per_gpu, or batch_size_total divided over `parts`: the processes, or the GPUs of a single one."""
     total = train.get('batch_size_total')
     if total is None:
         return train['batch_size_per_gpu']
-    parts = world_size if world_size > 1 else max(1, num_gpu)
     if total % parts:
         near = [each for each in (total - total % parts, total - total % parts + parts) if each]
         raise InputError(
@@ -83,7 +84,7 @@ def share_of_batch(train: dict[str, Any], world_size: int, num_gpu: int) -> int:
 def create_train_val_dataloader(opt: dict[str, Any], logger: Any) -> tuple:
     """The toolbox's loaders over draws that start where the run stands and end with its last iteration."""
     train = opt['datasets']['train']
-    train['batch_size_per_gpu'] = share_of_batch(train, opt['world_size'], opt['num_gpu'])
+    train['batch_size_per_gpu'] = share_of_batch(train, opt['world_size'] if opt['dist'] else max(1, opt['num_gpu']))
     sampler = partial(
         DrawSampler,
         batch_size=train['batch_size_per_gpu'] * (1 if opt['dist'] else max(1, opt['num_gpu'])),

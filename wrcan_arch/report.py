@@ -57,7 +57,7 @@ def read_results(opt: Mapping[str, Any]) -> list[Result]:
             key = key_of(item)
             restored = read_restored(folder / f'{key}_{ending}.png')
             pictures = {'blurred': tensor2img(item['lq']), 'restored': restored, 'sharp': tensor2img(item['gt'])}
-            results.append(Result(key, pictures, _scores(pictures, opt['val']['metrics'])))
+            results.append(Result(key, pictures, _scores(pictures, opt['val'].get('metrics') or {})))
     return results
 
 
@@ -92,18 +92,25 @@ def read_curves(experiment: Path) -> Curves:
     if not logs:
         raise InputError(f'{experiment}: no train_*.log in it; give the folder of a training run')
     losses: dict[str, dict[int, float]] = {}
-    metrics: dict[str, dict[int, float]] = {}
-    iteration = 0
+    metrics: dict[tuple[str, str], dict[int, float]] = {}
+    sets: set[str] = set()
+    iteration, place = 0, ''
     for line in '\n'.join(log.read_text(encoding='utf-8') for log in logs).splitlines():
         if match := re.search(r'iter:\s*([\d,]+), lr:', line):
             iteration = int(match[1].replace(',', ''))
             for name, value in re.findall(r'\b(l_\w+): (\S+)', line):
                 losses.setdefault(name, {})[iteration] = float(value)
+        elif match := re.search(r'Validated (\S+) at iteration (\d+)', line):
+            sets.add(match[1])
+            place, iteration = match[1], int(match[2])
         elif match := re.match(r'\s+# (\w+): (\S+)\s+Best: ', line):
-            metrics.setdefault(match[1], {})[iteration] = float(match[2])
+            metrics.setdefault((match[1], place), {})[iteration] = float(match[2])
     return Curves(
         {name: sorted(points.items()) for name, points in losses.items()},
-        {name: sorted(points.items()) for name, points in metrics.items()},
+        {
+            f'{metric} ({place})' if len(sets) > 1 else metric: sorted(points.items())
+            for (metric, place), points in metrics.items()
+        },
     )
 
 
@@ -230,7 +237,7 @@ def write_report(opt: Mapping[str, Any], experiment: Path | None, out: Path) -> 
         sections.append(f'<h2>Training</h2><div class="plots">{"".join(plots)}</div>')
     sections.append('<h2>Pictures</h2><p>The whole image, then crops at 1:1 where the blur cost most.</p>')
     sections += [_row(result) for result in results]
-    inference = ', '.join(f'{key}: {value}' for key, value in opt['val'].get('inference', {}).items())
+    inference = ', '.join(f'{key}: {value}' for key, value in (opt['val'].get('inference') or {}).items())
     about = f'<p>{len(results)} images; inference: {html.escape(inference)}.</p>'
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page(opt['name'], about + '\n'.join(sections)), encoding='utf-8')

@@ -160,6 +160,9 @@ class WRCAN(nn.Module):
         super().__init__()
         if block not in BLOCKS:
             raise InputError(f"WRCAN: block '{block}' is not one of {', '.join(BLOCKS)}")
+        for name, value in {'num_feat': num_feat, 'num_group': num_group, 'num_block': num_block}.items():
+            if not isinstance(value, int):
+                raise InputError(f"WRCAN: {name} must be a whole number, not '{value}'")
         if num_feat < 4 or num_feat % 4:
             raise InputError(f'WRCAN: num_feat must be a positive multiple of 4, not {num_feat}')
         for name, value in {'num_group': num_group, 'num_block': num_block}.items():

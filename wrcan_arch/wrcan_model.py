@@ -3,7 +3,7 @@
 import math
 import time
 from collections import OrderedDict
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,8 @@ class WRCANModel(SRModel):
         except TypeError as error:
             raise InputError(f'val.inference: {error}') from error
         self.validated: set[tuple[str, int]] = set()
+        self.pending_save: tuple[int, int] | None = None  # epoch and iteration
+        self.last_iter = 0
         super().__init__(opt)
 
     def init_training_settings(self) -> None:
@@ -65,7 +67,8 @@ class WRCANModel(SRModel):
     def model_to_device(self, net: nn.Module) -> nn.Module:
         net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's own types
         if self.opt['dist'] and self.device.type == 'cpu':  # the toolbox asks for a GPU here
-            return nn.parallel.DistributedDataParallel(net)
+            unused = self.opt.get('find_unused_parameters', False)
+            return nn.parallel.DistributedDataParallel(net, find_unused_parameters=unused)
         return super().model_to_device(net)
 
     def feed_data(self, data: dict[str, Any]) -> None:
@@ -76,21 +79,32 @@ class WRCANModel(SRModel):
 
     def optimize_parameters(self, current_iter: int) -> None:
         """One step on the whole batch, in `accumulate` parts where the memory does not hold it."""
-        while True:
+        self.last_iter = current_iter
+        losses = None
+        while losses is None:
             try:
                 losses = self._accumulate_gradients(self.accumulate)
-                break
-            except torch.cuda.OutOfMemoryError:
-                if not self.accumulate_auto or 2 * self.accumulate > len(self.lq):
-                    raise
-                self.accumulate *= 2
+            except torch.cuda.OutOfMemoryError as error:
+                self._split_further(error)
+            if losses is None:  # here, where the error no longer holds on to its tensors
                 torch.cuda.empty_cache()
-                get_root_logger().info(f'Out of memory: the batch goes in {self.accumulate} parts from here on.')
         self.scaler.step(self.optimizer_g)
         self.scaler.update()
         self.losses = losses
         if self.ema_decay > 0:
             self.model_ema(decay=self.ema_decay)
+
+    def _split_further(self, error: torch.cuda.OutOfMemoryError) -> None:
+        """Twice as many parts after running out of memory, where that is left to us."""
+        if not self.accumulate_auto or 2 * self.accumulate > len(self.lq):
+            raise error
+        if self.opt['dist']:  # the other processes are already waiting for this one's gradients
+            raise InputError(
+                f'out of memory with {self.accumulate} part(s); several processes cannot find the number out together: '
+                f'set train.accumulate to {2 * self.accumulate} or more'
+            ) from error
+        self.accumulate *= 2
+        get_root_logger().info(f'Out of memory: the batch goes in {self.accumulate} parts from here on.')
 
     def _accumulate_gradients(self, parts: int) -> OrderedDict[str, Tensor]:
         """Gradients of the batch's mean losses, summed over `parts`; processes exchange them once, in the last part."""
@@ -132,6 +146,7 @@ class WRCANModel(SRModel):
         if self.cri_perceptual is not None:
             l_percep, l_style = self.cri_perceptual(self.output, gt)
             losses |= {name: x for name, x in {'l_percep': l_percep, 'l_style': l_style}.items() if x is not None}
+        self.output = self.output.detach()  # or a failed attempt's graph would stay in memory
         return losses
 
     def get_current_log(self) -> dict[str, float]:
@@ -143,8 +158,14 @@ class WRCANModel(SRModel):
         name = dataloader.dataset.opt['name']
         if (name, current_iter) in self.validated:  # the toolbox validates once more at the end of a run
             return
-        self.validated.add((name, current_iter))
-        scores, seconds = self._score_images(dataloader.dataset, current_iter, save_img)
+        try:
+            self._validate(dataloader.dataset, name, current_iter, tb_logger, save_img)
+        finally:
+            self.validated.add((name, current_iter))
+            self._save_pending()
+
+    def _validate(self, dataset: Any, name: str, current_iter: int, tb_logger: Any, save_img: bool) -> None:
+        scores, seconds = self._score_images(dataset, current_iter, save_img)
         self.metric_results = results.mean_scores(scores)
         if self.metric_results:
             self._initialize_best_metric_results(name)
@@ -152,6 +173,7 @@ class WRCANModel(SRModel):
                 self._update_best_metric_result(name, metric, value, current_iter)
             if self.is_train:
                 self._keep_if_best(name, current_iter)
+            get_root_logger().info(f'Validated {name} at iteration {current_iter}')
             self._log_validation_metric_values(current_iter, name, tb_logger)
         if not self.is_train and self.opt['rank'] == 0:
             self._write_results(name, scores, seconds, save_img)
@@ -199,6 +221,7 @@ class WRCANModel(SRModel):
             'weights': results.describe_weights(self.opt['path'].get('pretrain_network_g')),
             'network_g': self.opt['network_g'],
             'seconds_per_image': seconds,
+            'options_sha256': self.opt.get('options_sha256'),
         }
         results.write_result(folder, dataset_name, scores, about)
         results.write_scores(folder, dataset_name, scores)
@@ -228,9 +251,35 @@ class WRCANModel(SRModel):
         return self.opt['val'].get('best_metric') or next(by_psnr, None)
 
     def save(self, epoch: int, current_iter: int) -> None:
-        self._save_networks('latest' if current_iter == -1 else str(current_iter), {'iter': current_iter})
-        if current_iter != -1:
-            self._save_training_state(epoch, current_iter)
+        """Save the networks and, but for the end's 'latest' (-1), the training state.
+
+        The toolbox saves before it validates at the same iteration. A state without that validation's best results
+        would resume to another best network, so the saving waits for it, also where it fails.
+        """
+        if current_iter == -1:
+            self._save_networks('latest', {'iter': self.last_iter})
+        else:
+            self.pending_save = epoch, current_iter
+            frequency = self.opt['val'].get('val_freq') if self.opt.get('val') else None
+            if not (frequency and current_iter % frequency == 0 and self._validation_sets()):
+                self._save_now()
+
+    def _validation_sets(self) -> set[str]:
+        return {data['name'] for phase, data in self.opt['datasets'].items() if phase.split('_')[0] == 'val'}
+
+    def _save_pending(self) -> None:
+        """Save what waits for validation, once every set has been validated."""
+        if self.pending_save:
+            current_iter = self.pending_save[1]
+            if {name for name, iteration in self.validated if iteration == current_iter} >= self._validation_sets():
+                self._save_now()
+
+    def _save_now(self) -> None:
+        assert self.pending_save is not None
+        epoch, current_iter = self.pending_save
+        self.pending_save = None
+        self._save_networks(str(current_iter), {'iter': current_iter})
+        self._save_training_state(epoch, current_iter)
 
     @master_only
     def _save_networks(self, label: str, about: dict[str, Any]) -> None:
@@ -267,6 +316,7 @@ class WRCANModel(SRModel):
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         super().resume_training(resume_state)
+        self.last_iter = resume_state['iter']
         if resume_state.get('scaler'):
             self.scaler.load_state_dict(resume_state['scaler'])
         if resume_state.get('best_metric_results'):
@@ -281,8 +331,9 @@ class WRCANModel(SRModel):
         try:
             self.get_bare_model(net).load_state_dict(tensors, strict=strict)
         except RuntimeError as error:
-            try:
-                held = f'set network_g to {checkpoint.infer_config(tensors)}'
-            except KeyError:
-                held = 'they are not the weights of a WRCAN'
-            raise InputError(f'{load_path}: not the weights of the network in the option file; {held}') from error
+            hint = ' '.join(str(error).split())[:300]
+            with suppress(KeyError):  # of another network than WRCAN
+                held = checkpoint.infer_config(tensors)
+                if held.items() - self.opt['network_g'].items():
+                    hint = f'set network_g to {held}'
+            raise InputError(f'{load_path}: not the weights of the network in the option file; {hint}') from error
