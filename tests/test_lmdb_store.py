@@ -203,7 +203,7 @@ def raw(tmp_path):
     return open_store(tmp_path / 'raw.lmdb'), images
 
 
-def test_raw_store_gives_views_and_crops(raw):
+def test_raw_store_gives_views(raw):
     store, images = raw
     assert store.kind == 'raw' and verify_store(store.path) == []
     for key, image in images.items():
@@ -211,26 +211,16 @@ def test_raw_store_gives_views_and_crops(raw):
         with store.view(key) as view:
             np.testing.assert_array_equal(view, image)
             assert not view.flags.writeable and not view.flags.owndata
-    for top, left, height, width in ((0, 0, 30, 41), (29, 40, 1, 1), (3, 17, 20, 9)):
-        crop = store.crop('a', top, left, height, width)
-        np.testing.assert_array_equal(crop, images['a'][top : top + height, left : left + width])
-        assert crop.flags.writeable and crop.flags.c_contiguous
 
 
-@pytest.mark.parametrize('place', [(-1, 0, 5, 5), (0, -1, 5, 5), (26, 0, 5, 5), (0, 37, 5, 5), (0, 0, 0, 5)])
-def test_crop_outside_of_the_image_is_an_error(raw, place):
-    with pytest.raises(InputError, match=r"raw\.lmdb: a crop of 5 x \d at .* is not inside 'a', which is 41 x 30"):
-        raw[0].crop('a', *place)
-
-
-def test_crop_needs_a_raw_store_with_whole_values(raw, tmp_path):
+def test_view_needs_a_raw_store_with_whole_values(raw, tmp_path):
     encoded = open_store(write(tmp_path / 'a.lmdb'))
     assert encoded.kind == 'encoded' and encoded.shape('001_00000000') == (72, 128, 3)
     with pytest.raises(InputError, match='an encoded store has no rows to view'):
-        encoded.crop('001_00000000', 0, 0, 1, 1)
+        encoded.view('001_00000000').__enter__()
     change_text(raw[0].path, 'meta_info.txt', '(30,41,3)', '(30,42,3)')
     with pytest.raises(InputError, match="'a' has 3690 bytes, a raw image of 42 x 30 has 3780"):
-        lmdb_store.Store(shutil.copytree(raw[0].path, tmp_path / 'copy.lmdb')).crop('a', 0, 0, 1, 1)
+        lmdb_store.Store(shutil.copytree(raw[0].path, tmp_path / 'copy.lmdb')).view('a').__enter__()
     with pytest.raises(InputError, match=r"meta_info\.txt has no \(height,width,channels\) of 'c'"):
         raw[0].shape('c')
 

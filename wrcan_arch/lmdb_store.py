@@ -313,21 +313,6 @@ class Store:
                 )
             yield np.frombuffer(value, np.uint8).reshape(shape)
 
-    def crop(self, key: str, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """A crop of a raw store's image, its only copy: uint8 (height, width, 3) in BGR."""
-        with self.view(key) as image:
-            if (
-                min(top, left) < 0
-                or min(height, width) < 1
-                or top + height > len(image)
-                or left + width > len(image[0])
-            ):
-                raise InputError(
-                    f"{self.path}: a crop of {width} x {height} at ({left}, {top}) is not inside '{key}', "
-                    f'which is {image.shape[1]} x {image.shape[0]}'
-                )
-            return image[top : top + height, left : left + width].copy()
-
     def problems(self, progress: Callable[[list[str]], Iterable[str]] = iter) -> Iterator[str]:
         """What does not agree with manifest.json, a line each; see `verify_store`."""
         kind, records = read_manifest(self.path)
