@@ -105,6 +105,12 @@ def test_debug_adds_the_traceback(workplace, capsys):
     assert lines[-1].endswith('nowhere.yml: there is no such option file')
 
 
+def test_reader_that_leaves_early_is_no_error(workplace):
+    command = f'{sys.executable} -m wrcan_arch show -opt train.yml | true; test ${{PIPESTATUS[0]}} = 0'
+    result = subprocess.run(['bash', '-c', command], capture_output=True, text=True)
+    assert result.returncode == 0 and result.stderr == ''
+
+
 def test_defect_is_not_hidden(monkeypatch):
     monkeypatch.setattr('wrcan_arch.doctor.report', lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 some inputs failed, named at the end; 2 the request is wro
 """
 
 import argparse
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -168,6 +169,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     try:
         return arguments.run(arguments)
+    except BrokenPipeError:  # of `basicsr show ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print('basicsr: stopped', file=sys.stderr)
         return 130

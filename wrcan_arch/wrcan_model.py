@@ -327,7 +327,8 @@ class WRCANModel(SRModel):
     ) -> None:
         tensors, _ = checkpoint.read_weights(load_path, param_key)
         get_root_logger().info(f'Loading weights from {load_path}, with param key: [{param_key}].')
-        self._print_different_keys_loading(net, tensors, strict)
+        if not strict:  # what does not fit is left out, so it is listed
+            self._print_different_keys_loading(net, tensors, strict)
         try:
             self.get_bare_model(net).load_state_dict(tensors, strict=strict)
         except RuntimeError as error:
