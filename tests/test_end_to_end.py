@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
 from basicsr.metrics import calculate_psnr, calculate_ssim
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
@@ -47,6 +48,10 @@ def test_train_test_restore_report(workplace):
     assert [iteration for iteration, _ in curves.metrics['psnr']] == [4, 8, 12]
     assert curves.losses['l_pix'][-1][1] < curves.losses['l_pix'][0][1], 'it learns'
     best = read_file(MODELS / 'net_g_best.pth')['metadata']
+    numbered = read_file(MODELS / 'net_g_12.pth')['metadata']
+    assert numbered['metrics']['psnr'] == pytest.approx(curves.metrics['psnr'][-1][1], abs=1e-4)
+    kept_options = yaml.safe_load(Path('experiments/small/train.yml').read_text())
+    assert numbered['options_sha256'] == best['options_sha256'] == kept_options['options_sha256']
     kept = best['metrics']['psnr']
     assert kept == pytest.approx(max(value for _, value in curves.metrics['psnr']), abs=1e-4)
     assert (best['iter'], pytest.approx(kept, abs=1e-4)) in curves.metrics['psnr']

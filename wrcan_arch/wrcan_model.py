@@ -46,6 +46,7 @@ class WRCANModel(SRModel):
         except TypeError as error:
             raise InputError(f'val.inference: {error}') from error
         self.validated: set[tuple[str, int]] = set()
+        self.metric_results: dict[str, float] = {}
         self.pending_save: tuple[int, int] | None = None  # epoch and iteration
         self.last_iter = 0
         super().__init__(opt)
@@ -278,7 +279,9 @@ class WRCANModel(SRModel):
         assert self.pending_save is not None
         epoch, current_iter = self.pending_save
         self.pending_save = None
-        self._save_networks(str(current_iter), {'iter': current_iter})
+        validated = any(iteration == current_iter for _, iteration in self.validated)
+        metrics = dict(self.metric_results) if validated else {}
+        self._save_networks(str(current_iter), {'iter': current_iter, 'metrics': metrics})
         self._save_training_state(epoch, current_iter)
 
     @master_only
