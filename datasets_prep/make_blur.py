@@ -10,9 +10,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import pairs
 from tqdm import tqdm
 
+import pairs
 from wrcan_arch.errors import InputError
 from wrcan_arch.lmdb_store import key_for
 

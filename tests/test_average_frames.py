@@ -9,13 +9,12 @@ import numpy as np
 import pytest
 from conftest import picture
 
+import average_frames
+import pairs
 from wrcan_arch.lmdb_store import open_store
 
 PREP = Path(__file__).parent.parent / 'datasets_prep'
-sys.path.insert(0, str(PREP))
 
-import average_frames  # noqa: E402  (a script, found beside the package)
-import pairs  # noqa: E402
 
 HEIGHT, WIDTH = 48, 64
 

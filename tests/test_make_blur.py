@@ -7,14 +7,12 @@ import cv2
 import numpy as np
 import pytest
 
+import make_blur
+import pairs
 from wrcan_arch import options
 from wrcan_arch.lmdb_store import open_store
 
 PREP = Path(__file__).parent.parent / 'datasets_prep'
-sys.path.insert(0, str(PREP))
-
-import make_blur  # noqa: E402  (a script, found beside the package)
-import pairs  # noqa: E402
 
 
 @pytest.fixture

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -156,13 +157,15 @@ def test_each_mistake_is_named_with_its_line_before_anything_is_written(demo, ol
     text = demo.replace(old, new, 1)
     said = [line for line in problems_of(text) if message in line]
     assert len(said) == 1
-    file, line, *_ = said[0].split(':')
-    assert file == 'own.yml'
-    if line.isdigit() and new.strip():
-        changed = [number for number, (a, b) in enumerate(zip(demo.splitlines(), text.splitlines()), 1) if a != b]  # noqa: B905
-        assert int(line) in (*changed, changed[0] - 1, changed[0] + 1) or any(
-            word in message for word in ('missing', 'persistent', 'train:', 'network_g:', 'vall')
-        )
+    place = re.fullmatch(r"own\.yml:(\d+): (?:the key '(\w+)' stands twice|([\w:]+): .*)", said[0])
+    standing = text.splitlines()[int(place[1]) - 1]  # the line that it names
+    *sections, key = (place[2] or place[3]).split(':')
+    if said[0].endswith(': is missing'):
+        assert re.search(rf'\b{sections[-1]}:', standing), 'the section that should hold it'
+    else:
+        assert re.search(rf'\b{key}:', standing)
+        if re.search(rf'\b{key}:', new):
+            assert standing not in demo.splitlines(), 'the line with the mistake, not another with the same key'
 
 
 def test_all_mistakes_are_named_at_once(demo):

@@ -15,13 +15,12 @@ import pytest
 from basicsr.data import build_dataset
 from conftest import picture
 
+import prepare_reds
 from wrcan_arch import lmdb_store
 from wrcan_arch.lmdb_store import StoreWriter, open_store, verify_store
 
 SCRIPT = Path(__file__).parent.parent / 'datasets_prep' / 'prepare_reds.py'
-sys.path.insert(0, str(SCRIPT.parent))
 
-import prepare_reds  # noqa: E402  (a script, found beside the package)
 
 SEQUENCES, FRAMES, SIZE = {'train': 3, 'val': 2, 'test': 1}, 4, (48, 64)
 SETS = {'train_blur_jpeg', 'train_sharp', 'val_blur_jpeg', 'val_sharp', 'test_blur_jpeg'}

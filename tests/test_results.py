@@ -31,11 +31,9 @@ def test_sequences_have_their_own_means(tmp_path):
 
 def test_set_without_sharp_frames_becomes_the_challenges_submission(workplace):
     for number in range(6):  # frames as REDS names them
-        for name, folder in (('test', 'frames'),):
-            Path(folder).mkdir(exist_ok=True)
-            source = Path(f'data_blur/photo{number}_000.jpg')
-            Path(folder, f'{number // 3:03d}_{number % 3 + 8:08d}.jpg').write_bytes(source.read_bytes())
-            assert name == 'test'
+        Path('frames').mkdir(exist_ok=True)
+        source = Path(f'data_blur/photo{number}_000.jpg')
+        Path('frames', f'{number // 3:03d}_{number % 3 + 8:08d}.jpg').write_bytes(source.read_bytes())
     text = Path('test.yml').read_text().split('datasets:')[0] + (
         'datasets:\n  test: {name: frames, type: JPEGDeblurDataset, dataroot_lq: frames, io_backend: {type: disk}}\n'
         'network_g: {type: WRCAN, num_feat: 4, num_group: 1, num_block: 1}\n'
