@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(r"__version__ = '(.+)'", (HERE / 'wrcan_arch/__init__.py').read_text(encoding='utf-8')).group(1)
@@ -15,7 +15,7 @@ setup(
     long_description=(HERE / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
-    packages=['wrcan_arch'],
+    packages=find_packages(include=['wrcan_arch', 'wrcan_arch.*']),
     python_requires='>=3.10,<3.13',
     install_requires=[
         'basicsr==1.4.2',  # toolbox.py adapts this release, its last

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 import pairs
 from wrcan_arch.errors import InputError
-from wrcan_arch.lmdb_store import key_for
+from wrcan_arch.train.lmdb_store import key_for
 
 VIDEO_ENDINGS = ('.mp4', '.mov', '.m4v', '.avi', '.mkv', '.webm', '.mpg', '.mpeg', '.mts', '.m2ts', '.wmv', '.3gp')
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 import pairs
 from wrcan_arch.errors import InputError
-from wrcan_arch.lmdb_store import key_for
+from wrcan_arch.train.lmdb_store import key_for
 
 PATH_POINTS = 129  # moments of the exposure; odd, so that one is its middle
 

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from wrcan_arch.errors import InputError
-from wrcan_arch.lmdb_store import StoreWriter
+from wrcan_arch.train.lmdb_store import StoreWriter
 
 IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 FILE_ENDINGS = {'blur': '.jpg', 'sharp': '.png'}

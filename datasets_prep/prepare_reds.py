@@ -31,7 +31,7 @@ import numpy as np
 from tqdm import tqdm
 
 from wrcan_arch.errors import InputError
-from wrcan_arch.lmdb_store import RAW_ENDING, StoreWriter, open_store, verify_store
+from wrcan_arch.train.lmdb_store import RAW_ENDING, StoreWriter, open_store, verify_store
 
 SEQUENCES = {'train': 240, 'val': 30, 'test': 30}
 FRAMES = 100  # in each sequence

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import wrcan_arch  # noqa: F401  (repairs the toolbox before a test imports it)
+import wrcan_arch  # noqa: F401  (the toolbox is repaired when a test imports it)
 
 DATA = Path(__file__).parent / 'data'
 

@@ -11,7 +11,7 @@ from conftest import picture
 
 import average_frames
 import pairs
-from wrcan_arch.lmdb_store import open_store
+from wrcan_arch.train.lmdb_store import open_store
 
 PREP = Path(__file__).parent.parent / 'datasets_prep'
 

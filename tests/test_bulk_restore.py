@@ -7,8 +7,8 @@ import torch
 from conftest import picture
 
 from wrcan_arch import WRCAN, InputError, restore
-from wrcan_arch.bulk_restore import plan, restore_photos
-from wrcan_arch.photo import read_photo
+from wrcan_arch.photos.bulk_restore import plan, restore_photos
+from wrcan_arch.photos.photo import read_photo
 
 OPTIONS = {'mode': 'exact', 'ensemble': False, 'precision': 'fp32'}
 
@@ -50,9 +50,9 @@ def test_photo_too_large_for_the_memory_is_named(tmp_path, monkeypatch):
         RuntimeError("can't allocate memory: 9 bytes"),
     )
     for error in errors:
-        monkeypatch.setattr('wrcan_arch.bulk_restore.restore', mock.Mock(side_effect=error))
+        monkeypatch.setattr('wrcan_arch.photos.bulk_restore.restore', mock.Mock(side_effect=error))
         assert 'a.png: too large for the memory' in restore_photos(network(), pairs, **OPTIONS)[0]
-    monkeypatch.setattr('wrcan_arch.bulk_restore.restore', mock.Mock(side_effect=RuntimeError('a defect')))
+    monkeypatch.setattr('wrcan_arch.photos.bulk_restore.restore', mock.Mock(side_effect=RuntimeError('a defect')))
     with pytest.raises(RuntimeError, match='a defect'):
         restore_photos(network(), pairs, **OPTIONS)
 

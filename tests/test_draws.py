@@ -3,7 +3,7 @@ from collections import Counter
 
 import pytest
 
-from wrcan_arch.draws import Draw, DrawSampler
+from wrcan_arch.train.draws import Draw, DrawSampler
 
 
 def draws_of_run(size=10, processes=1, rank=0, batch=2, start=0, total=25, ratio=1.0, seed=3):

@@ -20,7 +20,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from wrcan_arch.checkpoint import read_file
 from wrcan_arch.cli import main
-from wrcan_arch.report import read_curves
+from wrcan_arch.look.report import read_curves
 
 MODELS = Path('experiments/small/models')
 

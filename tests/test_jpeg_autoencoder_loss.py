@@ -4,7 +4,7 @@ import torch
 from basicsr.losses import build_loss
 
 from wrcan_arch import InputError
-from wrcan_arch.jpeg_autoencoder_loss import jpeg_autoencoder_loss
+from wrcan_arch.train.jpeg_autoencoder_loss import jpeg_autoencoder_loss
 
 
 def images() -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,10 +9,10 @@ from conftest import picture
 from torch.utils.data import DataLoader
 
 from wrcan_arch import InputError, JPEGDeblurDataset
-from wrcan_arch.draws import Draw, DrawSampler
-from wrcan_arch.jpeg import jpeg_roundtrip
-from wrcan_arch.jpeg_deblur_dataset import augment
-from wrcan_arch.lmdb_store import StoreWriter
+from wrcan_arch.train.draws import Draw, DrawSampler
+from wrcan_arch.train.jpeg import jpeg_roundtrip
+from wrcan_arch.train.jpeg_deblur_dataset import augment
+from wrcan_arch.train.lmdb_store import StoreWriter
 
 NO_AUGMENTATION = dict.fromkeys(['hflip_prob', 'vflip_prob', 'transpose_prob', 'rgb_permute_prob', 'noise_prob'], 0)
 

@@ -8,8 +8,9 @@ import lmdb
 import numpy as np
 import pytest
 
-from wrcan_arch import InputError, lmdb_store
-from wrcan_arch.lmdb_store import FIRST_MAP_SIZE, StoreWriter, key_for, open_store, read_manifest, verify_store
+from wrcan_arch import InputError
+from wrcan_arch.train import lmdb_store
+from wrcan_arch.train.lmdb_store import FIRST_MAP_SIZE, StoreWriter, key_for, open_store, read_manifest, verify_store
 
 
 def write(path, count=5, size=1000):

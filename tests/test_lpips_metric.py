@@ -8,7 +8,7 @@ from basicsr.metrics import calculate_metric
 from conftest import picture
 
 from wrcan_arch import InputError
-from wrcan_arch.lpips_metric import BACKBONE, calculate_lpips, lpips_network
+from wrcan_arch.train.lpips_metric import BACKBONE, calculate_lpips, lpips_network
 
 METRIC = {'type': 'calculate_lpips', 'crop_border': 0, 'better': 'lower'}
 

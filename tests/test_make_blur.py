@@ -9,8 +9,8 @@ import pytest
 
 import make_blur
 import pairs
-from wrcan_arch import options
-from wrcan_arch.lmdb_store import open_store
+from wrcan_arch.train import options
+from wrcan_arch.train.lmdb_store import open_store
 
 PREP = Path(__file__).parent.parent / 'datasets_prep'
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from wrcan_arch import options
+from wrcan_arch.train import options
 
 OPTIONS = Path(__file__).parent.parent / 'options'
 EPOCH = 24_000 // 16  # iterations: one patch of each frame, 16 in a batch

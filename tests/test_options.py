@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from wrcan_arch import InputError, options
+from wrcan_arch import InputError
+from wrcan_arch.train import options
 
 ROOT = Path(__file__).parent.parent
 

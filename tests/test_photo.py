@@ -5,7 +5,7 @@ from conftest import picture
 from PIL import Image, ImageCms
 
 from wrcan_arch import InputError
-from wrcan_arch.photo import read_photo, write_photo
+from wrcan_arch.photos.photo import read_photo, write_photo
 
 ORIENTATION = 0x0112
 

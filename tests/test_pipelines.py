@@ -11,7 +11,7 @@ import torch
 from basicsr.data import build_dataloader, worker_init_fn
 from torch.utils.data import Dataset
 
-from wrcan_arch import options, pipelines
+from wrcan_arch.train import options, pipelines
 
 
 def resolved(command='train', **top):

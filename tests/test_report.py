@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from wrcan_arch import InputError
-from wrcan_arch.report import busiest_crops, plot, read_curves, rounded
+from wrcan_arch.look.report import busiest_crops, plot, read_curves, rounded
 
 LOG = """2026-01-01 10:00:00,000 INFO: [small..][epoch:  0, iter:       1, lr:(1.000e-03,)] [eta: 0:00:00, time (data): 1.239 (0.086)] l_pix: 6.1602e-01 l_ae: 4.8760e-02
 2026-01-01 10:00:00,000 INFO: [small..][epoch:  2, iter:   1,200, lr:(5.000e-04,)] [eta: 0:00:01, time (data): 0.5 (0.06)] l_pix: 5.0251e-01 l_ae: 3.4787e-02

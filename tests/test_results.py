@@ -6,10 +6,10 @@ from pathlib import Path
 import basicsr.train
 import pytest
 
-from wrcan_arch import pipelines
 from wrcan_arch.cli import main
 from wrcan_arch.errors import InputError
-from wrcan_arch.results import mean_scores, write_scores
+from wrcan_arch.train import pipelines
+from wrcan_arch.train.results import mean_scores, write_scores
 
 
 def test_means_do_not_depend_on_the_order():

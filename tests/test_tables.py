@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from wrcan_arch import InputError, results
-from wrcan_arch.tables import PAPER, as_csv, as_html, as_text, compare
+from wrcan_arch import InputError
+from wrcan_arch.look.tables import PAPER, as_csv, as_html, as_text, compare
+from wrcan_arch.train import results
 
 # The paper's tables, typed a second time.
 TYPED = """

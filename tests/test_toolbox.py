@@ -4,9 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import basicsr  # noqa: F401  (repaired by it)
 import pytest
 
-from wrcan_arch import toolbox
+from wrcan_arch.train import toolbox
 
 
 def run_python(code: str) -> subprocess.CompletedProcess:
@@ -30,7 +31,7 @@ def test_torchvision_repair_is_needed_and_suffices():
     assert 'operator torchvision::nms does not exist' in result.stderr
     assert repair_named('nms') in toolbox.applied
     result = run_python(
-        'import wrcan_arch, torch; from torchvision.models import vgg19; from torchvision import transforms\n'
+        'import wrcan_arch, basicsr, torch; from torchvision.models import vgg19; from torchvision import transforms\n'
         'with torch.device("meta"): vgg19()'
     )
     assert result.returncode == 0, result.stderr
@@ -39,7 +40,7 @@ def test_torchvision_repair_is_needed_and_suffices():
 def test_another_failure_of_torchvision_is_not_hidden(tmp_path):
     (tmp_path / 'torchvision').mkdir()
     (tmp_path / 'torchvision' / '__init__.py').write_text('raise RuntimeError("something else")')
-    result = run_python(f'import sys; sys.path.insert(0, {str(tmp_path)!r}); import wrcan_arch')
+    result = run_python(f'import sys; sys.path.insert(0, {str(tmp_path)!r}); import wrcan_arch, basicsr')
     assert result.returncode != 0 and 'something else' in result.stderr
 
 
@@ -47,7 +48,7 @@ def test_functional_tensor_repair_is_needed():
     repair = repair_named('functional_tensor')
     if repair not in toolbox.applied:
         pytest.skip('this torchvision still has functional_tensor')
-    code = 'import wrcan_arch, sys; del sys.modules["torchvision.transforms.functional_tensor"]\n'
+    code = 'import wrcan_arch, basicsr, sys; del sys.modules["torchvision.transforms.functional_tensor"]\n'
     result = run_python(code + 'import importlib, basicsr.data.degradations as d; importlib.reload(d)')
     assert "No module named 'torchvision.transforms.functional_tensor'" in result.stderr
 

@@ -6,7 +6,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 
 from wrcan_arch import WRCAN, InputError, load_network
 from wrcan_arch.checkpoint import name_from_official
-from wrcan_arch.jpeg_autoencoder_loss import jpeg_autoencoder_loss
+from wrcan_arch.train.jpeg_autoencoder_loss import jpeg_autoencoder_loss
 
 PAPER_PARAMETERS = [
     ({'block': 'wrca'}, 156_974_339),  # WRCAN

@@ -11,8 +11,9 @@ import yaml
 from basicsr.models import build_model
 from conftest import SMALL_TRAINING
 
-from wrcan_arch import InputError, WRCANModel, options
+from wrcan_arch import InputError, WRCANModel
 from wrcan_arch.checkpoint import read_file, read_weights
+from wrcan_arch.train import options
 
 
 @pytest.fixture

@@ -1,17 +1,14 @@
-"""WRCAN and the JPEG auto-encoder loss for BasicSR. Importing this registers the classes with the toolbox."""
+"""WRCAN and the JPEG auto-encoder loss for BasicSR.
 
-from .toolbox import repair_toolbox
+Importing this costs nothing: names are loaded when they are used, and the toolbox is repaired and given our classes
+when it is imported itself (at once, if it was before).
+"""
 
-repair_toolbox()  # before anything imports basicsr
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from . import lpips_metric  # noqa: E402, F401  (registers the metric)
-from .checkpoint import load_network  # noqa: E402
-from .errors import InputError  # noqa: E402
-from .inference import restore  # noqa: E402
-from .jpeg_autoencoder_loss import JPEGAutoEncoderLoss  # noqa: E402
-from .jpeg_deblur_dataset import JPEGDeblurDataset  # noqa: E402
-from .wrcan_arch import WRCAN  # noqa: E402
-from .wrcan_model import WRCANModel  # noqa: E402
+from .errors import InputError
+from .hook import when_imported
 
 __version__ = '0.1.0'
 __all__ = [
@@ -23,3 +20,43 @@ __all__ = [
     'load_network',
     'restore',
 ]
+
+if TYPE_CHECKING:
+    from .checkpoint import load_network
+    from .inference import restore
+    from .train.jpeg_autoencoder_loss import JPEGAutoEncoderLoss
+    from .train.jpeg_deblur_dataset import JPEGDeblurDataset
+    from .train.wrcan_model import WRCANModel
+    from .wrcan_arch import WRCAN
+
+_HOMES = {
+    'WRCAN': 'wrcan_arch',
+    'JPEGAutoEncoderLoss': 'train.jpeg_autoencoder_loss',
+    'JPEGDeblurDataset': 'train.jpeg_deblur_dataset',
+    'WRCANModel': 'train.wrcan_model',
+    'load_network': 'checkpoint',
+    'restore': 'inference',
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    value = getattr(importlib.import_module(f'.{_HOMES[name]}', __name__), name)
+    globals()[name] = value
+    return value
+
+
+def _before_basicsr() -> None:
+    from .train.toolbox import make_importable
+
+    make_importable()
+
+
+def _after_basicsr() -> None:
+    from .train.toolbox import plug_in
+
+    plug_in()
+
+
+when_imported('basicsr', before=_before_basicsr, after=_after_basicsr)

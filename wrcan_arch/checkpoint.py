@@ -225,8 +225,15 @@ def network_of(tensors: Tensors, source: Path | str) -> WRCAN:
 
 
 def load_network(path: Path | str) -> WRCAN:
-    """The network in a weight file, rebuilt from the file alone, in evaluation mode on the CPU."""
-    return network_of(read_weights(path)[0], path)
+    """The network in a weight file, rebuilt from the file alone, in evaluation mode on the CPU.
+
+    What the file says of itself (its training patch, its quality factor) is in `network.metadata`, empty where it says
+    nothing.
+    """
+    tensors, metadata = read_weights(path)
+    network = network_of(tensors, path)
+    network.metadata = metadata
+    return network
 
 
 def convert(path: Path | str, out: Path | str, *, official: bool = False, key: str | None = None) -> WRCAN:

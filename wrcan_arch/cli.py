@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def train_or_test(arguments: argparse.Namespace) -> int:
-    from . import options, pipelines
+    from .train import options, pipelines
 
     file = options.read_options(arguments.opt, arguments.force_yml or ())
     options.check(file, arguments.command)
@@ -30,8 +30,8 @@ def train_or_test(arguments: argparse.Namespace) -> int:
 def restore(arguments: argparse.Namespace) -> int:
     import torch
 
-    from .bulk_restore import plan, restore_photos
     from .checkpoint import load_network
+    from .photos.bulk_restore import plan, restore_photos
 
     pairs = plan(arguments.photos, arguments.out)
     network = load_network(arguments.weights)
@@ -56,7 +56,7 @@ def convert(arguments: argparse.Namespace) -> int:
 
 
 def tables(arguments: argparse.Namespace) -> int:
-    from .tables import as_csv, as_html, as_text, compare
+    from .look.tables import as_csv, as_html, as_text, compare
 
     compared = compare(arguments.results)
     print(as_text(compared))
@@ -68,9 +68,9 @@ def tables(arguments: argparse.Namespace) -> int:
 
 
 def report(arguments: argparse.Namespace) -> int:
-    from . import options
-    from .figure import make_figure
-    from .report import mean_scores, rounded, write_report
+    from .look.figure import make_figure
+    from .look.report import mean_scores, rounded, write_report
+    from .train import options
 
     if arguments.figure:
         picture = make_figure(arguments.figure, arguments.crops or [], arguments.out)
@@ -88,7 +88,7 @@ def report(arguments: argparse.Namespace) -> int:
 
 
 def show(arguments: argparse.Namespace) -> int:
-    from . import options
+    from .train import options
 
     file = options.read_options(arguments.opt, arguments.force_yml or ())
     print(options.show(file))

@@ -7,8 +7,8 @@ import torch
 from packaging.requirements import Requirement
 
 from .inference import has_bf16_units
-from .pipelines import REPLACEMENTS
-from .toolbox import REPAIRS, applied
+from .train.pipelines import REPLACEMENTS
+from .train.toolbox import REPAIRS, applied
 
 
 def requirements() -> list[Requirement]:

@@ -4,9 +4,10 @@ Lee, Lee and Kim, "Wide Receptive Field and Channel Attention Network for JPEG C
 Workshops (NTIRE) 2021. Section, equation and figure numbers below are that paper's.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from basicsr.utils.registry import ARCH_REGISTRY
 from torch import Tensor, nn
 
 from .errors import InputError
@@ -122,7 +123,6 @@ class Decoder(nn.Module):
         return F.relu_(self.conv(torch.cat([skip, upsampled], dim=1)))
 
 
-@ARCH_REGISTRY.register()
 class WRCAN(nn.Module):
     """Wide receptive field and channel attention network (section 3.1, Fig. 2).
 
@@ -177,6 +177,7 @@ class WRCAN(nn.Module):
             'num_block': num_block,
             'block': block,
         }  # what rebuilds this network
+        self.metadata: dict[str, Any] = {}  # what the weights' file says of them
         wide = 4 * num_feat
         self.head = conv3x3(num_in_ch, num_feat)  # f_FE, Eq. 1
         self.encoders = nn.ModuleList([Encoder(num_feat, num_feat), Encoder(num_feat, 2 * num_feat)])

@@ -11,8 +11,8 @@ import torch
 from basicsr.utils.registry import METRIC_REGISTRY
 from torch import Tensor, nn
 
-from .checkpoint import read_file
-from .errors import InputError
+from ..checkpoint import read_file
+from ..errors import InputError
 
 BACKBONE = 'alexnet-owt-7be5be79.pth'  # the package brings the weights of LPIPS itself, not those of AlexNet
 BACKBONE_ADDRESS = f'https://download.pytorch.org/models/{BACKBONE}'

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
-from .errors import InputError
+from ..errors import InputError
 
 
 def _l2_norm(autoencoded: Tensor, sharp: Tensor) -> Tensor:

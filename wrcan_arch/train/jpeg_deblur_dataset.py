@@ -15,8 +15,8 @@ from basicsr.utils.registry import DATASET_REGISTRY
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..errors import InputError
 from .draws import Draw, draw_generator
-from .errors import InputError
 from .jpeg import jpeg_crop
 from .lmdb_store import open_store
 

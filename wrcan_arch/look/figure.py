@@ -15,10 +15,10 @@ from basicsr.utils import tensor2img
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
-from .errors import InputError
-from .jpeg_deblur_dataset import JPEGDeblurDataset
+from ..errors import InputError
+from ..train.jpeg_deblur_dataset import JPEGDeblurDataset
+from ..train.results import sequence_of
 from .report import CROP, busiest_crops, key_of, open_test_set, page, picture, read_restored, rounded
-from .results import sequence_of
 
 PAPER_FRAMES = ('003/00000060', '026/00000054', '004/00000093', '010/00000098')
 OTHER_COLUMNS = ('input', 'sharp')

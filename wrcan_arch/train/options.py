@@ -12,7 +12,7 @@ import torch
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from .errors import InputError
+from ..errors import InputError
 from .option_schema import Options, OtherOptions, known_keys
 
 Keys = tuple[str, ...]

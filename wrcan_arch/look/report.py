@@ -19,7 +19,7 @@ from basicsr.data import build_dataset
 from basicsr.metrics import calculate_metric
 from basicsr.utils import tensor2img
 
-from .errors import InputError
+from ..errors import InputError
 
 matplotlib.use('svg')
 from matplotlib import pyplot  # noqa: E402  (after the choice of what it draws with)

@@ -30,9 +30,9 @@ from basicsr.utils import check_resume
 from basicsr.utils.dist_util import master_only
 from torch import distributed
 
-from . import checkpoint
+from .. import checkpoint
+from ..errors import InputError
 from .draws import DrawSampler
-from .errors import InputError
 
 
 def init_dist(launcher: str, backend: str | None = None, **options: Any) -> None:

@@ -25,9 +25,8 @@ from typing import Any, NamedTuple
 
 import lmdb
 import numpy as np
-from basicsr.utils.file_client import BaseStorageBackend
 
-from .errors import InputError
+from ..errors import InputError
 
 FORMAT = 1  # of manifest.json and of the records
 RAW_ENDING = '.raw'
@@ -368,8 +367,8 @@ def verify_store(path: Path | str, progress: Callable[[list[str]], Iterable[str]
     return problems
 
 
-class StoreBackend(BaseStorageBackend):
-    """The toolbox's LMDB backend on stores that are opened once in a process and say what is wrong with them."""
+class StoreBackend:
+    """A storage backend for the toolbox, on stores opened once in a process that say what is wrong with them."""
 
     def __init__(self, db_paths: str | list[str], client_keys: str | list[str] = 'default', **_: Any) -> None:
         db_paths = [db_paths] if isinstance(db_paths, str) else db_paths

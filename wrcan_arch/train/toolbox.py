@@ -1,9 +1,10 @@
-"""What is put right in BasicSR 1.4.2 and torchvision, in every process that imports this package.
+"""What is put right in BasicSR 1.4.2 and torchvision, and given to it, in every process that imports both packages.
 
 What is replaced only while a training or a test runs is in pipelines.py, in the same kind of table. `basicsr doctor`
 prints both.
 """
 
+import importlib
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -57,7 +58,7 @@ def _functional_tensor_is_gone() -> bool:
 def _alias_functional_tensor() -> None:
     from torchvision.transforms.functional import rgb_to_grayscale
 
-    module = ModuleType(FUNCTIONAL_TENSOR, 'What BasicSR imports from here; wrcan_arch/toolbox.py put it here.')
+    module = ModuleType(FUNCTIONAL_TENSOR, 'What BasicSR imports from here; wrcan_arch/train/toolbox.py put it here.')
     module.__dict__['rgb_to_grayscale'] = rgb_to_grayscale
     sys.modules[FUNCTIONAL_TENSOR] = module
 
@@ -76,8 +77,8 @@ def _register_store_backend() -> None:
     FileClient._backends['lmdb'] = StoreBackend
 
 
-# In this order: the first two make `import basicsr` work.
-REPAIRS = (
+# These two make `import basicsr` work; the third repairs what was imported.
+IMPORT_REPAIRS = (
     Repair(
         target='torchvision::nms, torchvision::qnms',
         why='torchvision for CUDA beside a torch for CPU does not load its operators, and its import fails',
@@ -92,6 +93,8 @@ REPAIRS = (
         needed=_functional_tensor_is_gone,
         apply=_alias_functional_tensor,
     ),
+)
+BACKEND_REPAIRS = (
     Repair(
         target="basicsr.utils.FileClient._backends['lmdb']",
         why='two data sets on one LMDB cannot be opened in one process; a missing key or a cut file ends in a '
@@ -102,12 +105,34 @@ REPAIRS = (
     ),
 )
 
+REPAIRS = IMPORT_REPAIRS + BACKEND_REPAIRS
+
 applied: list[Repair] = []
 
 
-def repair_toolbox() -> None:
-    """Make BasicSR importable and its LMDB reading safe; before anything imports it."""
-    for repair in REPAIRS:
+def _apply(repairs: tuple[Repair, ...]) -> None:
+    for repair in repairs:
         if repair.needed():
             repair.apply()
             applied.append(repair)
+
+
+def make_importable() -> None:
+    """Put right what `import basicsr` fails on; before it."""
+    _apply(IMPORT_REPAIRS)
+
+
+# Importing one of these registers its class with the toolbox.
+PLUGINS = ('jpeg_autoencoder_loss', 'jpeg_deblur_dataset', 'lpips_metric', 'wrcan_model')
+
+
+def plug_in() -> None:
+    """Make the toolbox's LMDB reading safe and register our classes; once basicsr is imported."""
+    from basicsr.utils.registry import ARCH_REGISTRY
+
+    from ..wrcan_arch import WRCAN
+
+    _apply(BACKEND_REPAIRS)
+    ARCH_REGISTRY.register(WRCAN)
+    for name in PLUGINS:
+        importlib.import_module(f'.{name}', __package__)

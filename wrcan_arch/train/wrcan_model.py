@@ -18,8 +18,9 @@ from torch import Tensor, distributed, nn
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
-from . import checkpoint, inference, results
-from .errors import InputError
+from .. import checkpoint, inference
+from ..errors import InputError
+from . import results
 
 AMP_TYPES = {'off': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 

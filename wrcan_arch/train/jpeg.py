@@ -8,7 +8,7 @@ side, decide every one of its pixels.
 import cv2
 import numpy as np
 
-from .errors import InputError
+from ..errors import InputError
 
 MCU = 16  # pixels: the minimum coded unit of 4:2:0
 

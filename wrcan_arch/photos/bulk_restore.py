@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from .errors import InputError
-from .inference import check_request, restore
+from ..errors import InputError
+from ..inference import check_request, restore
 from .photo import PHOTO_ENDINGS, read_photo, write_photo
 
 

@@ -1,0 +1,57 @@
+"""Importing the package is light; the toolbox is repaired and knows our classes whoever imports it, and when."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+def run_python(code: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
+
+
+CHECK = (
+    'from basicsr.utils import registry as r\n'
+    'ours = [r.ARCH_REGISTRY.get("WRCAN"), r.MODEL_REGISTRY.get("WRCANModel"),\n'
+    '    r.DATASET_REGISTRY.get("JPEGDeblurDataset"), r.LOSS_REGISTRY.get("JPEGAutoEncoderLoss"),\n'
+    '    r.METRIC_REGISTRY.get("calculate_lpips")]\n'
+    'assert ours[0] is wrcan_arch.WRCAN and ours[1] is wrcan_arch.WRCANModel, ours\n'
+)
+
+
+@pytest.mark.parametrize(
+    'first',
+    [
+        'import wrcan_arch, basicsr',
+        'import wrcan_arch; from basicsr.archs import build_network',
+        'import wrcan_arch; wrcan_arch.WRCANModel',
+        'import wrcan_arch; from wrcan_arch.train import jpeg_deblur_dataset',
+        'import wrcan_arch.train.toolbox as t; t.make_importable(); sys.meta_path.pop(0); import basicsr; '
+        'del sys.modules["wrcan_arch"]; import wrcan_arch',
+    ],
+)
+def test_classes_are_registered_once_in_any_order(first):
+    result = run_python(f'import sys\n{first}\n{CHECK}')
+    assert result.returncode == 0, result.stderr
+
+
+def test_restoring_loads_neither_the_toolbox_nor_plots():
+    result = run_python(
+        'import sys, wrcan_arch\nassert "torch" not in sys.modules\n'
+        'from wrcan_arch import WRCAN, load_network, restore\nfrom wrcan_arch.photos import bulk_restore, photo\n'
+        'heavy = {"basicsr", "torchvision", "scipy", "skimage", "matplotlib", "cv2", "lmdb", "pydantic"}\n'
+        'assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()'
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_a_failed_import_can_be_tried_again(tmp_path):
+    (tmp_path / 'fragile.py').write_text('import os\nif not os.environ.pop("READY", ""): raise OSError("not yet")')
+    result = run_python(
+        f'import os, sys; sys.path.insert(0, {str(tmp_path)!r})\n'
+        'from wrcan_arch.hook import when_imported\nseen = []\n'
+        'when_imported("fragile", before=lambda: seen.append("before"), after=lambda: seen.append("after"))\n'
+        'try:\n    import fragile\nexcept OSError:\n    pass\n'
+        'os.environ["READY"] = "1"\nimport fragile\nassert seen == ["before", "before", "after"], seen'
+    )
+    assert result.returncode == 0, result.stderr

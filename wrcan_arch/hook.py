@@ -1,0 +1,51 @@
+"""Something to do before and after another package is imported, whoever imports it."""
+
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+
+
+class _Loader(Loader):
+    """Another loader, with something before and after it."""
+
+    def __init__(self, loader: Loader, before: Callable[[], None], after: Callable[[], None]) -> None:
+        self.loader, self.before, self.after = loader, before, after
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self.before()
+        self.loader.exec_module(module)
+        self.after()
+
+
+class _Finder(MetaPathFinder):
+    def __init__(self, name: str, before: Callable[[], None], after: Callable[[], None]) -> None:
+        self.name, self.before, self.after = name, before, after
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name != self.name:
+            return None
+        sys.meta_path.remove(self)  # the others find it
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            sys.meta_path.insert(0, self)  # an import that failed can be tried again
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader, self.before, self.after)
+        return spec
+
+
+def when_imported(name: str, *, before: Callable[[], None], after: Callable[[], None]) -> None:
+    """Call `before` and `after` around the first import of the package `name`; at once if it was imported already."""
+    if name in sys.modules:
+        before()
+        after()
+    else:
+        sys.meta_path.insert(0, _Finder(name, before, after))
