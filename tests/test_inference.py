@@ -29,7 +29,18 @@ def small_network():
 def test_default_is_the_plain_forward():
     network, image = small_network(), torch.rand(2, 3, 13, 18)
     with torch.no_grad():
-        assert torch.equal(restore(network, image, precision='fp32'), network(image))
+        expected = network(image)
+    restored = restore(network, image, precision='fp32')
+    assert restored.shape == image.shape and (restored - expected).norm() / expected.norm() < 1e-5
+
+
+def test_another_network_runs_whole():
+    network, image = torch.nn.Conv2d(3, 3, 5, padding=2), torch.rand(1, 3, 13, 18)
+    with torch.no_grad():
+        expected = network(image)
+    torch.testing.assert_close(restore(network, image, precision='fp32'), expected)
+    with pytest.raises(InputError, match='mode local is for WRCAN, not for Conv2d'):
+        restore(network, image, mode='local')
 
 
 @pytest.mark.parametrize('size', [(1, 1), (1, 7), (9, 2), (33, 47)])
@@ -49,9 +60,76 @@ def test_chop_joins_the_right_parts(monkeypatch):
     assert len(sizes) == 16 and max(height * width for height, width in sizes) < 21 * 30 / 4
 
 
-def test_ensemble_of_a_network_without_direction_is_the_network_itself():
-    image = torch.rand(1, 3, 8, 10)
-    torch.testing.assert_close(inference.restore_ensemble(lambda part: part * 2, image), image * 2)
+@pytest.mark.parametrize('mode', ['exact', 'local'])
+def test_ensemble_is_the_mean_over_flips_and_transposes(mode):
+    network, image = small_network(), torch.rand(1, 3, 9, 14)
+    options = {'mode': mode, 'precision': 'fp32', 'patch_size': 8}
+    total = torch.zeros_like(image)
+    for transpose in (False, True):
+        for axes in ((), (2,), (3,), (2, 3)):
+            turned = (image.transpose(2, 3) if transpose else image).flip(axes)
+            restored = restore(network, turned, **options).flip(axes)
+            total += restored.transpose(2, 3) if transpose else restored
+    torch.testing.assert_close(restore(network, image, ensemble=True, **options), total / 8, rtol=1e-5, atol=1e-6)
+
+
+def test_local_takes_the_patch_size_of_the_weights():
+    network, image = small_network(), torch.rand(1, 3, 40, 40)
+    with pytest.raises(InputError, match='do not say what patch size'):
+        restore(network, image, mode='local')
+    network.metadata = {'patch_size': 16}
+    local = restore(network, image, mode='local')
+    assert torch.equal(local, restore(network, image, mode='local', patch_size=16))
+    assert not torch.equal(local, restore(network, image))
+    assert torch.equal(restore(network, image, mode='local', patch_size=40), restore(network, image))
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16, np.float32, np.float64])
+def test_views_and_arrays_that_cannot_be_written_are_images_too(dtype):
+    image = np.random.default_rng(0).integers(0, 256, (20, 15, 3)).astype(dtype)
+    image = image / 255 if np.issubdtype(dtype, np.floating) else image
+    expected = restore(small_network(), np.ascontiguousarray(image[::-1, ::2]))
+    image.flags.writeable = False
+    np.testing.assert_array_equal(restore(small_network(), image[::-1, ::2]), expected)
+
+
+def test_float_arrays_are_neither_clamped_nor_rounded():
+    network, image = small_network(), np.random.default_rng(0).random((12, 15, 3), np.float32)
+    restored = restore(network, image, precision='fp32')
+    tensor = restore(network, torch.from_numpy(image).permute(2, 0, 1)[None], precision='fp32')
+    assert restored.dtype == np.float32 and restored.min() < 0
+    np.testing.assert_array_equal(restored, tensor[0].permute(1, 2, 0).numpy())
+
+
+def test_what_is_not_finite_is_computed_again_in_fp32():
+    network = small_network()
+    with torch.no_grad():
+        for parameter in network.tail.parameters():
+            parameter *= 3e6  # fp16 ends at 65,504
+    image = torch.rand(1, 3, 8, 8)
+    with pytest.warns(RuntimeWarning, match='torch.float16 was not finite; computed again in fp32'):
+        restored = restore(network, image, precision='fp16')
+    assert torch.equal(restored, restore(network, image, precision='fp32')) and restored.isfinite().all()
+
+
+def test_damaged_weights_do_not_become_black_pixels():
+    network = small_network()
+    network.tail.bias.data[0] = torch.nan
+    with pytest.raises(InputError, match='its weights are damaged'):
+        restore(network, np.zeros((8, 8, 3), np.uint8), precision='fp32')
+    assert restore(network, torch.zeros(1, 3, 8, 8), precision='fp32').isnan().any()
+
+
+def test_the_memory_given_is_kept_to_or_refused(monkeypatch):
+    network, image = small_network(), np.zeros((400, 600, 3), np.uint8)
+    rows = []
+    monkeypatch.setattr(inference, 'restore_in_strips', lambda *_, **options: rows.append(options['rows']))
+    needed = inference.bytes_needed(network.config, (400, 600), rows=1, dtype=torch.float32)
+    for budget in (None, 10 * needed, needed + 10 * 400 * 600):
+        restore(network, image, precision='fp32', max_memory=budget)
+    assert rows[0] == rows[1] > rows[2] >= 1
+    with pytest.raises(InputError, match=r'600 x 400 pixels need .* GB of memory, and 0.0 GB are there'):
+        restore(network, image, precision='fp32', max_memory=1 << 20)
 
 
 @pytest.mark.parametrize(('dtype', 'peak'), [(np.uint8, 255), (np.uint16, 65535)])
@@ -91,10 +169,15 @@ def test_weights_are_left_without_gradients():
 @pytest.mark.parametrize(
     ('image', 'options', 'message'),
     [
-        (torch.rand(1, 3, 8, 8), {'mode': 'tile'}, "inference mode 'tile' is not one of exact, chop"),
+        (torch.rand(1, 3, 8, 8), {'mode': 'tile'}, "inference mode 'tile' is not one of exact, local, chop"),
         (torch.rand(1, 3, 8, 8), {'precision': 'fp8'}, "precision 'fp8' is not one of auto, fp32, bf16, fp16"),
-        (np.zeros((8, 8), np.uint8), {}, r'must be uint8 or uint16 \(H, W, 3\), not uint8 \(8, 8\)'),
-        (np.zeros((8, 8, 3), np.int32), {}, r'must be uint8 or uint16 \(H, W, 3\), not int32'),
+        (np.zeros((8, 8), np.uint8), {}, r'must be uint8, uint16 or float \(H, W, 3\), not uint8 \(8, 8\)'),
+        (np.zeros((8, 8, 3), np.int32), {}, r'must be uint8, uint16 or float \(H, W, 3\), not int32'),
+        (np.zeros((0, 8, 3), np.uint8), {}, r'not uint8 \(0, 8, 3\)'),
+        (torch.zeros(3, 8, 8), {}, r'must be float \(B, 3, H, W\), not torch.float32 \(3, 8, 8\)'),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), {}, 'must be float'),
+        (torch.rand(1, 3, 8, 8), {'patch_size': 0}, "patch_size is a whole number from 1 up, not '0'"),
+        (torch.rand(1, 3, 8, 8), {'max_memory': '4G'}, "max_memory is a whole number from 1 up, not '4G'"),
     ],
 )
 def test_wrong_requests_are_clear_errors(image, options, message):

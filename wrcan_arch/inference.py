@@ -1,25 +1,30 @@
-"""Whole image in, restored image out. Pure functions of a network; validation, testing and restoring all come here."""
+"""Whole image in, restored image out, of a network that stays as it is. Validation, testing and restoring come here."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import overload
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .errors import InputError
+from .strips import Span, bytes_needed, restore_in_strips, spans
+from .wrcan_arch import SIZE_MULTIPLE, WRCAN
+
+MODES = ('exact', 'local', 'chop', 'input')
+PRECISIONS = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+PEAKS = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}  # of integers; floats have 1
 
 CHOP_SHAVE = 36  # pixels by which the authors' quadrants overlap the image's halves
 CHOP_PIXELS = 1_280_000  # their quadrants are cut again while the image has at least this many
 
-PRECISIONS = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
-INTEGER_PEAKS = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}
 
-
-def restore_whole(network: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
-    """The network's own function of the whole image."""
-    return network(image)
+STRIP_BYTES = {'cpu': 6 << 20, 'cuda': 128 << 20}  # of the features in one strip: what the caches like
+FREE_SHARE = 0.8  # of the memory that is free, for one image
 
 
 def restore_chop(network: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
@@ -50,23 +55,21 @@ def _halves(size: int) -> list[tuple[slice, slice]]:
     return [(half, read) for half, read in halves if half.start < half.stop]
 
 
-def restore_nothing(network: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
-    """The input itself: the row of Table 2 that every other is compared with."""
-    return image
+class Turn(NamedTuple):
+    """One of the eight flips and transposes of an image. Views, so that writing to one writes to the image."""
+
+    transpose: bool = False
+    flip_rows: bool = False
+    flip_columns: bool = False
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """(H, W, C), or (W, H, C)."""
+        turned = image.swapaxes(0, 1) if self.transpose else image
+        return turned[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
 
 
-MODES = {'exact': restore_whole, 'chop': restore_chop, 'input': restore_nothing}
-
-
-def restore_ensemble(restore_one: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
-    """x8 self-ensemble: the mean, in float, over flips and transpose (section 4.3)."""
-    total = torch.zeros_like(image)
-    for transpose in (False, True):
-        for flips in ((), (2,), (3,), (2, 3)):
-            turned = (image.transpose(2, 3) if transpose else image).flip(flips)
-            restored = restore_one(turned.contiguous()).flip(flips)
-            total += restored.transpose(2, 3) if transpose else restored
-    return total / 8
+UPRIGHT = Turn()
+ALL_TURNS = [Turn(*each) for each in product((False, True), repeat=3)]
 
 
 def has_bf16_units(device: torch.device) -> bool:
@@ -84,7 +87,28 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
     return PRECISIONS[precision]
 
 
-def check_request(*, mode: str = 'exact', ensemble: bool = False, precision: str = 'auto') -> None:
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be had on `device`."""
+    if device.type == 'cuda':
+        return torch.cuda.mem_get_info(device)[0]
+    limits = []
+    for path, key in (('/proc/meminfo', 'MemAvailable:'), ('/sys/fs/cgroup/memory.max', '')):
+        try:
+            words = Path(path).read_text().split()
+            limits.append(1024 * int(words[words.index(key) + 1]) if key else int(words[0]))
+        except (OSError, ValueError):  # not on Linux; or 'max', no limit
+            continue
+    return min(limits, default=8 << 30)
+
+
+def check_request(
+    *,
+    mode: str = 'exact',
+    ensemble: bool = False,
+    precision: str = 'auto',
+    patch_size: int | None = None,
+    max_memory: int | None = None,
+) -> None:
     """InputError unless `restore` knows these."""
     if mode not in MODES:
         raise InputError(f"inference mode '{mode}' is not one of {', '.join(MODES)}")
@@ -92,9 +116,14 @@ def check_request(*, mode: str = 'exact', ensemble: bool = False, precision: str
         raise InputError(f"precision '{precision}' is not one of auto, {', '.join(PRECISIONS)}")
     if not isinstance(ensemble, bool):
         raise InputError(f"ensemble is true or false, not '{ensemble}'")
+    for name, value in {'patch_size': patch_size, 'max_memory': max_memory}.items():
+        if value is not None and not (isinstance(value, int) and value > 0):
+            raise InputError(f"{name} is a whole number from 1 up, not '{value}'")
 
 
-def describe(device: torch.device, *, mode: str = 'exact', ensemble: bool = False, precision: str = 'auto') -> str:
+def describe(
+    device: torch.device, *, mode: str = 'exact', ensemble: bool = False, precision: str = 'auto', **_: int | None
+) -> str:
     """The protocol in words, for results: 'chop x8 fp32'."""
     dtype = autocast_dtype(precision, device)
     computed_in = next(name for name, each in PRECISIONS.items() if each == dtype)
@@ -112,52 +141,185 @@ def _exact_convolutions() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = allowed
 
 
+class _NotFinite(Exception):
+    """The result has a NaN or an infinity in it."""
+
+
+Write = Callable[[np.ndarray, Span, np.ndarray], None]  # rows (rows, W, C), float32, into the result
+
+
+def _store(result: np.ndarray, span: Span, rows: np.ndarray) -> None:
+    """As the result has them: integers rounded and clipped, floats as they are."""
+    if peak := PEAKS.get(result.dtype):
+        rows = np.rint(rows.clip(0, 1) * peak)
+    result[slice(*span)] = rows
+
+
+def _add(total: np.ndarray, span: Span, rows: np.ndarray) -> None:
+    total[slice(*span)] += rows
+
+
+class _Restoring:
+    """One request: how images go through a network."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        dtype: torch.dtype,
+        *,
+        mode: str,
+        ensemble: bool,
+        patch_size: int | None,
+        max_memory: int | None,
+    ) -> None:
+        self.network, self.dtype, self.mode, self.ensemble = network, dtype, mode, ensemble
+        self.device = next(network.parameters()).device
+        self.max_memory = max_memory
+        self.window = None
+        if mode == 'local':
+            if not isinstance(network, WRCAN):
+                raise InputError(f'mode local is for WRCAN, not for {type(network).__name__}')
+            patch_size = patch_size or network.metadata.get('patch_size')
+            if patch_size is None:
+                raise InputError('mode local: the weights do not say what patch size they were trained with; give it')
+            self.window = max(1, patch_size // SIZE_MULTIPLE)
+
+    def __call__(self, image: np.ndarray, result: np.ndarray) -> None:
+        """(H, W, C) in, written to another of that shape."""
+        if not self.ensemble:
+            self._run(image, result, _store)
+            return
+        total = np.zeros(image.shape, np.float32)
+        for turn in ALL_TURNS:
+            self._run(turn(image), turn(total), _add)
+        for start, stop in spans(len(total), 256):
+            _store(result, (start, stop), total[start:stop] / len(ALL_TURNS))
+
+    def _run(self, image: np.ndarray, result: np.ndarray, write: Write) -> None:
+        height, width = image.shape[:2]
+
+        def read(span: Span) -> Tensor:
+            rows = image[slice(*span)].astype(np.float32) / np.float32(PEAKS.get(image.dtype, 1))
+            return torch.from_numpy(rows).permute(2, 0, 1)[None]
+
+        def write_tensor(span: Span, rows: Tensor) -> None:
+            if (self.dtype != torch.float32 or result.dtype in PEAKS) and not rows.isfinite().all():
+                raise _NotFinite
+            write(result, span, rows[0].permute(1, 2, 0).cpu().numpy())
+
+        if self.mode in ('exact', 'local') and isinstance(self.network, WRCAN):
+            rows = self._strip_rows(height, width, image.itemsize + result.itemsize)
+            restore_in_strips(
+                self.network, read, write_tensor, (height, width), rows=rows, window=self.window, dtype=self.dtype
+            )
+        else:
+            write_tensor((0, height), self._whole(read((0, height)).to(self.device)))
+
+    def _whole(self, image: Tensor) -> Tensor:
+        if self.mode == 'input':  # the row of Table 2 that every other is compared with
+            return image
+        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+            restored = restore_chop(self.network, image) if self.mode == 'chop' else self.network(image)
+        return restored.float()
+
+    def _strip_rows(self, height: int, width: int, image_bytes: int) -> int:
+        """The strips' height: what the caches like, or less where the memory asks for it."""
+        config: dict[str, Any] = self.network.config  # type: ignore[assignment]  # only a WRCAN's comes here
+        row_bytes = 4 * config['num_feat'] * self.dtype.itemsize * -(-width // SIZE_MULTIPLE)
+        rows = max(4, STRIP_BYTES[self.device.type] // row_bytes)
+        budget = self.max_memory or int(FREE_SHARE * free_memory(self.device))
+
+        def needed(rows: int) -> int:
+            images = 3 * height * width * image_bytes
+            return bytes_needed(config, (height, width), rows=rows, dtype=self.dtype) + images
+
+        while rows > 1 and needed(rows) > budget:
+            rows //= 2
+        if needed(rows) > budget:
+            raise InputError(
+                f'{width} x {height} pixels need {needed(rows) / 1e9:.1f} GB of memory, and {budget / 1e9:.1f} GB are '
+                'there for it; scale the image down, or free some'
+            )
+        return rows
+
+
+def _restore_finite(network: nn.Module, image: np.ndarray, result: np.ndarray, precision: str, **options) -> None:
+    """Into `result`; in fp32 where the precision asked for gives no finite numbers."""
+    dtype = autocast_dtype(precision, next(network.parameters()).device)
+    try:
+        return _Restoring(network, dtype, **options)(image, result)
+    except _NotFinite:
+        if dtype != torch.float32:
+            warnings.warn(f'the result in {dtype} was not finite; computed again in fp32', RuntimeWarning, stacklevel=4)
+            return _restore_finite(network, image, result, 'fp32', **options)
+        raise InputError('the network gives no finite numbers for this image: its weights are damaged') from None
+
+
 @overload
 def restore(
-    network: nn.Module, image: Tensor, *, mode: str = ..., ensemble: bool = ..., precision: str = ...
+    network: nn.Module,
+    image: Tensor,
+    *,
+    mode: str = ...,
+    ensemble: bool = ...,
+    precision: str = ...,
+    patch_size: int | None = ...,
+    max_memory: int | None = ...,
 ) -> Tensor: ...
 @overload
 def restore(
-    network: nn.Module, image: np.ndarray, *, mode: str = ..., ensemble: bool = ..., precision: str = ...
+    network: nn.Module,
+    image: np.ndarray,
+    *,
+    mode: str = ...,
+    ensemble: bool = ...,
+    precision: str = ...,
+    patch_size: int | None = ...,
+    max_memory: int | None = ...,
 ) -> np.ndarray: ...
 
 
 @torch.no_grad()
-def restore(network, image, *, mode='exact', ensemble=False, precision='auto'):
+def restore(network, image, *, mode='exact', ensemble=False, precision='auto', patch_size=None, max_memory=None):
     """Restore one image, or a batch of one size.
 
     Args:
         network: a WRCAN, on the device it shall run on.
-        image: a float tensor (B, 3, H, W), RGB in [0, 1]; or a uint8 or uint16 array (H, W, 3), RGB.
-        mode: 'exact', the network's function of the whole image; 'chop', the authors' overlapping quadrants; 'input',
-            the image as it is.
+        image: RGB, a float tensor (B, 3, H, W) in [0, 1]; or an array (H, W, 3), uint8, uint16, or float in [0, 1].
+        mode: 'exact', the network's function of the whole image, in strips; 'local', its attention pooled over a window
+            of the training patch's size; 'chop', the authors' overlapping quadrants; 'input', the image as it is.
         ensemble: average over the eight flips and transposes; eight times the work.
-        precision: 'fp32', 'bf16', 'fp16', or 'auto': bf16 where the processor has units for it, else fp32.
+        precision: 'fp32', 'bf16', 'fp16', or 'auto': bf16 where the processor has units for it, else fp32. A result
+            that is not finite is computed again in fp32, with a RuntimeWarning; if it then is not, integers are an
+            InputError.
+        patch_size: of the training, for 'local', in pixels; by default what the weights' file says.
+        max_memory: bytes to work in, above the weights; by default most of what is free. More is asked of nobody: an
+            image that needs more is an InputError.
 
     Returns:
-        The same kind and shape as `image`: a tensor in its own type, neither clamped nor rounded; an array rounded and
-        clipped to its type's range.
+        The same kind, shape and type as `image`: floats neither clamped nor rounded, integers rounded and clipped.
     """
-    check_request(mode=mode, ensemble=ensemble, precision=precision)
-    if isinstance(image, np.ndarray):
-        return _restore_array(network, image, mode=mode, ensemble=ensemble, precision=precision)
+    options = {'mode': mode, 'ensemble': ensemble, 'patch_size': patch_size, 'max_memory': max_memory}
+    check_request(precision=precision, **options)
+    channels = network.head.in_channels if isinstance(network, WRCAN) else 3
+    with _exact_convolutions():
+        if isinstance(image, np.ndarray):
+            if image.ndim != 3 or image.shape[2] != channels or 0 in image.shape or not _is_known(image.dtype):
+                raise InputError(
+                    f'an image array must be uint8, uint16 or float (H, W, {channels}), not {image.dtype} {image.shape}'
+                )
+            result = np.empty(image.shape, image.dtype)
+            _restore_finite(network, image, result, precision, **options)
+            return result
 
-    device = next(network.parameters()).device
-    dtype = autocast_dtype(precision, device)
-
-    def restore_one(part: Tensor) -> Tensor:
-        return MODES[mode](network, part).float()
-
-    with _exact_convolutions(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        inside = image.to(device, torch.float32)
-        restored = restore_ensemble(restore_one, inside) if ensemble else restore_one(inside)
-    return restored.to(image.device, image.dtype)
+        if image.ndim != 4 or image.shape[1] != channels or 0 in image.shape[2:] or not image.is_floating_point():
+            shape = tuple(image.shape)
+            raise InputError(f'an image tensor must be float (B, {channels}, H, W), not {image.dtype} {shape}')
+        results = np.empty(image.shape, np.float32)
+        for one, result in zip(image.detach().to('cpu', torch.float32).numpy(), results, strict=True):
+            _restore_finite(network, one.transpose(1, 2, 0), result.transpose(1, 2, 0), precision, **options)
+        return torch.from_numpy(results).to(image.device, image.dtype)
 
 
-def _restore_array(network: nn.Module, image: np.ndarray, **options) -> np.ndarray:
-    peak = INTEGER_PEAKS.get(image.dtype)
-    if peak is None or image.ndim != 3 or image.shape[2] != 3:
-        raise InputError(f'an image array must be uint8 or uint16 (H, W, 3), not {image.dtype} {image.shape}')
-    scaled = torch.from_numpy(image.astype(np.float32) / peak).permute(2, 0, 1)[None]  # (1, 3, H, W)
-    restored = restore(network, scaled, **options)[0].permute(1, 2, 0).numpy()
-    return np.rint(restored.clip(0, 1) * peak).astype(image.dtype)
+def _is_known(dtype: np.dtype) -> bool:
+    return dtype in PEAKS or np.issubdtype(dtype, np.floating)

@@ -169,7 +169,7 @@ class WRCAN(nn.Module):
             if value < 1:
                 raise InputError(f'WRCAN: {name} must be at least 1, not {value}')
 
-        self.config = {
+        self.config: dict[str, Any] = {
             'num_in_ch': num_in_ch,
             'num_out_ch': num_out_ch,
             'num_feat': num_feat,

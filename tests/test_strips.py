@@ -1,0 +1,143 @@
+"""The network in strips against the network itself; local pooling against its definition; memory against its bound."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from wrcan_arch import WRCAN, restore
+from wrcan_arch.strips import bytes_needed, restore_in_strips
+from wrcan_arch.wrcan_arch import BLOCKS, ChannelAttention
+
+SIZES = [(1, 1), (2, 7), (5, 4), (37, 41), (64, 64), (33, 8), (8, 200), (130, 70)]
+
+
+def network_of(block='wrca', num_group=2, num_block=2):
+    torch.manual_seed(0)
+    network = WRCAN(num_feat=8, num_group=num_group, num_block=num_block, block=block).eval()
+    for module in network.modules():
+        if isinstance(module, ChannelAttention):  # so that it looks at the means: few channels are left open by chance
+            torch.nn.init.uniform_(module.squeeze.weight, -50, 50)
+            torch.nn.init.uniform_(module.squeeze.bias, 0.5, 1)
+    return network
+
+
+@torch.no_grad()
+def in_strips(network, image, **options):
+    restored = torch.full_like(image, torch.nan)
+
+    def read(span):
+        return image[:, :, slice(*span)]
+
+    def write(span, rows):
+        assert restored[:, :, slice(*span)].isnan().all(), 'written twice'
+        restored[:, :, slice(*span)] = rows
+
+    restore_in_strips(network, read, write, image.shape[2:], **options)
+    return restored
+
+
+def relative_error(found, expected):
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+@pytest.mark.parametrize('block', BLOCKS)
+@pytest.mark.parametrize('size', SIZES, ids=str)
+def test_every_strip_height_gives_the_whole_image(block, size):
+    network, image = network_of(block), torch.rand(1, 3, *size)
+    with torch.no_grad():
+        expected = network(image)
+    for rows in (1, 2, 3, 5, 8, 1000):
+        assert relative_error(in_strips(network, image, rows=rows), expected) < 1e-5, rows
+
+
+@pytest.mark.parametrize('rows', [1, 4, 1000])
+def test_the_full_width_too(rows):
+    torch.manual_seed(0)
+    network, image = WRCAN(num_group=1, num_block=1).eval(), torch.rand(1, 3, 45, 62)
+    with torch.no_grad():
+        expected = network(image)
+    assert relative_error(in_strips(network, image, rows=rows), expected) < 1e-5
+
+
+class LocalAttention(torch.nn.Module):
+    """ChannelAttention with the mean of a window around each position, by its definition, on the whole map."""
+
+    def __init__(self, attention, window):
+        super().__init__()
+        self.attention, self.window = attention, window
+
+    def forward(self, features):
+        height, width = features.shape[2:]
+        rows, columns = min(self.window, height), min(self.window, width)
+        means = F.avg_pool2d(features, (rows, columns), stride=1)
+        above, left = (rows - 1) // 2, (columns - 1) // 2
+        pad = (left, columns - 1 - left, above, rows - 1 - above)
+        return features * self.attention.weights(F.pad(means, pad, mode='replicate'))
+
+
+@pytest.mark.parametrize('window', [1, 4, 7, 20])
+@pytest.mark.parametrize('size', [(1, 1), (37, 41), (130, 70), (8, 200)], ids=str)
+def test_local_is_the_attention_of_windows(window, size):
+    network, image = network_of(), torch.rand(1, 3, *size)
+    found = [in_strips(network, image, rows=rows, window=window) for rows in (1, 3, 8, 1000)]
+    for group in network.groups:
+        for block in group.blocks:
+            assert isinstance(block.attention, ChannelAttention)
+            block.attention = LocalAttention(block.attention, window)
+    with torch.no_grad():
+        expected = network(image)
+    for each in found:
+        assert relative_error(each, expected) < 1e-5
+
+
+def test_local_differs_from_exact_until_the_window_holds_the_image():
+    network, image = network_of(), torch.rand(1, 3, 40, 64)
+    exact = in_strips(network, image, rows=4)
+    assert relative_error(in_strips(network, image, rows=4, window=2), exact) > 1e-4
+    assert torch.equal(in_strips(network, image, rows=4, window=16), exact)
+
+
+def test_no_more_of_the_image_is_read_than_a_strip_and_its_neighbours():
+    network, image, spans = network_of(), torch.rand(1, 3, 400, 8), []
+
+    def read(span):
+        spans.append(span)
+        return image[:, :, slice(*span)]
+
+    with torch.no_grad():
+        restore_in_strips(network, read, lambda *_: None, (400, 8), rows=8)
+    assert max(stop - start for start, stop in spans) <= 4 * 8 + 48
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_memory_stays_within_what_was_said(dtype):
+    """In a process of its own: the peak of its resident memory while it restores three megapixels."""
+    code = (
+        'import re, torch; from pathlib import Path\n'
+        'from wrcan_arch import WRCAN; from wrcan_arch.strips import restore_in_strips\n'
+        'held = lambda name: int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10\n'
+        'network = WRCAN(num_feat=16, num_group=1, num_block=1).eval()\n'
+        'def run(size):\n'
+        '    rows = lambda span: torch.zeros(1, 3, span[1] - span[0], size[1])\n'
+        f'    with torch.no_grad(): restore_in_strips(network, rows, lambda *_: 0, size, rows=8, dtype=torch.{dtype})\n'
+        'run((64, 64)); Path("/proc/self/clear_refs").write_text("5"); before = held("VmRSS")\n'
+        'run((1200, 2400)); print(held("VmHWM") - before)'
+    )
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stderr
+    dtype = getattr(torch, dtype)
+    said = bytes_needed({'num_feat': 16}, (1200, 2400), rows=8, dtype=dtype)
+    maps = 3 * 64 * 300 * 600 * dtype.itemsize
+    assert maps < int(result.stdout) <= said
+
+
+def test_restoring_leaves_the_network_as_it_was():
+    network = network_of()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    restore(network, torch.rand(1, 3, 20, 20), precision='bf16')
+    for name, tensor in network.state_dict().items():
+        assert tensor.dtype == torch.float32 and torch.equal(tensor, before[name])
+        assert tensor.is_contiguous() == before[name].is_contiguous()
