@@ -3,11 +3,11 @@
 Channel attention pools the whole image, so the network on a tile is another function. Here each block makes one pass
 over the whole map: it computes its branch, strip after strip, and sums it for the mean. What the attention makes of the
 branch is added to the features when the next pass reads them, just ahead of it, while they are in the cache. Encoder
-and decoder are local: any of their rows are computed from the image's rows around them, and never kept. So three maps
-of 4F channels at a sixteenth of the pixels are all that is held.
+and decoder are local: rows flow through them and are not kept; the encoder runs a second time beside the decoder. So
+three maps of 4F channels at a sixteenth of the pixels are all that is held.
 
 Rows beyond an edge of a map are zeros to a convolution. They are so only at the image's own edge: everywhere else a
-strip reads its neighbours' rows.
+strip reads its neighbours' rows, and no row is computed twice.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -22,21 +22,10 @@ from .wrcan_arch import SIZE_MULTIPLE, WRCAN, ChannelAttention, ResidualBlock, W
 Span = tuple[int, int]  # rows [start, stop)
 
 BRANCH_MAPS = 6  # maps of 4F channels that a strip of a block takes, the library's own copies included
-END_MAPS = 12  # maps of F channels that a strip of encoder and decoder takes
-END_HALO = 48  # rows of the image that such a strip reads around its own, at most
+END_MAPS = 14  # maps of F channels that a strip of encoder and decoder takes
+END_ROWS = 24  # rows of the image by which the decoder is behind the encoder, about
+END_POSITIONS = 10_240  # pixels in a strip of the encoder and decoder
 WORKSPACE = 32 << 20  # bytes that are taken whatever the size: converted weights, the library's scratch
-
-
-class Strip(NamedTuple):
-    """Some rows of a map, from row `top` on; the whole map has `height`."""
-
-    values: Tensor  # (1, C, rows, W)
-    top: int
-    height: int
-
-    def rows(self, span: Span) -> Tensor:
-        start, stop = span
-        return self.values[:, :, start - self.top : stop - self.top]
 
 
 class Convolution:
@@ -48,103 +37,158 @@ class Convolution:
         self.bias = conv.bias.to(dtype)
         self.stride, self.rate = conv.stride[0], conv.dilation[0]
 
-    def reads(self, span: Span, height: int) -> Span:
-        """The rows of the input, `height` rows high, that these rows of the output are made from."""
-        start, stop = span
-        return max(0, start * self.stride - self.rate), min(height, (stop - 1) * self.stride + self.rate + 1)
+    def __call__(self, rows: Tensor, top: int, height: int, span: Span) -> Tensor:
+        """Rows `span` of the output, (1, C', stop - start, W / stride).
 
-    def __call__(self, strip: Strip, span: Span) -> Tensor:
+        Args:
+            rows: (1, C, n, W), rows of the input from `top` on, at least those that these rows are made from.
+            top: the number of the first of them.
+            height: of the whole input, beyond which all is zero.
+            span: which rows of the output.
+        """
         start, stop = span
-        first, last = self.reads(span, strip.height)
-        inside = last - first == (stop - 1 - start) * self.stride + 2 * self.rate + 1  # away from the map's edges
+        first, last = start * self.stride - self.rate, (stop - 1) * self.stride + self.rate + 1
+        inside = first >= 0 and last <= height
+        first, last = max(first, 0), min(last, height)
         padding = (0 if inside else self.rate, self.rate)
-        out = F.conv2d(strip.rows((first, last)), self.weight, self.bias, self.stride, padding, self.rate)
+        read = rows[:, :, first - top : last - top]
+        out = F.conv2d(read, self.weight, self.bias, self.stride, padding, self.rate)
         if inside:
             return out
-        skipped = start - first // self.stride  # rows that were padded although the map goes on
-        return out[:, :, skipped : skipped + stop - start]
+        padded = start - first // self.stride  # rows that were padded although the map goes on
+        return out[:, :, padded : padded + stop - start]
+
+
+class Flow:
+    """A convolution that is given its input rows after rows, and gives its output's as soon as they are known."""
+
+    def __init__(self, conv: Convolution, height: int, width: int) -> None:
+        self.conv, self.height, self.width = conv, height, width
+        self.held = _empty_map(conv.weight.shape[1], 0, width, like=conv.weight)  # input rows [top, stop)
+        self.top = self.stop = self.done = 0  # done: output rows that were given
+
+    def room(self, count: int) -> Tensor:
+        """Where the next `count` rows of the input are to be written, (1, C, count, W)."""
+        top = max(0, self.done * self.conv.stride - self.conv.rate)
+        still_needed = self.held[:, :, top - self.top : self.stop - self.top]
+        kept = still_needed.shape[2]
+        if kept + count > self.held.shape[2]:
+            self.held = _empty_map(self.held.shape[1], kept + count, self.width, like=self.held)
+        else:
+            still_needed = still_needed.clone()  # it may overlap the place that it goes to
+        self.held[:, :, :kept] = still_needed
+        self.top, self.stop = top, self.stop + count
+        return self.held[:, :, kept : kept + count]
+
+    def out(self) -> Tensor:
+        """The rows of the output that can be made by now, after those that were given; perhaps none."""
+        conv, start = self.conv, self.done
+        last_known = (self.stop - conv.rate - 1) // conv.stride
+        stop = self.height // conv.stride if self.stop == self.height else max(start, last_known + 1)
+        self.done = stop
+        if start == stop:
+            return _empty_map(conv.weight.shape[0], 0, self.width // conv.stride, like=self.held)
+        return conv(self.held, self.top, self.height, (start, stop))
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        self.room(rows.shape[2]).copy_(rows)
+        return self.out()
+
+
+class Queue:
+    """Rows that wait for the decoder."""
+
+    def __init__(self) -> None:
+        self.rows: Tensor | None = None
+
+    def put(self, rows: Tensor) -> None:
+        self.rows = rows if self.rows is None else torch.cat([self.rows, rows], dim=2)
+
+    def take(self, count: int) -> Tensor:
+        assert self.rows is not None
+        taken, self.rows = self.rows[:, :, :count], self.rows[:, :, count:]
+        return taken
+
+
+class Encoded(NamedTuple):
+    """What the encoder knows after some more rows of the image: the next rows of each map."""
+
+    shallow: Tensor  # (1, F, rows, W)
+    skip0: Tensor  # (1, F, rows, W)
+    skip1: Tensor  # (1, 2F, rows, W/2)
+    expanded: Tensor  # (1, 4F, rows, W/4)
+
+
+class Encoding:
+    """Head, encoder and f_EXP; one image's rows go through it once."""
+
+    def __init__(self, network: WRCAN, size: tuple[int, int], dtype: torch.dtype) -> None:
+        height, width = size
+
+        def flow(conv: nn.Module, scale: int) -> Flow:
+            return Flow(Convolution(conv, dtype), height // scale, width // scale)
+
+        outer, inner = network.encoders
+        self.head, self.expand = flow(network.head, 1), flow(network.expand, 4)
+        self.conv0, self.down0 = flow(outer.conv, 1), flow(outer.down, 1)  # type: ignore[arg-type]
+        self.conv1, self.down1 = flow(inner.conv, 2), flow(inner.down, 2)  # type: ignore[arg-type]
+
+    def __call__(self, image: Tensor) -> Encoded:
+        shallow = self.head(image)
+        skip0 = F.relu_(self.conv0(shallow))
+        skip1 = F.relu_(self.conv1(self.down0(skip0)))
+        return Encoded(shallow, skip0, skip1, self.expand(self.down1(skip1)))
+
+
+class Decoding:
+    """Body conv, decoder and tail, beside an encoder whose rows they need again."""
+
+    def __init__(self, network: WRCAN, size: tuple[int, int], dtype: torch.dtype, features: Tensor) -> None:
+        height, width = size
+
+        def flow(conv: nn.Module, scale: int) -> Flow:
+            return Flow(Convolution(conv, dtype), height // scale, width // scale)
+
+        outer, inner = network.decoders
+        self.features = features  # (1, 4F, H/4, W/4), the groups' output
+        self.body_conv = Convolution(network.body_conv, dtype)
+        self.up1, self.conv1 = flow(inner.up, 4), flow(inner.conv, 2)  # type: ignore[arg-type]
+        self.up0, self.conv0 = flow(outer.up, 2), flow(outer.conv, 1)  # type: ignore[arg-type]
+        self.tail = flow(network.tail, 1)
+        self.shallow, self.skip0, self.skip1 = Queue(), Queue(), Queue()
+        self.done = 0  # rows of the features
+
+    def __call__(self, encoded: Encoded) -> Tensor:
+        """The next rows of the restored image, (1, C, rows, W); perhaps none."""
+        self.shallow.put(encoded.shallow)
+        self.skip0.put(encoded.skip0)
+        self.skip1.put(encoded.skip1)
+        count = encoded.expanded.shape[2]
+        deep = self.up1.room(count)
+        if count:
+            span = (self.done, self.done + count)
+            body = self.body_conv(self.features, 0, self.features.shape[2], span)
+            torch.add(encoded.expanded, body, out=deep)  # Eq. 4
+            self.done += count
+        decoded1 = _decode(self.up1.out(), self.skip1, self.conv1)
+        decoded0 = _decode(self.up0(decoded1), self.skip0, self.conv0)
+        return self.tail(decoded0.add_(self.shallow.take(decoded0.shape[2])))
+
+
+def _decode(upsampled: Tensor, skips: Queue, conv: Flow) -> Tensor:
+    """One scale of the decoder, after its first convolution (Eqs. 5.1 and 5.2)."""
+    upsampled = F.pixel_shuffle(upsampled, 2)
+    skip = skips.take(upsampled.shape[2])
+    room = conv.room(upsampled.shape[2])
+    room[:, : skip.shape[1]] = skip
+    room[:, skip.shape[1] :] = upsampled
+    return F.relu_(conv.out())
 
 
 def spans(height: int, rows: int) -> Iterator[Span]:
     """[0, height) in strips."""
     for start in range(0, height, rows):
         yield start, min(start + rows, height)
-
-
-class Encoded(NamedTuple):
-    """What the encoder makes of some rows of the image."""
-
-    shallow: Strip  # (1, F, rows, W)
-    skip0: Strip  # (1, F, rows, W)
-    skip1: Strip  # (1, 2F, rows, W/2)
-    expanded: Strip  # (1, 4F, rows, W/4)
-
-
-class EncoderAndDecoder:
-    """The local layers. `read(span)` gives rows of the image (1, C, rows, W), whose sizes are multiples of 4."""
-
-    def __init__(self, network: WRCAN, read: Callable[[Span], Tensor], height: int, dtype: torch.dtype) -> None:
-        self.read, self.height = read, height
-
-        def prepared(conv: nn.Module) -> Convolution:
-            return Convolution(conv, dtype)
-
-        self.head, self.expand, self.tail = map(prepared, (network.head, network.expand, network.tail))
-        self.body_conv = prepared(network.body_conv)
-        self.encoders = [(prepared(each.conv), prepared(each.down)) for each in network.encoders]  # type: ignore[arg-type]
-        self.decoders = [(prepared(each.up), prepared(each.conv)) for each in network.decoders]  # type: ignore[arg-type]
-
-    def encode(self, span: Span) -> Encoded:
-        """`span` counts rows of the expanded features, at a quarter of the image's size."""
-        (conv0, down0), (conv1, down1) = self.encoders
-        height = self.height
-        at_down1 = self.expand.reads(span, height // 4)
-        at_skip1 = down1.reads(at_down1, height // 2)
-        at_down0 = conv1.reads(at_skip1, height // 2)
-        at_skip0 = down0.reads(at_down0, height)
-        at_shallow = conv0.reads(at_skip0, height)
-        at_image = self.head.reads(at_shallow, height)
-
-        image = Strip(self.read(at_image), at_image[0], height)
-        shallow = Strip(self.head(image, at_shallow), at_shallow[0], height)
-        skip0 = Strip(F.relu_(conv0(shallow, at_skip0)), at_skip0[0], height)
-        features0 = Strip(down0(skip0, at_down0), at_down0[0], height // 2)
-        skip1 = Strip(F.relu_(conv1(features0, at_skip1)), at_skip1[0], height // 2)
-        features1 = Strip(down1(skip1, at_down1), at_down1[0], height // 4)
-        expanded = Strip(self.expand(features1, span), span[0], height // 4)
-        return Encoded(shallow, skip0, skip1, expanded)
-
-    def decode(self, features: Tensor, span: Span) -> Tensor:
-        """Rows of the restored image, from the groups' output (1, 4F, H/4, W/4); `span` counts the image's rows."""
-        (up0, conv0), (up1, conv1) = self.decoders
-        height = self.height
-        at_decoded0 = self.tail.reads(span, height)
-        at_fused0 = conv0.reads(at_decoded0, height)
-        at_decoded1 = up0.reads(_halved(at_fused0), height // 2)
-        at_fused1 = conv1.reads(at_decoded1, height // 2)
-        at_deep = up1.reads(_halved(at_fused1), height // 4)
-
-        encoded = self.encode(at_deep)
-        deep = self.body_conv(Strip(features, 0, height // 4), at_deep).add_(encoded.expanded.values)  # Eq. 4
-        deep_strip = Strip(deep, at_deep[0], height // 4)
-        decoded1 = _decode(up1, conv1, deep_strip, encoded.skip1, at_fused1, at_decoded1)
-        decoded0 = _decode(up0, conv0, decoded1, encoded.skip0, at_fused0, at_decoded0)
-        decoded0.values.add_(encoded.shallow.rows(at_decoded0))
-        return self.tail(decoded0, span)
-
-
-def _halved(span: Span) -> Span:
-    """The rows before sub-pixel upsampling that these rows come from."""
-    start, stop = span
-    return start // 2, (stop + 1) // 2
-
-
-def _decode(up: Convolution, conv: Convolution, deep: Strip, skip: Strip, at_fused: Span, at_decoded: Span) -> Strip:
-    """One scale of the decoder (Eqs. 5.1 and 5.2)."""
-    before = _halved(at_fused)
-    upsampled = Strip(F.pixel_shuffle(up(deep, before), 2), 2 * before[0], skip.height)
-    fused = Strip(torch.cat([skip.rows(at_fused), upsampled.rows(at_fused)], dim=1), at_fused[0], skip.height)
-    return Strip(F.relu_(conv(fused, at_decoded)), at_decoded[0], skip.height)
 
 
 class Update:
@@ -166,26 +210,19 @@ def run_branch(block: ResidualBlock, features: Tensor, update: Update, out: Tens
     """
     branch, dtype = block.branch, features.dtype
     layers = (branch.atrous, branch.fuse) if isinstance(branch, WideReceptiveField) else ([branch.conv1], branch.conv2)
-    parallel, last = [Convolution(conv, dtype) for conv in layers[0]], Convolution(layers[1], dtype)
-    reach = max(conv.rate for conv in parallel)
     height, width = features.shape[2:]
-    whole = Strip(features, 0, height)
-    hidden = _empty_map(last.weight.shape[1], min(rows, height) + 2, width, like=features)  # (1, 2C, rows, W)
+    parallel = [Convolution(conv, dtype) for conv in layers[0]]
+    last = Flow(Convolution(layers[1], dtype), height, width)
+    reach = max(conv.rate for conv in parallel)
     total = torch.zeros(1, out.shape[1], 1, 1, device=features.device)
-    top = done = 0  # hidden holds rows [top, done)
     for start, stop in spans(height, rows):
-        wanted = min(stop + last.rate, height)
-        update.until(min(wanted + reach, height))
-        new_top = max(0, start - last.rate)
-        kept = done - new_top  # rows that the strip before has computed already
-        hidden[:, :, :kept] = hidden[:, :, new_top - top : done - top].clone()
-        if wanted > done:
-            place = hidden[:, :, kept : wanted - new_top].chunk(len(parallel), dim=1)
-            for conv, channels in zip(parallel, place, strict=True):
-                torch.clamp_min(conv(whole, (done, wanted)), 0, out=channels)
-        top, done = new_top, wanted
-        part = last(Strip(hidden, top, height), (start, stop))
-        out[:, :, start:stop] = part
+        update.until(min(stop + reach, height))
+        hidden = last.room(stop - start).chunk(len(parallel), dim=1)  # (1, 2C, rows, W)
+        for conv, channels in zip(parallel, hidden, strict=True):
+            torch.clamp_min(conv(features, 0, height, (start, stop)), 0, out=channels)
+        done = last.done
+        part = last.out()
+        out[:, :, done : last.done] = part
         total += part.sum((2, 3), keepdim=True, dtype=torch.float32)
     return total
 
@@ -262,7 +299,7 @@ def run_group(group: nn.Module, entry: Tensor, features: Tensor, branch: Tensor,
     conv = Convolution(group.conv, features.dtype)  # type: ignore[arg-type]
     for start, stop in spans(height, rows):
         update.until(min(stop + conv.rate, height))
-        entry[:, :, start:stop] += conv(Strip(features, 0, height), (start, stop))
+        entry[:, :, start:stop] += conv(features, 0, height, (start, stop))
 
 
 def _empty_map(channels: int, height: int, width: int, *, like: Tensor) -> Tensor:
@@ -275,14 +312,9 @@ def _padded(size: tuple[int, int]) -> tuple[int, int]:
     return height + -height % SIZE_MULTIPLE, width + -width % SIZE_MULTIPLE
 
 
-def _end_rows(config: Mapping[str, Any], padded: tuple[int, int], dtype: torch.dtype, rows: int) -> int:
-    """The height of the encoder's and decoder's strips, at a quarter of the size: the taller, the less is done twice.
-
-    They work while two of the three maps are not there, and may take as much memory as those.
-    """
-    row_bytes = END_MAPS * config['num_feat'] * SIZE_MULTIPLE * padded[1] * dtype.itemsize
-    beside_maps = padded[0] // SIZE_MULTIPLE // 24
-    return max(1, min(rows, max(4, beside_maps, WORKSPACE // row_bytes)))
+def _end_rows(width: int) -> int:
+    """The height of the encoder's and decoder's strips, in rows of the image."""
+    return max(2, END_POSITIONS // width // SIZE_MULTIPLE) * SIZE_MULTIPLE
 
 
 def bytes_needed(config: Mapping[str, Any], size: tuple[int, int], *, rows: int, dtype: torch.dtype) -> int:
@@ -291,7 +323,7 @@ def bytes_needed(config: Mapping[str, Any], size: tuple[int, int], *, rows: int,
     feat, columns = config['num_feat'], padded[1] // SIZE_MULTIPLE
     maps = 3 * 4 * feat * padded[0] // SIZE_MULTIPLE * columns
     in_blocks = BRANCH_MAPS * 4 * feat * (rows + 8) * columns
-    at_ends = END_MAPS * feat * (SIZE_MULTIPLE * _end_rows(config, padded, dtype, rows) + END_HALO) * padded[1]
+    at_ends = END_MAPS * feat * (_end_rows(padded[1]) + END_ROWS) * padded[1]
     return dtype.itemsize * (maps + max(in_blocks, at_ends)) + WORKSPACE
 
 
@@ -328,16 +360,25 @@ def restore_in_strips(
         image = F.pad(image, missing, mode='replicate') if any(missing) else image
         return image.contiguous(memory_format=torch.channels_last)
 
-    ends = EncoderAndDecoder(network, read_padded, padded[0], dtype)
-    channels = ends.expand.weight.shape[0]
-    shape = (channels, padded[0] // 4, padded[1] // 4)
-    entry = _empty_map(*shape, like=ends.expand.weight)
-    end_rows = _end_rows(network.config, padded, dtype, rows)
-    for start, stop in spans(padded[0] // 4, end_rows):
-        entry[:, :, start:stop] = ends.encode((start, stop)).expanded.values
+    strips = list(spans(padded[0], _end_rows(padded[1])))
+    encoding = Encoding(network, padded, dtype)
+    shape = (4 * network.head.out_channels, padded[0] // SIZE_MULTIPLE, padded[1] // SIZE_MULTIPLE)
+    entry = _empty_map(*shape, like=encoding.head.held)
+    done = 0
+    for span in strips:
+        expanded = encoding(read_padded(span)).expanded
+        entry[:, :, done : done + expanded.shape[2]] = expanded
+        done += expanded.shape[2]
     features, branch = (_empty_map(*shape, like=entry) for _ in range(2))
     for group in network.groups:
         run_group(group, entry, features, branch, rows, window)
     del features, branch
-    for start, stop in spans(height, SIZE_MULTIPLE * end_rows):
-        write((start, stop), ends.decode(entry, (start, stop))[..., :width].float())
+
+    encoding, decoding = Encoding(network, padded, dtype), Decoding(network, padded, dtype, entry)
+    done = 0
+    for span in strips:
+        restored = decoding(encoding(read_padded(span)))
+        stop = min(done + restored.shape[2], height)  # the padding is left out
+        if stop > done:
+            write((done, stop), restored[:, :, : stop - done, :width].float())
+        done = stop
