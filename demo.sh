@@ -14,6 +14,6 @@ python "$project/datasets_prep/make_blur.py" photos/test -o datasets/demo_test -
 
 basicsr train -opt "$project/options/train_wrcan_demo.yml"
 basicsr test -opt "$project/options/test_wrcan_demo.yml"
-basicsr restore datasets/demo_test_blur -o restored -w experiments/train_wrcan_demo/models/net_g_best.pth --ensemble
+basicsr restore datasets/demo_test_blur -o restored -w experiments/train_wrcan_demo/models/net_g_best.pth --ensemble --format png
 basicsr report -opt "$project/options/test_wrcan_demo.yml" --experiment experiments/train_wrcan_demo -o report.html
 echo "Look at demo/report.html; the restored photographs are in demo/restored/."

@@ -30,12 +30,22 @@ setup(
         'scikit-image>=0.21',  # the demo's photographs, and the outside reference of the metrics
         'safetensors>=0.4',
         'pillow>=10.1',
+        'pyvips[binary]>=3.0',  # photographs in and out; the wheel brings libvips
         'matplotlib>=3.7',  # the report's plots
         'tqdm>=4.60',
     ],
     extras_require={
         'lpips': ['lpips>=0.1.4'],  # the metric calculate_lpips
-        'dev': ['lpips>=0.1.4', 'pytest>=8', 'pytest-timeout>=2.3', 'hypothesis>=6.100', 'ruff>=0.6', 'mypy>=1.11'],
+        'heic': ['pi-heif>=1.0'],  # libvips's wheel has no HEVC decoder
+        'dev': [
+            'lpips>=0.1.4',
+            'pi-heif>=1.0',
+            'pytest>=8',
+            'pytest-timeout>=2.3',
+            'hypothesis>=6.100',
+            'ruff>=0.6',
+            'mypy>=1.11',
+        ],
     },
     entry_points={'console_scripts': ['basicsr = wrcan_arch.cli:main']},
 )

@@ -1,16 +1,30 @@
+import gc
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from pathlib import Path
 from unittest import mock
 
-import cv2
 import numpy as np
 import pytest
 import torch
 from conftest import picture
+from PIL import Image
+from torch import nn
 
-from wrcan_arch import WRCAN, InputError, restore
-from wrcan_arch.photos.bulk_restore import plan, restore_photos
-from wrcan_arch.photos.photo import read_photo
+from wrcan_arch import WRCAN, InputError, cli, restore
+from wrcan_arch.checkpoint import write_weights
+from wrcan_arch.photos.bulk_restore import Options, Summary, in_thread, restore_photos
+from wrcan_arch.photos.files import printable
+from wrcan_arch.photos.photo import Photo, read_photo, write_photo
+from wrcan_arch.photos.plan import plan
 
-OPTIONS = {'mode': 'exact', 'ensemble': False, 'precision': 'fp32'}
+FP32 = Options(precision='fp32')
 
 
 def network():
@@ -18,32 +32,50 @@ def network():
     return WRCAN(num_feat=4, num_group=1, num_block=1).eval()
 
 
+class Same(nn.Module):
+    """A network that does nothing, fast."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+
+    def forward(self, image):
+        return image
+
+
 def save(path, seed=0):
     path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), picture(12, 16, seed))
+    Image.fromarray(picture(12, 16, seed)).save(path)
     return path
 
 
+def names(folder):
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob('*') if path.is_file())
+
+
 def test_files_and_folders_are_restored_as_restore_does(tmp_path):
-    single, deep = save(tmp_path / 'single.png'), save(tmp_path / 'folder' / 'a' / 'Zoë 海.jpg', 1)
-    pairs = plan([single, tmp_path / 'folder'], tmp_path / 'out')
-    assert restore_photos(network(), pairs, **OPTIONS) == []
-    for source, target in ((single, 'single.png'), (deep, 'a/Zoë 海.png')):
+    single, below = save(tmp_path / 'single.png'), save(tmp_path / 'folder' / 'a' / 'Zoë 海.tif', 1)
+    summary = restore_photos(network(), plan([single, tmp_path / 'folder'], out=tmp_path / 'out'), options=FP32)
+    assert summary.restored == 2 and summary.failures == []
+    for source, target in ((single, 'single.png'), (below, 'a/Zoë 海.tif')):
         expected = restore(network(), read_photo(source).pixels, precision='fp32')
         np.testing.assert_array_equal(read_photo(tmp_path / 'out' / target).pixels, expected)
 
 
 def test_one_that_fails_does_not_stop_the_others(tmp_path):
-    for number in range(3):
+    for number in range(4):
         save(tmp_path / 'in' / f'{number}.png')
     (tmp_path / 'in' / '1.png').write_text('broken')
-    failures = restore_photos(network(), plan([tmp_path / 'in'], tmp_path / 'out'), **OPTIONS)
-    assert len(failures) == 1 and '1.png: not an image' in failures[0]
-    assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == ['0.png', '2.png']
+    Image.fromarray(picture(12, 16)).convert('RGBA').save(tmp_path / 'in' / '3.png')
+    (tmp_path / 'out' / '2.png').mkdir(parents=True)
+    summary = restore_photos(network(), plan([tmp_path / 'in'], out=tmp_path / 'out'), options=FP32)
+    assert len(summary.failures) == 2 and summary.restored == 2
+    assert '1.png: not an image' in summary.failures[0] and '2.png: cannot be written' in summary.failures[1]
+    assert names(tmp_path / 'out') == ['0.png', '3.png']
 
 
 def test_photo_too_large_for_the_memory_is_named(tmp_path, monkeypatch):
-    pairs = plan([save(tmp_path / 'a.png')], tmp_path / 'out')
+    jobs = plan([save(tmp_path / 'a.png')], out=tmp_path / 'out')
     errors = (
         torch.cuda.OutOfMemoryError('CUDA out of memory'),
         MemoryError(),
@@ -51,23 +83,257 @@ def test_photo_too_large_for_the_memory_is_named(tmp_path, monkeypatch):
     )
     for error in errors:
         monkeypatch.setattr('wrcan_arch.photos.bulk_restore.restore', mock.Mock(side_effect=error))
-        assert 'a.png: too large for the memory' in restore_photos(network(), pairs, **OPTIONS)[0]
+        assert 'a.png: too large for the memory' in restore_photos(network(), jobs, options=FP32).failures[0]
     monkeypatch.setattr('wrcan_arch.photos.bulk_restore.restore', mock.Mock(side_effect=RuntimeError('a defect')))
     with pytest.raises(RuntimeError, match='a defect'):
-        restore_photos(network(), pairs, **OPTIONS)
+        restore_photos(network(), jobs, options=FP32)
+    assert names(tmp_path) == ['a.png']
 
 
-def test_inputs_and_results_are_never_overwritten(tmp_path):
-    photo, twin = save(tmp_path / 'a.png'), save(tmp_path / 'other' / 'a.jpg')
-    with pytest.raises(InputError, match='would overwrite the photograph'):
-        plan([photo], tmp_path)
-    with pytest.raises(InputError, match='both results would be'):
-        plan([photo, twin], tmp_path / 'out')
+def test_what_has_a_result_can_be_left_out(tmp_path):
+    for number in range(3):
+        save(tmp_path / 'in' / f'{number}.png', number)
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out' / '1.png').write_text('done before')
+    options = Options(skip_existing=True)
+    summary = restore_photos(Same(), plan([tmp_path / 'in'], out=tmp_path / 'out'), options=options)
+    assert (summary.restored, summary.skipped) == (2, 1)
+    assert (tmp_path / 'out' / '1.png').read_text() == 'done before'
+    assert summary.lines()[0] == '2 of 2 restored, 1 had a result already'
 
 
-def test_nothing_to_restore_is_an_error(tmp_path):
-    (tmp_path / 'empty').mkdir()
-    with pytest.raises(InputError, match='no such photograph or folder'):
-        plan([tmp_path / 'nowhere'], tmp_path / 'out')
-    with pytest.raises(InputError, match='no photographs in it'):
-        plan([tmp_path / 'empty'], tmp_path / 'out')
+def test_strength_blends(tmp_path):
+    path = save(tmp_path / 'a.png')
+    before = read_photo(path).pixels.astype(float)
+    after = restore(network(), read_photo(path).pixels, precision='fp32').astype(float)
+    for strength in (0, 0.25, 1):
+        restore_photos(
+            network(), plan([path], out=tmp_path / 'out'), options=Options(precision='fp32', strength=strength)
+        )
+        expected = np.rint((1 - strength) * before + strength * after)
+        np.testing.assert_array_equal(read_photo(tmp_path / 'out' / 'a.png').pixels, expected)
+
+
+def test_refused_computation_names_the_photograph(tmp_path):
+    jobs = plan([save(tmp_path / 'a.png')], out=tmp_path / 'out')
+    summary = restore_photos(network(), jobs, options=Options(max_memory=1))
+    assert len(summary.failures) == 1 and summary.failures[0].startswith(f'{tmp_path}/a.png: ')
+
+
+@pytest.mark.parametrize(
+    'wrong', [{'strength': 1.1}, {'strength': float('nan')}, {'quality': 0}, {'mode': 'tile'}, {'max_memory': 0}]
+)
+def test_wrong_options_are_refused(wrong):
+    with pytest.raises(InputError, match=next(iter(wrong))):
+        Options(**wrong)
+
+
+def test_warnings_are_told_with_the_photographs_they_are_about(tmp_path, monkeypatch):
+    for number in range(5):
+        write_photo(tmp_path / 'in' / f'{number}.jpg', Photo(pixels=picture(12, 16)), quality=90 if number else 25)
+    save(tmp_path / 'in' / 'z.png')
+
+    def not_finite(network, pixels, **options):
+        if pixels.shape == (12, 16, 3):
+            warnings.warn('it was computed again in fp32', RuntimeWarning, stacklevel=1)
+        return 255 - pixels
+
+    monkeypatch.setattr('wrcan_arch.photos.bulk_restore.restore', not_finite)
+    trained = Same()
+    trained.metadata = {'jpeg_quality': [20, 30]}
+    summary = restore_photos(trained, plan([tmp_path / 'in'], out=tmp_path / 'out'), options=Options())
+    lines = summary.lines()
+    assert lines[:2] == ['6 of 6 restored', 'JPEG quality: 25 to 90']
+    first = f'{tmp_path}/in/0.jpg, {tmp_path}/in/1.jpg, {tmp_path}/in/2.jpg and 3 more'
+    assert f'warning: {first}: it was computed again in fp32' in lines
+    assert any(f'{first}: its brightness or colours changed over large areas' in line for line in lines)
+    others = f'{tmp_path}/in/1.jpg, {tmp_path}/in/2.jpg, {tmp_path}/in/3.jpg and 1 more'
+    assert f'warning: {others}: its JPEG quality is 90, the weights were trained for 20 to 30; expect less' in lines
+    assert len(lines) == 5
+
+
+def test_summaries_survive_json_and_add_up():
+    one = Summary(restored=2, failures=['a'])
+    one.qualities.update([25, 25, 80])
+    one.warnings['dark'] = 2
+    one.examples['dark'] = ['x', 'y']
+    total = Summary.from_json(one.to_json())
+    assert total == one
+    total.add(one)
+    assert total.restored == 4 and total.qualities == {25: 4, 80: 2} and total.failures == ['a', 'a']
+    assert total.warnings == {'dark': 4} and total.examples == {'dark': ['x', 'y', 'x']}
+
+
+def test_steps_overlap_by_one_item():
+    began, may_end = threading.Event(), threading.Event()
+
+    def slow(item):
+        began.set()
+        assert may_end.wait(10)
+        return -item
+
+    taken = []
+
+    def items():
+        for item in range(4):
+            if item == 1:
+                assert began.wait(10)  # the first runs while the second is made
+                may_end.set()
+            taken.append(item)
+            yield item
+
+    results = in_thread(slow, items())
+    assert next(results) == 0 and taken == [0, 1]
+    assert list(results) == [-1, -2, -3]
+    with pytest.raises(ZeroDivisionError):
+        list(in_thread(lambda item: 1 // item, [1, 0]))
+
+
+def resident():
+    gc.collect()
+    return int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
+
+
+@pytest.mark.slow
+def test_ten_thousand_photographs_take_no_more_memory_than_ten(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, 'fsync', lambda descriptor: None)  # this disk's slowness is not ours
+    photo = save(tmp_path / 'photo.png').read_bytes()
+    (tmp_path / 'in').mkdir()
+    for number in range(10_000):
+        (tmp_path / 'in' / f'{number:05}.png').write_bytes(photo)
+    jobs = plan([tmp_path / 'in'], out=tmp_path / 'out')
+    options = Options(mode='input')
+    restore_photos(Same(), jobs[:500], options=options)  # what is loaded and kept once
+    before = resident()
+    summary = restore_photos(Same(), jobs[500:], options=options)
+    assert resident() - before < 10_000_000  # a kilobyte a photograph
+    assert summary.restored == 9_500 and len(names(tmp_path / 'out')) == 10_000
+
+
+def test_names_are_printable_whatever_they_are():
+    assert printable('Zoë 海.png') == 'Zoë 海.png'
+    assert printable(os.fsdecode(b'latin\xe9\n\x1b[31m')) == r'latin\udce9\n\x1b[31m'
+
+
+# The command
+
+
+@pytest.fixture
+def weights(tmp_path):
+    tiny = network()
+    write_weights(tmp_path / 'net.safetensors', {'params': tiny.state_dict()}, {})
+    return tmp_path / 'net.safetensors'
+
+
+def test_command_without_options_writes_beside(tmp_path, monkeypatch, capsys, weights):
+    monkeypatch.chdir(tmp_path)
+    save(Path('a.png'))
+    monkeypatch.setattr(cli, '_default_weights', lambda: weights)
+    for _ in range(2):  # the second finds the first's result, which is no photograph to restore, and replaces it
+        assert cli.main(['restore', '.', '--precision', 'fp32']) == 0
+        assert capsys.readouterr().out.splitlines()[0] == '1 of 1 restored'
+        assert names(tmp_path) == ['a.png', 'a_restored.png', 'net.safetensors']
+    expected = restore(network(), picture(12, 16), precision='fp32')
+    np.testing.assert_array_equal(read_photo('a_restored.png').pixels, expected)
+
+
+def test_command_tells_of_failures_with_any_name_and_goes_on(tmp_path, monkeypatch, capsys, weights):
+    monkeypatch.chdir(tmp_path)
+    save(Path('b.png'))
+    bad = os.fsdecode(b'a\xe9.png')
+    Path(bad).write_text('broken')
+    Path('list.txt').write_bytes(os.fsencode(f'{bad}\nb.png\n\nnowhere/c.png\r\n'))
+    assert cli.main(['restore', '--list', 'list.txt', '-w', str(weights), '-o', 'out', '--format', 'webp']) == 1
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.strip() and '%|' not in line]
+    assert errors == [
+        'a\\udce9.png: not an image that can be read; convert it to PNG or JPEG',
+        'nowhere/c.png: no such photograph',
+    ]
+    assert names(tmp_path / 'out') == ['b.webp']
+
+
+def test_list_from_standard_input(tmp_path, monkeypatch, weights):
+    monkeypatch.chdir(tmp_path)
+    save(Path('a/b.png'))
+    monkeypatch.setattr(sys, 'stdin', io.TextIOWrapper(io.BytesIO(b'a/b.png\n')))
+    assert cli.main(['restore', '--list', '-', '-w', str(weights), '-o', 'out']) == 0
+    assert names(tmp_path / 'out') == ['a/b.png']
+
+
+def test_sizes_are_read_with_their_unit():
+    assert [cli._bytes(text) for text in ('4G', '1.5M', '64K', '12')] == [4 << 30, 3 << 19, 64 << 10, 12]
+    with pytest.raises(SystemExit):
+        cli.main(['restore', 'a.png', '--max-memory', '4X'])
+
+
+@pytest.mark.parametrize('ending', [signal.SIGINT, signal.SIGTERM])
+def test_stopped_run_leaves_whole_files_alone(tmp_path, weights, ending):
+    photo = save(tmp_path / 'in' / '0.png').read_bytes()
+    for number in range(1, 2000):
+        (tmp_path / 'in' / f'{number}.png').write_bytes(photo)
+    command = [sys.executable, '-m', 'wrcan_arch', 'restore', 'in', '-o', 'out', '-w', str(weights)]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    while len(list((tmp_path / 'out').glob('*.png'))) < 5:
+        time.sleep(0.05)
+        assert process.poll() is None
+    process.send_signal(ending)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[ending], errors
+    assert 'Traceback' not in errors
+    written = list((tmp_path / 'out').iterdir())
+    assert 5 <= len(written) < 2000
+    for path in written:
+        assert path.suffix == '.png' and read_photo(path).pixels.shape == (12, 16, 3)
+
+
+# Several processes
+
+
+def torchrun(folder, *arguments, processes=2, **options):
+    command = [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={processes}', '--standalone']
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    command += ['-m', 'wrcan_arch', 'restore', *map(str, arguments)]
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+@pytest.mark.slow
+def test_processes_share_the_photographs(tmp_path, weights):
+    for number in range(12):
+        save(tmp_path / 'in' / f'{number}.png', number)
+    (tmp_path / 'in' / '3.png').write_text('broken')
+    process = torchrun(tmp_path, 'in', '-o', 'out', '-w', weights, '--precision', 'fp32', '--compare', 'look')
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert output.splitlines()[0] == '11 of 12 restored'
+    assert errors.count('3.png: not an image that can be read') == 1 and 'restore: 100%|' in errors
+    assert names(tmp_path / 'out') == sorted(f'{number}.png' for number in range(12) if number != 3)
+    for number in (0, 11):
+        expected = restore(network(), picture(12, 16, number), precision='fp32')
+        np.testing.assert_array_equal(read_photo(tmp_path / 'out' / f'{number}.png').pixels, expected)
+    assert (tmp_path / 'look' / 'index.html').read_text().count('<figure>') == 11
+
+
+@pytest.mark.slow
+def test_death_of_a_process_loses_only_what_it_had_not_done(tmp_path, weights):
+    photo = save(tmp_path / 'in' / '0.png').read_bytes()
+    for number in range(1, 3000):
+        (tmp_path / 'in' / f'{number}.png').write_bytes(photo)
+    process = torchrun(tmp_path, 'in', '-o', 'out', '-w', weights)
+    while len(list((tmp_path / 'out').glob('*.png'))) < 20:
+        time.sleep(0.05)
+        assert process.poll() is None
+    ours = subprocess.run(['ps', '-o', 'pid=', '--ppid', str(process.pid)], capture_output=True, text=True).stdout
+    os.kill(int(ours.split()[-1]), signal.SIGKILL)
+    process.communicate(timeout=60)  # it does not hang
+    assert process.returncode == 1
+    done = list((tmp_path / 'out').glob('*.png'))
+    assert 20 <= len(done) < 3000 and all(read_photo(path).pixels.shape == (12, 16, 3) for path in done)
+    for path in sorted((tmp_path / 'in').iterdir())[40:]:
+        path.unlink()
+    process = torchrun(tmp_path, 'in', '-o', 'out', '-w', weights, '--skip-existing')
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert 'had a result already' in output
+    assert {path.name for path in (tmp_path / 'in').iterdir()} <= {path.name for path in (tmp_path / 'out').iterdir()}

@@ -1,7 +1,15 @@
-"""Many photographs through one network."""
+"""Many photographs through one network: the next is decoded and the last one encoded while one is computed."""
 
-from collections.abc import Iterable, Sequence
+import json
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -9,53 +17,240 @@ from tqdm import tqdm
 
 from ..errors import InputError
 from ..inference import check_request, restore
-from .photo import PHOTO_ENDINGS, read_photo, write_photo
+from .comparison import write_page, write_side_by_side
+from .files import printable
+from .jpeg_quality import is_far
+from .judgement import blend, drifts
+from .photo import DEFAULT_QUALITY, MAX_PIXELS, Photo, check_fits, read_photo, write_photo
+from .plan import Job, path_below
+from .team import Team
+
+T = TypeVar('T')
+R = TypeVar('R')
+
+INFERENCE_OPTIONS = ('mode', 'ensemble', 'precision', 'patch_size', 'max_memory')
+NAMES_SHOWN = 3  # of the photographs that a warning is about
 
 
-def plan(inputs: Iterable[Path], out: Path) -> list[tuple[Path, Path]]:
-    """Each photograph and where its restored one goes: OUT/NAME.png, with a folder's own folders kept.
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How photographs are restored.
 
-    InputError if there is nothing to restore, or a result would overwrite an input or another result.
+    `mode`, `ensemble`, `precision`, `patch_size` and `max_memory` are those of `inference.restore`. `strength` is 0 for
+    the photograph as it was, to 1; `quality` 1 to 100, of lossy formats; `compare` a folder for pictures of before and
+    after.
     """
-    pairs = []
-    for entry in inputs:
-        if entry.is_dir():
-            photos = sorted(path for path in entry.rglob('*') if path.suffix.lower() in PHOTO_ENDINGS)
-            if not photos:
-                raise InputError(f'{entry}: no photographs in it ({" ".join(PHOTO_ENDINGS)})')
-            pairs += [(photo, out / photo.relative_to(entry).with_suffix('.png')) for photo in photos]
-        elif entry.is_file():
-            pairs.append((entry, out / f'{entry.stem}.png'))
-        else:
-            raise InputError(f'{entry}: no such photograph or folder')
 
-    sources = {photo.resolve() for photo, _ in pairs}
-    taken: dict[Path, Path] = {}
-    for photo, target in pairs:
-        if target.resolve() in sources:
-            raise InputError(f'{photo}: its result would overwrite the photograph {target}; choose another -o')
-        if target in taken:
-            raise InputError(f'{photo} and {taken[target]}: both results would be {target}; restore them separately')
-        taken[target] = photo
-    return pairs
+    mode: str = 'exact'
+    ensemble: bool = False
+    precision: str = 'auto'
+    patch_size: int | None = None
+    max_memory: int | None = None
+    strength: float = 1
+    quality: int = DEFAULT_QUALITY
+    max_pixels: int = MAX_PIXELS
+    skip_existing: bool = False
+    compare: Path | None = None
+
+    def __post_init__(self):
+        if not 0 <= self.strength <= 1:
+            raise InputError(f'strength must be from 0 to 1, not {self.strength}')
+        if not 1 <= self.quality <= 100:
+            raise InputError(f'quality must be from 1 to 100, not {self.quality}')
+        check_request(**self.inference())
+
+    def inference(self) -> dict:
+        """What `inference.restore` takes."""
+        return {name: getattr(self, name) for name in INFERENCE_OPTIONS}
 
 
-def restore_photos(
-    network: nn.Module, pairs: Sequence[tuple[Path, Path]], *, mode: str, ensemble: bool, precision: str
-) -> list[str]:
-    """Restore each photograph; one that fails does not stop the others. Returns a line for each that failed."""
-    check_request(mode=mode, ensemble=ensemble, precision=precision)
-    failures = []
-    for photo_path, target in (progress := tqdm(pairs, unit='photo', desc='restore')):
-        progress.set_postfix_str(photo_path.name)
+@dataclass
+class Summary:
+    """What became of the photographs; it does not grow with those that went well."""
+
+    restored: int = 0
+    skipped: int = 0
+    failures: list[str] = field(default_factory=list)
+    warnings: Counter[str] = field(default_factory=Counter)  # of how many photographs each is true
+    examples: dict[str, list[str]] = field(default_factory=dict)  # names of some of them
+    qualities: Counter[int] = field(default_factory=Counter)  # how many JPEGs are of each
+
+    def add(self, other: 'Summary') -> None:
+        self.restored += other.restored
+        self.skipped += other.skipped
+        self.failures += other.failures
+        self.warnings += other.warnings
+        self.qualities += other.qualities
+        for warning, names in other.examples.items():
+            self.examples[warning] = (self.examples.get(warning, []) + names)[:NAMES_SHOWN]
+
+    def to_json(self) -> str:
+        return json.dumps(vars(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> 'Summary':
+        values = json.loads(text)
+        qualities = Counter({int(quality): count for quality, count in values['qualities'].items()})
+        return cls(**{**values, 'warnings': Counter(values['warnings']), 'qualities': qualities})
+
+    def lines(self) -> list[str]:
+        """What to tell of it, but for the failures."""
+        done = f'{self.restored:,} of {self.restored + len(self.failures):,} restored'
+        lines = [f'{done}, {self.skipped:,} had a result already' if self.skipped else done]
+        if self.qualities:
+            low, high = min(self.qualities), max(self.qualities)
+            lines.append(f'JPEG quality: {low}' if low == high else f'JPEG quality: {low} to {high}')
+        for warning, count in self.warnings.items():
+            names = ', '.join(self.examples[warning])
+            more = f' and {count - NAMES_SHOWN:,} more' if count > NAMES_SHOWN else ''
+            lines.append(f'warning: {names}{more}: {warning}')
+        return lines
+
+
+@dataclass
+class Work:
+    """A photograph on its way; each step adds to it."""
+
+    job: Job
+    photo: Photo = field(init=False)
+    restored: Photo = field(init=False)
+    warnings: list[str] = field(default_factory=list)
+    failure: str | None = None
+
+    def summary(self) -> Summary:
+        if self.failure is not None:
+            return Summary(failures=[self.failure])
+        quality = self.photo.jpeg_quality
+        return Summary(
+            restored=1,
+            warnings=Counter(self.warnings),
+            examples={warning: [self.job.source] for warning in self.warnings},
+            qualities=Counter() if quality is None else Counter([quality]),
+        )
+
+
+# Steps
+
+
+def _read(options: Options, trained_quality: int | list[int] | None, work: Work) -> None:
+    work.photo = photo = read_photo(work.job.source, max_pixels=options.max_pixels)
+    check_fits(Path(work.job.target), photo)
+    if photo.pictures > 1:
+        work.warnings.append('it holds more pictures; the first was restored')
+    if photo.jpeg_quality is not None and trained_quality is not None and is_far(photo.jpeg_quality, trained_quality):
+        trained = trained_quality if isinstance(trained_quality, int) else '{} to {}'.format(*trained_quality)
+        work.warnings.append(
+            f'its JPEG quality is {photo.jpeg_quality}, the weights were trained for {trained}; expect less'
+        )
+
+
+def _compute(network: nn.Module, options: Options, work: Work) -> None:
+    before = work.photo.pixels
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
         try:
-            photo = read_photo(photo_path)
-            pixels = restore(network, photo.pixels, mode=mode, ensemble=ensemble, precision=precision)
-            write_photo(target, photo.with_pixels(pixels))
+            after = restore(network, before, **options.inference())
         except InputError as error:
-            failures.append(str(error))
+            raise InputError(f'{work.job.source}: {error}') from error
+    work.warnings += [str(warning.message) for warning in caught if warning.category is RuntimeWarning]
+    if drifts(before, after):
+        work.warnings.append('its brightness or colours changed over large areas; it may be unlike what was trained on')
+    if options.strength < 1:
+        after = blend(before, after, options.strength)
+    work.restored = work.photo.with_pixels(after)
+
+
+def _write(options: Options, work: Work) -> None:
+    write_photo(work.job.target, work.restored, quality=options.quality)
+    if options.compare is not None:
+        write_side_by_side(options.compare / path_below(Path(work.job.source)), work.photo, work.restored.pixels)
+
+
+def _attempt(step: Callable[[Work], None], work: Work) -> Work:
+    """Take a step unless one before failed; what goes wrong with one photograph is noted, and the others go on."""
+    if work.failure is None:
+        try:
+            step(work)
+        except InputError as error:
+            work.failure = str(error)
         except (MemoryError, RuntimeError) as error:
             if not isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) and 'memory' not in str(error):
                 raise
-            failures.append(f'{photo_path}: too large for the memory of this machine; scale it down')
-    return failures
+            work.failure = f'{work.job.source}: too large for the memory of this machine; scale it down'
+    return work
+
+
+def in_thread(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """`map`, one item ahead: `function` runs in a thread while the last result is used and the next item is made."""
+    with ThreadPoolExecutor(1) as pool:
+        running: Future[R] | None = None
+        for item in items:
+            last, running = running, pool.submit(function, item)
+            if last is not None:
+                yield last.result()
+        if running is not None:
+            yield running.result()
+
+
+# The whole
+
+
+def restore_photos(
+    network: nn.Module, jobs: Sequence[Job], *, options: Options, team: Team | None = None
+) -> Summary | None:
+    """Restore this process's share of the photographs; one that fails does not stop the others.
+
+    Returns what became of all of them, in the first process; None in the others.
+    """
+    team = team or Team()
+    team.agree_on(jobs)
+    summary = Summary()
+    trained_quality = getattr(network, 'metadata', {}).get('jpeg_quality')
+
+    def wanted() -> Iterator[Work]:
+        for job in team.share_of(jobs):
+            if options.skip_existing and os.path.lexists(job.target):
+                summary.skipped += 1
+                team.add_done(_size(job))
+            else:
+                yield Work(job)
+
+    def written(work: Work) -> tuple[Job, Summary]:
+        return work.job, _attempt(partial(_write, options), work).summary()  # and the pixels are let go
+
+    decoded = in_thread(partial(_attempt, partial(_read, options, trained_quality)), wanted())
+    computed = map(partial(_attempt, partial(_compute, network, options)), decoded)
+    with _progress_bar(team, jobs) as bar:
+        for job, outcome in in_thread(written, computed):
+            summary.add(outcome)
+            team.add_done(_size(job))
+            bar.set_postfix_str(printable(Path(job.source).name), refresh=False)
+            bar.update(team.done() - bar.n)
+        messages = team.gather(summary.to_json(), waiting=lambda: bar.update(team.done() - bar.n))
+    if not messages:
+        return None
+
+    total = Summary()
+    for message in messages:
+        total.add(Summary.from_json(message))
+    if options.compare is not None:
+        write_page(options.compare, (path_below(Path(job.source)) for job in jobs))
+    return total
+
+
+def _progress_bar(team: Team, jobs: Sequence[Job]) -> tqdm:
+    """One for all processes, shown by the first; its length is the photographs' size."""
+    shown = team.rank == 0
+    return tqdm(
+        total=sum(map(_size, jobs)) if shown else None,
+        disable=not shown,
+        bar_format='restore: {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}',
+    )
+
+
+def _size(job: Job) -> int:
+    """How long a photograph takes, more or less: the bytes of its file, which are had without opening it."""
+    try:
+        return Path(job.source).stat().st_size
+    except OSError:
+        return 0

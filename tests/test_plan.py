@@ -1,0 +1,119 @@
+import io
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from wrcan_arch import InputError
+from wrcan_arch.photos.plan import Job, path_below, plan, read_list
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in (
+        'a.jpg',
+        'in/b.PNG',
+        'in/deep/c.heic',
+        'in/deep/d.tiff',
+        'in/.hidden.jpg',
+        'in/.git/e.jpg',
+        'in/f.txt',
+    ):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    return tmp_path
+
+
+def test_files_go_into_the_folder_and_folders_keep_theirs():
+    assert plan(['a.jpg', 'in'], out=Path('out')) == [
+        Job('a.jpg', 'out/a.jpg'),
+        Job('in/b.PNG', 'out/b.PNG'),
+        Job('in/deep/c.heic', 'out/deep/c.png'),
+        Job('in/deep/d.tiff', 'out/deep/d.tiff'),
+    ]
+
+
+def test_results_lie_beside_without_a_folder():
+    assert plan(['a.jpg', Path('in')]) == [
+        Job('a.jpg', 'a_restored.jpg'),
+        Job('in/b.PNG', 'in/b_restored.PNG'),
+        Job('in/deep/c.heic', 'in/deep/c_restored.png'),
+        Job('in/deep/d.tiff', 'in/deep/d_restored.tiff'),
+    ]
+    Path('a_restored.jpg').touch()
+    assert [job.source for job in plan(['.'])] == ['a.jpg', 'in/b.PNG', 'in/deep/c.heic', 'in/deep/d.tiff']
+    assert plan(['a_restored.jpg']) == [Job('a_restored.jpg', 'a_restored_restored.jpg')]
+
+
+def test_format_is_the_users_and_a_fitting_ending_stays():
+    assert [job.target for job in plan(['in'], out=Path('out'), format='tiff')] == [
+        'out/b.tif', 'out/deep/c.tif', 'out/deep/d.tiff'
+    ]  # fmt: skip
+    with pytest.raises(InputError, match="format 'gif' is not one of jpeg, png, tiff, webp, avif"):
+        plan(['in'], format='gif')
+
+
+def test_patterns_are_expanded_unless_a_file_is_called_so():
+    assert [job.source for job in plan(['in/**/*.[ht]*'], out=Path('out'))] == [
+        'in/deep/c.heic', 'in/deep/d.tiff', 'in/f.txt'
+    ]  # fmt: skip
+    Path('[a].jpg').touch()
+    assert [job.source for job in plan(['[a].jpg'], out=Path('out'))] == ['[a].jpg']
+
+
+def test_results_and_comparisons_in_a_folder_are_no_photographs():
+    for name in ('in/out/old.png', 'in/look/b.PNG.jpg'):
+        Path(name).parent.mkdir()
+        Path(name).touch()
+    jobs = plan(['in'], out=Path('in/out'), compare=Path('in/look'))
+    assert [job.source for job in jobs] == ['in/b.PNG', 'in/deep/c.heic', 'in/deep/d.tiff']
+
+
+def test_listed_photographs_keep_their_whole_path_and_are_not_looked_at(tmp_path):
+    jobs = plan(listed=['x/1.jpg', '/data/y/1.jpg', '../z/1.jpg', './x/2.jpg'], out=Path('out'))
+    above = str(tmp_path.parent / 'z').lstrip('/')
+    assert [job.target for job in jobs] == [
+        'out/x/1.jpg', 'out/data/y/1.jpg', f'out/{above}/1.jpg', 'out/x/2.jpg'
+    ]  # fmt: skip
+    assert path_below(Path('/data/../y')) == Path('y')
+
+
+def test_lists_are_of_any_encoding(monkeypatch):
+    content = 'Zoë 海.jpg\r\n\n  two words.png \n'.encode() + b'latin\xe9.jpg'
+    expected = ['Zoë 海.jpg', '  two words.png ', os.fsdecode(b'latin\xe9.jpg')]
+    Path('list').write_bytes(content)
+    assert list(read_list('list')) == expected
+    monkeypatch.setattr(sys, 'stdin', io.TextIOWrapper(io.BytesIO(content)))
+    assert list(read_list('-')) == expected
+    with pytest.raises(InputError, match='several processes cannot share one standard input'):
+        list(read_list('-', processes=2))
+    with pytest.raises(InputError, match='nowhere: the list cannot be read'):
+        list(read_list('nowhere'))
+
+
+def test_inputs_and_results_are_never_overwritten():
+    with pytest.raises(InputError, match='its result would overwrite the photograph in/b.PNG; choose another -o'):
+        plan(['in/b.PNG'], out=Path('in'))
+    Path('link').symlink_to('in')
+    with pytest.raises(InputError, match='would overwrite the photograph'):
+        plan(['in'], out=Path('link'))
+    Path('a_restored.jpg').touch()
+    with pytest.raises(InputError, match='would overwrite the photograph a_restored.jpg'):
+        plan(['a.jpg', 'a_restored.jpg'])
+    Path('a.png').touch()
+    with pytest.raises(InputError, match=r'a\.png and a\.jpg: both results would be out/a\.png'):
+        plan(['a.jpg', 'a.png'], out=Path('out'), format='png')
+    with pytest.raises(InputError, match='both results would be'):
+        plan(['a.jpg', 'a.jpg'], out=Path('out'))
+
+
+def test_nothing_to_restore_is_an_error():
+    Path('empty').mkdir()
+    with pytest.raises(InputError, match=r'nowhere\*: no such photograph or folder'):
+        plan(['nowhere*'])
+    with pytest.raises(InputError, match='empty: no photographs in it'):
+        plan(['empty'])
+    with pytest.raises(InputError, match='required'):
+        plan()

@@ -1,0 +1,64 @@
+import threading
+
+import pytest
+import torch.distributed as dist
+
+from wrcan_arch import InputError
+from wrcan_arch.photos import team as team_module
+from wrcan_arch.photos.plan import Job
+from wrcan_arch.photos.team import Team
+
+JOBS = [Job(f'{number}.png', f'out/{number}.png') for number in range(20)]
+
+
+@pytest.fixture
+def pair():
+    store = dist.HashStore()
+    return [Team(store=store, rank=rank, size=2) for rank in range(2)]
+
+
+def test_every_photograph_goes_to_one_process_and_the_free_one_takes_more(pair):
+    busy, free = (each.share_of(JOBS) for each in pair)
+    first = next(busy)
+    assert [first, *free, *busy] == JOBS
+
+
+def test_processes_with_different_lists_are_told_apart(pair):
+    pair[0].agree_on(JOBS)
+    pair[1].agree_on(list(JOBS))
+    with pytest.raises(InputError, match='process 1 sees other photographs than process 0'):
+        pair[1].agree_on(JOBS[:-1])
+
+
+def test_the_first_gathers_and_the_others_wait_for_it(pair):
+    results = {}
+    other = threading.Thread(target=lambda: results.update(other=pair[1].gather('from 1', lambda: None)))
+    other.start()
+    pair[0].add_done(3)
+    pair[1].add_done(4)
+    assert pair[0].done() == 7
+    assert pair[0].gather('from 0', lambda: None) == ['from 0', 'from 1']
+    other.join(10)
+    assert results == {'other': []}
+
+
+def test_a_process_that_never_answers_is_given_up(pair, monkeypatch):
+    monkeypatch.setattr(team_module, 'PATIENCE', 0.3)
+    with pytest.raises(InputError, match='a process does not answer .*; run again with --skip-existing'):
+        pair[0].gather('from 0', lambda: None)
+
+
+def test_a_run_without_torchrun_is_alone(monkeypatch):
+    monkeypatch.delenv('WORLD_SIZE', raising=False)
+    alone = Team.from_environment()
+    assert (alone.rank, alone.size) == (0, 1)
+    alone.agree_on(JOBS)
+    assert list(alone.share_of(JOBS)) == JOBS and alone.gather('text', lambda: None) == ['text']
+
+
+def test_processes_that_cannot_reach_each_other_say_so(monkeypatch):
+    for name, value in {'WORLD_SIZE': '2', 'RANK': '1', 'MASTER_PORT': '1'}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv('MASTER_ADDR', raising=False)
+    with pytest.raises(InputError, match='cannot reach each other .*; start them with torchrun'):
+        Team.from_environment()

@@ -1,0 +1,83 @@
+"""What a restoration did, to look at: blurred | restored in one picture, and a page with a slider over all of them."""
+
+import html
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+
+from .files import printable, written_whole
+from .photo import MAX_SIDE, Photo, write_photo
+
+PAGE = 'index.html'
+
+HEAD = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Blurred and restored</title>
+<style>
+  :root { color-scheme: light dark; }
+  body { font: 16px/1.5 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }
+  h1 { font-size: 1.5rem; margin: 0; }
+  p { margin: .25rem 0 2rem; opacity: .75; }
+  figure { margin: 0 0 2.5rem; }
+  figcaption { margin-top: .5rem; overflow-wrap: anywhere; }
+  .pair { --at: 50%; position: relative; overflow: hidden; border-radius: 8px; background: #8883; }
+  .pair img { display: block; width: 200%; }
+  .restored { position: absolute; inset: 0; clip-path: inset(0 0 0 var(--at)); }
+  .restored img { margin-left: -100%; }
+  .pair input { position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; opacity: 0; cursor: ew-resize; }
+  .pair::after { content: ""; position: absolute; inset: 0 auto 0 calc(var(--at) - 1px); width: 2px; background: #fff;
+    box-shadow: 0 0 4px #000; pointer-events: none; }
+  .pair:focus-within { outline: 3px solid #3b82f6; outline-offset: 2px; }
+  .label { position: absolute; bottom: .5rem; padding: .1rem .6rem; border-radius: 1rem; background: #000a; color: #fff;
+    font-size: .8rem; pointer-events: none; }
+</style>
+<h1>Blurred and restored</h1>
+<p>Drag over a picture, or choose it with Tab and use the arrow keys. Each picture's file holds both halves.</p>
+"""
+FIGURE = """<figure>
+  <div class="pair">
+    <img src="{link}" alt="blurred" loading="lazy">
+    <div class="restored"><img src="{link}" alt="restored" loading="lazy"></div>
+    <span class="label" style="left: .5rem">blurred</span><span class="label" style="right: .5rem">restored</span>
+    <input type="range" min="0" max="100" step="any" value="50" aria-label="how much of {name} is shown blurred">
+  </div>
+  <figcaption><a href="{link}">{name}</a></figcaption>
+</figure>
+"""
+TAIL = """<script>
+  for (const slider of document.querySelectorAll('input'))
+    slider.oninput = () => slider.parentElement.style.setProperty('--at', slider.value + '%');
+</script>
+"""
+
+
+def write_side_by_side(path: Path, photo: Photo, restored: np.ndarray) -> None:
+    """Write `photo` and what became of its pixels beside each other: PATH.jpg, or PATH.png where it is too wide."""
+    pair = np.concatenate([photo.pixels, restored], axis=1)  # (H, 2W, 3)
+    if photo.mode == 'cmyk':  # in sRGB, as browsers show CMYK as they like
+        picture = Photo(pixels=pair)
+    else:
+        profile = {key: value for key, value in photo.metadata.items() if key == 'icc-profile-data'}
+        picture = Photo(pixels=pair, mode=photo.mode, metadata=profile)
+    fits = max(pair.shape) <= MAX_SIDE['jpeg']
+    write_photo(_pictures(path)[0 if fits else 1], picture)
+
+
+def write_page(folder: Path, names: Iterable[Path]) -> None:
+    """Write the page of the pictures that `write_side_by_side` made of FOLDER/NAME."""
+    with written_whole(folder / PAGE) as file:
+        file.write(HEAD.encode())
+        for name in names:
+            for picture in filter(Path.exists, _pictures(folder / name)):
+                link = quote(os.fsencode(picture.relative_to(folder)))
+                file.write(FIGURE.format(link=link, name=html.escape(printable(str(name)))).encode())
+        file.write(TAIL.encode())
+
+
+def _pictures(path: Path) -> list[Path]:
+    return [path.with_name(path.name + ending) for ending in ('.jpg', '.png')]

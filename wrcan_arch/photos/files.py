@@ -1,0 +1,36 @@
+"""File names and files: written whole or not at all, printed whatever they are called."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from ..errors import InputError
+
+
+@contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write into; it gets the name `path` when all of it is on the disk, and is removed on an error.
+
+    One that is killed leaves `.NAME.partial`, which the next run overwrites. InputError where the disk says no.
+    """
+    partial = path.with_name(f'.{path.name}.partial')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open('w+b') as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise InputError(f'{path}: cannot be written ({error.strerror or error}); choose another folder') from error
+
+
+def printable(name: str) -> str:
+    """`name` on one line of any terminal: what cannot be printed, as bytes that are no UTF-8, is escaped."""
+    return ''.join(c if c.isprintable() else c.encode('unicode_escape', 'surrogatepass').decode() for c in name)

@@ -1,0 +1,53 @@
+"""How strongly a JPEG file was compressed: libjpeg's quality factor, read off its quantisation table."""
+
+from typing import BinaryIO
+
+import numpy as np
+
+# ITU-T T.81, table K.1 (luminance), in the zigzag order in which files store it.
+STANDARD = np.array([
+    16, 11, 12, 14, 12, 10, 16, 14, 13, 14, 18, 17, 16, 19, 24, 40,
+    26, 24, 22, 22, 24, 49, 35, 37, 29, 40, 58, 51, 61, 60, 57, 51,
+    56, 55, 64, 72, 92, 78, 64, 68, 87, 69, 55, 56, 80, 109, 81, 87,
+    95, 98, 103, 104, 103, 62, 77, 113, 121, 112, 100, 120, 92, 101, 103, 99,
+])  # fmt: skip
+
+START_OF_SCAN, QUANTISATION = 0xDA, 0xDB
+FAR = 2  # steps this many times coarser or finer than the trained ones are another task for the network
+
+
+def scale(quality: float) -> float:
+    """By how many percent libjpeg scales the standard table for a quality of 1 to 100."""
+    return 5000 / quality if quality < 50 else 200 - 2 * quality
+
+
+TABLES = np.array([np.clip((STANDARD * int(scale(quality)) + 50) // 100, 1, 255) for quality in range(1, 101)])
+
+
+def luminance_table(file: BinaryIO) -> np.ndarray | None:
+    """The first quantisation table of a JPEG stream, (64,), in zigzag order; None where there is none."""
+    file.seek(2)
+    while len(head := file.read(4)) == 4 and head[0] == 0xFF and head[1] != START_OF_SCAN:
+        body = file.read(max(0, int.from_bytes(head[2:], 'big') - 2))
+        if head[1] == QUANTISATION and body:
+            table = np.frombuffer(
+                body[1:], np.dtype('>u2') if body[0] >> 4 else np.uint8, count=-1 if len(body) % 2 else 0
+            )
+            return table[:64].astype(int) if len(table) >= 64 else None
+    return None
+
+
+def estimate_quality(file: BinaryIO) -> int | None:
+    """The quality factor, 1 to 100, whose table is nearest to the file's; None where the file shows none."""
+    table = luminance_table(file)
+    return None if table is None else int(np.abs(TABLES - table).sum(axis=1).argmin()) + 1
+
+
+def is_far(quality: int, trained: int | list[int]) -> bool:
+    """Whether a photograph of this quality is unlike those, of one quality or a range, that weights were trained on."""
+    low, high = (trained, trained) if isinstance(trained, int) else (min(trained), max(trained))
+
+    def step(quality: int) -> float:
+        return max(scale(quality), 20)  # from 90 up hardly anything is lost
+
+    return step(quality) > FAR * step(low) or step(quality) * FAR < step(high)

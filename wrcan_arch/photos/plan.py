@@ -1,0 +1,123 @@
+"""Which photographs are restored, and where each result goes."""
+
+import glob
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import InputError
+from .photo import ENDINGS, PHOTO_ENDINGS
+
+RESTORED = '_restored'  # ends the name of a result that lies beside its photograph
+
+
+class Job(NamedTuple):
+    """One photograph's path and its result's: plain strings, as there may be millions."""
+
+    source: str
+    target: str
+
+
+def plan(
+    entries: Iterable[Path | str] = (),
+    *,
+    listed: Iterable[str] = (),
+    out: Path | None = None,
+    compare: Path | None = None,
+    format: str | None = None,
+) -> list[Job]:
+    """Every photograph and where its restored one goes.
+
+    Args:
+        entries: files, folders with all that is below them, and patterns (`'holiday/**/*.jpg'`).
+        listed: more photographs, which are not looked at yet.
+        out: the folder of the results: OUT/NAME.EXT; a folder's own folders are kept, and the whole path of what is
+            listed. None: beside the photograph, as NAME_restored.EXT.
+        compare: a folder for pictures of before and after, whose content is no photograph; nor is that of `out`.
+        format: of the results; None: the photograph's own where it can be written, else PNG.
+
+    Raises:
+        InputError: there is nothing to restore, or a result would overwrite a photograph or another result.
+    """
+    if format is not None and format not in ENDINGS:
+        raise InputError(f"format '{format}' is not one of {', '.join(ENDINGS)}")
+    avoid = {folder.resolve() for folder in (out, compare) if folder is not None}
+    jobs = []
+    for source, below in _sources(entries, listed, out is None, avoid):
+        name = Path(source.stem + _result_ending(source, format))
+        target = out / below / name if out else source.with_name(name.stem + RESTORED + name.suffix)
+        jobs.append(Job(str(source), str(target)))
+    if not jobs:
+        raise InputError('the following arguments are required: photographs, folders, or --list FILE')
+    _check_nothing_is_overwritten(jobs)
+    return jobs
+
+
+def read_list(path: str, *, processes: int = 1) -> Iterator[str]:
+    """The lines of a file, or of standard input for '-': one path a line, in any encoding.
+
+    InputError if it cannot be read, or several processes would read parts of the one standard input.
+    """
+    if path == '-' and processes > 1:
+        raise InputError('several processes cannot share one standard input; give --list a file')
+    try:
+        with sys.stdin.buffer if path == '-' else Path(path).open('rb') as file:
+            for line in file:
+                if line.strip():
+                    yield os.fsdecode(line.rstrip(b'\r\n'))
+    except OSError as error:
+        raise InputError(f'{path}: the list cannot be read ({error.strerror or error})') from error
+
+
+def path_below(path: Path) -> Path:
+    """`path` as it can be put below any folder: without its root, and without '..'."""
+    inside = path.resolve() if '..' in path.parts else path
+    return inside.relative_to(inside.anchor)
+
+
+def _sources(
+    entries: Iterable[Path | str], listed: Iterable[str], beside: bool, avoid: set[Path]
+) -> Iterator[tuple[Path, Path]]:
+    """Each photograph, and the folder below the results' that its result goes to."""
+    for entry in entries:
+        found = [str(entry)] if Path(entry).exists() else sorted(glob.glob(str(entry), recursive=True))  # noqa: PTH207
+        if not found:
+            raise InputError(f'{entry}: no such photograph or folder')
+        for path in map(Path, found):
+            if not path.is_dir():
+                yield path, Path()
+                continue
+            photos = [photo for photo in _photos_in(path, avoid) if not (beside and photo.stem.endswith(RESTORED))]
+            if not photos and len(found) == 1:
+                raise InputError(f'{path}: no photographs in it ({" ".join(PHOTO_ENDINGS)})')
+            yield from ((photo, photo.parent.relative_to(path)) for photo in photos)
+    for path in map(Path, listed):
+        yield path, path_below(path).parent
+
+
+def _photos_in(folder: Path, avoid: set[Path]) -> Iterator[Path]:
+    """The photographs in a folder and its folders, in order; none that is hidden, or in a folder to avoid."""
+    for here, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if name[0] != '.' and Path(here, name).resolve() not in avoid)
+        for name in sorted(files):
+            if name[0] != '.' and name.lower().endswith(PHOTO_ENDINGS):
+                yield Path(here, name)
+
+
+def _result_ending(source: Path, format: str | None) -> str:
+    written = ENDINGS[format] if format else [each for endings in ENDINGS.values() for each in endings]
+    return source.suffix if source.suffix.lower() in written else ENDINGS[format or 'png'][0]
+
+
+def _check_nothing_is_overwritten(jobs: list[Job]) -> None:
+    sources = {os.path.realpath(job.source) for job in jobs}
+    taken: dict[str, str] = {}
+    for source, target in jobs:
+        place = os.path.realpath(target)
+        if place in sources:
+            raise InputError(f'{source}: its result would overwrite the photograph {target}; choose another -o')
+        if place in taken:
+            raise InputError(f'{source} and {taken[place]}: both results would be {target}; restore them separately')
+        taken[place] = source

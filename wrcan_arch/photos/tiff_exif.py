@@ -1,0 +1,94 @@
+"""EXIF of TIFF files, which libvips neither reads nor writes: there it is no block, but entries among the image's own.
+
+An image file directory (IFD) is a list of tags, each with a type, a count and a value, or the place of a longer value.
+"""
+
+import struct
+from io import BytesIO
+from typing import Any, BinaryIO
+
+EXIF, GPS = 0x8769, 0x8825  # tags whose value is the place of another directory
+# What a photograph is of, of which camera and by whom; all else in the first directory is about how pixels are stored.
+ABOUT = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298, EXIF, GPS)
+# Bytes by type; of a rational, those of either half.
+ITEM_SIZES = dict(zip(range(1, 14), (1, 1, 2, 4, 4, 1, 1, 2, 4, 4, 4, 8, 4), strict=True))
+LONG = 4
+ORDERS = {b'II*\0': '<', b'MM\0*': '>'}  # by what a file begins with; a BigTIFF begins otherwise
+
+Directory = dict[int, Any]  # by tag: (type, count, value in little-endian order), or another Directory
+
+
+def read_exif(file: BinaryIO) -> bytes | None:
+    """The block that a JPEG of the same photograph would have; None where the file says nothing of it."""
+    about = _about(file)
+    return b'Exif\0\0II*\0' + struct.pack('<I', 8) + _directory_bytes(about, at=8) if about else None
+
+
+def add_exif(file: BinaryIO, block: bytes) -> None:
+    """Put a block of EXIF into a little-endian TIFF file: a new first directory at its end replaces the old one."""
+    about = _about(BytesIO(block.removeprefix(b'Exif\0\0')))
+    file.seek(4)
+    first = _read_directory(file, _number(file.read(4), '<'), '<')
+    at = file.seek(0, 2)
+    at += at % 2
+    file.seek(at)
+    file.write(_directory_bytes({**first, **about}, at))
+    file.seek(4)
+    file.write(struct.pack('<I', at))
+
+
+def _number(value: bytes, order: str) -> int:
+    return int.from_bytes(value, 'little' if order == '<' else 'big')
+
+
+def _about(file: BinaryIO) -> Directory:
+    """What the first directory and the two below it say of the photograph; empty where there is none."""
+    file.seek(0)
+    head = file.read(8)
+    order = ORDERS.get(head[:4])
+    if order is None or len(head) < 8:
+        return {}
+    first = _read_directory(file, _number(head[4:], order), order)
+    about = {tag: entry for tag, entry in first.items() if tag in ABOUT}
+    for tag in (EXIF, GPS):
+        if tag in about:
+            about[tag] = _read_directory(file, _number(about[tag][2][:4], '<'), order)
+    return about
+
+
+def _read_directory(file: BinaryIO, at: int, order: str) -> Directory:
+    """The entries of the directory at a place; those that are damaged are left out."""
+    end = file.seek(0, 2)
+    file.seek(at)
+    count = _number(file.read(2), order)
+    rows = file.read(12 * count)
+    directory: Directory = {}
+    for start in range(0, len(rows) - 11, 12):
+        tag, kind, items, place = struct.unpack(order + 'HHII', rows[start : start + 12])
+        size = ITEM_SIZES.get(kind, 1)
+        length = items * size * (2 if kind in (5, 10) else 1)
+        place = at + 2 + start + 8 if length <= 4 else place
+        if kind in ITEM_SIZES and place + length <= end:
+            file.seek(place)
+            value = file.read(length)
+            if order == '>':
+                value = b''.join(value[i : i + size][::-1] for i in range(0, length, size))
+            directory[tag] = (kind, items, value)
+    return directory
+
+
+def _directory_bytes(directory: Directory, at: int) -> bytes:
+    """A directory as it is written at a place, with its longer values and the directories below it behind it."""
+    rows, behind = b'', b''
+    place = at + 2 + 12 * len(directory) + 4
+    for tag, entry in sorted(directory.items()):
+        if isinstance(entry, dict):
+            kind, items, value = LONG, 1, struct.pack('<I', place + len(behind))
+            behind += _directory_bytes(entry, place + len(behind))
+        else:
+            kind, items, value = entry
+            if len(value) > 4:
+                value, longer = struct.pack('<I', place + len(behind)), value
+                behind += longer + bytes(len(longer) % 2)
+        rows += struct.pack('<HHI', tag, kind, items) + value.ljust(4, b'\0')
+    return struct.pack('<H', len(directory)) + rows + bytes(4) + behind
