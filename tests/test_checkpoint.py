@@ -202,3 +202,33 @@ def test_blocks_that_the_authors_did_not_have_and_wrong_endings_are_errors(tmp_p
     with pytest.raises(InputError, match='would overwrite the file that is read'):
         convert(tmp_path / 'a.pth', tmp_path / 'a.pth')
     assert [path.name for path in tmp_path.iterdir()] == ['a.pth']
+
+
+@pytest.mark.parametrize(('dtype', 'stored'), [('fp16', torch.float16), ('bf16', torch.bfloat16)])
+@pytest.mark.parametrize('ending', ['.safetensors', '.pth'])
+def test_weights_of_16_bits_are_half_the_size_and_read_as_fp32(tmp_path, ending, dtype, stored):
+    network = network_of()
+    write_weights(tmp_path / 'a.pth', {'params': network.state_dict()}, {'iter': 3})
+    convert(tmp_path / 'a.pth', tmp_path / f'b{ending}', dtype=dtype)
+    convert(tmp_path / 'a.pth', tmp_path / f'c{ending}')
+    assert (tmp_path / f'b{ending}').stat().st_size < 0.7 * (tmp_path / f'c{ending}').stat().st_size
+    read = load_network(tmp_path / f'b{ending}')
+    assert read.metadata['iter'] == 3
+    for name, value in network.state_dict().items():
+        assert torch.equal(read.state_dict()[name], value.to(stored).float())
+
+    content = bytearray((tmp_path / f'b{ending}').read_bytes())
+    place = content.find(network.body_conv.weight.detach().to(stored).view(torch.uint8).numpy().tobytes()) + 7
+    content[place] ^= 1
+    (tmp_path / f'b{ending}').write_bytes(content)
+    with pytest.raises(InputError, match='its checksum is wrong'):
+        load_network(tmp_path / f'b{ending}')
+
+
+def test_weights_that_fp16_does_not_hold_are_an_error(tmp_path):
+    tensors = network_of().state_dict()
+    tensors['tail.bias'] = torch.full_like(tensors['tail.bias'], 1e6)
+    write_weights(tmp_path / 'a.pth', {'params': tensors}, {})
+    with pytest.raises(InputError, match='tail.bias has weights beyond the range of fp16; store it as bf16'):
+        convert(tmp_path / 'a.pth', tmp_path / 'b.pth', dtype='fp16')
+    convert(tmp_path / 'a.pth', tmp_path / 'b.pth', dtype='bf16')

@@ -6,6 +6,7 @@ import yaml
 
 from wrcan_arch import InputError
 from wrcan_arch.train import options
+from wrcan_arch.train.lmdb_store import StoreWriter
 
 ROOT = Path(__file__).parent.parent
 
@@ -77,13 +78,22 @@ def test_missing_and_binary_files_are_errors(tmp_path):
         options.read_options(tmp_path / 'a.yml')
 
 
-@pytest.fixture
-def demo(tmp_path, monkeypatch):
-    """The text of the demo's training options, in a folder where its data are."""
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture(scope='session')
+def stores(tmp_path_factory):
+    """The demo's stores, which nobody decodes here."""
+    folder = tmp_path_factory.mktemp('stores')
     for name in ('train', 'val', 'test'):
         for role in ('blur', 'sharp'):
-            Path(f'datasets/demo_{name}_{role}.lmdb').mkdir(parents=True)
+            with StoreWriter(folder / f'demo_{name}_{role}.lmdb') as store:
+                store.put('a', '.jpg', b'no image', (80, 96, 3))
+    return folder
+
+
+@pytest.fixture
+def demo(stores, tmp_path, monkeypatch):
+    """The text of the demo's training options, in a folder where its data are."""
+    monkeypatch.chdir(tmp_path)
+    Path('datasets').symlink_to(stores)
     return (ROOT / 'options' / 'train_wrcan_demo.yml').read_text()
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from basicsr.data import build_dataloader, worker_init_fn
+from basicsr.utils.misc import mkdir_and_rename
 from torch.utils.data import Dataset
 
 from wrcan_arch.train import options, pipelines
@@ -56,7 +57,10 @@ def test_init_dist_replacement_is_needed(monkeypatch):
     if torch.cuda.is_available():
         pytest.skip('with a GPU the toolbox can start several processes')
     monkeypatch.setenv('RANK', '0')
-    with pytest.raises((ZeroDivisionError, AssertionError)):
+    with (
+        mock.patch('basicsr.utils.dist_util.mp'),  # it would make all later workers spawn
+        pytest.raises((ZeroDivisionError, AssertionError)),
+    ):
         pipelines._toolbox_init_dist('pytorch')
 
 
@@ -81,6 +85,25 @@ def test_worker_seed_replacement_is_needed():
     first, second, third = epochs_of(worker_init_fn)
     assert first == second == third, 'every epoch has the same crops'
     assert len({value for epoch in epochs_of(pipelines.worker_init_fn) for value in epoch}) == 24
+
+
+def start_over(folder):
+    """Twice within a second, as a run that is killed and restarted before its first checkpoint."""
+    for _ in range(3):
+        mkdir_and_rename(str(folder))
+        (folder / 'log').touch()
+
+
+def test_time_replacement_is_needed(tmp_path):
+    with (
+        mock.patch('basicsr.utils.misc.get_time_str', return_value='20260101_000000'),
+        pytest.raises(OSError, match='not empty'),
+    ):
+        start_over(tmp_path / 'stock')
+    with pipelines.replaced():
+        start_over(tmp_path / 'ours')
+        logs = {basicsr.train.get_time_str() for _ in range(3)}
+    assert len(list(tmp_path.glob('ours*'))) == 3 and len(logs) == 3
 
 
 def test_replacements_are_taken_back():

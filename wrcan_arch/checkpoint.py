@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import subprocess
+import zipfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,7 @@ from .errors import InputError
 from .wrcan_arch import WRCAN
 
 Tensors = Mapping[str, Tensor]
+STORED_TYPES = {'fp16': torch.float16, 'bf16': torch.bfloat16}  # of small files; they are read as fp32
 
 # The authors' name of each convolution, and ours.
 OFFICIAL_NAMES = (
@@ -107,17 +109,24 @@ def write_atomically(path: Path | str, content: Any) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # or the new name may not survive a loss of power
+        finally:
+            os.close(folder)
     except RuntimeError as error:  # torch's own, of a disk that takes no more
         partial.unlink(missing_ok=True)
         free = shutil.disk_usage(path.parent).free
         raise OSError(errno.EIO, f'could not be written ({free:,} bytes are free there)', str(path)) from error
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and not error.filename:  # of a write into the open file
+            error.filename = str(path)
         raise
 
 
-def write_weights(path: Path | str, networks: Mapping[str, Tensors], metadata: Mapping[str, Any]) -> None:
-    """Write weights with what is to be known of them, and a checksum of each set of tensors.
+def write_weights(path: Path | str, networks: Mapping[str, Tensors], metadata: Mapping[str, Any]) -> dict[str, str]:
+    """Write weights with what is to be known of them, and a checksum of each set of tensors, which is given back.
 
     Args:
         path: `.safetensors`, which holds one set, or `.pth`.
@@ -125,12 +134,14 @@ def write_weights(path: Path | str, networks: Mapping[str, Tensors], metadata: M
         metadata: plain values.
     """
     networks = {key: {name: tensor.contiguous() for name, tensor in each.items()} for key, each in networks.items()}
-    metadata = {**metadata, 'checksum': {key: checksum(tensors) for key, tensors in networks.items()}}
+    checksums = {key: checksum(tensors) for key, tensors in networks.items()}
+    metadata = {**metadata, 'checksum': checksums}
     if Path(path).suffix == '.safetensors':
         texts = {key: json.dumps(value) for key, value in metadata.items()}
         write_atomically(path, safetensors_bytes(dict(networks['params']), texts))
     else:
         write_atomically(path, {**networks, 'metadata': metadata})
+    return checksums
 
 
 def read_file(path: Path | str) -> dict[str, Any]:
@@ -140,19 +151,33 @@ def read_file(path: Path | str) -> dict[str, Any]:
     """
     path = Path(path)
     try:
+        path.open('rb').close()
+    except OSError as error:
+        raise InputError(f'{path}: cannot be opened ({error.strerror})') from error
+    try:
         if path.suffix == '.safetensors':
             with safe_open(path, 'pt') as file:
                 metadata = {key: json.loads(text) for key, text in (file.metadata() or {}).items()}
                 return {'params': {name: file.get_tensor(name) for name in file.keys()}, 'metadata': metadata}
+        if damaged := _damaged_part(path):
+            raise InputError(f'{path}: its checksum is wrong at {damaged}, it was damaged; fetch or save it again')
         return torch.load(path, map_location='cpu', weights_only=True)
-    except OSError as error:
-        raise InputError(f'{path}: cannot be opened ({error.strerror or error})') from error
+    except InputError:
+        raise
     except Exception as error:  # a damaged pickle can raise anything
         if 'Unsupported global' in str(error):
             raise InputError(f'{path}: holds objects that could run code when opened; only weights are read') from error
         raise InputError(
             f'{path}: not a readable weight file, it may be cut or damaged; fetch or save it again'
         ) from error
+
+
+def _damaged_part(path: Path) -> str | None:
+    """The first part with a wrong CRC-32, of a file in torch's format: a zip, whose checksums torch does not read."""
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        return archive.testzip()
 
 
 def read_weights(path: Path | str, key: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -176,7 +201,10 @@ def read_weights(path: Path | str, key: str | None = None) -> tuple[dict[str, Te
     expected = metadata.get('checksum', {}).get(key)
     if expected and checksum(tensors) != expected:
         raise InputError(f'{path}: its checksum is wrong, the weights were damaged; fetch or save the file again')
-    tensors = {name.removeprefix('module.'): value for name, value in tensors.items()}
+    tensors = {
+        name.removeprefix('module.'): value.float() if value.dtype in STORED_TYPES.values() else value
+        for name, value in tensors.items()
+    }
     if 'body_exp.0.weight' in tensors:
         tensors = {name_from_official(name): value for name, value in tensors.items()}
     return tensors, metadata
@@ -236,7 +264,9 @@ def load_network(path: Path | str) -> WRCAN:
     return network
 
 
-def convert(path: Path | str, out: Path | str, *, official: bool = False, key: str | None = None) -> WRCAN:
+def convert(
+    path: Path | str, out: Path | str, *, official: bool = False, key: str | None = None, dtype: str | None = None
+) -> WRCAN:
     """Write the weights of one form in another: `.safetensors`, `.pth`, or the authors' `.pt`.
 
     Every tensor is accounted for, or nothing is written.
@@ -246,16 +276,22 @@ def convert(path: Path | str, out: Path | str, *, official: bool = False, key: s
         out: the file to write; its ending says the form.
         official: write a bare state dict with the authors' names.
         key: 'params' or 'params_ema', of a file that holds both.
+        dtype: 'fp16' or 'bf16', to store 16 bits a weight, rounded; by default 32.
     """
     out = Path(out)
     if out.suffix not in ({'.pt'} if official else {'.safetensors', '.pth'}):
         raise InputError(f'{out}: weights are written as .safetensors or .pth, or with --to official as .pt')
     if out.resolve() == Path(path).resolve():
         raise InputError(f'{out}: would overwrite the file that is read; choose another name')
-    if key is None and {'params', 'params_ema'} <= read_file(path).keys():
+    content = read_file(path)
+    if key is None and isinstance(content, Mapping) and {'params', 'params_ema'} <= content.keys():
         raise InputError(f'{path}: holds two sets of weights; choose with --key params or --key params_ema')
     tensors, metadata = read_weights(path, key)
     network = network_of(tensors, path)
+    if dtype is not None:
+        tensors = {name: tensor.to(STORED_TYPES[dtype]) for name, tensor in tensors.items()}
+        if beyond := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+            raise InputError(f'{path}: {beyond[0]} has weights beyond the range of {dtype}; store it as bf16')
     if official:
         write_atomically(out, {name_to_official(name, network.config): each for name, each in tensors.items()})
     else:

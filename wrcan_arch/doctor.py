@@ -3,12 +3,9 @@
 import platform
 from importlib import metadata
 
-import torch
 from packaging.requirements import Requirement
 
-from .inference import has_bf16_units
-from .train.pipelines import REPLACEMENTS
-from .train.toolbox import REPAIRS, applied
+Row = tuple[str, str, str]
 
 
 def requirements() -> list[Requirement]:
@@ -17,7 +14,7 @@ def requirements() -> list[Requirement]:
     return [each for each in needed if each.marker is None or each.marker.evaluate({'extra': ''})]
 
 
-def _installed() -> list[tuple[str, str, str]]:
+def _installed() -> list[Row]:
     rows = [('Python', platform.python_version(), ''), ('wrcan-arch', metadata.version('wrcan-arch'), '')]
     for each in requirements():
         try:
@@ -30,7 +27,11 @@ def _installed() -> list[tuple[str, str, str]]:
     return rows
 
 
-def _processors() -> list[tuple[str, str, str]]:
+def _processors() -> list[Row]:
+    import torch
+
+    from .inference import has_bf16_units
+
     rows = []
     if torch.cuda.is_available():
         rows += [(f'GPU {n}', torch.cuda.get_device_name(n), 'usable') for n in range(torch.cuda.device_count())]
@@ -44,7 +45,10 @@ def _processors() -> list[tuple[str, str, str]]:
     return rows
 
 
-def _repairs() -> list[tuple[str, str, str]]:
+def _repairs() -> list[Row]:
+    from .train.pipelines import REPLACEMENTS
+    from .train.toolbox import REPAIRS, applied
+
     rows = [
         (repair.target, 'applied' if repair in applied else 'not needed', f'{repair.why}; until {repair.until}')
         for repair in REPAIRS
@@ -58,7 +62,12 @@ def _repairs() -> list[tuple[str, str, str]]:
 def report() -> tuple[str, bool]:
     """The table, and whether everything that is needed is there."""
     installed = _installed()
-    sections = {'Versions': installed, 'Processors': _processors(), 'Repairs of the toolbox': _repairs()}
+    sections = {'Versions': installed}
+    for title, rows_of in {'Processors': _processors, 'Repairs of the toolbox': _repairs}.items():
+        try:
+            sections[title] = rows_of()
+        except ImportError as error:  # of a package that is missing, which is what someone asks about
+            sections[title] = [('not known', str(error), '')]
     lines = []
     for title, rows in sections.items():
         widths = [max(len(row[column]) for row in rows) for column in range(2)]

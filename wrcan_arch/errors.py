@@ -3,3 +3,11 @@ class InputError(ValueError):
 
     The message is one line: what, where, and what to do. The `basicsr` command prints it and exits with code 2.
     """
+
+
+class RunError(RuntimeError):
+    """A run that was under way has to end. The message is one line, as InputError's; the exit code is `exit_code`."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

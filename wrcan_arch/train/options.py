@@ -1,6 +1,7 @@
 """Option files: read safely, `base:` resolved, every value's origin kept, all checked before anything is created."""
 
 import difflib
+import importlib.util
 import inspect
 import re
 from collections.abc import Callable, Iterator
@@ -12,7 +13,10 @@ import torch
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from .. import checkpoint
 from ..errors import InputError
+from ..wrcan_arch import WRCAN
+from . import audit
 from .option_schema import Options, OtherOptions, known_keys
 
 Keys = tuple[str, ...]
@@ -210,6 +214,8 @@ def check(file: OptionFile, command: str) -> None:
         *_missing_data(file),
         *_wrong_machine(file),
     ]
+    if not problems:  # or they would be said twice, in other words
+        problems = [*_found_late(file), *_unfit_weights(file), *_unfit_frames(file)]
     if problems:
         raise InputError('\n'.join(problems))
 
@@ -361,6 +367,69 @@ def _missing_data(file: OptionFile) -> Iterator[str]:
             and not Path(path).expanduser().is_file()
         ):
             yield f"{file.origin(('path', key))}: path:{key}: there is no file '{path}'"
+
+
+def _found_late(file: OptionFile) -> Iterator[str]:
+    """What the toolbox takes and fails on when it gets there, of options that are sound one by one."""
+
+    def said(*keys: str, message: str) -> str:
+        return f'{file.origin(keys)}: {":".join(keys)}: {message}'
+
+    logger = file.values.get('logger') or {}
+    if logger.get('use_tb_logger') and not importlib.util.find_spec('tensorboard'):
+        yield said('logger', 'use_tb_logger', message='needs tensorboard; pip install tensorboard, or set it to false')
+    if (logger.get('wandb') or {}).get('project'):
+        if not logger['use_tb_logger']:
+            yield said('logger', 'wandb', message='needs use_tb_logger: true')
+        if not importlib.util.find_spec('wandb'):
+            yield said('logger', 'wandb', message='needs wandb; pip install wandb, or leave it out')
+
+    train = file.values.get('train') or {}
+    data = file.values['datasets'].get('train') or {}
+    if train and not (train.get('pixel_opt') or train.get('perceptual_opt')):
+        yield said('train', message='needs pixel_opt or perceptual_opt')
+    if train.get('autoencoder_opt') and not (data.get('jpeg_quality') or data.get('dataroot_gt_jpeg')):
+        hint = 'set jpeg_quality in datasets:train of a JPEGDeblurDataset, or leave the loss out'
+        yield said('train', 'autoencoder_opt', message=f'needs the sharp frames after JPEG: {hint}')
+    scheduler = train.get('scheduler') or {}
+    periods = scheduler.get('periods')
+    if periods and sum(periods) < train['total_iter'] - 1:
+        message = f'the periods end at iteration {sum(periods)}, the run at {train["total_iter"]}'
+        yield said('train', 'scheduler', 'periods', message=message)
+    weights, parts = scheduler.get('restart_weights', [1]), periods or scheduler.get('restarts', [0])
+    if scheduler and len(weights) != len(parts):
+        message = f'{len(weights)} of them for {len(parts)} {"periods" if periods else "restarts"}'
+        yield said('train', 'scheduler', 'restart_weights', message=message)
+    network = file.values.get('network_g') or {}
+    for key in ('num_in_ch', 'num_out_ch'):
+        if network.get('type') == 'WRCAN' and network.get(key, 3) != 3:
+            yield said('network_g', key, message=f'the data sets give frames of 3 channels, not {network[key]}')
+
+
+def _unfit_weights(file: OptionFile) -> Iterator[str]:
+    """A weight file that cannot be read, or is of another network."""
+    paths, network = file.values.get('path') or {}, dict(file.values.get('network_g') or {})
+    weights = paths.get('pretrain_network_g')
+    if not weights or network.pop('type', None) != 'WRCAN' or not paths.get('strict_load_g', True):
+        return
+    place = f'{file.origin(("path", "pretrain_network_g"))}: path:pretrain_network_g'
+    try:
+        tensors, _ = checkpoint.read_weights(Path(weights).expanduser(), paths.get('param_key_g', 'params'))
+        found = checkpoint.network_of(tensors, weights).config
+    except InputError as error:
+        yield f'{place}: {error}'
+        return
+    with torch.device('meta'):
+        asked = WRCAN(**network).config
+    if found != asked:
+        yield f'{place}: {weights}: not the weights of the network in the option file; set network_g to {found}'
+
+
+def _unfit_frames(file: OptionFile) -> Iterator[str]:
+    for phase, dataset in _sections(file.values, ('datasets',)).items():
+        if dataset['type'] in ('JPEGDeblurDataset', 'PairedImageDataset'):
+            for problem in audit.quick_problems(dataset, phase.split('_')[0]):
+                yield f'{file.origin(("datasets", phase))}: datasets:{phase}: {problem}'
 
 
 def _wrong_machine(file: OptionFile) -> Iterator[str]:

@@ -1,0 +1,431 @@
+"""Each kind of bad input gives one line, that says what and where, and the right exit code, and leaves nothing behind."""
+
+import os
+import pickle
+import re
+import shutil
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from unittest import mock
+
+import cv2
+import lmdb
+import numpy as np
+import pytest
+import torch
+from conftest import picture
+
+from wrcan_arch import WRCAN
+from wrcan_arch.checkpoint import write_atomically, write_weights
+from wrcan_arch.cli import main
+from wrcan_arch.train import lmdb_store
+from wrcan_arch.train.lmdb_store import StoreWriter, open_store
+from wrcan_arch.train.options import read_options
+
+TRAIN = ['train', '-opt', 'train.yml']
+TEST = ['test', '-opt', 'test.yml']
+STORE = Path('data_blur.lmdb')
+SIZES = {'num_feat': 4, 'num_group': 1, 'num_block': 1}
+
+
+@pytest.fixture
+def place(workplace):
+    """A current folder with small data and sound option files, weights.pth and photo.png."""
+    write_weights('weights.pth', {'params': weights()}, {})
+    text = Path('test.yml').read_text()
+    Path('test.yml').write_text(text.replace('experiments/small/models/net_g_best.pth', 'weights.pth'))
+    cv2.imwrite('photo.png', picture(16, 16))
+    return workplace
+
+
+def weights(**sizes):
+    torch.manual_seed(0)
+    return WRCAN(**{**SIZES, **sizes}).state_dict()
+
+
+def swap(old, new, file='train.yml'):
+    """Something in an option file."""
+
+    def prepare():
+        text = Path(file).read_text()
+        assert old in text
+        Path(file).write_text(text.replace(old, new, 1))
+
+    return prepare
+
+
+def add(text, file='train.yml'):
+    return lambda: Path(file).write_text(Path(file).read_text() + text)
+
+
+def write(name, content):
+    return lambda: Path(name).write_bytes(content)
+
+
+def save(content, name='bad.pth'):
+    return lambda: write_atomically(name, content() if callable(content) else content)
+
+
+def change(name, of):
+    """A file's bytes."""
+    return lambda: Path(name).write_bytes(of(Path(name).read_bytes()))
+
+
+def value(content, key=b'photo3_000'):
+    """In a store, with its meta_info and manifest as they were."""
+
+    def prepare():
+        with lmdb.open(str(STORE), map_size=1 << 26) as environment, environment.begin(write=True) as transaction:
+            transaction.put(key, content() if callable(content) else content)
+
+    return prepare
+
+
+def png(image):
+    return cv2.imencode('.png', image)[1].tobytes()
+
+
+def bomb(width=60_000, height=60_000):
+    """A PNG of a few bytes that says it has 3.6 gigapixels."""
+
+    def chunk(kind, data):
+        return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+
+    header = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
+    return (
+        b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(bytes(1000))) + chunk(b'IEND', b'')
+    )
+
+
+def other_store(name, *, keys=6, size=(80, 96)):
+    def prepare():
+        shutil.rmtree(name)
+        with StoreWriter(name) as store:
+            for number in range(keys):
+                store.put(f'photo{number}_000', '.png', png(np.zeros((*size, 3), np.uint8)), (*size, 3))
+
+    return prepare
+
+
+def folders():
+    """The data in folders of files instead of stores."""
+    text = Path('train.yml').read_text()
+    Path('train.yml').write_text(text.replace('.lmdb', '').replace('type: lmdb', 'type: disk'))
+
+
+def both(*steps):
+    return lambda: [step() for step in steps]
+
+
+class Exploit:
+    def __reduce__(self):
+        return open, ('written', 'w')
+
+
+OPTIONS = {
+    'unknown key': (swap('amp: off', 'ampp: off'), 'train.yml:26: train:ampp: there is no such option here; did you mean amp?'),
+    'unknown key at the top': (add('zzz: 1\n'), 'zzz: there is no such option here'),
+    'wrong type': (swap('gt_size: 32', 'gt_size: big'), "gt_size: input should be a valid integer, not 'big'"),
+    'out of range': (swap('jpeg_quality: 25', 'jpeg_quality: 0'), 'jpeg_quality: input should be greater than or equal to 1'),
+    'unknown model': (swap('WRCANModel', 'WRCANModle'), "model_type: there is no 'WRCANModle'; did you mean WRCANModel?"),
+    'unknown network': (swap('{type: WRCAN,', '{type: WCRAN,'), "network_g:type: there is no 'WCRAN'; did you mean WRCAN?"),
+    'unknown argument of the network': (swap('num_feat', 'num_feats'), 'network_g:num_feats: WRCAN does not take it'),
+    'impossible network': (swap('num_feat: 4', 'num_feat: 6'), 'num_feat must be a positive multiple of 4, not 6'),
+    'grey network': (swap('num_feat: 4', 'num_feat: 4, num_in_ch: 1'), 'network_g:num_in_ch: the data sets give frames of 3'),
+    'unknown data set': (swap('JPEGDeblurDataset', 'JPEGDataset'), 'datasets:train:type: there is no'),
+    'unknown phase': (swap('  val:\n    name', '  valid:\n    name'), 'datasets:valid: data sets are called train, val'),
+    'unknown loss': (swap('L1Loss', 'L0Loss'), "train:pixel_opt:type: there is no 'L0Loss'; did you mean L1Loss?"),
+    'no loss': (swap('  pixel_opt: {type: L1Loss, loss_weight: 1.0, reduction: mean}\n', ''), 'train: needs pixel_opt or'),
+    'unknown metric': (swap('calculate_psnr', 'calculate_pnsr'), 'val:metrics:psnr:type: there is no'),
+    'unknown best metric': (swap('val_freq: 4', 'val_freq: 4\n  best_metric: sim'), "val:best_metric: there is no 'sim'"),
+    'unknown inference': (swap('precision: fp32', 'precision: fp8'), 'val:inference:precision: input should be'),
+    'unknown precision': (swap('amp: off', 'amp: fp8'), "train:amp: input should be 'off', 'bf16', 'fp16' or 'auto'"),
+    'negative step': (swap('lr: 1e-3', 'lr: -1'), 'train:optim_g:lr: input should be greater than 0'),
+    'unknown scheduler': (swap('MultiStepLR', 'StepLR'), "train:scheduler: input tag 'StepLR' found"),
+    'periods that end early': (
+        swap('{type: MultiStepLR, milestones: [5], gamma: 0.5}', '{type: CosineAnnealingRestartLR, periods: [5, 5]}'),
+        'train.yml:29: train:scheduler:restart_weights: 1 of them for 2 periods'),
+    'periods too short': (
+        swap('{type: MultiStepLR, milestones: [5], gamma: 0.5}', '{type: CosineAnnealingRestartLR, periods: [10]}'),
+        'train:scheduler:periods: the periods end at iteration 10, the run at 12'),
+    'restarts without weights': (swap('gamma: 0.5', 'restarts: [0, 6]'), 'restart_weights: 1 of them for 2 restarts'),
+    'loss without its input': (swap('    jpeg_quality: 25\n', ''), 'train:autoencoder_opt: needs the sharp frames after JPEG'),
+    'no number of iterations': (swap('  total_iter: 12\n', ''), 'train:total_iter: is missing'),
+    'no crop_border': (swap('calculate_psnr, crop_border: 0', 'calculate_psnr'), 'val:metrics:psnr:crop_border: is missing'),
+    'no save_img': (swap('  save_img: false\n', ''), 'val:save_img: is missing'),
+    'no use_tb_logger': (swap(', use_tb_logger: false', ''), 'logger:use_tb_logger: is missing'),
+    'no val_freq': (swap('  val_freq: 4\n', ''), 'val:val_freq: is missing'),
+    'no batch size': (swap('    batch_size_per_gpu: 4\n', ''), 'datasets:train:batch_size_per_gpu: is missing'),
+    'no patch': (swap('    gt_size: 32\n', ''), 'datasets:train:gt_size: is missing'),
+    'no sharp frames': (swap('    dataroot_gt: data_sharp.lmdb\n', ''), 'datasets:train:dataroot_gt: is missing'),
+    'no training': (lambda: Path('train.yml').write_text('name: x\n'), 'train.yml: model_type: is missing'),
+    'keep none': (swap('print_freq: 1', 'print_freq: 1, keep_last: 0'), 'logger:keep_last: input should be greater than'),
+    'wandb alone': (swap('print_freq: 1', 'print_freq: 1, wandb: {project: x}'), 'logger:wandb: needs use_tb_logger: true'),
+    'name that leads elsewhere': (swap('name: small\n', 'name: ../../small\n'), 'name: input should be a name, without /'),
+    'name that is the folder': (swap('name: small\n', 'name: ..\n'), 'name: input should be a name, without / and more'),
+    'too many GPUs': (swap('num_gpu: 0', 'num_gpu: 99'), 'num_gpu: 99 asked for, this machine has'),
+    'workers that are none': (
+        swap('num_worker_per_gpu: 1', 'num_worker_per_gpu: 0\n    persistent_workers: true'), 'needs num_worker_per_gpu of'),
+    'prefetching without pinned memory': (swap('gt_size: 32', 'gt_size: 32\n    prefetch_mode: cuda'), 'cuda needs a GPU and'),
+    'patch larger than the frames': (swap('gt_size: 32', 'gt_size: 81'), 'is 96 x 80, smaller than gt_size 81'),
+    'no frame of that name': (swap('gt_size: 32', 'gt_size: 32\n    names: zzz*'), "is named 'zzz*'"),
+    'key twice': (swap('name: small\n', 'name: small\nname: other\n'), "train.yml:3: the key 'name' stands twice"),
+    'not YAML': (write('train.yml', b'a: [1, 2\nb: 3\n'), 'train.yml:2: '),
+    'not a mapping': (write('train.yml', b'- 1\n- 2\n'), 'an option file is a mapping of keys to values'),
+    'not UTF-8': (write('train.yml', b'\xff\xfe\x00'), 'train.yml: not a text file in UTF-8'),
+    'empty': (write('train.yml', b''), 'train.yml: model_type: is missing'),
+    'code in YAML': (add('a: !!python/object/apply:os.system ["touch written"]\n'), 'could not determine a constructor for the tag'),
+    'no option file': (lambda: Path('train.yml').unlink(), 'train.yml: there is no such option file'),
+    'no base': (add('base: nowhere.yml\n'), 'nowhere.yml: there is no such option file (the base of train.yml)'),
+    'base of itself': (add('base: train.yml\n'), 'base: train.yml leads back to itself'),
+}  # fmt: skip
+
+STORES = {
+    'no store': (lambda: shutil.rmtree(STORE), "datasets:train:dataroot_lq: there is no 'data_blur.lmdb'; prepare it"),
+    'empty folder': (lambda: [path.unlink() for path in STORE.iterdir()], 'not an LMDB data set, there is no data.mdb'),
+    'no meta_info': (lambda: (STORE / 'meta_info.txt').unlink(), 'not an LMDB data set, there is no meta_info.txt'),
+    'cut in half': (change(STORE / 'data.mdb', lambda of: of[: len(of) // 2]), 'it was cut; copy or prepare it again'),
+    'cut by a byte': (change(STORE / 'data.mdb', lambda of: of[:-1]), 'it was cut; copy or prepare it again'),
+    'cut to a page': (change(STORE / 'data.mdb', lambda of: of[:4096]), 'data_blur.lmdb: not a readable LMDB'),
+    'of nothing': (write(STORE / 'data.mdb', b''), 'data_blur.lmdb: not a readable LMDB'),
+    'of rubbish': (write(STORE / 'data.mdb', b'rubbish' * 9000), 'data_blur.lmdb: not a readable LMDB'),
+    'a value too many': (value(b'more', b'more'), 'data.mdb holds 7 values, meta_info.txt lists 6'),
+    'binary meta_info': (write(STORE / 'meta_info.txt', b'\xff\xfe'), 'meta_info.txt is not a text, it was damaged'),
+    'empty meta_info': (write(STORE / 'meta_info.txt', b''), 'data.mdb holds 6 values, meta_info.txt lists 0'),
+    'another meta_info': (
+        change(STORE / 'meta_info.txt', lambda of: of.replace(b'80,96', b'90,96')), 'does not list what manifest.json does'),
+    'meta_info without sizes': (
+        both(lambda: (STORE / 'manifest.json').unlink(), change(STORE / 'meta_info.txt', lambda of: of.replace(b'(', b'['))),
+        'meta_info.txt has no (height,width,channels) of'),
+    'manifest that is cut': (change(STORE / 'manifest.json', lambda of: of[:300]), 'manifest.json: not a readable manifest'),
+    'manifest of the future': (
+        change(STORE / 'manifest.json', lambda of: of.replace(b'"format": 1', b'"format": 9')), 'has format 9, this program'),
+    'frames without partners': (other_store(STORE, keys=5), "must hold the same names; 1 are in one alone, the first is 'photo5"),
+    'frames of another size': (other_store(STORE, size=(80, 90)), "'photo0_000' is 90 x 80 in data_blur.lmdb but 96 x 80 in"),
+    'value that is no image': (value(b'rubbish'), "data set small_train: 'photo3_000' in data_blur.lmdb is not a readable"),
+    'value that is empty': (value(b''), "data set small_train: 'photo3_000' in data_blur.lmdb is not a readable"),
+    'value of another size': (
+        value(lambda: png(picture(70, 96))), "data set small_train: 'photo3_000' is 96 x 70 but the sharp 'photo3_000' is 96 x 80"),
+    'value that is a bomb': (value(bomb()), "'photo3_000' in data_blur.lmdb is not a readable image"),
+    'no folder': (both(folders, lambda: shutil.rmtree('data_blur')), "there is no 'data_blur'; prepare it"),
+    'folder without images': (
+        both(folders, lambda: [path.unlink() for path in Path('data_blur').iterdir()]), 'must hold the same names'),
+    'file that is no image': (both(folders, write('data_blur/photo3_000.jpg', b'rubbish')), "photo3_000.jpg' in data_blur is not"),
+}  # fmt: skip
+
+WEIGHTS = {
+    'no file': (lambda: None, 'bad.pth: cannot be opened (No such file or directory)'),
+    'a folder': (lambda: Path('bad.pth').mkdir(), 'bad.pth: cannot be opened (Is a directory)'),
+    'empty': (write('bad.pth', b''), 'bad.pth: not a readable weight file, it may be cut or damaged'),
+    'text': (write('bad.pth', b'hello ' * 99), 'bad.pth: not a readable weight file'),
+    'cut': (both(save({'params': weights()}), change('bad.pth', lambda of: of[:-999])), 'bad.pth: not a readable weight file'),
+    'a list': (save([1, 2]), 'bad.pth: holds a list, not weights'),
+    'a training state': (save({'iter': 1, 'epoch': 0}), "bad.pth: holds no weights under 'params'; found iter, epoch"),
+    'another network': (save({'params': {'conv.weight': torch.zeros(1)}}), 'bad.pth: not the weights of a WRCAN'),
+    'one tensor less': (
+        save(lambda: {'params': {name: each for name, each in weights().items() if name != 'tail.bias'}}),
+        'bad.pth: not a whole WRCAN: tail.bias is missing'),
+    'one tensor more': (save(lambda: {'params': {**weights(), 'more': torch.zeros(1)}}), 'not a whole WRCAN: more is left over'),
+    'a tensor of another shape': (
+        save(lambda: {'params': {**weights(), 'tail.bias': torch.zeros(5)}}), 'tail.bias is (5,) and not (3,)'),
+    'a wrong checksum': (
+        save(lambda: {'params': weights(), 'metadata': {'checksum': {'params': '0' * 64}}}), 'bad.pth: its checksum is wrong'),
+    'flipped bits': (
+        both(save({'params': weights()}), change('bad.pth', lambda of: of.replace(
+            weights()['tail.weight'].numpy().tobytes(), weights()['tail.weight'].neg().numpy().tobytes()))),
+        'bad.pth: its checksum is wrong at '),
+    'code': (lambda: torch.save({'params': Exploit()}, 'bad.pth'), 'bad.pth: holds objects that could run code when opened'),
+    'code in a bare pickle': (write('bad.pth', pickle.dumps(Exploit())), 'bad.pth: '),
+    'of other sizes': (save(lambda: {'params': weights(num_feat=8)}), "set network_g to {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8"),
+}  # fmt: skip
+
+PHOTOS = {
+    'no photo': (lambda: None, 2, 'bad.png: '),
+    'folder without photos': (lambda: Path('bad.png').mkdir(), 2, 'bad.png: '),
+    'text': (write('bad.png', b'hello'), 1, 'bad.png: '),
+    'empty': (write('bad.png', b''), 1, 'bad.png: '),
+    'cut': (write('bad.png', png(picture(40, 40))[:-500]), 1, 'bad.png: '),
+    'bomb': (write('bad.png', bomb()), 1, 'bad.png: '),
+}
+
+OTHERS = {
+    'override of nothing': ([*TRAIN, '--force_yml', 'train:iters=3'], 2, "there is no option 'train:iters' in train.yml to set"),
+    'override without a value': ([*TRAIN, '--force_yml', 'train'], 2, "there is no option 'train'"),
+    'override that is no YAML': ([*TRAIN, '--force_yml', 'name=[1'], 2, '--force_yml name=[1:'),
+    'override with code': ([*TRAIN, '--force_yml', 'name=!!python/object/apply:os.system ["touch written"]'], 2, 'constructor'),
+    'no state': ([*TRAIN, '--force_yml', 'path={resume_state: no.state}'], 2, "path:resume_state: there is no file 'no.state'"),
+    'state that is none': (
+        [*TRAIN, '--force_yml', 'path={resume_state: weights.pth}'], 2, 'weights.pth: not a training state; give a .state file'),
+    'form that is unknown': (['convert', 'weights.pth', '-o', 'x.onnx'], 2, 'x.onnx: weights are written as .safetensors or .pth'),
+    'result over its source': (['convert', 'weights.pth', '-o', 'weights.pth'], 2, 'would overwrite the file that is read'),
+    'result in no folder': (['convert', 'weights.pth', '-o', 'no/x.pth'], 2, 'no/x.pth'),
+    'doctor of nothing': (['doctor', '--data', 'nowhere'], 2, 'nowhere: there is no such option file'),
+    'doctor of a folder': (['doctor', '--data', 'data_blur'], 1, 'data_blur: not an LMDB data set, there is no data.mdb'),
+    'report without a test': (['report', '-opt', 'test.yml'], 2, 'results/small_test'),
+    'photo without weights': (['restore', 'photo.png', '-o', 'out', '-w', 'no.pth'], 2, 'no.pth: cannot be opened'),
+}  # fmt: skip
+# ruff: noqa: E501  (one kind a line)
+
+CASES = {
+    **{f'option: {kind}': (prepare, TRAIN, 2, message) for kind, (prepare, message) in OPTIONS.items()},
+    **{f'store: {kind}': (prepare, TRAIN, 2, message) for kind, (prepare, message) in STORES.items()},
+    **{
+        f'weights: {kind}': (both(prepare, swap('weights.pth', 'bad.pth', 'test.yml')), TEST, 2, message)
+        for kind, (prepare, message) in WEIGHTS.items() if kind not in ('no file', 'a folder')
+    },
+    **{
+        f'weights to convert: {kind}': (prepare, ['convert', 'bad.pth', '-o', 'x.safetensors'], 2, message)
+        for kind, (prepare, message) in WEIGHTS.items() if kind != 'of other sizes'
+    },
+    **{
+        f'photo: {kind}': (prepare, ['restore', 'bad.png', '-o', 'out', '-w', 'weights.pth'], code, message)
+        for kind, (prepare, code, message) in PHOTOS.items()
+    },
+    **{f'other: {kind}': (lambda: None, arguments, code, message) for kind, (arguments, code, message) in OTHERS.items()},
+}  # fmt: skip
+
+
+def test_there_are_enough_kinds():
+    assert len(OPTIONS) + len(STORES) + len(WEIGHTS) + len(PHOTOS) + len(OTHERS) >= 60
+
+
+@pytest.mark.parametrize(('prepare', 'arguments', 'code', 'message'), CASES.values(), ids=CASES.keys())
+def test_bad_input_is_one_line_and_an_exit_code(place, capfd, prepare, arguments, code, message):
+    prepare()
+    late = 'photo3_000' in message  # a value is looked at when its turn comes
+    before = set(Path().rglob('*'))
+    assert main([*arguments, *(['--force_yml', 'datasets:train:num_worker_per_gpu=0'] if late else [])]) == code
+    said = [line for line in capfd.readouterr().err.splitlines() if line.strip() and not re.search(r'%\||INFO: ', line)]
+    assert any(message in line for line in said), said[-3:]
+    assert 'Traceback' not in ' '.join(said)
+    if code == 2:
+        assert said[-1].startswith((f'basicsr {arguments[0]}: ', 'train.yml:')), 'or one more of several mistakes'
+        assert late or set(Path().rglob('*')) - before <= {Path('experiments'), Path('experiments/.small.lock')}
+    assert not Path('written').exists(), 'code was run'
+
+
+@pytest.mark.parametrize('missing', ['tensorboard', 'wandb'])
+def test_logger_that_is_not_installed_is_said_before_the_run(place, capfd, missing):
+    import importlib.util
+
+    find = importlib.util.find_spec
+    swap('use_tb_logger: false', 'use_tb_logger: true, wandb: {project: x}')()
+    with mock.patch('importlib.util.find_spec', lambda name: None if name == missing else find(name)):
+        assert main(TRAIN) == 2
+    said = capfd.readouterr().err
+    assert f'needs {missing}; pip install {missing}' in said and not Path('experiments').exists()
+
+
+def test_every_cut_of_a_store_is_an_error_and_not_a_dead_process(place):
+    """At, before and behind each page, in a process of its own for all of them."""
+    import subprocess
+    import sys
+
+    whole = (STORE / 'data.mdb').read_bytes()
+    sizes = sorted({max(0, page + off) for page in range(0, len(whole), 4096) for off in (-1, 0, 1)} - {len(whole)})
+    Path('whole.mdb').write_bytes(whole)
+    code = (
+        'import shutil, sys; from pathlib import Path; from wrcan_arch import InputError\n'
+        'from wrcan_arch.train.lmdb_store import Store\n'
+        f'whole, data = Path("whole.mdb").read_bytes(), Path("{STORE}/data.mdb")\n'
+        f'for size in {sizes}:\n'
+        '    data.unlink(); data.write_bytes(whole[:size])\n'
+        '    try:\n'
+        f'        store = Store("{STORE}"); [store.get(key) for key in store.keys()]\n'
+        '        print("read all of", size)\n'
+        '    except InputError: pass\n'
+        'print("alive")'
+    )
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, 'alive\n'), result.stderr[-500:]
+
+
+def test_archive_cannot_write_outside_its_folder(place, run_script):
+    """prepare_reds reads members and never unpacks them; a name that leads elsewhere is no frame's."""
+    import prepare_reds
+
+    frame = png(picture(40, 40))
+    with zipfile.ZipFile('train_sharp.zip', 'w') as archive:
+        for name in ('../../written.png', '/tmp/written_by_zip_slip.png', 'train_sharp/000/../../../00000001.png'):
+            archive.writestr(name, frame)
+        archive.writestr('train/train_sharp/000/00000000.png', frame)
+    before = set(Path().rglob('*')) | set(Path('..').iterdir())
+    run_script(prepare_reds, 'train_sharp.zip', '-o', 'out', '--any-size', '--splits', 'train')
+    after = set(Path().rglob('*')) | set(Path('..').iterdir())
+    assert {path for path in after - before if path.parts[0] != 'out'} == set()
+    assert not Path('/tmp/written_by_zip_slip.png').exists()
+
+
+def test_text_that_looks_like_code_stays_text(place):
+    """Options are handed to the toolbox, which reads YAML with a loader that runs code."""
+    text = '!!python/object/apply:os.system ["touch written"]'
+    add(f"dist_params: {{backend: '{text}'}}\n")()
+    assert main([*TRAIN, '--force_yml', 'train:total_iter=1', 'val:val_freq=9']) == 0
+    kept = read_options('experiments/small/train.yml').values
+    assert kept['dist_params'] == {'backend': text} and not Path('written').exists()
+
+
+def test_doctor_examines_stores_value_by_value(place, capfd):
+    assert main(['doctor', '--data', 'train.yml', 'data_blur.lmdb']) == 0
+    assert capfd.readouterr().out.splitlines() == ['data_blur.lmdb: sound', 'data_sharp.lmdb: sound']
+    open_store(STORE).close()
+    value(b'rubbish')()
+    lmdb_store._open_stores.clear()
+    assert main(['doctor', '--data', 'train.yml']) == 1
+    said = capfd.readouterr()
+    assert said.out.splitlines() == ['data_blur.lmdb: 1 problems', 'data_sharp.lmdb: sound']
+    assert "data_blur.lmdb: 'photo3_000' was changed: 7 bytes with CRC-32" in said.err
+
+
+FAULTS = {
+    'cut': (lambda: png(picture(80, 96))[:-600], 'cannot be decoded'),
+    'of another size': (lambda: png(picture(80, 95)), 'is 95 x 80, meta_info.txt says 96 x 80'),
+    'bomb': (bomb, 'cannot be decoded (Image size'),
+    'no image': (lambda: b'rubbish', 'cannot be decoded (cannot identify image file'),
+}
+
+
+@pytest.mark.parametrize(('content', 'message'), FAULTS.values(), ids=FAULTS.keys())
+def test_doctor_decodes_every_frame_of_stores_without_a_manifest(tmp_path, capfd, content, message):
+    """As BasicSR's own scripts write them."""
+    store = tmp_path / 'theirs.lmdb'
+    sound = png(picture(80, 96))
+    with lmdb.open(str(store), map_size=1 << 26) as environment, environment.begin(write=True) as transaction:
+        for key in (b'a', b'b'):
+            transaction.put(key, sound)
+    (store / 'meta_info.txt').write_text('a.png (80,96,3) 1\nb.png (80,96,3) 1\n')
+    assert main(['doctor', '--data', str(store)]) == 0
+    with lmdb.open(str(store), map_size=1 << 26) as environment, environment.begin(write=True) as transaction:
+        transaction.put(b'b', content())
+    assert main(['doctor', '--data', str(store)]) == 1
+    assert f"{store}: 'b' {message}" in capfd.readouterr().err
+
+
+def test_store_whose_tree_is_damaged_does_not_end_doctor(place, capfd):
+    """LMDB follows its own pointers: a process of its own may die of it."""
+    data = bytearray((STORE / 'data.mdb').read_bytes())
+    data[2 * 4096 :] = os.urandom(len(data) - 2 * 4096)
+    (STORE / 'data.mdb').write_bytes(data)
+    assert main(['doctor', '--data', str(STORE)]) == 1
+    assert 'data_blur.lmdb: ' in capfd.readouterr().err
+
+
+def test_doctor_speaks_when_a_package_is_missing(place):
+    """Also one that our own import needs."""
+    import subprocess
+    import sys
+
+    for missing in ('lmdb', 'torch', 'basicsr'):
+        code = (
+            'import sys\n'
+            'class Missing:\n'
+            '    def find_spec(self, name, *_):\n'
+            f'        if name.split(".")[0] == {missing!r}: raise ModuleNotFoundError(f"No module named {{name!r}}")\n'
+            'sys.meta_path.insert(0, Missing())\n'
+            'from wrcan_arch.cli import main; sys.exit(main(["doctor"]))'
+        )
+        result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+        assert 'Versions' in result.stdout and 'not known' in result.stdout, result.stderr[-500:]
+        assert missing in result.stdout.partition('not known')[2] and 'Traceback' not in result.stderr

@@ -1,0 +1,369 @@
+"""A run that is stopped anywhere and resumed ends with the bits of the undisturbed one; a damaged checkpoint costs no
+more than the iterations since the one before. Kills at random moments are in benchmarks/chaos.py."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+
+from wrcan_arch.checkpoint import read_file
+from wrcan_arch.cli import main
+from wrcan_arch.look.report import read_curves
+from wrcan_arch.train import run_folder
+from wrcan_arch.train.step_guard import StepGuard
+
+FOLDER = Path('experiments/small')
+
+
+def set_options(text, **new):
+    """The option file's text with the first value of each key replaced; a key that is not there goes under `train`."""
+    for key, value in new.items():
+        text, found = re.subn(rf'\b{key}: ({{.*}}|\[.*\]|[^,\n}}]*)', f'{key}: {value}', text, count=1)
+        if not found:
+            text = text.replace('  amp: ', f'  {key}: {value}\n  amp: ')
+    return text
+
+
+@pytest.fixture
+def quick(workplace):
+    """Six images in batches of two, so that an epoch is three iterations; ten iterations."""
+    text = Path('train.yml').read_text()
+    text = set_options(text, gt_size=16, batch_size_per_gpu=2, total_iter=10, num_worker_per_gpu=0)
+    text = set_options(text, save_checkpoint_freq=4)
+    Path('train.yml').write_text(text.replace('    ssim: {type: calculate_ssim, crop_border: 0}\n', ''))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # for networks this small, more only wait for each other
+    yield workplace
+    torch.set_num_threads(threads)
+
+
+def train(*overrides, resume=False):
+    return main(
+        ['train', '-opt', 'train.yml', *(['--auto_resume'] if resume else [])]
+        + (['--force_yml', *overrides] if overrides else [])
+    )
+
+
+def stop_at(iteration, number=signal.SIGTERM):
+    """A signal to this process in the middle of a step."""
+    check = StepGuard.check
+
+    def check_and_signal(self, current, *rest):
+        if current == iteration:
+            os.kill(os.getpid(), number)
+        return check(self, current, *rest)
+
+    return mock.patch.object(StepGuard, 'check', check_and_signal)
+
+
+def assert_equal(first, second, place='state'):
+    """Bit by bit, through all of a training state."""
+    if isinstance(first, torch.Tensor):
+        assert torch.equal(first, second), place
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys(), place
+        for key in first:
+            assert_equal(first[key], second[key], f'{place}/{key}')
+    elif isinstance(first, list | tuple):
+        assert len(first) == len(second), place
+        for number, pair in enumerate(zip(first, second, strict=True)):
+            assert_equal(*pair, f'{place}/{number}')
+    else:
+        assert first == second, place
+
+
+def outcome(folder=FOLDER, iteration=10):
+    """The state, which holds its weights' checksum; these, the best and the latest weights; what was logged."""
+    weights = {
+        label: {
+            key: value
+            for key, value in read_file(folder / f'models/net_g_{label}.pth').items() if key.startswith('params')
+        }
+        for label in (iteration, 'best', 'latest')
+    }  # fmt: skip
+    curves = read_curves(folder)
+    return read_file(folder / f'training_states/{iteration}.state'), weights, curves.losses, curves.metrics
+
+
+CASES = {
+    'fp32': ({}, 0, 0),
+    'averaged, warm-up, workers': ({'ema_decay': 0.9, 'warmup_iter': 7}, 2, 1),
+    'bf16, accumulated': ({'amp': 'bf16', 'accumulate': 2}, 1, 2),
+    'fp16': ({'amp': 'fp16', 'ema_decay': 0.5}, 1, 0),
+    'cosine': ({'scheduler': '{type: CosineAnnealingRestartLR, periods: [10], eta_min: 1e-6}'}, 0, 2),
+}
+
+
+@pytest.mark.parametrize(('changes', 'before', 'after'), CASES.values(), ids=CASES.keys())
+def test_stopped_and_resumed_run_is_the_undisturbed_one(quick, capsys, changes, before, after):
+    """Stopped by SIGTERM in iteration 5, in the middle of an epoch, and resumed with another number of workers."""
+    changes = {**changes, 'save_checkpoint_freq': 5}
+    Path('train.yml').write_text(set_options(Path('train.yml').read_text(), **changes))
+    assert train('logger:save_checkpoint_freq=10') == 0
+    expected = outcome()
+    FOLDER.rename('undisturbed')
+
+    with stop_at(5):
+        assert train(f'datasets:train:num_worker_per_gpu={before}', 'logger:save_checkpoint_freq=10') == 143
+    assert 'basicsr train: stopped by SIGTERM; go on with --auto_resume' in capsys.readouterr().err
+    assert run_folder.iterations(FOLDER) == [5]
+    assert train(f'datasets:train:num_worker_per_gpu={after}', resume=True) == 0
+    assert_equal(outcome(), expected)
+    if changes.get('amp') == 'fp16':
+        assert expected[0]['scaler']['_growth_tracker'] > 0, 'there is a state of the scaler to keep'
+
+
+@pytest.mark.slow
+def test_two_processes_stop_and_resume_exactly(quick):
+    """They agree on the iteration that they end after, and on a step to skip, though one alone has the reason."""
+    text = set_options(Path('train.yml').read_text(), ema_decay=0.9, batch_size_per_gpu=1, save_checkpoint_freq=10)
+    Path('train.yml').write_text(text)
+    script = Path('stopping.py')  # rank 1 has a broken loss in iteration 2, and may be asked to stop in iteration 5
+    script.write_text(
+        'import os, signal, sys, torch\nfrom wrcan_arch import cli\nfrom wrcan_arch.train.step_guard import StepGuard\n'
+        'check = StepGuard.check\n'
+        'stop = sys.argv.pop(1) == "stop"\n'
+        'def checked(self, current, tensors, keys):\n'
+        '    if os.environ["RANK"] == "1" and stop and current == 5: os.kill(os.getpid(), signal.SIGTERM)\n'
+        '    if os.environ["RANK"] == "1" and current == 2: tensors[0] = tensors[0] * float("nan")\n'
+        '    return check(self, current, tensors, keys)\n'
+        'StepGuard.check = checked\n'
+        'sys.exit(cli.main(sys.argv[1:]))\n'
+    )
+
+    def run(what, *flags):
+        torchrun = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--standalone']
+        command = [*torchrun, str(script), what, 'train', '-opt', 'train.yml', *flags]
+        environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
+        return subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
+
+    whole = run('go')
+    assert whole.returncode == 0, whole.stderr[-3000:]
+    expected = outcome()
+    assert expected[0]['optimizers'][0]['state'][0]['step'] == 9, 'one of ten was skipped'
+    said = re.search(r'Iteration 2: .* the step is skipped .*Samples: (.*)', whole.stderr)
+    assert len(set(said[1].split(', '))) == 2, "each process's"
+    FOLDER.rename('undisturbed')
+    stopped = run('stop')
+    assert stopped.returncode == 1 and 'exitcode  : 143' in stopped.stderr, stopped.stderr[-3000:]
+    assert run_folder.iterations(FOLDER) == [5]
+    resumed = run('go', '--auto_resume')
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert_equal(outcome(), expected)
+
+
+def test_ctrl_c_saves_too_and_has_its_own_exit_code(quick, capsys):
+    with stop_at(3, signal.SIGINT):
+        assert train() == 130
+    assert 'stopped by SIGINT' in capsys.readouterr().err and run_folder.iterations(FOLDER) == [3]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, 'given back'
+
+
+def test_signal_to_the_whole_group_finds_the_data_workers_at_work(quick):
+    """As Ctrl+C in a terminal, and some schedulers: a worker that went first would take the run with it."""
+    Path('train.yml').write_text(set_options(Path('train.yml').read_text(), total_iter=100_000, num_worker_per_gpu=2))
+    command = [sys.executable, '-m', 'wrcan_arch', 'train', '-opt', 'train.yml']
+    command += ['--force_yml', 'logger:save_checkpoint_freq=50_000', 'val:val_freq=50_000']
+    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True, env=environment
+    ) as run:
+        for line in run.stderr:
+            if re.search(r'iter: +20,', line):
+                os.killpg(run.pid, signal.SIGTERM)
+                break
+        said = run.stderr.read()
+        assert run.wait(60) == 143, said[-3000:]
+    assert 'Traceback' not in said and said.strip().endswith('stopped by SIGTERM; go on with --auto_resume')
+    (iteration,) = run_folder.iterations(FOLDER)
+    assert iteration >= 20
+
+
+def damage(path, how):
+    content = bytearray(path.read_bytes())
+    if how == 'cut':
+        content = content[: len(content) // 2]
+    elif how == 'flipped':
+        middle = len(content) // 2
+        content[middle : middle + 400] = bytes(
+            byte ^ 0x10 for byte in content[middle : middle + 400]
+        )  # not padding alone
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    'state cut': ('training_states/8.state', 'cut', '8.state: not a readable weight file, it may be cut or damaged'),
+    'state flipped': ('training_states/8.state', 'flipped', '8.state: '),
+    'state empty': ('training_states/8.state', 'empty', '8.state: not a readable weight file'),
+    'weights cut': ('models/net_g_8.pth', 'cut', 'net_g_8.pth: not a readable weight file'),
+    'weights flipped': ('models/net_g_8.pth', 'flipped', 'net_g_8.pth: '),
+    'weights gone': ('models/net_g_8.pth', 'gone', 'net_g_8.pth: cannot be opened (No such file or directory)'),
+    'of another moment': ('models/net_g_8.pth', 'swapped', 'net_g_8.pth: not the weights that 8.state was saved with'),
+}
+
+
+def test_resume_takes_the_newest_whole_pair_and_says_what_it_passed_over(quick):
+    """After each kind of damage to the newest of two pairs; and the run ends as the undisturbed one."""
+    assert train() == 0
+    expected = outcome(iteration=8)
+    whole = {path: path.read_bytes() for part in ('models', 'training_states') for path in (FOLDER / part).iterdir()}
+    for name, how, message in DAMAGES.values():
+        for path, content in whole.items():
+            path.write_bytes(content)
+        path = FOLDER / name
+        if how == 'gone':
+            path.unlink()
+        elif how == 'swapped':
+            path.write_bytes(whole[FOLDER / 'models/net_g_4.pth'])
+        elif how == 'empty':
+            path.write_bytes(b'')
+        else:
+            damage(path, how)
+        state, passed_over = run_folder.newest_pair(FOLDER, ['g'])
+        assert state['iter'] == 4 and len(passed_over) == 1 and message in passed_over[0]
+    assert train(resume=True) == 0
+    log = max(FOLDER.glob('train_*.log')).read_text()
+    assert 'Passed over: ' in log and 'net_g_8.pth: not the weights that' in log and 'iter: 4.' in log
+    assert_equal(outcome(iteration=8), expected)
+
+
+def test_every_flipped_bit_is_found_or_harmless(quick):
+    """Of a state: a resume from a damaged one is refused, unless what is read is the very same."""
+    assert train('train:total_iter=4') == 0
+    path = FOLDER / 'training_states/4.state'
+    content, state = path.read_bytes(), read_file(path)
+    found = 0
+    for place in torch.randint(len(content), (60,), generator=torch.Generator().manual_seed(0)).tolist():
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
+        try:
+            again = run_folder.read_state(path)
+        except ValueError:
+            found += 1
+        else:
+            assert_equal(again, state)
+    assert found > 30
+
+
+def test_run_without_a_whole_checkpoint_does_not_start_over_by_itself(quick, capsys):
+    assert train('train:total_iter=4') == 0
+    damage(FOLDER / 'training_states/4.state', 'cut')
+    before = sorted(Path('experiments').iterdir())
+    assert train(resume=True) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert 'none of its 1 checkpoints is whole' in said and said.endswith('run it without --auto_resume')
+    assert sorted(Path('experiments').iterdir()) == before
+
+
+def test_rest_of_a_killed_save_is_removed(quick):
+    assert train('train:total_iter=4') == 0
+    rest = FOLDER / 'training_states/8.state.partial'
+    rest.write_bytes(b'x' * 1000)
+    assert train(resume=True) == 0
+    assert not rest.exists()
+
+
+def test_old_checkpoints_go_once_the_new_one_is_safe(quick):
+    """And never the best, the latest, or the only whole one: a run resumed before a damaged one keeps its own."""
+    text = Path('train.yml').read_text().replace('save_checkpoint_freq: 4', 'save_checkpoint_freq: 2, keep_last: 2')
+    Path('train.yml').write_text(text)
+    assert train() == 0
+    assert run_folder.iterations(FOLDER) == [10, 8]
+    names = ['net_g_10.pth', 'net_g_8.pth', 'net_g_best.pth', 'net_g_latest.pth']
+    assert sorted(path.name for path in (FOLDER / 'models').iterdir()) == names
+
+    order = []
+    with mock.patch('wrcan_arch.checkpoint.write_atomically', side_effect=lambda path, _: order.append(path.name)):
+        (FOLDER / 'training_states/12.state').write_bytes(b'damaged')
+        run_folder.remove_old(FOLDER, 10, 1)
+    assert run_folder.iterations(FOLDER) == [12, 10]
+
+
+def test_failed_save_is_tried_again(quick):
+    """A disk that refuses twice and then takes the file: nothing is lost, nothing but the log says so."""
+    from wrcan_arch import checkpoint
+
+    failures = iter([OSError(5, 'Input/output error'), OSError(5, 'Input/output error')])
+    write = checkpoint.write_atomically
+
+    def flaky(path, content):
+        if path.suffix == '.state' and (error := next(failures, None)):
+            error.filename = str(path)
+            raise error
+        write(path, content)
+
+    with mock.patch('wrcan_arch.checkpoint.write_atomically', flaky), mock.patch('time.sleep'):
+        assert train() == 0
+    assert run_folder.iterations(FOLDER) == [8, 4]
+    assert (FOLDER / 'training_states/8.state').stat().st_size > 0
+    assert max(FOLDER.glob('train_*.log')).read_text().count('Input/output error; trying again in') == 2
+
+
+def test_save_that_keeps_failing_ends_the_run_with_exit_code_1(quick, capsys):
+    with mock.patch('os.fsync', side_effect=OSError(28, 'No space left on device')), mock.patch('time.sleep'):
+        assert train() == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said == (
+        f'basicsr train: {FOLDER.resolve()}/models/net_g_best.pth: No space left on device; '
+        'the run ends, make room and go on with --auto_resume'
+    )
+
+
+def test_room_on_the_disk_is_checked_before_the_first_iteration(quick, capsys):
+    usage = mock.Mock(free=100_000)
+    with mock.patch('shutil.disk_usage', return_value=usage), mock.patch.object(StepGuard, 'check') as step:
+        assert train() == 2
+    assert not step.called
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    needed, free = (int(number.replace(',', '')) for number in re.findall(r'([\d,]+) (?:bytes|are free)', said))
+    assert free == 100_000 and 'logger:keep_last' in said
+    assert train() == 0
+    files = {path.name: path.stat().st_size for path in FOLDER.rglob('net_g_*.pth')}
+    states = sum(path.stat().st_size for path in FOLDER.rglob('*.state'))
+    values = sum(value.numel() for value in read_file(FOLDER / 'models/net_g_8.pth')['params'].values())
+    assert needed == 4 * values * (2 * 3 + 3), 'two pairs of three parts, and the best, the latest and one underway'
+    assert needed < 4 * values + sum(files.values()) + states, 'without what the files have around the tensors'
+
+
+def test_second_run_in_the_folder_is_refused(quick, capsys):
+    """Also one that would resume. The lock is the kernel's: a killed run leaves none."""
+    code = (
+        'import sys, time; from pathlib import Path; from wrcan_arch.train.run_folder import only_run_in\n'
+        f'with only_run_in(Path({str(FOLDER)!r})): print("locked", flush=True); time.sleep(600)'
+    )
+    with subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == 'locked\n'
+        for resume in (False, True):
+            assert train(resume=resume) == 2
+            said = capsys.readouterr().err.strip().splitlines()[-1]
+            assert f'experiments/small: another run is at work there (process {holder.pid} on ' in said
+        assert not FOLDER.exists()
+        holder.kill()
+    assert train('train:total_iter=1') == 0
+
+
+def test_code_in_a_state_is_not_run(quick, capsys):
+    class Exploit:
+        def __reduce__(self):
+            return open, ('written', 'w')
+
+    assert train('train:total_iter=4') == 0
+    torch.save({'iter': Exploit()}, FOLDER / 'training_states/9.state')
+    assert train('train:total_iter=5', resume=True) == 0, 'the newest whole one is taken'
+    assert '9.state: holds objects that could run code' in max(FOLDER.glob('train_*.log')).read_text()
+    assert train(f'path:resume_state={FOLDER}/training_states/9.state') == 2
+    assert 'could run code' in capsys.readouterr().err
+    assert not Path('written').exists()
+
+
+def test_state_is_plain_data(quick):
+    """Nothing in it but what weights_only reads, and nothing but numbers and texts beside the tensors."""
+    assert train('train:total_iter=4') == 0
+    state = read_file(FOLDER / 'training_states/4.state')
+    assert json.dumps({key: value for key, value in state.items() if key not in ('optimizers', 'schedulers')})

@@ -1,0 +1,110 @@
+"""Steps that must not be made: skipped without a trace in the weights, counted, and too many end the run."""
+
+from copy import deepcopy
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+import yaml
+from basicsr.models import build_model
+from conftest import SMALL_TRAINING
+
+from wrcan_arch.cli import main
+from wrcan_arch.train import options, run_folder
+from wrcan_arch.train.step_guard import StepGuard
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """For networks this small, more only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def opt(tmp_path):
+    opt = yaml.load(SMALL_TRAINING, options.OptionLoader)
+    opt['train'] |= {'ema_decay': 0.5, 'accumulate': 2}
+    return {**opt, 'path': {'experiments_root': str(tmp_path)}, 'dist': False, 'rank': 0, 'is_train': True}
+
+
+def batch(value=None):
+    torch.manual_seed(0)
+    data = {name: torch.rand(4, 3, 16, 16) for name in ('lq', 'gt', 'gt_jpeg')}
+    if value is not None:
+        data['lq'][3, 1, 2, 3] = value
+    return {**data, 'key': ['first', 'second', 'third', 'fourth']}
+
+
+def step(model, iteration, data):
+    model.feed_data(data)
+    model.optimize_parameters(iteration)
+
+
+def inside(model):
+    """Weights, averaged weights, and the optimizer's state."""
+    parts = model.net_g.state_dict(), model.net_g_ema.state_dict(), model.optimizer_g.state_dict()['state']
+    return deepcopy(parts)
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+@pytest.mark.parametrize('amp', ['off', 'bf16', 'fp16', 'fused'])
+def test_broken_step_leaves_no_trace(opt, amp, value):
+    opt['train']['amp'] = 'off' if amp == 'fused' else amp
+    model = build_model(opt)
+    if amp == 'fused':
+        model.optimizer_g = model.optimizers[0] = torch.optim.Adam(model.net_g.parameters(), lr=1e-3, fused=True)
+    step(model, 1, batch())
+    before = inside(model)
+    step(model, 2, batch(value))
+    for then, now in zip(before, inside(model), strict=True):
+        assert str(then) == str(now)
+        torch.testing.assert_close(now, then, rtol=0, atol=0)
+    with mock.patch('wrcan_arch.train.step_guard.logger.warning') as warning:
+        assert model.guard.verdict() is None
+    warning.assert_called_once_with(
+        'Iteration 2: a loss or a gradient is not finite, the step is skipped (1 so far). '
+        'Samples: first, second, third, fourth'
+    )
+    step(model, 3, batch())
+    assert model.guard.verdict() is None and model.guard.in_a_row == 0
+    assert not torch.equal(inside(model)[0]['head.weight'], before[0]['head.weight']), 'the next step is made'
+
+
+def test_broken_loss_with_sound_gradients_is_found_too():
+    guard = StepGuard(limit=1, device=torch.device('cpu'), dist=False)
+    assert guard.check(1, [torch.tensor(float('inf')), torch.ones(3)], []) == 1
+    assert guard.check(2, [torch.tensor(1.0), torch.full((3,), 3e38)], []) == 0, 'large is not infinite'
+    assert guard.verdict() is None and (guard.skipped, guard.in_a_row) == (1, 0)
+
+
+def test_host_reads_a_device_one_step_late():
+    guard = StepGuard(limit=0, device=torch.device('cpu'), dist=False)
+    guard.delay = 1  # as on a GPU
+    guard.check(1, [torch.tensor(float('nan'))], [])
+    assert guard.verdict() is None
+    guard.check(2, [torch.tensor(1.0)], [])
+    assert '1 steps in a row' in str(guard.verdict())
+
+
+def test_too_many_in_a_row_end_the_run_with_the_weights_from_before(workplace, capsys, monkeypatch):
+    check = StepGuard.check
+
+    def broken_from_5_on(self, iteration, tensors, keys):
+        return check(self, iteration, [torch.tensor(float('nan'))] if iteration >= 5 else tensors, keys)
+
+    Path('train.yml').write_text(SMALL_TRAINING.replace('  amp: off', '  amp: off\n  max_skipped_steps: 2'))
+    assert main(['train', '-opt', 'train.yml', '--force_yml', 'train:total_iter=4', 'val:val_freq=100']) == 0
+    before = (workplace / 'experiments/small').rename('good')
+    monkeypatch.setattr(StepGuard, 'check', broken_from_5_on)
+    assert main(['train', '-opt', 'train.yml', '--force_yml', 'val:val_freq=100']) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith('basicsr train: 3 steps in a row had a loss or a gradient that is not finite')
+    folder = Path('experiments/small')
+    assert run_folder.iterations(folder) == [7, 6]
+    saved = run_folder.read_pair(folder, 7, ['g'])
+    latest = run_folder.weights_path(before, 'latest')
+    assert run_folder.checkpoint.read_file(latest)['metadata']['checksum'] == saved['weights']

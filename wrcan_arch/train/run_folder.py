@@ -1,0 +1,158 @@
+"""An experiment's folder: one run at a time in it, training states and weights in pairs, and room for them.
+
+A pair is `training_states/N.state` and `models/net_g_N.pth`. The weights are written first and the state holds their
+checksum, so a state that is there and whole says that its weights are; each is written whole or not at all.
+"""
+
+import fcntl
+import logging
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from .. import checkpoint
+from ..errors import InputError, RunError
+
+logger = logging.getLogger('basicsr')  # the toolbox's
+RETRY_PAUSES = (1, 5, 30)  # seconds; a network's disk may come back
+STATE_KEYS = {'iter', 'epoch', 'optimizers', 'schedulers'}
+Written = TypeVar('Written')
+
+
+@contextmanager
+def only_run_in(folder: Path) -> Iterator[None]:
+    """Refuse a second run in this experiment's folder. The kernel takes the lock back however the first one ends.
+
+    The lock's file lies beside the folder, which a run that starts anew renames.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f'.{folder.name}.lock').open('a+') as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # lockf: a data worker that outlives its run has no part
+        except (BlockingIOError, PermissionError) as error:
+            file.seek(0)
+            raise InputError(
+                f'{folder}: another run is at work there ({file.read()}); wait for it, or choose another name'
+            ) from error
+        file.truncate(0)
+        file.write(f'process {os.getpid()} on {platform.node()}')
+        file.flush()
+        yield
+
+
+def persist(write: Callable[[], Written]) -> Written:
+    """What `write` gives; where the disk refuses, it is called again after short pauses, and then the run ends."""
+    for pause in RETRY_PAUSES:
+        try:
+            return write()
+        except OSError as error:
+            logger.warning(f'{error.filename}: {error.strerror}; trying again in {pause} s')
+            time.sleep(pause)
+    try:
+        return write()
+    except OSError as error:
+        raise RunError(
+            f'{error.filename}: {error.strerror}; the run ends, make room and go on with --auto_resume'
+        ) from error
+
+
+def iterations(folder: Path) -> list[int]:
+    """Of the training states in an experiment's folder, the newest first."""
+    states = (path.stem for path in (folder / 'training_states').glob('*.state'))
+    return sorted((int(stem) for stem in states if stem.isdecimal()), reverse=True)
+
+
+def state_path(folder: Path, iteration: int) -> Path:
+    return folder / 'training_states' / f'{iteration}.state'
+
+
+def weights_path(folder: Path, label: int | str, network: str = 'g') -> Path:
+    return folder / 'models' / f'net_{network}_{label}.pth'
+
+
+def read_state(path: Path | str) -> dict[str, Any]:
+    """A training state; InputError where it is something else or damaged."""
+    state = checkpoint.read_file(path)
+    if not isinstance(state, dict) or not state.keys() >= STATE_KEYS:
+        raise InputError(f'{path}: not a training state; give a .state file')
+    return state
+
+
+def read_pair(folder: Path, iteration: int, networks: list[str]) -> dict[str, Any]:
+    """The state of `iteration`; InputError unless it and the weights of all networks are whole and of one moment."""
+    state = read_state(state_path(folder, iteration))
+    for network in networks:
+        path = weights_path(folder, iteration, network)
+        checksums = checkpoint.read_weights(path)[1].get('checksum')
+        if network == 'g' and state.get('weights', checksums) != checksums:
+            raise InputError(f'{path}: not the weights that {iteration}.state was saved with')
+    return state
+
+
+def newest_pair(folder: Path, networks: list[str]) -> tuple[dict[str, Any] | None, list[str]]:
+    """The newest whole pair's state (None where there never was one), and what is wrong with each newer one.
+
+    InputError where there are pairs but none is whole: to start over would be a decision.
+    """
+    passed_over: list[str] = []
+    for iteration in iterations(folder):
+        try:
+            return read_pair(folder, iteration, networks), passed_over
+        except InputError as error:
+            passed_over.append(str(error))
+    if passed_over:
+        raise InputError(
+            f'{folder}: none of its {len(passed_over)} checkpoints is whole ({passed_over[0]}); '
+            'to start over, run it without --auto_resume'
+        )
+    return None, []
+
+
+def remove_partial(folder: Path) -> None:
+    """What a save leaves that is killed."""
+    for part in ('models', 'training_states'):
+        for path in (folder / part).glob('*.partial'):
+            path.unlink()
+
+
+def remove_old(folder: Path, iteration: int, keep: int) -> None:
+    """Keep `keep` pairs, the newest being that of `iteration`, which is safe. A state goes before its weights.
+
+    States of later iterations are of a damaged pair that a resume passed over; they are written anew in their time.
+    """
+    older = [each for each in iterations(folder) if each < iteration]
+    for each in older[keep - 1 :]:
+        state_path(folder, each).unlink()
+        weights_path(folder, each).unlink(missing_ok=True)
+
+
+def check_room(
+    folder: Path, parameters: int, *, averaged: bool, start: int, total: int, every: int, keep: int | None
+) -> None:
+    """InputError unless the run's checkpoints have room on the disk.
+
+    Args:
+        folder: the experiment's.
+        parameters: of the network.
+        averaged: whether averaged weights are saved too.
+        start, total: the iterations made already, and those made when the run ends.
+        every: iterations between checkpoints.
+        keep: how many of them are kept; None for all.
+    """
+    weights = 4 * parameters * (2 if averaged else 1)
+    state = 4 * parameters * 2  # Adam's two moments
+    pairs = total // every - start // every
+    if keep is not None:  # one more than that while an old one waits for the new one
+        pairs = min(pairs, max(1, keep + 1 - len(iterations(folder))))
+    needed = pairs * (weights + state) + 3 * weights  # the best, the latest, and one of them while it is rewritten
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise InputError(
+            f'{folder}: the checkpoints to come need {needed:,} bytes, {free:,} are free there; '
+            'make room, or save less often or keep less (logger:save_checkpoint_freq, logger:keep_last)'
+        )

@@ -1,0 +1,128 @@
+"""What can end a run between two iterations: a signal, or too many steps whose losses or gradients are not finite."""
+
+import logging
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from ..errors import RunError
+
+ASKED = b'\nbasicsr: the run ends and is saved after this iteration; Ctrl+\\ ends it at once\n'
+logger = logging.getLogger('basicsr')  # the toolbox's
+_asked: signal.Signals | None = None  # the signal that asked this process to stop
+
+
+@contextmanager
+def signals_ask() -> Iterator[None]:
+    """SIGTERM and Ctrl+C ask the run to end where it can go on, and no longer end it anywhere."""
+    global _asked
+    _asked = None
+
+    def ask(number: int, _: Any) -> None:
+        global _asked
+        _asked = signal.Signals(number)
+        os.write(2, ASKED)  # print is not safe in here
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def ignore_signals() -> None:
+    """In a data worker: a signal to the whole group must not take the data from a run that is about to save."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextmanager
+def ending_data_workers() -> Iterator[None]:
+    """End the data workers with their run: they ignore what Python would end them with."""
+    others = multiprocessing.active_children()
+    try:
+        yield
+    finally:
+        handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's makes an error of a worker's end
+        for worker in set(multiprocessing.active_children()) - set(others):
+            worker.kill()
+            worker.join()
+        signal.signal(signal.SIGCHLD, handler)
+
+
+class StepGuard:
+    """Finds steps that must not be made, counts them, and says when the run has to end.
+
+    A device's answer is read when the next step has been handed to it, so that the host never waits for the device.
+    All processes find the same, at the same step.
+
+    Args:
+        limit: broken steps in a row that are skipped; one more ends the run.
+        device: where the network is.
+        dist: whether there are several processes.
+    """
+
+    def __init__(self, *, limit: int, device: torch.device, dist: bool) -> None:
+        self.limit = limit
+        self.device = device
+        self.dist = dist
+        self.delay = 0 if device.type == 'cpu' else 1
+        self.unread: deque[tuple[int, Tensor, Sequence[str]]] = deque()
+        self.in_a_row = 0
+        self.skipped = 0
+        self.asked: int | None = None
+
+    def check(self, iteration: int, tensors: list[Tensor], keys: Sequence[str]) -> Tensor:
+        """1 where a value of `tensors` is not finite, in any process; else 0.
+
+        Args:
+            iteration: the one that these losses and gradients are of.
+            tensors: losses and gradients.
+            keys: of the samples.
+        """
+        largest = torch.stack(torch._foreach_norm(tensors, torch.inf)).max()
+        flags = torch.stack([1 - largest.isfinite().float(), torch.full_like(largest, _asked or 0)])
+        if self.dist:
+            distributed.all_reduce(flags, distributed.ReduceOp.MAX)
+        self.unread.append((iteration, flags, keys))
+        return flags[0]
+
+    def verdict(self) -> RunError | None:
+        """Why the run has to end here, between two iterations, if it has to."""
+        while len(self.unread) > self.delay:
+            self._read(*self.unread.popleft())
+        if self.in_a_row > self.limit:
+            return RunError(
+                f'{self.in_a_row} steps in a row had a loss or a gradient that is not finite and were skipped; '
+                'the weights from before are saved. Look at the samples in the log, lower train:optim_g:lr, '
+                'or use train:amp bf16 or off'
+            )
+        if not self.dist and _asked:  # several processes stop at the same step, which the flags tell
+            self.asked = _asked
+        if self.asked:
+            name = signal.Signals(self.asked).name
+            return RunError(f'stopped by {name}; go on with --auto_resume', exit_code=128 + self.asked)
+        return None
+
+    def _read(self, iteration: int, flags: Tensor, keys: Sequence[str]) -> None:
+        broken, asked = map(int, flags.tolist())
+        self.asked = asked or None
+        self.in_a_row = self.in_a_row + 1 if broken else 0
+        self.skipped += broken
+        if broken:
+            if self.dist:
+                gathered: list[Any] = [None] * distributed.get_world_size()
+                distributed.all_gather_object(gathered, keys)
+                keys = [key for part in gathered for key in part]
+            logger.warning(
+                f'Iteration {iteration}: a loss or a gradient is not finite, the step is skipped '
+                f'({self.skipped} so far). Samples: {", ".join(keys)}'
+            )
