@@ -258,11 +258,13 @@ def write_pairs(arguments: argparse.Namespace) -> None:
         pairs.pair_stores(arguments, sizes, 'scenes') as put,
         tqdm(total=sizes.total(), unit='pair', desc=arguments.out.name) as progress,
     ):
-        for video, windows in planned:
+        for number, (video, windows) in enumerate(planned):
+            rng = np.random.default_rng((arguments.seed, number, 1))  # the 1: not the stream of the windows
             for window, blurred, sharp in average_windows(read_frames(video), windows):
+                quality = pairs.draw_quality(rng, arguments.quality)
                 pair = {
-                    'blur': pairs.encode(blurred, 'blur', arguments.quality),
-                    'sharp': pairs.encode(sharp, 'sharp', arguments.quality),
+                    'blur': pairs.encode(blurred, 'blur', quality),
+                    'sharp': pairs.encode(sharp, 'sharp', quality),
                 }
                 put(windows[window], f'{windows[window]}_{window.first:08d}', pair, sharp.shape)
                 progress.update()

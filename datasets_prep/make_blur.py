@@ -1,7 +1,8 @@
 """Sharp photographs to pairs of a blurred JPEG and its sharp image, in LMDB stores that train and test.
 
-A random camera-shake path moves the picture during the exposure. The exposure is averaged in linear light, where light
-adds up, and its middle is the sharp image's position. The result is compressed as JPEG, quality 25 as in REDS's track.
+The camera shakes and rolls during the exposure, near things move more than distant ones, an object in front may move by
+itself, the sensor adds noise (exposure.py). Then JPEG compresses, quality 25 as in REDS's track. The sharp image is the
+middle of the exposure.
 """
 
 import argparse
@@ -12,45 +13,10 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+import exposure
 import pairs
 from wrcan_arch.errors import InputError
 from wrcan_arch.train.lmdb_store import key_for
-
-PATH_POINTS = 129  # moments of the exposure; odd, so that one is its middle
-
-
-def shake_path(rng: np.random.Generator, length: float) -> np.ndarray:
-    """A smooth random path, `length` pixels long, that is at (0, 0) in the middle of the exposure.
-
-    Returns:
-        (PATH_POINTS, 2), x and y in pixels.
-    """
-    direction = rng.uniform(0, 2 * np.pi)
-    turns = np.cumsum(rng.normal(0, 1, PATH_POINTS - 1)) * rng.uniform(0.02, 0.25)  # radians: from straight to curled
-    speed = np.exp(np.cumsum(rng.normal(0, 0.08, PATH_POINTS - 1)))
-    steps = speed[:, None] * np.stack([np.cos(direction + turns), np.sin(direction + turns)], axis=1)
-    steps *= length / np.linalg.norm(steps, axis=1).sum()
-    path = np.concatenate([np.zeros((1, 2)), np.cumsum(steps, axis=0)])
-    return path - path[PATH_POINTS // 2]
-
-
-def blur_kernel(path: np.ndarray) -> np.ndarray:
-    """What a point of light becomes along `path`: (2r + 1, 2r + 1), its sum 1, each moment spread bilinearly."""
-    radius = int(np.ceil(np.abs(path).max())) + 1
-    kernel = np.zeros((2 * radius + 1, 2 * radius + 1))
-    corner = np.floor(path).astype(int)
-    fraction = path - corner
-    for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)):
-        weight = np.abs(1 - dx - fraction[:, 0]) * np.abs(1 - dy - fraction[:, 1])
-        np.add.at(kernel, (corner[:, 1] + dy + radius, corner[:, 0] + dx + radius), weight)
-    return kernel / kernel.sum()
-
-
-def blur(sharp: np.ndarray, path: np.ndarray) -> np.ndarray:
-    """`sharp`, uint8 (H, W, 3), as an exposure along `path` sees it. The border is mirrored."""
-    kernel = cv2.flip(blur_kernel(path), -1)  # filter2D correlates
-    light = cv2.filter2D(pairs.to_linear(sharp), -1, kernel, borderType=cv2.BORDER_REFLECT_101)
-    return pairs.from_linear(light)
 
 
 def find_photos(inputs: list[Path]) -> dict[str, Path]:
@@ -77,12 +43,26 @@ def make_pairs(
         sharp = cv2.imread(str(photo), cv2.IMREAD_COLOR)
         if sharp is None:
             raise InputError(f'{photo}: not a readable image; remove it or convert it to PNG')
-        sharp_bytes = pairs.encode(sharp, 'sharp', arguments.quality)
         for copy in range(arguments.copies):
             rng = np.random.default_rng((arguments.seed, number, copy))
-            blurred = blur(sharp, shake_path(rng, rng.uniform(*arguments.length)))
-            pair = {'blur': pairs.encode(blurred, 'blur', arguments.quality), 'sharp': sharp_bytes}
-            yield name, f'{name}_{copy:03d}', pair, sharp.shape
+            motion = exposure.draw_motion(
+                rng,
+                *sharp.shape[:2],
+                length=rng.uniform(*arguments.length),
+                rotation=arguments.rotation,
+                depth=arguments.depth,
+                objects=arguments.objects,
+            )
+            blurred = exposure.expose(
+                rng, sharp, motion, noise=rng.uniform(0, arguments.noise), glare=rng.uniform(0, arguments.glare)
+            )
+            quality = pairs.draw_quality(rng, arguments.quality)
+            top, left = rng.integers(arguments.grid + 1, size=2)  # where JPEG's blocks begin
+            pair = {
+                'blur': pairs.encode(blurred[top:, left:], 'blur', quality),
+                'sharp': pairs.encode(sharp[top:, left:], 'sharp', quality),
+            }
+            yield name, f'{name}_{copy:03d}', pair, sharp[top:, left:].shape
 
 
 def write_pairs(arguments: argparse.Namespace) -> None:
@@ -91,6 +71,13 @@ def write_pairs(arguments: argparse.Namespace) -> None:
         raise InputError(f'--length {shortest} {longest}: give the shortest, then the longest, from 0 up')
     if arguments.copies < 1:
         raise InputError(f'--copies {arguments.copies}: at least 1')
+    if not 0 <= arguments.depth < 1:
+        raise InputError(f'--depth {arguments.depth}: from 0 to less than 1')
+    if not 0 <= arguments.objects <= 1:
+        raise InputError(f'--objects {arguments.objects}: a probability, from 0 to 1')
+    for name in ('rotation', 'noise', 'glare', 'grid'):
+        if getattr(arguments, name) < 0:
+            raise InputError(f'--{name} {getattr(arguments, name)}: at least 0')
     photos = find_photos(arguments.photos)
     sizes = dict.fromkeys(photos, arguments.copies)
     with pairs.pair_stores(arguments, sizes, 'photographs') as put:
@@ -106,6 +93,18 @@ def main() -> None:
     parser.add_argument(
         '--length', type=float, nargs=2, default=(2, 16), metavar=('MIN', 'MAX'),
         help='length of the paths in pixels (default 2 16)',
+    )  # fmt: skip
+    for name, default, meaning in (
+        ('rotation', 0.5, 'degrees that the camera rolls, at most'),
+        ('depth', 0.5, '0 for a flat scene; 0.5: near things move three times as far as distant ones, at most'),
+        ('objects', 0.3, 'probability of an object in front that moves by itself'),
+        ('noise', 2, "the sensor's, at most: standard deviation at a middle grey, in grey levels"),
+        ('glare', 1, 'how much brighter than white the clipped parts are, at most: 1 for twice'),
+    ):
+        parser.add_argument(f'--{name}', type=float, default=default, help=f'{meaning} (default {default})')
+    parser.add_argument(
+        '--grid', type=int, default=0,
+        help='cut up to so many pixels off the top and the left, so that the JPEG grid varies (default 0)',
     )  # fmt: skip
     pairs.run(parser, write_pairs)
 

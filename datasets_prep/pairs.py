@@ -37,6 +37,21 @@ def from_linear(light: np.ndarray) -> np.ndarray:
     return np.rint(encoded * 255).astype(np.uint8)
 
 
+def quality_range(text: str) -> tuple[int, int]:
+    """The lowest and the highest JPEG quality of '25' or '15-95'."""
+    lowest, _, highest = text.partition('-')
+    if not all(part.isdecimal() for part in (lowest, highest or '1')):
+        raise InputError(f'--quality {text}: give a JPEG quality such as 25, or a range such as 15-95')
+    qualities = int(lowest), int(highest or lowest)
+    if not 1 <= qualities[0] <= qualities[1] <= 100:
+        raise InputError(f'--quality {text}: JPEG quality goes from 1 to 100, a range from low to high')
+    return qualities
+
+
+def draw_quality(rng: np.random.Generator, qualities: tuple[int, int]) -> int:
+    return int(rng.integers(qualities[0], qualities[1] + 1))
+
+
 def encode(image: np.ndarray, role: str, quality: int) -> bytes:
     """The image file of a pair's `role`: 'blur', a JPEG of that quality, or 'sharp', a PNG."""
     parameters = [cv2.IMWRITE_JPEG_QUALITY, quality] if role == 'blur' else [cv2.IMWRITE_PNG_COMPRESSION, 3]
@@ -113,9 +128,9 @@ def pair_stores(arguments: argparse.Namespace, sizes: Mapping[str, int], scenes:
         print(f'{out}{side}: {sum(sizes[scene] for scene in here)} pairs ({len(here)} of {len(sizes)} {scenes})')
 
 
-def check(arguments: argparse.Namespace) -> None:
-    if not 1 <= arguments.quality <= 100:
-        raise InputError(f'--quality {arguments.quality}: JPEG quality goes from 1 to 100')
+def prepare(arguments: argparse.Namespace) -> None:
+    """Checks the common options; the quality becomes a range."""
+    arguments.quality = quality_range(arguments.quality)
     if arguments.val is not None and not 0 < arguments.val < 1:
         raise InputError(f'--val {arguments.val}: give a fraction between 0 and 1, such as 0.1')
 
@@ -127,13 +142,13 @@ def run(parser: argparse.ArgumentParser, write_pairs: Callable[[argparse.Namespa
         '--val', type=float, metavar='FRACTION',
         help='keep whole scenes with this fraction of the pairs for validation: OUT_train_* and OUT_val_* are written',
     )  # fmt: skip
-    parser.add_argument('--quality', type=int, default=25, help='JPEG quality, 1 to 100 (default 25)')
+    parser.add_argument('--quality', default='25', help='JPEG quality, 25, or a range to draw from, 15-95 (default 25)')
     parser.add_argument('--seed', type=int, default=0, help='of all that is drawn at random (default 0)')
     parser.add_argument('--files', action='store_true', help='also write the images as files: OUT_blur/, OUT_sharp/')
     arguments = parser.parse_args()
     name = Path(sys.argv[0]).stem
     try:
-        check(arguments)
+        prepare(arguments)
         write_pairs(arguments)
     except (InputError, OSError) as error:
         print(f'{name}: {error}', file=sys.stderr)

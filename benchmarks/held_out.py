@@ -1,0 +1,185 @@
+"""Scores of weights on pictures that they were never trained on, in the three tasks that they must be good at.
+
+Two sets: coffee and chelsea of scikit-image, dead leaves of a seed of their own. Three tasks: `blurred`, the paper's
+(12 random exposures of each picture, JPEG quality 25); `still`, an unblurred JPEG of quality 90, which must not get
+worse; `clean`, the sharp picture as it is, whose colours must not drift. Everything is drawn from fixed seeds and
+restored in fp32, so that another machine finds the same to 0.02 dB; against the stored scores that is checked.
+"""
+
+import argparse
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import skimage
+from torch import nn
+from tqdm import tqdm
+
+from wrcan_arch import load_network, restore
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / 'datasets_prep'))
+
+from basicsr.metrics import calculate_psnr, calculate_ssim  # noqa: E402  (wrcan_arch makes basicsr importable)
+
+import exposure  # noqa: E402
+import pairs  # noqa: E402
+from dead_leaves import dead_leaves  # noqa: E402
+
+WEIGHTS = ROOT / 'wrcan_arch' / 'weights' / 'wrcan_small.safetensors'
+STORED = Path(__file__).with_name('held_out.json')
+TOLERANCE = 0.02  # dB
+PATHS = 12  # exposures of each picture
+SEED = 2021  # of the exposures; training and validation have 1 to 4
+LEAVES_SEED, LEAVES_COUNT, LEAVES_SIZE = 7, 4, 320  # training has seed 1, validation 2
+
+Scores = dict[str, float]
+
+
+class Sample(NamedTuple):
+    """A picture as it is given to the network and as it should be, uint8 (H, W, 3), BGR."""
+
+    group: str  # 'photos blurred'
+    name: str
+    given: np.ndarray
+    sharp: np.ndarray
+
+
+def held_out_pictures() -> dict[str, dict[str, np.ndarray]]:
+    """The sharp pictures by name, of each set."""
+    shipped = Path(skimage.__file__).parent / 'data'
+    photos = {name: cv2.imread(str(shipped / f'{name}.png'), cv2.IMREAD_COLOR) for name in ('coffee', 'chelsea')}
+    leaves = {f'leaves{index}': dead_leaves(LEAVES_SEED, index, LEAVES_SIZE) for index in range(LEAVES_COUNT)}
+    return {'photos': photos, 'leaves': leaves}
+
+
+def compress(image: np.ndarray, quality: int) -> np.ndarray:
+    compressed = np.frombuffer(pairs.encode(image, 'blur', quality), np.uint8)
+    return np.asarray(cv2.imdecode(compressed, cv2.IMREAD_COLOR))
+
+
+def draw_samples() -> Iterator[Sample]:
+    """Everything that is scored; the exposures are those that make_blur.py makes by default."""
+    for set_name, pictures in held_out_pictures().items():
+        for number, (name, sharp) in enumerate(pictures.items()):
+            for path in range(PATHS):
+                rng = np.random.default_rng((SEED, number, path))
+                length = rng.uniform(2, 16)
+                motion = exposure.draw_motion(
+                    rng, *sharp.shape[:2], length=length, rotation=0.5, depth=0.5, objects=0.3
+                )
+                blurred = exposure.expose(rng, sharp, motion, noise=rng.uniform(0, 2), glare=rng.uniform(0, 1))
+                yield Sample(f'{set_name} blurred', f'{name}_{path:03d}', compress(blurred, 25), sharp)
+            yield Sample(f'{set_name} still', name, compress(sharp, 90), sharp)
+            yield Sample(f'{set_name} clean', name, sharp, sharp)
+
+
+def restored_by(network: nn.Module, given: np.ndarray, *, ensemble: bool) -> np.ndarray:
+    rgb = np.ascontiguousarray(given[:, :, ::-1])
+    return restore(network, rgb, ensemble=ensemble, precision='fp32')[:, :, ::-1]
+
+
+def compare(picture: np.ndarray, sharp: np.ndarray) -> tuple[float, float]:
+    """PSNR and SSIM on RGB, as the paper has them."""
+    return float(calculate_psnr(picture, sharp, crop_border=0)), float(calculate_ssim(picture, sharp, crop_border=0))
+
+
+def score(network: nn.Module, sample: Sample) -> tuple[Scores, np.ndarray]:
+    """The sample's scores, and the restored picture."""
+    restored = restored_by(network, sample.given, ensemble=False)
+    if sample.group.endswith('clean'):
+        drift = restored.mean((0, 1)) - sample.sharp.mean((0, 1))
+        scores = {f'drift {channel}': float(value) for channel, value in zip('BGR', drift, strict=True)}
+        return scores | {'psnr restored': compare(restored, sample.sharp)[0]}, restored
+    pictures = {'input': sample.given, 'restored': restored}
+    if sample.group.endswith('blurred'):
+        pictures['x8'] = restored_by(network, sample.given, ensemble=True)
+    scores = {}
+    for name, picture in pictures.items():
+        scores[f'psnr {name}'], scores[f'ssim {name}'] = compare(picture, sample.sharp)
+    return scores, restored
+
+
+def mean_scores(each: dict[str, list[Scores]]) -> dict[str, Scores]:
+    """By group; of a drift the largest magnitude, not the mean, in which drifts would cancel."""
+    means: dict[str, Scores] = {}
+    for group, all_scores in each.items():
+        means[group] = {'pictures': len(all_scores)}
+        for name in all_scores[0]:
+            values = np.array([scores[name] for scores in all_scores])
+            chosen = values[np.abs(values).argmax()] if name.startswith('drift') else values.mean()
+            means[group][name] = round(float(chosen), 4)
+    return means
+
+
+def table(means: dict[str, Scores]) -> str:
+    """Markdown, one line a group that is compressed; then the drifts."""
+    lines = [
+        '| set and task | pictures | input | restored | gain | x8 | SSIM input | restored | x8 |',
+        '|---' * 9 + '|',
+    ]
+    for group, scores in means.items():
+        if 'psnr input' in scores:
+            gain = scores['psnr restored'] - scores['psnr input']
+            cells = [scores['psnr input'], scores['psnr restored'], gain, scores.get('psnr x8')]
+            ssims = [scores.get(f'ssim {name}') for name in ('input', 'restored', 'x8')]
+            texts = [f'{cell:.2f}' if cell is not None else '' for cell in cells]
+            texts += [f'{ssim:.4f}' if ssim is not None else '' for ssim in ssims]
+            lines.append(f'| {group} | {scores["pictures"]} | ' + ' | '.join(texts) + ' |')
+    for group, scores in means.items():
+        if group.endswith('clean'):
+            drifts = ', '.join(f'{channel} {scores[f"drift {channel}"]:+.2f}' for channel in 'RGB')
+            lines.append(f'\n{group}: PSNR {scores["psnr restored"]:.2f}; largest mean drift, in grey levels: {drifts}')
+    return '\n'.join(lines)
+
+
+def differences(found: dict[str, Scores], stored: dict[str, Scores]) -> list[str]:
+    """PSNRs that are not the stored ones to TOLERANCE, a line each."""
+    return [
+        f'{group}, {name}: {found[group][name]:.3f} dB, stored are {value:.3f}'
+        for group, scores in stored.items()
+        for name, value in scores.items()
+        if name.startswith('psnr') and abs(found[group][name] - value) > TOLERANCE
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('-w', '--weights', type=Path, default=WEIGHTS, help='by default, those that ship')
+    parser.add_argument('-o', '--out', type=Path, help="also write each picture's scores and the means as JSON")
+    parser.add_argument('--pictures', type=Path, help='also write given, restored and sharp, side by side, in a folder')
+    parser.add_argument('--store', action='store_true', help=f'make these scores the stored ones, in {STORED.name}')
+    arguments = parser.parse_args()
+    network = load_network(arguments.weights)
+    if arguments.pictures:
+        arguments.pictures.mkdir(parents=True, exist_ok=True)
+
+    each: dict[str, list[Scores]] = defaultdict(list)
+    named: dict[str, Scores] = {}
+    samples = list(draw_samples())
+    for sample in tqdm(samples, unit='picture', disable=None):
+        scores, restored = score(network, sample)
+        each[sample.group].append(scores)
+        named[f'{sample.group} {sample.name}'] = scores
+        if arguments.pictures:
+            side_by_side = np.hstack([sample.given, restored, sample.sharp])
+            cv2.imwrite(str(arguments.pictures / f'{sample.group}_{sample.name}.png'.replace(' ', '_')), side_by_side)
+    means = mean_scores(each)
+    print(table(means))
+    if arguments.out:
+        arguments.out.write_text(json.dumps({'means': means, 'pictures': named}, indent=1) + '\n')
+    if arguments.store:
+        STORED.write_text(json.dumps(means, indent=1) + '\n')
+    elif arguments.weights == WEIGHTS:
+        wrong = differences(means, json.loads(STORED.read_text()))
+        print('\n'.join(wrong) or f'All PSNRs are the stored ones, to {TOLERANCE} dB.')
+        sys.exit(1 if wrong else 0)
+
+
+if __name__ == '__main__':
+    main()

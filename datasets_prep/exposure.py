@@ -1,0 +1,180 @@
+"""What a camera records of a sharp picture while it shakes and things move: motion, light, noise.
+
+The camera moves and rolls; what is near moves more than what is far; an object in front moves in its own way. Light is
+averaged before the camera's response, where light adds up. In the middle of the exposure everything is where the sharp
+picture has it, so the two stay aligned.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+import pairs
+from dead_leaves import outline
+
+PATH_POINTS = 129  # moments of the exposure; odd, so that one is its middle
+MOMENTS_PER_PIXEL = 1.0  # fewer would leave steps in the average; more take time
+MID_GREY = 0.214  # light of the encoded value 128
+
+
+def shake_path(rng: np.random.Generator, length: float) -> np.ndarray:
+    """A smooth random path, `length` pixels long, that is at (0, 0) in the middle of the exposure.
+
+    Returns:
+        (PATH_POINTS, 2), x and y in pixels.
+    """
+    direction = rng.uniform(0, 2 * np.pi)
+    turns = np.cumsum(rng.normal(0, 1, PATH_POINTS - 1)) * rng.uniform(0.02, 0.25)  # radians: from straight to curled
+    speed = np.exp(np.cumsum(rng.normal(0, 0.08, PATH_POINTS - 1)))
+    steps = speed[:, None] * np.stack([np.cos(direction + turns), np.sin(direction + turns)], axis=1)
+    steps *= length / np.linalg.norm(steps, axis=1).sum()
+    path = np.concatenate([np.zeros((1, 2)), np.cumsum(steps, axis=0)])
+    return path - path[PATH_POINTS // 2]
+
+
+@dataclass(frozen=True)
+class Motion:
+    """How a picture moves during the exposure.
+
+    Args:
+        path: of the camera, (PATH_POINTS, 2), in pixels.
+        roll: of the camera around the picture's middle, (PATH_POINTS,), in radians.
+        nearness: (H, W), float32; how far a pixel moves, times `path`.
+        object_mask: (H, W), float32 in [0, 1], of something in front; all zero where there is nothing.
+        object_path: its own, on top of the camera's, (PATH_POINTS, 2).
+    """
+
+    path: np.ndarray
+    roll: np.ndarray
+    nearness: np.ndarray
+    object_mask: np.ndarray
+    object_path: np.ndarray
+
+    def moments(self) -> np.ndarray:
+        """The points of the paths that make up the average; the middle one is among them."""
+        reach = np.hypot(*self.nearness.shape) / 2
+        travels = (self.path * self.nearness.max(), self.roll[:, None] * reach, self.path + self.object_path)
+        longest = max(np.linalg.norm(np.diff(travel, axis=0), axis=1).sum() for travel in travels)
+        if longest == 0:
+            return np.array([PATH_POINTS // 2])
+        stride = 2 ** int(np.clip(np.log2((PATH_POINTS - 1) / (MOMENTS_PER_PIXEL * longest)), 0, 4))
+        return np.arange(0, PATH_POINTS, stride)
+
+
+def draw_nearness(rng: np.random.Generator, height: int, width: int, depth: float) -> np.ndarray:
+    """A slanted and bumpy scene: (height, width), float32, from 1 - depth to 1 + depth at most."""
+    plane = np.add.outer(np.linspace(-1, 1, height) * rng.normal(), np.linspace(-1, 1, width) * rng.normal())
+    bumps = cv2.resize(rng.normal(0, 0.7, (4, 4)), (width, height), interpolation=cv2.INTER_CUBIC)
+    return (1 + depth * np.tanh(plane + bumps)).astype(np.float32)
+
+
+def draw_mask(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Where an object in front is: (height, width), float32 in [0, 1]."""
+    radius = rng.uniform(0.1, 0.3) * min(height, width)
+    points = outline(rng, radius) + rng.uniform((0, 0), (width, height))
+    mask = np.zeros((height, width), np.uint8)
+    cv2.fillPoly(mask, [np.rint(points * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
+    return mask.astype(np.float32) / 255
+
+
+def draw_motion(
+    rng: np.random.Generator,
+    height: int,
+    width: int,
+    *,
+    length: float,
+    rotation: float = 0,
+    depth: float = 0,
+    objects: float = 0,
+) -> Motion:
+    """A random motion.
+
+    Args:
+        rng: source of all randomness.
+        height, width: of the picture.
+        length: of the camera's path in pixels; 0 is a tripod: then nothing else moves either.
+        rotation: degrees that the camera rolls through, at most.
+        depth: 0 for a flat scene; 0.5 where near things move three times as far as distant ones.
+        objects: probability of an object in front that moves by itself.
+    """
+    nothing = np.zeros((height, width), np.float32)
+    has_object = rng.random() < objects and length > 0
+    turn = np.deg2rad(rng.uniform(0, rotation)) if length > 0 else 0
+    return Motion(
+        path=shake_path(rng, length),
+        roll=shake_path(rng, turn)[:, 0],
+        nearness=draw_nearness(rng, height, width, depth * rng.random()),
+        object_mask=draw_mask(rng, height, width) if has_object else nothing,
+        object_path=shake_path(rng, length * rng.uniform(0.3, 2) if has_object else 0),
+    )
+
+
+def behind(light: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """`light` with what the object hides guessed from around it; unchanged where the object hides nothing."""
+    hidden = np.float32(mask == 1)[:, :, None]  # (H, W, 1); the object's soft edge lets the ground through
+    side = 2 * int(np.sqrt(hidden.sum()) / 2) + 3
+    seen = cv2.blur(1 - hidden, (side, side))[:, :, None] + 1e-4
+    around = (cv2.blur(light * (1 - hidden), (side, side)) + 1e-4 * light.mean((0, 1))) / seen
+    return light * (1 - hidden) + around * hidden
+
+
+def average_light(light: np.ndarray, motion: Motion) -> np.ndarray:
+    """The mean of the moved `light`, float32 (H, W, 3). The border is mirrored."""
+    moments = motion.moments()
+    if len(moments) == 1:
+        return light
+    height, width = light.shape[:2]
+    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    from_middle_x, from_middle_y = x - (width - 1) / 2, y - (height - 1) / 2
+    mask = motion.object_mask
+    has_object = bool(mask.any())
+    ground = behind(light, mask) if has_object else light
+    in_front = np.dstack([light * mask[:, :, None], mask])  # (H, W, 4)
+    total = np.zeros_like(light)
+    for moment in moments:
+        (right, down), roll = motion.path[moment].astype(np.float32), np.float32(motion.roll[moment])
+        from_x = x - right * motion.nearness + roll * from_middle_y
+        from_y = y - down * motion.nearness - roll * from_middle_x
+        seen = cv2.remap(ground, from_x, from_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+        if has_object:
+            shift = motion.path[moment] + motion.object_path[moment]
+            move = np.array([[1, 0, shift[0]], [0, 1, shift[1]]], np.float32)
+            front = cv2.warpAffine(in_front, move, (width, height), borderMode=cv2.BORDER_REFLECT_101)
+            seen = front[:, :, :3] + (1 - front[:, :, 3:]) * seen
+        total += seen
+    return total / len(moments)
+
+
+def add_noise(rng: np.random.Generator, light: np.ndarray, sigma: float) -> np.ndarray:
+    """`light` with the noise of a sensor: of its photons and of its reading.
+
+    Args:
+        rng: source of all randomness.
+        light: in [0, 1].
+        sigma: standard deviation at a middle grey, on the 0-255 scale of encoded values.
+    """
+    at_grey = sigma / 255 / 1.18  # the response's slope at MID_GREY is 1.18
+    photons, reading = 0.9 * light.clip(0) / MID_GREY, 0.1
+    noise = rng.standard_normal(light.shape, np.float32)
+    return light + at_grey * np.sqrt(photons + reading) * noise
+
+
+def expose(
+    rng: np.random.Generator, sharp: np.ndarray, motion: Motion, *, noise: float = 0, glare: float = 0
+) -> np.ndarray:
+    """The photograph, uint8 (H, W, 3), that a camera takes of `sharp`, before it is compressed.
+
+    Args:
+        rng: source of the noise.
+        sharp: uint8 (H, W, 3), encoded as sRGB.
+        motion: of camera and object.
+        noise: of the sensor, see `add_noise`.
+        glare: how much brighter than white is what a camera clipped to it: 1 for twice.
+    """
+    light = pairs.to_linear(sharp)
+    light = light * (1 + glare * np.float32(sharp == 255))
+    light = average_light(light, motion)
+    if noise:
+        light = add_noise(rng, light, noise)
+    return pairs.from_linear(light)

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# The data of the weights that ship (options/train_small.yml), from nothing, into the current folder: dead leaves and
+# the photographs of scikit-image's wheel. coffee and chelsea are in photos/test, which nothing here is made of.
+#
+#     mkdir small && cd small && PATH=/path/to/project/.venv/bin:$PATH /path/to/project/datasets_prep/small_data.sh
+set -eu
+prep=$(cd "$(dirname "$0")" && pwd)
+
+python "$prep/skimage_photos.py" photos
+python "$prep/dead_leaves.py" leaves --count 240 --size 448 --seed 1
+
+# Half of all pairs is the paper's task, quality 25. The rest is the general one; a quarter of all does not move, so that
+# the network learns to leave alone what is good.
+make_pairs() { # of the pictures in folder $1, $2 exposures of each for the general task
+    python "$prep/make_blur.py" "$1" -o "$(basename "$1")_paper" --copies $((2 * $2)) --seed 1 --grid 15 --length 0.5 18
+    python "$prep/make_blur.py" "$1" -o "$(basename "$1")_general" --copies "$2" --seed 2 --grid 15 --length 0 14 \
+        --quality 15-95
+    python "$prep/make_blur.py" "$1" -o "$(basename "$1")_still" --copies "$2" --seed 3 --grid 15 --length 0 0 \
+        --noise 0.5 --quality 40-100
+}
+make_pairs leaves 1
+make_pairs photos/train 8
+python "$prep/join_stores.py" {leaves,train}_{paper,general,still} -o datasets/small_train --store raw
+
+python "$prep/dead_leaves.py" leaves_val --count 6 --size 320 --seed 2
+python "$prep/make_blur.py" photos/val leaves_val -o datasets/small_val --copies 2 --seed 4 --grid 15

@@ -1,0 +1,111 @@
+"""Synthetic images: the same from the same seed, of the sizes and colours that they shall have."""
+
+import time
+from functools import partial
+
+import cv2
+import numpy as np
+import pytest
+
+import dead_leaves
+
+
+@pytest.fixture
+def run(run_script):
+    return partial(run_script, dead_leaves)
+
+
+def test_an_image_depends_on_seed_and_number_alone(run, tmp_path):
+    run('a', '--count', 3, '--size', 64, '--seed', 5)
+    run('b', '--count', 1, '--size', 64, '--seed', 5, '--first', 2)
+    run('c', '--count', 3, '--size', 64, '--seed', 6)
+    images = {path.relative_to(tmp_path).as_posix(): cv2.imread(str(path)) for path in tmp_path.rglob('*.png')}
+    assert len(images) == 7 and all(image.shape == (64, 64, 3) for image in images.values())
+    np.testing.assert_array_equal(images['a/leaves_5_000002.png'], images['b/leaves_5_000002.png'])
+    np.testing.assert_array_equal(images['a/leaves_5_000002.png'], dead_leaves.dead_leaves(5, 2, 64))
+    assert (images['a/leaves_5_000000.png'] != images['a/leaves_5_000001.png']).any()
+    assert (images['a/leaves_5_000000.png'] != images['c/leaves_6_000000.png']).any()
+
+
+def test_a_stopped_run_goes_on_and_nothing_half_written_stays(run, tmp_path):
+    run('a', '--count', 2, '--size', 32)
+    (tmp_path / 'a' / 'leaves_0_000001.png').unlink()
+    first = (tmp_path / 'a' / 'leaves_0_000000.png').stat().st_mtime_ns
+    run('a', '--count', 2, '--size', 32)
+    assert sorted(path.name for path in (tmp_path / 'a').iterdir()) == ['leaves_0_000000.png', 'leaves_0_000001.png']
+    assert (tmp_path / 'a' / 'leaves_0_000000.png').stat().st_mtime_ns == first
+
+
+def test_radii_follow_the_power_law():
+    """The share of radii above 2r is a quarter of that above r where the density is r^-3."""
+    for seed in range(4):
+        radii = np.sort(dead_leaves.draw_radii(np.random.default_rng(seed), 2048))
+        low = radii[0]
+        above = [(radii > factor * low).mean() for factor in (2, 4)]
+        assert above[0] == pytest.approx(1 / 4, abs=0.03) and above[1] == pytest.approx(1 / 16, abs=0.015)
+        assert 2.4 < low < 30 and radii[-1] < 0.7 * 2048
+
+
+def test_colours_are_moderate_and_luminance_is_spread():
+    colours = np.concatenate([dead_leaves.draw_palette(np.random.default_rng(seed), 24) for seed in range(200)])
+    chroma = np.ptp(colours.clip(0, 1), axis=1)
+    assert np.median(chroma) < 0.15 and (chroma > 0.3).mean() > 0.01  # most are near grey, a few are vivid
+    luminance = colours @ (0.114, 0.587, 0.299)
+    assert 0.2 < luminance.std() < 0.35 and 0.35 < luminance.mean() < 0.6
+
+
+def test_spectrum_falls_as_that_of_photographs():
+    """Amplitude about as 1 / f: between f^-0.7 and f^-1.8 from the coarse to the fine (sharp edges give f^-1.5)."""
+    slopes = []
+    for index in range(4):
+        grey = dead_leaves.dead_leaves(0, index, 256).mean(2)
+        window = np.outer(np.hanning(256), np.hanning(256))
+        amplitude = np.abs(np.fft.fft2((grey - grey.mean()) * window))
+        frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(256), np.fft.fftfreq(256)))
+        bands = [amplitude[(low <= frequency) & (frequency < 2 * low)].mean() for low in (0.02, 0.04, 0.08, 0.16)]
+        slopes.append(np.polyfit(np.arange(4), np.log2(bands), 1)[0])
+    assert -1.8 < np.mean(slopes) < -0.7
+
+
+@pytest.mark.parametrize('name', dead_leaves.PATTERNS)
+def test_patterns_repeat_and_use_both_inks(name):
+    y, x = np.mgrid[:64, :64].astype(np.float32)
+    ink = np.asarray(dead_leaves.PATTERNS[name](x, y, 8.0), np.float32)
+    assert ink.shape == (64, 64) and ink.min() == pytest.approx(0, abs=0.05) and ink.max() == pytest.approx(1, abs=0.05)
+    if name != 'rings':
+        assert (np.abs(ink[:, 16:] - ink[:, :-16]) > 0.01).mean() < 0.1  # but for rounding at a hard edge
+
+
+@pytest.mark.parametrize('size', [32, 33, 100])
+def test_any_size(size):
+    image = dead_leaves.dead_leaves(1, 1, size)
+    assert image.shape == (size, size, 3) and image.std() > 5
+
+
+@pytest.mark.slow
+def test_an_image_of_512_takes_well_under_a_second():
+    started = time.process_time()
+    for index in range(4):
+        dead_leaves.dead_leaves(0, index, 512)
+    assert (time.process_time() - started) / 4 < 2  # a bound that a loaded machine keeps; 0.4 measured
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--count', '0'], '--count 0: at least 1'),
+        (['--size', '8'], '--size 8: at least 32'),
+        (['--seed', '-1'], '--seed -1: at least 0'),
+        (['--first', '-1'], '--first -1: at least 0'),
+    ],
+)
+def test_bad_requests_are_one_line(run, tmp_path, arguments, message):
+    printed = run('out', *arguments, exit_code=2)
+    assert printed.err.splitlines() == [f'dead_leaves: {message}']
+    assert not (tmp_path / 'out').exists()
+
+
+def test_a_file_in_the_place_of_the_folder(run, tmp_path):
+    (tmp_path / 'out').touch()
+    printed = run('out', exit_code=2)
+    assert printed.err.startswith('dead_leaves: ') and len(printed.err.splitlines()) == 1

@@ -1,0 +1,126 @@
+"""What moves, in which light, and that nothing moves away from the sharp picture."""
+
+import cv2
+import numpy as np
+import pytest
+from conftest import picture
+
+import exposure
+import pairs
+
+
+def motion_of(path: np.ndarray, height: int, width: int, **others: np.ndarray) -> exposure.Motion:
+    nothing = np.zeros((height, width), np.float32)
+    still = {
+        'roll': np.zeros(len(path)),
+        'nearness': nothing + 1,
+        'object_mask': nothing,
+        'object_path': np.zeros_like(path),
+    }
+    return exposure.Motion(path=path, **(still | others))
+
+
+@pytest.mark.parametrize('length', [0.0, 1.5, 12.0, 60.0])
+def test_path_has_its_length_and_its_middle_is_the_sharp_position(length):
+    for seed in range(20):
+        path = exposure.shake_path(np.random.default_rng(seed), length)
+        assert path.shape == (exposure.PATH_POINTS, 2)
+        assert (path[exposure.PATH_POINTS // 2] == 0).all()
+        assert np.linalg.norm(np.diff(path, axis=0), axis=1).sum() == pytest.approx(length)
+
+
+def test_blur_is_the_mean_of_moved_exposures_in_linear_light():
+    """Against a kernel that the path is drawn into, each moment spread bilinearly."""
+    rng = np.random.default_rng(1)
+    sharp = picture(80, 96)
+    motion = motion_of(exposure.shake_path(rng, 9.0), 80, 96)
+    kernel = np.zeros((31, 31))
+    moments = motion.moments()
+    for x, y in motion.path[moments] + 15:
+        for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)):
+            column, row = int(x) + dx, int(y) + dy
+            kernel[row, column] += (1 - abs(x - column)) * (1 - abs(y - row)) / len(moments)
+    light = cv2.filter2D(pairs.to_linear(sharp), -1, cv2.flip(kernel, -1), borderType=cv2.BORDER_REFLECT_101)
+    difference = np.abs(exposure.expose(rng, sharp, motion).astype(int) - pairs.from_linear(light))
+    assert difference.max() <= 3 and difference.mean() < 0.3  # remap places pixels on a grid of 1/32
+
+
+def test_moments_are_dense_enough_and_have_the_middle():
+    for length in (0.0, 0.3, 3.0, 15.0, 100.0):
+        path = exposure.shake_path(np.random.default_rng(0), length)
+        moments = motion_of(path, 64, 64).moments()
+        assert exposure.PATH_POINTS // 2 in moments
+        assert len(moments) >= min(exposure.PATH_POINTS, exposure.MOMENTS_PER_PIXEL * length)
+
+
+def test_no_movement_is_no_blur():
+    sharp = np.random.default_rng(0).integers(0, 256, (17, 9, 3), dtype=np.uint8)
+    rng = np.random.default_rng(0)
+    motion = exposure.draw_motion(rng, 17, 9, length=0, rotation=5, depth=0.5, objects=1)
+    np.testing.assert_array_equal(exposure.expose(rng, sharp, motion, glare=2), sharp)
+
+
+def test_near_things_move_more_and_a_roll_turns_the_corners():
+    path = np.linspace(-6, 6, exposure.PATH_POINTS)[:, None] * [1.0, 0.0]
+    dots = np.zeros((81, 81, 3), np.float32)
+    dots[20, 40] = dots[60, 40] = 1
+    nearness = np.ones((81, 81), np.float32)
+    nearness[40:] = 0.5
+    spread = (exposure.average_light(dots, motion_of(path, 81, 81, nearness=nearness))[:, :, 0] > 1e-3).sum(1)
+    assert 12 <= spread[20] <= 14 and 6 <= spread[60] <= 8
+    roll = np.linspace(-0.05, 0.05, exposure.PATH_POINTS)
+    dots[40, 40] = dots[40, 80] = 1
+    rolled = exposure.average_light(dots, motion_of(0 * path, 81, 81, roll=roll))[:, :, 0]
+    assert rolled[40, 40] == pytest.approx(1) and 4 <= (rolled[:, 80] > 1e-3).sum() <= 6
+
+
+def test_an_object_moves_over_a_ground_that_stands():
+    sharp = np.full((64, 64, 3), 60, np.uint8)
+    sharp[24:40, 24:40] = 220
+    mask = np.zeros((64, 64), np.float32)
+    mask[24:40, 24:40] = 1
+    path = np.linspace(-4, 4, exposure.PATH_POINTS)[:, None] * [1.0, 0.0]
+    motion = motion_of(0 * path, 64, 64, object_mask=mask, object_path=path)
+    blurred = exposure.expose(np.random.default_rng(0), sharp, motion)[:, :, 0]
+    assert (blurred[:, :19] == 60).all() and (blurred[:23] == 60).all()  # the ground
+    assert (blurred[25:39, 29:35] == 220).all()  # always covered
+    edge = blurred[32, 20:28].astype(int)
+    assert (np.diff(edge) > 0).all()  # from ground to object without a ghost
+
+
+def test_the_object_hides_what_is_behind_it_and_nothing_else():
+    light = pairs.to_linear(picture(48, 48))
+    mask = np.zeros((48, 48), np.float32)
+    mask[10:30, 15:35] = 1
+    ground = exposure.behind(light, mask)
+    np.testing.assert_array_equal(ground[mask == 0], light[mask == 0])
+    assert np.abs(ground - light)[12:28, 17:33].mean() > 0.01
+
+
+def test_noise_is_as_strong_as_asked_at_a_middle_grey_and_leaves_the_mean():
+    rng = np.random.default_rng(0)
+    grey = np.full((256, 256, 3), 128, np.uint8)
+    motion = exposure.draw_motion(rng, 256, 256, length=0)
+    noisy = exposure.expose(rng, grey, motion, noise=4)
+    assert noisy.std() == pytest.approx(4, rel=0.1) and noisy.mean() == pytest.approx(128, abs=0.5)
+
+
+def test_what_is_over_white_leaves_a_brighter_trace():
+    sharp = np.zeros((32, 64, 3), np.uint8)
+    sharp[:, 30:34] = 255
+    path = np.linspace(-8, 8, exposure.PATH_POINTS)[:, None] * [1.0, 0.0]
+    plain, bright = (
+        exposure.expose(np.random.default_rng(0), sharp, motion_of(path, 32, 64), glare=glare)[16, 32, 0]
+        for glare in (0, 1)
+    )
+    assert pairs.to_linear(bright) == pytest.approx(2 * pairs.to_linear(plain), rel=0.05)
+
+
+def test_same_seed_same_photograph():
+    def photograph(seed):
+        rng = np.random.default_rng(seed)
+        motion = exposure.draw_motion(rng, 64, 64, length=9, rotation=0.5, depth=0.5, objects=1)
+        return exposure.expose(rng, picture(64, 64), motion, noise=2, glare=1)
+
+    np.testing.assert_array_equal(photograph(1), photograph(1))
+    assert (photograph(1) != photograph(2)).any()

@@ -1,0 +1,56 @@
+"""The benchmark's own arithmetic: what its means, its table and its comparison say."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+PATH = Path(__file__).parent.parent / 'benchmarks' / 'held_out.py'
+
+
+@pytest.fixture(scope='module')
+def held_out():
+    specification = importlib.util.spec_from_file_location('held_out', PATH)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+BLURRED = {'psnr input': 25.0, 'psnr restored': 26.0, 'psnr x8': 26.25, 'ssim input': 0.5, 'ssim restored': 0.75}
+
+
+def test_means_by_group_and_the_largest_drift(held_out):
+    drifts = [{'drift R': 0.5, 'psnr restored': 40.0}, {'drift R': -0.75, 'psnr restored': 42.0}]
+    means = held_out.mean_scores({'photos blurred': [BLURRED, BLURRED], 'photos clean': drifts})
+    assert means['photos blurred'] == {**BLURRED, 'pictures': 2}
+    assert means['photos clean'] == {'drift R': -0.75, 'psnr restored': 41.0, 'pictures': 2}
+
+
+def test_table_has_the_gain_and_the_drifts(held_out):
+    clean = {'drift R': -0.75, 'drift G': 0.0, 'drift B': 0.25, 'psnr restored': 41.0}
+    text = held_out.table(held_out.mean_scores({'photos blurred': [{**BLURRED, 'ssim x8': 0.8}], 'a clean': [clean]}))
+    assert '| photos blurred | 1 | 25.00 | 26.00 | 1.00 | 26.25 | 0.5000 | 0.7500 | 0.8000 |' in text
+    assert 'a clean: PSNR 41.00; largest mean drift, in grey levels: R -0.75, G +0.00, B +0.25' in text
+
+
+def test_what_differs_by_more_than_the_tolerance_is_named(held_out):
+    stored = {'photos blurred': BLURRED}
+    assert held_out.differences({'photos blurred': {**BLURRED, 'psnr x8': 26.265, 'ssim input': 0.1}}, stored) == []
+    found = {'photos blurred': {**BLURRED, 'psnr x8': 26.28}}
+    assert held_out.differences(found, stored) == ['photos blurred, psnr x8: 26.280 dB, stored are 26.250']
+
+
+def test_samples_are_the_same_each_time_and_never_of_training_seeds(held_out, monkeypatch):
+    monkeypatch.setattr(held_out, 'PATHS', 1)
+    monkeypatch.setattr(held_out, 'LEAVES_SIZE', 64)
+    monkeypatch.setattr(held_out, 'LEAVES_COUNT', 1)
+    first, second = list(held_out.draw_samples()), list(held_out.draw_samples())
+    assert [sample.group for sample in first] == [
+        f'{name} {task}' for name in ('photos', 'photos', 'leaves') for task in ('blurred', 'still', 'clean')
+    ]
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one.given, other.given)
+        assert one.given.shape == one.sharp.shape
+    script = (PATH.parent.parent / 'datasets_prep' / 'small_data.sh').read_text()
+    assert f'--seed {held_out.LEAVES_SEED}' not in script and f'--seed {held_out.SEED}' not in script
