@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test lint bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -25,6 +25,11 @@ test: $(INSTALLED) lint  ## ruff, the type checker and all tests
 lint: $(INSTALLED)  ## ruff and the type checker alone
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+bench: $(INSTALLED)  ## measure the training step, restoring and the data; tables here, JSON in benchmarks/results/
+	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/inference.py
+	$(BIN)/python benchmarks/loader.py
 
 clean:  ## remove what the demo and the tests wrote (not .venv)
 	rm -rf demo .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -197,7 +197,7 @@ def test_mixed_precision_trains_near_fp32(workplace, amp):
 def test_batch_is_one_however_it_is_shared(workplace):
     """16 = 1 x 16 = 1 x 4 four times = 4 x 4 = 2 x 4 twice, the processes under torchrun without a GPU."""
     text = Path('train.yml').read_text().replace('batch_size_per_gpu: 4', 'batch_size_total: 16')
-    Path('train.yml').write_text(text.replace('amp: off', 'accumulate: 1').replace('total_iter: 12', 'total_iter: 4'))
+    Path('train.yml').write_text(text.replace('total_iter: 12', 'accumulate: 1\n  total_iter: 4'))
     assert train() == 0
     alone, scores = weights('latest'), read_curves(Path('experiments/small')).metrics['psnr']
     for processes, accumulate in ((1, 4), (4, 1), (2, 2)):

@@ -43,6 +43,16 @@ def test_paper_sized_patches_are_bit_identical():
         np.testing.assert_array_equal(jpeg_crop(*crop), whole_frame_then_crop(*crop))
 
 
+def test_crops_in_a_narrow_last_unit_are_bit_identical():
+    """A decoder does not interpolate a chroma row of one or two samples, so a window must have more."""
+    rng = np.random.default_rng(0)
+    for width in range(33, 40):
+        frame = rng.integers(0, 256, (40, width, 3), dtype=np.uint8)
+        for left in range(32, width):
+            crop = (frame, 3, left, 30, width - left, 50)
+            np.testing.assert_array_equal(jpeg_crop(*crop), whole_frame_then_crop(*crop))
+
+
 def test_frame_is_left_as_it_was():
     frame = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
     before = frame.copy()

@@ -6,12 +6,13 @@ import pytest
 import torch
 from basicsr.data import build_dataset
 from conftest import picture
+from scipy.stats import norm
 from torch.utils.data import DataLoader
 
 from wrcan_arch import InputError, JPEGDeblurDataset
 from wrcan_arch.train.draws import Draw, DrawSampler
 from wrcan_arch.train.jpeg import jpeg_roundtrip
-from wrcan_arch.train.jpeg_deblur_dataset import augment
+from wrcan_arch.train.jpeg_deblur_dataset import augment, rounded_noise
 from wrcan_arch.train.lmdb_store import StoreWriter
 
 NO_AUGMENTATION = dict.fromkeys(['hflip_prob', 'vflip_prob', 'transpose_prob', 'rgb_permute_prob', 'noise_prob'], 0)
@@ -145,6 +146,17 @@ def test_items_depend_on_seed_and_draw_alone_not_on_workers(options):
     assert not torch.equal(draws_with({**options, 'manual_seed': 6}, 0, sampler), alone)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('start', ['fork', 'spawn'])
+def test_workers_of_either_kind_can_follow_a_read_in_the_parent(options, start):
+    """LMDB's environments must not cross a fork and cannot be pickled."""
+    dataset = JPEGDeblurDataset(options)
+    alone = [dataset[Draw(index, index)]['lq'] for index in range(4)]
+    draws = [Draw(index, index) for index in range(4)]
+    loader = DataLoader(dataset, batch_size=None, sampler=draws, num_workers=2, multiprocessing_context=start)
+    assert all(torch.equal(item['lq'], expected) for item, expected in zip(loader, alone, strict=True))
+
+
 def test_plain_indices_take_pytorchs_randomness(options):
     dataset = JPEGDeblurDataset(options)
     torch.manual_seed(0)
@@ -200,6 +212,15 @@ def test_noise_is_on_the_blurred_patch_alone_with_its_sigma():
     assert turned['lq'].std() == pytest.approx(np.sqrt(4 + 1 / 12), abs=0.02)  # sigma 2, and the rounding
     black = augment({'lq': grey * 0}, np.random.default_rng(0), **{**NO_AUGMENTATION, 'noise_prob': 1})['lq']
     assert black.max() < 20, 'clipped, not wrapped'
+
+
+@pytest.mark.parametrize('sigma', [0.5, 2, 8.0])
+def test_rounded_noise_is_the_normal_distributions(sigma):
+    levels = np.arange(-60, 61)
+    expected = norm.cdf(levels + 0.5, scale=sigma) - norm.cdf(levels - 0.5, scale=sigma)
+    found = np.bincount(rounded_noise(sigma) + 60, minlength=121) / len(rounded_noise(sigma))
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    assert (rounded_noise(0.0) == 0).all()
 
 
 def test_names_choose_a_sequence_of_stores_and_of_nested_folders(options, tmp_path):

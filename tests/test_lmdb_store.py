@@ -3,6 +3,7 @@ import multiprocessing
 import os
 import shutil
 import zlib
+from unittest import mock
 
 import lmdb
 import numpy as np
@@ -91,6 +92,16 @@ def test_missing_key_names_store_and_key(tmp_path):
         transaction.delete(b'002_00000000')
     with pytest.raises(InputError, match=r"a\.lmdb: there is no value under the key '002_00000000'"):
         open_store(path).get('002_00000000')
+
+
+def test_value_that_lmdb_cannot_read_is_named(tmp_path):
+    store = lmdb_store.Store(write(tmp_path / 'a.lmdb'))
+    store._environment = mock.MagicMock()
+    transaction = store._environment.begin.return_value.__enter__.return_value
+    transaction.get.side_effect = lmdb.CorruptedError('mdb_get: MDB_CORRUPTED')
+    message = r"a\.lmdb: '002_00000000' cannot be read \(mdb_get.*\); data\.mdb is damaged, copy or prepare it again"
+    with pytest.raises(InputError, match=message):
+        store.get('002_00000000')
 
 
 @pytest.mark.parametrize('keep', [0.1, 0.5, 0.9])

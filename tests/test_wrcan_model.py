@@ -13,13 +13,16 @@ from conftest import SMALL_TRAINING
 
 from wrcan_arch import InputError, WRCANModel
 from wrcan_arch.checkpoint import read_file, read_weights
-from wrcan_arch.train import options
+from wrcan_arch.errors import RunError
+from wrcan_arch.train import options, run_folder
 
 
 @pytest.fixture
 def opt(tmp_path):
     opt = yaml.load(SMALL_TRAINING, options.OptionLoader)
-    paths = {'models': str(tmp_path), 'training_states': str(tmp_path)}
+    paths = {'experiments_root': str(tmp_path)}
+    for folder in ('models', 'training_states'):
+        (tmp_path / folder).mkdir()
     return {**opt, 'path': paths, 'dist': False, 'rank': 0, 'world_size': 1, 'is_train': True}
 
 
@@ -73,7 +76,7 @@ def test_one_joint_forward_a_step(opt):
     assert calls == [4]
 
 
-def test_fp16_scales_the_loss_and_keeps_the_scale(opt):
+def test_fp16_scales_the_loss_and_keeps_the_scale(opt, tmp_path):
     opt['train']['amp'] = 'fp16'
     with mock.patch('torch.amp.GradScaler', wraps=torch.amp.GradScaler) as made:
         model = build_model(opt)
@@ -82,15 +85,16 @@ def test_fp16_scales_the_loss_and_keeps_the_scale(opt):
     model.scaler.update(1024.0)
     model.save(0, 3)
     other = build_model(opt)
-    other.resume_training(read_file(f'{opt["path"]["training_states"]}/3.state'))
+    other.resume_training(read_file(tmp_path / 'training_states' / '3.state'))
     assert other.scaler.get_scale() == 1024.0
 
 
-def test_saved_file_says_what_it_is(opt):
+def test_saved_file_says_what_it_is(opt, tmp_path):
     model = build_model(opt)
     model.save(0, 5)
-    tensors, about = read_weights(f'{opt["path"]["models"]}/net_g_5.pth')
+    tensors, about = read_weights(tmp_path / 'models' / 'net_g_5.pth')
     assert (about['network_g'], about['name'], about['iter']) == (opt['network_g'], 'small', 5)
+    assert (about['patch_size'], about['jpeg_quality']) == (32, 25)
     assert about['options_sha256'] is None and len(about['commit'] or 'x' * 40) == 40
     assert all(torch.equal(tensors[name], value) for name, value in model.net_g.state_dict().items())
 
@@ -116,14 +120,16 @@ def test_best_network_is_of_the_metric_and_set_asked_for(opt):
 def test_full_disk_ends_the_run_and_keeps_the_old_file(opt, tmp_path):
     model = build_model(opt)
     model.save(0, 5)
-    before = (tmp_path / 'net_g_5.pth').read_bytes()
+    before = (tmp_path / 'models' / 'net_g_5.pth').read_bytes()
     with (
         mock.patch('os.fsync', side_effect=OSError(28, 'No space left on device')),
-        pytest.raises(OSError, match='space'),
+        mock.patch('time.sleep') as sleep,
+        pytest.raises(RunError, match='No space left on device; the run ends, make room and go on with --auto_resume'),
     ):
         model.save(0, 5)
-    assert (tmp_path / 'net_g_5.pth').read_bytes() == before
-    assert not list(tmp_path.glob('*.partial'))
+    assert [call.args[0] for call in sleep.call_args_list] == list(run_folder.RETRY_PAUSES)
+    assert (tmp_path / 'models' / 'net_g_5.pth').read_bytes() == before
+    assert not list(tmp_path.rglob('*.partial'))
 
 
 def test_weights_of_any_form_can_be_fine_tuned(opt, official_weights):
@@ -160,6 +166,20 @@ def test_loss_without_its_input_is_an_error(opt):
     model.feed_data(data)
     with pytest.raises(InputError, match='set jpeg_quality on a JPEGDeblurDataset, or leave the loss out'):
         model.optimize_parameters(1)
+
+
+def test_deterministic_kernels_are_taken_where_asked_for(opt, monkeypatch):
+    monkeypatch.delenv('CUBLAS_WORKSPACE_CONFIG', raising=False)
+    monkeypatch.setattr(torch.backends.cudnn, 'benchmark', True)  # as the toolbox sets it
+    build_model(opt)
+    assert torch.backends.cudnn.benchmark and not torch.are_deterministic_algorithms_enabled()
+    try:
+        model = build_model({**opt, 'deterministic': True})
+        assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+        model.feed_data(batch())
+        model.optimize_parameters(1)
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_options_are_plain_yaml(opt):
@@ -225,7 +245,7 @@ def test_state_is_saved_with_the_validation_of_its_iteration(opt):
     opt['datasets'] = {'train': {'name': 't'}, 'val': {'name': 'first'}, 'val_2': {'name': 'second'}}
     opt['val']['val_freq'] = 4
     model = build_model(opt)
-    saved = Path(opt['path']['training_states'])
+    saved = Path(opt['path']['experiments_root'], 'training_states')
     model.save(0, 3)
     assert (saved / '3.state').exists(), 'nothing is validated at 3'
     model.save(0, 4)

@@ -4,10 +4,14 @@ Exit codes: 0 done; 1 some inputs failed, named at the end; 2 the request is wro
 """
 
 import argparse
+import json
 import os
+import signal
 import sys
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -31,25 +35,70 @@ def restore(arguments: argparse.Namespace) -> int:
     import torch
 
     from .checkpoint import load_network
-    from .photos.bulk_restore import plan, restore_photos
+    from .photos.bulk_restore import Options, restore_photos
+    from .photos.files import printable
+    from .photos.plan import plan, read_list
+    from .processes import Team, take_own_gpu
 
-    pairs = plan(arguments.photos, arguments.out)
-    network = load_network(arguments.weights)
-    if torch.cuda.is_available():
-        network = network.cuda()
-    failures = restore_photos(
-        network, pairs, mode=arguments.mode, ensemble=arguments.ensemble, precision=arguments.precision
+    chosen = {name: getattr(arguments, name) for name in Options.__dataclass_fields__}
+    options = Options(**{name: value for name, value in chosen.items() if value is not None})
+    team = Team.from_environment()
+    jobs = plan(
+        arguments.photos,
+        listed=read_list(arguments.list, processes=team.size) if arguments.list else (),
+        out=arguments.out,
+        compare=arguments.compare,
+        format=arguments.format,
     )
-    print(f'{len(pairs) - len(failures)} of {len(pairs)} restored into {arguments.out}')
-    for failure in failures:
-        print(failure, file=sys.stderr)
-    return 1 if failures else 0
+    network = load_network(arguments.weights or _default_weights())
+    if torch.cuda.is_available():
+        take_own_gpu()
+        network = network.cuda()
+
+    with _sigterm_raises():  # files begun are removed
+        summary = restore_photos(network, jobs, options=options, team=team)
+    if summary is None:  # the first process tells it
+        return 0
+    for line in summary.lines():
+        print(printable(line))
+    for failure in summary.failures:
+        print(printable(failure), file=sys.stderr)
+    return 1 if summary.failures else 0
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _default_weights() -> Path:
+    path = Path(__file__).parent / 'weights' / 'wrcan_small.safetensors'
+    if not path.exists():
+        from .errors import InputError
+
+        raise InputError('no weights come with this version; name a weight file with -w')
+    return path
+
+
+def _bytes(text: str) -> int:
+    """'4G', '500M', '64K' or a plain number."""
+    units = {'K': 1 << 10, 'M': 1 << 20, 'G': 1 << 30}
+    try:
+        return int(float(text.rstrip('KMG')) * units.get(text[-1:], 1))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a size as 4G, 500M") from error
 
 
 def convert(arguments: argparse.Namespace) -> int:
     from .checkpoint import convert
 
-    network = convert(arguments.weights, arguments.out, official=arguments.to == 'official', key=arguments.key)
+    network = convert(
+        arguments.weights, arguments.out, official=arguments.to == 'official', key=arguments.key, dtype=arguments.dtype
+    )
     parameters = sum(parameter.numel() for parameter in network.parameters())
     print(f'wrote {arguments.out}: {network.config}, {parameters:,} parameters')
     return 0
@@ -98,11 +147,34 @@ def show(arguments: argparse.Namespace) -> int:
 
 
 def doctor(arguments: argparse.Namespace) -> int:
+    if arguments.data:
+        return examine_data(arguments.data)
     from .doctor import report
 
     text, complete = report()
     print(text)
     return 0 if complete else 1
+
+
+def examine_data(sources: list[str]) -> int:
+    from .train import audit, options
+
+    roots: dict[str, None] = {}  # each once, in their order
+    problems: list[str] = []
+    for source in sources:
+        if Path(source).is_dir():
+            roots[source] = None
+        else:
+            for phase, dataset in options.read_options(source).values.get('datasets', {}).items():
+                roots |= dict.fromkeys(audit.roots_of(dataset).values())
+                problems += audit.quick_problems(dataset, phase.split('_')[0])
+    for root in roots:
+        found = audit.all_problems(root)
+        problems += (each for each in found if each not in problems)
+        print(f'{root}: {len(found)} problems' if found else f'{root}: sound')
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 1 if problems else 0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -131,18 +203,28 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument('--force_yml', nargs='+', metavar='KEYS=VALUE', help='set options: train:total_iter=20')
 
     command = add('restore', restore, 'restore photographs with a trained network')
-    command.add_argument('photos', nargs='+', type=Path, metavar='PHOTO_OR_FOLDER')
-    command.add_argument('-o', '--out', required=True, type=Path, help='folder for the restored photographs (PNG)')
-    command.add_argument('-w', '--weights', required=True, type=Path, help='weight file; it says which network it is')
-    command.add_argument('--mode', default='exact', help="exact (default), or chop: the authors' quadrants")
+    command.add_argument('photos', nargs='*', metavar='PHOTO', help='a file, a folder with all below it, or a pattern')
+    command.add_argument('--list', metavar='FILE', help='a file with a photograph on each line; - is standard input')
+    command.add_argument('-w', '--weights', type=Path, help='weight file; it says which network it is')
+    command.add_argument('-o', '--out', type=Path, help='folder for the results (default: beside, NAME_restored)')
+    command.add_argument('--format', help="jpeg, png, tiff, webp or avif (default: the photograph's own, else png)")
+    command.add_argument('--quality', type=int, help='of jpeg, webp and avif, 1 to 100 (default 95)')
+    command.add_argument('--skip-existing', action='store_true', help='leave out what has a result already')
+    command.add_argument('--strength', type=float, help='0 for the photograph as it was, to 1 (default)')
+    command.add_argument('--compare', type=Path, metavar='FOLDER', help='pictures of before and after, and a page')
+    command.add_argument('--mode', help="exact (default), local: attention as in training, or chop: the authors' way")
     command.add_argument('--ensemble', action='store_true', help='mean of 8 flips and transposes, 8 x the work')
-    command.add_argument('--precision', default='auto', help='auto (default), fp32, bf16, fp16')
+    command.add_argument('--precision', help='auto (default), fp32, bf16, fp16')
+    command.add_argument('--patch-size', type=int, help='for local; default: as the weight file says')
+    command.add_argument('--max-memory', type=_bytes, metavar='4G', help='to work in (default: most of what is free)')
+    command.add_argument('--max-pixels', type=int, help='refuse larger photographs (default 200000000)')
 
     command = add('convert', convert, "turn a weight file into another form, the authors' included")
     command.add_argument('weights', type=Path, help='.safetensors, .pth, or the .pt of the authors')
     command.add_argument('-o', '--out', required=True, type=Path, help='.safetensors or .pth; .pt with --to official')
     command.add_argument('--to', choices=['official'], help="write the authors' names")
     command.add_argument('--key', choices=['params', 'params_ema'], help='which weights, of a file that holds both')
+    command.add_argument('--dtype', choices=['fp16', 'bf16'], help='store 16 bits a weight, rounded')
 
     command = add('report', report, 'write a page of blurred, restored and sharp pictures with scores and curves')
     content = command.add_mutually_exclusive_group(required=True)
@@ -161,7 +243,10 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument('--html', type=Path, help='write a page too')
     command.add_argument('--csv', type=Path, help='write a CSV file too')
 
-    add('doctor', doctor, 'say which versions are there, what was repaired, what is missing')
+    command = add('doctor', doctor, 'say which versions are there, what was repaired, what is missing')
+    command.add_argument(
+        '--data', nargs='+', metavar='STORE_OR_OPTION_FILE', help='examine data instead: decode every frame of stores'
+    )
     return parser
 
 
@@ -176,6 +261,8 @@ def main(argv: list[str] | None = None) -> int:
         print('basicsr: stopped', file=sys.stderr)
         return 130
     except Exception as error:
+        if _is_one_of_several():
+            return _end_of_several(error, arguments)
         if arguments.debug:
             traceback.print_exc()
         message = _message_for_user(error)
@@ -183,16 +270,52 @@ def main(argv: list[str] | None = None) -> int:
             raise
         if not arguments.debug:
             print(f'basicsr {arguments.command}: {message}', file=sys.stderr)
-        return 2
+        return getattr(error, 'exit_code', 2)
+
+
+def _is_one_of_several() -> bool:
+    processes = (os.environ.get(name, '1') for name in ('WORLD_SIZE', 'SLURM_STEP_NUM_TASKS'))
+    return any(each.isdecimal() and int(each) > 1 for each in processes)
+
+
+def _end_of_several(error: Exception, arguments: argparse.Namespace) -> int:
+    """The exit code of one of several processes. The first one that has an error tells it, the others just end."""
+    from .errors import InputError
+    from .processes import ASKING, Team, contact_lost
+
+    error = contact_lost(error) or error
+    try:
+        tells = Team.from_environment(timeout=ASKING).first_to_say()
+    except (InputError, RuntimeError):  # nobody to ask
+        tells = True
+    message = _message_for_user(error)
+    if tells:
+        line = f'basicsr {arguments.command}: {message or repr(error)}'
+        text = ''.join(traceback.format_exception(error)) if message is None or arguments.debug else line + '\n'
+        sys.stderr.write(text)
+        _tell_torchrun(line)
+    return getattr(error, 'exit_code', 2 if message else 1)
+
+
+def _tell_torchrun(line: str) -> None:
+    """Have torchrun name this process as the root cause in the table that it prints of those that failed."""
+    path = os.environ.get('TORCHELASTIC_ERROR_FILE')
+    if path:
+        about = {'message': line, 'extraInfo': {'timestamp': int(time.time()), 'py_callstack': line}}
+        Path(path).write_text(json.dumps({'message': about}), encoding='utf-8')
 
 
 def _message_for_user(error: Exception) -> str | None:
     """What to say of an error that the request caused; None for a defect, whose traceback shows."""
-    from .errors import InputError
+    from .errors import InputError, RunError
 
+    if isinstance(error, RunError):
+        return str(error)
     if isinstance(error, InputError):
         # A loader's worker hands its traceback on as the message; its last line is the one that was raised.
         return str(error).strip().rpartition('wrcan_arch.errors.InputError: ')[2]
+    if isinstance(error, ModuleNotFoundError):
+        return f'{error}; basicsr doctor says what is missing'
     if isinstance(error, OSError):
         return f'{error.filename}: {error.strerror}' if error.filename else str(error)
     return None

@@ -307,6 +307,18 @@ def _empty_map(channels: int, height: int, width: int, *, like: Tensor) -> Tenso
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
+def _expand(network: WRCAN, strips: Iterator[Tensor], size: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    """f_EXP of the image, (1, 4F, H/4, W/4)."""
+    encoding = Encoding(network, size, dtype)
+    out = _empty_map(4 * network.head.out_channels, *(side // SIZE_MULTIPLE for side in size), like=encoding.head.held)
+    done = 0
+    for image in strips:
+        expanded = encoding(image).expanded
+        out[:, :, done : done + expanded.shape[2]] = expanded
+        done += expanded.shape[2]
+    return out
+
+
 def _padded(size: tuple[int, int]) -> tuple[int, int]:
     height, width = size
     return height + -height % SIZE_MULTIPLE, width + -width % SIZE_MULTIPLE
@@ -361,23 +373,16 @@ def restore_in_strips(
         return image.contiguous(memory_format=torch.channels_last)
 
     strips = list(spans(padded[0], _end_rows(padded[1])))
-    encoding = Encoding(network, padded, dtype)
-    shape = (4 * network.head.out_channels, padded[0] // SIZE_MULTIPLE, padded[1] // SIZE_MULTIPLE)
-    entry = _empty_map(*shape, like=encoding.head.held)
-    done = 0
-    for span in strips:
-        expanded = encoding(read_padded(span)).expanded
-        entry[:, :, done : done + expanded.shape[2]] = expanded
-        done += expanded.shape[2]
-    features, branch = (_empty_map(*shape, like=entry) for _ in range(2))
+    entry = _expand(network, map(read_padded, strips), padded, dtype)
+    features, branch = torch.empty_like(entry), torch.empty_like(entry)
     for group in network.groups:
         run_group(group, entry, features, branch, rows, window)
     del features, branch
 
     encoding, decoding = Encoding(network, padded, dtype), Decoding(network, padded, dtype, entry)
     done = 0
-    for span in strips:
-        restored = decoding(encoding(read_padded(span)))
+    for image in map(read_padded, strips):
+        restored = decoding(encoding(image))
         stop = min(done + restored.shape[2], height)  # the padding is left out
         if stop > done:
             write((done, stop), restored[:, :, : stop - done, :width].float())

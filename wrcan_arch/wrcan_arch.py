@@ -35,7 +35,10 @@ class ChannelAttention(nn.Module):
         return torch.sigmoid(self.excite(F.relu(self.squeeze(means))))
 
     def forward(self, features: Tensor) -> Tensor:
-        return features * self.weights(features.mean((2, 3), keepdim=True))
+        # Channels last, and a sum: its gradient is then a view. A mean's is a map in another memory layout, and adding
+        # that one to the features' own gradient took a tenth of a block's step.
+        means = features.permute(0, 2, 3, 1).sum((1, 2)) / (features.shape[2] * features.shape[3])  # (B, C)
+        return features * self.weights(means[:, :, None, None])
 
 
 class WideReceptiveField(nn.Module):
@@ -205,7 +208,8 @@ class WRCAN(nn.Module):
             raise ValueError(f'blurred is {tuple(blurred.shape)} but jpeg_sharp is {tuple(jpeg_sharp.shape)}')
         batch = blurred.shape[0]
         both = self._restore_and_autoencode(torch.cat([blurred, jpeg_sharp]), batch=batch)
-        return both[:batch], both[batch:]
+        restored, autoencoded = both.split(batch)
+        return restored, autoencoded
 
     def _restore_and_autoencode(self, images: Tensor, batch: int) -> Tensor:
         """The first `batch` images take the whole network, the others the auto-encoder path."""
@@ -218,9 +222,12 @@ class WRCAN(nn.Module):
         skip0, down0 = self.encoders[0](shallow)  # (B, F, H, W), (B, F, H/2, W/2)
         skip1, down1 = self.encoders[1](down0)  # (B, 2F, H/2, W/2), (B, 2F, H/4, W/4)
         expanded = self.expand(down1)  # (B, 4F, H/4, W/4)
-        deep = expanded[:batch] + self.body_conv(self.groups(expanded[:batch]))  # f_NLT, Eq. 4
-        if batch < images.shape[0]:
-            deep = torch.cat([deep, expanded[batch:]])  # the auto-encoder path: f_NLT := f_EXP
+        blurred, jpeg_sharp = expanded.split(
+            [batch, len(images) - batch]
+        )  # slices' gradients would not be channels last
+        deep = blurred + self.body_conv(self.groups(blurred))  # f_NLT, Eq. 4
+        if len(jpeg_sharp):
+            deep = torch.cat([deep, jpeg_sharp])  # the auto-encoder path: f_NLT := f_EXP
         decoded = self.decoders[0](self.decoders[1](deep, skip1), skip0)  # r_S (B, F, H, W)
         restored = self.tail(shallow + decoded)
         return restored[:, :, :height, :width]

@@ -17,13 +17,13 @@ from tqdm import tqdm
 
 from ..errors import InputError
 from ..inference import check_request, restore
+from ..processes import Team
 from .comparison import write_page, write_side_by_side
 from .files import printable
 from .jpeg_quality import is_far
 from .judgement import blend, drifts
 from .photo import DEFAULT_QUALITY, MAX_PIXELS, Photo, check_fits, read_photo, write_photo
 from .plan import Job, path_below
-from .team import Team
 
 T = TypeVar('T')
 R = TypeVar('R')

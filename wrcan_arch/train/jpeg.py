@@ -1,8 +1,8 @@
 """JPEG compression of a crop, bit-identical to compressing the whole frame and then cropping.
 
 JPEG transforms blocks that are fixed to the frame's corner: 8 x 8 in luma, 16 x 16 frame pixels in chroma (4:2:0), and
-the decoder interpolates chroma over one neighbouring sample. So the blocks that a crop touches, and one more on each
-side, decide every one of its pixels.
+the decoder interpolates chroma over one neighbouring sample, if there are more than two in a row. So the blocks that a
+crop touches, when it is widened by two samples, decide every one of its pixels.
 """
 
 import cv2
@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import InputError
 
 MCU = 16  # pixels: the minimum coded unit of 4:2:0
+MARGIN = 4  # pixels: two samples of chroma
 
 
 def jpeg_roundtrip(image: np.ndarray, quality: int) -> np.ndarray:
@@ -54,5 +55,5 @@ def jpeg_crop(frame: np.ndarray, top: int, left: int, height: int, width: int, q
 
 
 def _block_window(start: int, stop: int, size: int) -> tuple[int, int]:
-    """[start, stop) widened to whole coded units and one more on each side, within [0, size)."""
-    return max(0, start // MCU * MCU - MCU), min(size, -(-stop // MCU) * MCU + MCU)
+    """[start, stop) widened by MARGIN and then to whole coded units, within [0, size)."""
+    return max(0, (start - MARGIN) // MCU * MCU), min(size, -(-(stop + MARGIN) // MCU) * MCU)

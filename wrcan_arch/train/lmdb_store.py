@@ -32,6 +32,7 @@ FORMAT = 1  # of manifest.json and of the records
 RAW_ENDING = '.raw'
 FIRST_MAP_SIZE = 64 << 20  # bytes; doubled whenever it is full
 BATCH_SIZE = 32 << 20  # bytes that are written to the disk at a time; a killed writer loses no more
+UNLISTED = 'meta_info.txt does not list what manifest.json does'
 RECORDS = b'.records'  # a database beside the values: BasicSR asks for keys of meta_info alone, which have no dots
 
 
@@ -259,7 +260,10 @@ class Store:
     @cached_property
     def _lines(self) -> dict[str, str]:
         """The lines of meta_info, by key."""
-        text = (self.path / 'meta_info.txt').read_text(encoding='utf-8')
+        try:
+            text = (self.path / 'meta_info.txt').read_text(encoding='utf-8')
+        except UnicodeDecodeError as error:
+            raise InputError(f'{self.path}: meta_info.txt is not a text, it was damaged; prepare it again') from error
         return {line.split('.')[0]: line for line in text.splitlines() if line.strip()}
 
     @cached_property
@@ -288,7 +292,12 @@ class Store:
     def _value(self, key: str) -> Iterator[memoryview]:
         """The bytes stored under `key` where they lie in the file: valid inside the `with` alone."""
         with self._environment.begin(buffers=True) as transaction:
-            value = transaction.get(key.encode())
+            try:
+                value = transaction.get(key.encode())
+            except lmdb.Error as error:
+                raise InputError(
+                    f"{self.path}: '{key}' cannot be read ({error}); data.mdb is damaged, copy or prepare it again"
+                ) from error
             if value is None:
                 raise InputError(
                     f"{self.path}: there is no value under the key '{key}' that meta_info.txt lists; prepare it again"
@@ -312,11 +321,23 @@ class Store:
                 )
             yield np.frombuffer(value, np.uint8).reshape(shape)
 
+    def disagreements(self) -> Iterator[str]:
+        """Between meta_info.txt, manifest.json (where there is one) and the number of values, which are not read."""
+        own = (self.path / 'manifest.json').is_file()  # a store of ours has its records beside the values
+        found, listed = self._environment.stat()['entries'], len(self._lines)
+        if found - listed not in ((1,) if own else (0, 1)):
+            yield f'data.mdb holds {found - own} values, meta_info.txt lists {listed}'
+        if own and not self._is_listed(*read_manifest(self.path)):
+            yield UNLISTED
+
+    def _is_listed(self, kind: str, records: Mapping[str, Record]) -> bool:
+        return kind == self.kind and list(self._lines.values()) == meta_info_text(records).splitlines()
+
     def problems(self, progress: Callable[[list[str]], Iterable[str]] = iter) -> Iterator[str]:
         """What does not agree with manifest.json, a line each; see `verify_store`."""
         kind, records = read_manifest(self.path)
-        if kind != self.kind or (self.path / 'meta_info.txt').read_text(encoding='utf-8') != meta_info_text(records):
-            yield 'meta_info.txt does not list what manifest.json does'
+        if not self._is_listed(kind, records):
+            yield UNLISTED
         with self._environment.begin() as transaction:
             stored = {key.decode() for key in transaction.cursor().iternext(values=False)} - {RECORDS.decode()}
         yield from (f"'{key}' is not in manifest.json" for key in sorted(stored - records.keys()))

@@ -6,7 +6,8 @@ keys against the class's own signature.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -14,6 +15,15 @@ Probability = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 AboveZero = Annotated[float, Field(gt=0)]
 Text = Annotated[str, Field(min_length=1)]
+
+
+def _is_name(text: str) -> str:
+    if set(text) & set('/\\\x00') or not text.strip('.'):
+        raise PydanticCustomError('name', 'input should be a name, without / and more than dots')
+    return text
+
+
+Name = Annotated[str, AfterValidator(_is_name)]  # of a folder or file, which leads nowhere else
 
 
 class Section(BaseModel):
@@ -44,7 +54,7 @@ class Backend(Section):
 class PairData(Section):
     """The keys that our data set shares with the toolbox's own."""
 
-    name: Text
+    name: Name
     type: Text
     dataroot_lq: Text
     dataroot_gt: Text | None = None
@@ -85,7 +95,7 @@ class PairedImageData(PairData):
 class OtherData(Built):
     """Another data set of the toolbox or of a plugin: its keys are its own."""
 
-    name: Text
+    name: Name
 
 
 def _data_kind(data: Any) -> str:
@@ -134,8 +144,12 @@ class Training(Section):
     pixel_opt: Built | None = None
     perceptual_opt: Built | None = None
     autoencoder_opt: Built | None = None
-    amp: Literal['off', 'bf16', 'fp16', 'auto'] = 'off'
+    amp: Literal['off', 'bf16', 'fp16', 'auto'] = 'auto'
+    channels_last: bool = True
+    checkpointing: bool = False
     accumulate: Positive | Literal['auto'] = 1
+    max_skipped_steps: Count = 20
+    gradient_compression: Literal['none', 'bf16'] = 'none'
 
 
 class Metric(Built):
@@ -144,9 +158,11 @@ class Metric(Built):
 
 
 class Inference(Section):
-    mode: Literal['exact', 'chop', 'input'] = 'exact'
+    mode: Literal['exact', 'local', 'chop', 'input'] = 'exact'
     ensemble: bool = False
     precision: Literal['auto', 'fp32', 'bf16', 'fp16'] = 'auto'
+    patch_size: Positive | None = None
+    max_memory: Positive | None = None
 
 
 class Submission(Section):
@@ -158,7 +174,7 @@ class Submission(Section):
 class Validation(Section):
     val_freq: Positive | None = None
     save_img: bool
-    suffix: Text | None = None
+    suffix: Name | None = None
     pbar: bool = False
     metrics: dict[str, Metric] | None = None
     best_metric: Text | None = None
@@ -174,6 +190,7 @@ class Wandb(Section):
 class Logger(Section):
     print_freq: Positive
     save_checkpoint_freq: Positive
+    keep_last: Positive | None = None
     use_tb_logger: bool
     wandb: Wandb | None = None
 
@@ -188,13 +205,14 @@ class Paths(Section):
 
 class DistParams(Section):
     backend: Text | None = None
-    port: Positive | None = None
+    port: Positive | None = None  # of the first process, where srun starts them
+    timeout: Positive = 600  # seconds that a process waits for the others before it gives up
 
 
 class Options(Section):
     """An option file of SRModel or WRCANModel, resolved."""
 
-    name: Text
+    name: Name
     model_type: Text
     scale: Positive
     num_gpu: Count | Literal['auto']
@@ -207,13 +225,14 @@ class Options(Section):
     logger: Logger | None = None
     dist_params: DistParams | None = None
     find_unused_parameters: bool = False
+    deterministic: bool = False
     options_sha256: Text | None = None  # in the copy that is kept with a run
 
 
 class OtherOptions(OpenSection):
     """An option file of another model, whose further networks, losses and optimizers only that model knows."""
 
-    name: Text
+    name: Name
     model_type: Text
     num_gpu: Count | Literal['auto']
     manual_seed: Count

@@ -13,7 +13,8 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,41 +31,104 @@ from basicsr.utils import check_resume
 from basicsr.utils.dist_util import master_only
 from torch import distributed
 
-from .. import checkpoint
 from ..errors import InputError
+from ..processes import STARTED_BY_TORCHRUN, Team, take_own_gpu, take_slurms_environment
+from ..processes import launcher_of_environment as launcher_of_environment  # as part of this module
+from . import results, run_folder
 from .draws import DrawSampler
+from .step_guard import ending_data_workers, ignore_signals, signals_ask
+
+TIMEOUT = 600  # seconds that processes wait for each other, unless dist_params:timeout says otherwise
 
 
-def init_dist(launcher: str, backend: str | None = None, **options: Any) -> None:
-    """Join the processes that torchrun (or slurm) started: NCCL with GPUs, gloo without."""
-    if torch.cuda.is_available():
-        _toolbox_init_dist(launcher, backend or 'nccl', **options)
-    else:
-        distributed.init_process_group(backend or 'gloo', **options)
+def init_dist(launcher: str, backend: str | None = None, **_: Any) -> None:
+    """Join the processes that torchrun or srun started: NCCL with GPUs, gloo without; all must see the same."""
+    if launcher == 'slurm' and STARTED_BY_TORCHRUN not in os.environ:
+        take_slurms_environment((_run.options.get('dist_params') or {}).get('port'))
+    chosen = _run.options.get('dist_params') or {}
+    timeout = timedelta(seconds=chosen.get('timeout', TIMEOUT))
+    team = Team.from_environment(timeout=timeout)
+    team.agree(_what_decides(_run.options), timeout=timeout)
+    take_own_gpu()
+    distributed.init_process_group(
+        chosen.get('backend') or backend or ('nccl' if torch.cuda.is_available() else 'gloo'),
+        store=distributed.PrefixStore('group', team.store),
+        rank=team.rank,
+        world_size=team.size,
+        timeout=timeout,
+    )
+    _run.team = team
 
 
 _toolbox_init_dist = basicsr.utils.dist_util.init_dist
 
 
-_resume_state: dict[str, Any] | None = None  # of the run under way: its loaders correct the epoch in it
+def _what_decides(options: dict[str, Any]) -> dict[str, str]:
+    """By its name, a short text of everything that must be the same for all processes."""
+    seen = {'the options with SHA-256': with_hash(options)['options_sha256'][:16]}
+    for phase, dataset in options['datasets'].items():
+        for key, root in dataset.items():
+            if key.startswith('dataroot') and root:
+                seen[f'datasets:{phase}:{key} {root} with'] = _describe_data(Path(root).expanduser())
+    for key, path in (options.get('path') or {}).items():
+        if path and key.startswith('pretrain_network') and Path(path).is_file():
+            seen[f'path:{key} {path} with SHA-256'] = (results.describe_weights(path) or {})['sha256'][:16]
+    return seen
+
+
+def _describe_data(root: Path) -> str:
+    """What tells one set of frames from another without reading it all: its lists, else the names of its files."""
+    lists = [root / name for name in ('manifest.json', 'meta_info.txt') if (root / name).is_file()]
+    if lists:
+        return f'lists of SHA-256 {_sha256(*(path.read_bytes() for path in lists))}'
+    names = sorted(os.fsencode(path.relative_to(root)) for path in root.rglob('*') if path.is_file())
+    return f'{len(names)} files, names of SHA-256 {_sha256(*names)}'
+
+
+def _sha256(*parts: bytes) -> str:
+    return hashlib.sha256(b'\n'.join(parts)).hexdigest()[:16]
+
+
+@dataclass
+class _Run:
+    """What the replaced functions of the run under way tell each other."""
+
+    held: ExitStack = field(default_factory=ExitStack)  # until the run ends
+    options: dict[str, Any] = field(default_factory=dict)
+    team: Team | None = None  # of several processes
+    resume_state: dict[str, Any] | None = None  # the loaders correct the epoch in it
+    passed_over: list[str] = field(default_factory=list)  # there is no log yet when this is known
+
+
+_run = _Run()
 
 
 def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
-    """The state to go on from: with auto_resume the newest in the experiment's own folder, else the one named."""
-    global _resume_state
-    _resume_state = None
-    path = opt['path'].get('resume_state')
+    """The state to go on from: with auto_resume that of the experiment's newest whole pair, else the one named.
+
+    Processes that torchrun starts again go on from what those before them have saved, if these had begun.
+    """
+    _run.held.enter_context(signals_ask())  # before, a signal ends a process that waits for others at once
+    folder = Path(opt['path']['experiments_root'])
+    if _run.team and _run.team.noted_before_restart(f'began {folder}'):
+        opt['auto_resume'] = True
+    if opt['rank'] == 0:
+        _run.held.enter_context(run_folder.only_run_in(folder))
+        run_folder.remove_partial(folder)
     if opt['auto_resume']:
-        states = [state for state in Path(opt['path']['training_states']).glob('*.state') if state.stem.isdecimal()]
-        path = max(states, key=lambda state: int(state.stem), default=None)
-    if path is None:
-        return None
-    _resume_state = checkpoint.read_file(path)
-    if missing := {'iter', 'epoch', 'optimizers', 'schedulers'} - _resume_state.keys():
-        raise InputError(f'{path}: not a training state, there is no {", ".join(sorted(missing))}; give a .state file')
-    opt['path']['resume_state'] = str(path)
-    check_resume(opt, _resume_state['iter'])
-    return _resume_state
+        networks = [key.removeprefix('network_') for key in opt if key.startswith('network_')]
+        state, _run.passed_over = run_folder.newest_pair(folder, networks)
+        if state:
+            opt['path']['resume_state'] = str(run_folder.state_path(folder, state['iter']))
+    else:
+        path = opt['path'].get('resume_state')
+        state = run_folder.read_state(path) if path else None
+    if _run.team:
+        _run.team.agree({'the checkpoint to go on from as': str(state and state['iter'])})
+    if state:
+        check_resume(opt, state['iter'])
+    _run.resume_state = state
+    return state
 
 
 def share_of_batch(train: dict[str, Any], parts: int) -> int:
@@ -83,21 +147,25 @@ def share_of_batch(train: dict[str, Any], parts: int) -> int:
 
 def create_train_val_dataloader(opt: dict[str, Any], logger: Any) -> tuple:
     """The toolbox's loaders over draws that start where the run stands and end with its last iteration."""
+    if _run.team:
+        _run.team.note_for_restarts(f'began {opt["path"]["experiments_root"]}')
+    for damaged in _run.passed_over:
+        logger.warning(f'Passed over: {damaged}')
     train = opt['datasets']['train']
     train['batch_size_per_gpu'] = share_of_batch(train, opt['world_size'] if opt['dist'] else max(1, opt['num_gpu']))
     sampler = partial(
         DrawSampler,
         batch_size=train['batch_size_per_gpu'] * (1 if opt['dist'] else max(1, opt['num_gpu'])),
         seed=opt['manual_seed'],
-        start_iter=_resume_state['iter'] if _resume_state else 0,
+        start_iter=_run.resume_state['iter'] if _run.resume_state else 0,
         total_iter=int(opt['train']['total_iter']),
     )
     train['manual_seed'] = opt['manual_seed']
     with mock.patch('basicsr.train.EnlargedSampler', sampler):
         loaders = _toolbox_create_loaders(opt, logger)
     train_loader, train_sampler, val_loaders, _, total_iters = loaders
-    if _resume_state:
-        _resume_state['epoch'] = train_sampler.start_epoch  # an epoch that was just full, or of another batch size
+    if _run.resume_state:
+        _run.resume_state['epoch'] = train_sampler.start_epoch  # an epoch that was just full, or of another batch size
     return train_loader, train_sampler, val_loaders, train_sampler.last_epoch, total_iters
 
 
@@ -106,6 +174,7 @@ _toolbox_create_loaders = basicsr.train.create_train_val_dataloader
 
 def worker_init_fn(worker_id: int, **_: Any) -> None:
     """Seed the random modules from PyTorch's own seed of this worker, which differs in every epoch."""
+    ignore_signals()
     seed = torch.initial_seed() % 2**32
     random.seed(seed)
     np.random.seed(seed)
@@ -119,6 +188,11 @@ class Replacement:
     by: Callable
     why: str
     until: str
+
+
+def time_to_the_microsecond() -> str:
+    """The toolbox's time to the second, and the microseconds."""
+    return datetime.now().strftime('%Y%m%d_%H%M%S_%f')
 
 
 REPLACEMENTS = (
@@ -147,6 +221,18 @@ REPLACEMENTS = (
         why='workers get the same seed in every epoch, so data sets of the toolbox repeat their crops',
         until='BasicSR seeds workers from torch.initial_seed()',
     ),
+    Replacement(
+        target='basicsr.train.get_time_str',
+        by=time_to_the_microsecond,
+        why='logs are named by the second: a run that is resumed at once overwrites the log of the one before',
+        until='BasicSR appends to its logs',
+    ),
+    Replacement(
+        target='basicsr.utils.misc.get_time_str',
+        by=time_to_the_microsecond,
+        why='old experiments are put aside under the second too, and the next one cannot be',
+        until='BasicSR looks whether the name is free',
+    ),
 )
 
 
@@ -173,11 +259,6 @@ def _forget_logger() -> None:
         logger.removeHandler(handler)
         handler.close()
     basicsr.utils.logger.initialized_logger.clear()
-
-
-def launcher_of_environment() -> str:
-    """'pytorch' in a process that torchrun started, else 'none'."""
-    return 'pytorch' if 'TORCHELASTIC_RUN_ID' in os.environ else 'none'
 
 
 def with_hash(options: dict[str, Any]) -> dict[str, Any]:
@@ -215,12 +296,18 @@ def run(
         auto_resume: go on from the newest training state, where there is one.
         debug: the toolbox's debug mode: an experiment named debug_..., validated and saved every 8 iterations.
     """
+    global _run
     pipeline = importlib.import_module(f'basicsr.{command}')
     flags = [flag for flag, given in {'--auto_resume': auto_resume, '--debug': debug}.items() if given]
     with tempfile.TemporaryDirectory(prefix='basicsr-options-') as folder:
         path = Path(folder, name)
         path.write_text(yaml.safe_dump(with_hash(options), sort_keys=False), encoding='utf-8')
-        with replaced(), _arguments('-opt', str(path), '--launcher', launcher, *flags):
+        with ExitStack() as held:
+            _run = _Run(held, options)
+            for context in (replaced(), _arguments('-opt', str(path), '--launcher', launcher, *flags)):
+                held.enter_context(context)
+            if command == 'train':
+                held.enter_context(ending_data_workers())
             _forget_logger()
             try:
                 getattr(pipeline, f'{command}_pipeline')(str(Path.cwd()))

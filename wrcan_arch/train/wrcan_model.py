@@ -1,9 +1,11 @@
 """How BasicSR trains, validates and saves WRCAN: SRModel with the joint step of Eq. 9."""
 
 import math
+import os
 import time
 from collections import OrderedDict
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,39 @@ from basicsr.utils import get_root_logger, imwrite, tensor2img
 from basicsr.utils.dist_util import master_only
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, distributed, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.utils.checkpoint import checkpoint as recomputed
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
 from .. import checkpoint, inference
 from ..errors import InputError
-from . import results
+from ..wrcan_arch import ResidualBlock
+from . import results, run_folder
+from .step_guard import StepGuard
 
+SAVED_DATA_OPTIONS = {'patch_size': 'gt_size', 'jpeg_quality': 'jpeg_quality'}  # in a weight file, and in the options
 AMP_TYPES = {'off': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+
+
+def checkpoint_blocks(network: nn.Module) -> None:
+    """Make each of WRCAN's blocks keep its input alone for the backward pass, and compute the rest again there."""
+    for module in network.modules():
+        if isinstance(module, ResidualBlock):
+            forward = partial(recomputed, module.forward, use_reentrant=False, preserve_rng_state=False)
+            module.forward = forward  # type: ignore[method-assign]
+
+
+def be_deterministic() -> None:
+    """The same bits from every run on one kind of GPU, more slowly. What has no such kernel becomes an error."""
+    os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False  # which takes whatever kernel was the fastest this time
+
+
+def as_bf16(group: distributed.ProcessGroup, bucket: distributed.GradBucket) -> torch.futures.Future[Tensor]:
+    """PyTorch's hook under another name: under its own it is refused where there is no NCCL, though gloo can do it."""
+    return bf16_compress_hook(group, bucket)
 
 
 @MODEL_REGISTRY.register()
@@ -32,15 +59,25 @@ class WRCANModel(SRModel):
     Options beyond SRModel's:
         train.autoencoder_opt: the loss of the auto-encoder path, JPEGAutoEncoderLoss; without it that path is not run.
         train.accumulate: parts that a process's share of the batch goes in, 'auto' for as many as the memory needs.
-        train.amp: 'off', 'bf16', 'fp16' (with a loss scaler), or 'auto': bf16 where there are units for it.
+        train.amp: 'off', 'bf16', 'fp16' (with a loss scaler), or 'auto', the default: bf16 if there are units for it.
+        train.channels_last: keep weights and feature maps in that memory layout; true by default.
+        train.checkpointing: keep each block's input alone and compute the block again for its gradient: a third more
+            arithmetic, for a GPU of little memory. False by default.
+        train.optim_g.fused: Adam in one pass over the weights, which the host does not wait for; true by default.
         val.inference: `{mode, ensemble, precision}`, see `wrcan_arch.restore`.
         val.best_metric: the metric, by its name under val.metrics, whose best network on the first validation set is
             kept as net_g_best.pth; by default the first that is a calculate_psnr.
+        train.max_skipped_steps: steps in a row that may be skipped because a loss or gradient is not finite.
+        train.gradient_compression: 'bf16' halves what several processes send; 'none' by default.
+        logger.keep_last: how many checkpoints are kept; all by default.
+        deterministic: take kernels alone that give the same bits each time, for an exact resume on a GPU.
 
     Checkpoints are written whole or not at all; one that cannot be written ends the run with the reason.
     """
 
     def __init__(self, opt: dict[str, Any]) -> None:
+        if opt.get('deterministic'):
+            be_deterministic()
         self.inference_options = dict((opt.get('val') or {}).get('inference') or {})
         try:
             inference.check_request(**self.inference_options)
@@ -50,6 +87,8 @@ class WRCANModel(SRModel):
         self.metric_results: dict[str, float] = {}
         self.pending_save: tuple[int, int] | None = None  # epoch and iteration
         self.last_iter = 0
+        self.graph_is_known = False  # to DDP
+        self.saved_iter: int | None = None  # the newest that a resume could go on from; None before the first iteration
         super().__init__(opt)
 
     def init_training_settings(self) -> None:
@@ -59,25 +98,83 @@ class WRCANModel(SRModel):
         accumulate = train_opt.get('accumulate', 1)
         self.accumulate_auto = accumulate == 'auto'
         self.accumulate = 1 if self.accumulate_auto else accumulate
-        amp = train_opt.get('amp', 'off')
+        amp = train_opt.get('amp', 'auto')
         if amp != 'auto' and amp not in AMP_TYPES:
             raise InputError(f"train.amp '{amp}' is not one of auto, {', '.join(AMP_TYPES)}")
         self.amp_dtype = inference.autocast_dtype(amp, self.device) if amp == 'auto' else AMP_TYPES[amp]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp_dtype == torch.float16)
+        self.guard = StepGuard(
+            limit=train_opt.get('max_skipped_steps', 20),  # fp16's loss scale goes from 65,536 to below 1 in 17 steps
+            device=self.device,
+            dist=self.opt['dist'],
+        )
         super().init_training_settings()
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
-        net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's own types
-        if self.opt['dist'] and self.device.type == 'cpu':  # the toolbox asks for a GPU here
-            unused = self.opt.get('find_unused_parameters', False)
-            return nn.parallel.DistributedDataParallel(net, find_unused_parameters=unused)
-        return super().model_to_device(net)
+        train_opt = self.opt.get('train') or {}
+        if train_opt.get('channels_last', True):
+            net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's own types
+        if train_opt.get('checkpointing', False):
+            checkpoint_blocks(net)
+        if not self.opt['dist']:
+            return super().model_to_device(net)
+        net = net.to(self.device)
+        return self._data_parallel(net) if self.is_train else net
+
+    def _data_parallel(self, net: nn.Module) -> nn.parallel.DistributedDataParallel:
+        """The toolbox's needs a GPU. Every step has the same graph, and gradients lie where they are sent from."""
+        unused = self.opt.get('find_unused_parameters', False)
+        parallel = nn.parallel.DistributedDataParallel(
+            net,
+            device_ids=[torch.cuda.current_device()] if self.device.type == 'cuda' else None,
+            find_unused_parameters=unused,
+            static_graph=not unused,
+            gradient_as_bucket_view=True,
+        )
+        if self.opt['train'].get('gradient_compression') == 'bf16':
+            parallel.register_comm_hook(None, as_bf16)
+        return parallel
+
+    def get_optimizer(self, optim_type: str, params: Any, lr: float, **kwargs: Any) -> torch.optim.Optimizer:
+        return super().get_optimizer(optim_type, params, lr, **{'fused': True, **kwargs})
+
+    def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
+        """The toolbox begins an iteration with this: the one before is whole, so a run that has to end ends here."""
+        if self.saved_iter is None:
+            self._check_room(current_iter - 1)
+            self.saved_iter = current_iter - 1
+        if reason := self.guard.verdict():
+            if self.saved_iter < current_iter - 1:
+                self.save_pair(0, current_iter - 1)  # the loaders find the epoch out
+            raise reason
+        super().update_learning_rate(current_iter, warmup_iter)
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.opt['path']['experiments_root'])
+
+    @master_only
+    def _check_room(self, start: int) -> None:
+        run_folder.check_room(
+            self._folder,
+            sum(each.numel() for each in self.net_g.parameters()),
+            averaged=self.ema_decay > 0,
+            start=start,
+            total=int(self.opt['train']['total_iter']),
+            every=self.opt['logger']['save_checkpoint_freq'],
+            keep=self.opt['logger'].get('keep_last'),
+        )
 
     def feed_data(self, data: dict[str, Any]) -> None:
         if 'gt' not in data and hasattr(self, 'gt'):
             del self.gt  # of the item before
+        data = {
+            name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
+            for name, value in data.items()
+        }
         super().feed_data(data)
-        self.gt_jpeg = data['gt_jpeg'].to(self.device) if 'gt_jpeg' in data else None
+        self.gt_jpeg = data.get('gt_jpeg')
+        self.keys = data.get('key') or data.get('lq_path', ())
 
     def optimize_parameters(self, current_iter: int) -> None:
         """One step on the whole batch, in `accumulate` parts where the memory does not hold it."""
@@ -90,11 +187,23 @@ class WRCANModel(SRModel):
                 self._split_further(error)
             if losses is None:  # here, where the error no longer holds on to its tensors
                 torch.cuda.empty_cache()
-        self.scaler.step(self.optimizer_g)
-        self.scaler.update()
         self.losses = losses
-        if self.ema_decay > 0:
+        gradients = [each.grad for each in self.net_g.parameters() if each.grad is not None]
+        broken = self.guard.check(current_iter, [*losses.values(), *gradients], self.keys)
+        self._step(broken)
+        if self.ema_decay > 0 and not broken:  # with averaged weights, the host waits for the step here
             self.model_ema(decay=self.ema_decay)
+
+    def _step(self, broken: Tensor) -> None:
+        """The optimizer's step unless it is `broken`. A fused optimizer leaves it out on the device: no one waits."""
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer_g)  # looks for itself
+            self.scaler.update()
+        elif self.optimizer_g.defaults.get('fused'):
+            self.optimizer_g.found_inf = broken
+            self.optimizer_g.step()
+        elif not broken:
+            self.optimizer_g.step()
 
     def _split_further(self, error: torch.cuda.OutOfMemoryError) -> None:
         """Twice as many parts after running out of memory, where that is left to us."""
@@ -109,23 +218,34 @@ class WRCANModel(SRModel):
         get_root_logger().info(f'Out of memory: the batch goes in {self.accumulate} parts from here on.')
 
     def _accumulate_gradients(self, parts: int) -> OrderedDict[str, Tensor]:
-        """Gradients of the batch's mean losses, summed over `parts`; processes exchange them once, in the last part."""
-        self.optimizer_g.zero_grad(set_to_none=True)
+        """Gradients of the batch's mean losses, summed over `parts`; processes exchange them once, in the last part.
+
+        In its very first pass DDP learns the graph, exchanges always, and then orders its buckets anew. That pass is
+        made for nothing, so that the first step of a run, also of a resumed one, adds in the order of all others.
+        """
         batch = {'lq': self.lq, 'gt': self.gt, 'gt_jpeg': self.gt_jpeg}
         pieces = {name: whole.chunk(parts) for name, whole in batch.items() if whole is not None}
         count = len(pieces['lq'])
+        if self.opt['dist'] and not self.graph_is_known:
+            self._backward(1, {name: chunks[0] for name, chunks in pieces.items()})
+            self.graph_is_known = True
+        self.optimizer_g.zero_grad(set_to_none=True)
         total: OrderedDict[str, Tensor] = OrderedDict()
         for part in range(count):
             piece = {name: chunks[part] for name, chunks in pieces.items()}
             share = len(piece['lq']) / len(self.lq)
             exchange = part == count - 1 or not self.opt['dist']
             with nullcontext() if exchange else self.net_g.no_sync():
-                with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype != torch.float32):
-                    losses = self._losses(**piece)
-                self.scaler.scale(share * torch.stack(list(losses.values())).sum()).backward()
+                losses = self._backward(share, piece)
             for name, loss in losses.items():
                 total[name] = total.get(name, 0) + share * loss.detach()
         return total
+
+    def _backward(self, share: float, piece: dict[str, Tensor]) -> dict[str, Tensor]:
+        with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype != torch.float32):
+            losses = self._losses(**piece)
+        self.scaler.scale(share * torch.stack(list(losses.values())).sum()).backward()
+        return losses
 
     def _losses(self, lq: Tensor, gt: Tensor, gt_jpeg: Tensor | None = None) -> dict[str, Tensor]:
         """The weighted terms of Eq. 9, and the toolbox's perceptual ones where they are asked for."""
@@ -280,25 +400,33 @@ class WRCANModel(SRModel):
         assert self.pending_save is not None
         epoch, current_iter = self.pending_save
         self.pending_save = None
+        self.save_pair(epoch, current_iter)
+
+    def save_pair(self, epoch: int, current_iter: int) -> None:
+        """The weights, then the training state that names their checksum; then old ones go."""
         validated = any(iteration == current_iter for _, iteration in self.validated)
         metrics = dict(self.metric_results) if validated else {}
-        self._save_networks(str(current_iter), {'iter': current_iter, 'metrics': metrics})
-        self._save_training_state(epoch, current_iter)
+        checksums = self._save_networks(str(current_iter), {'iter': current_iter, 'metrics': metrics})
+        self._save_training_state(epoch, current_iter, checksums)
+        self.saved_iter = current_iter
 
     @master_only
-    def _save_networks(self, label: str, about: dict[str, Any]) -> None:
+    def _save_networks(self, label: str, about: dict[str, Any]) -> dict[str, str]:
         networks = {'params': self.net_g}
         if hasattr(self, 'net_g_ema'):
             networks['params_ema'] = self.net_g_ema
+        data = self.opt['datasets']['train']
         metadata = {
             'network_g': dict(self.opt['network_g']),
             'name': self.opt['name'],
             'options_sha256': self.opt.get('options_sha256'),
             'commit': checkpoint.source_commit(),
+            **{ours: data[key] for ours, key in SAVED_DATA_OPTIONS.items() if data.get(key) is not None},
             **about,
         }
-        path = Path(self.opt['path']['models'], f'net_g_{label}.pth')
-        checkpoint.write_weights(path, {key: self._tensors(each) for key, each in networks.items()}, metadata)
+        tensors = {key: self._tensors(each) for key, each in networks.items()}
+        path = run_folder.weights_path(self._folder, label)
+        return run_folder.persist(lambda: checkpoint.write_weights(path, tensors, metadata))
 
     def _tensors(self, network: nn.Module) -> dict[str, Tensor]:
         return {
@@ -307,20 +435,27 @@ class WRCANModel(SRModel):
         }
 
     @master_only
-    def _save_training_state(self, epoch: int, current_iter: int) -> None:
+    def _save_training_state(self, epoch: int, current_iter: int, checksums: dict[str, str]) -> None:
         state = {
             'epoch': epoch,
             'iter': current_iter,
+            'weights': checksums,
             'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
             'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
             'scaler': self.scaler.state_dict(),
+            'accumulate': self.accumulate,
             'best_metric_results': getattr(self, 'best_metric_results', {}),
         }
-        checkpoint.write_atomically(Path(self.opt['path']['training_states'], f'{current_iter}.state'), state)
+        path = run_folder.state_path(self._folder, current_iter)
+        run_folder.persist(lambda: checkpoint.write_atomically(path, state))
+        if keep := self.opt['logger'].get('keep_last'):
+            run_folder.remove_old(self._folder, current_iter, keep)
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         super().resume_training(resume_state)
         self.last_iter = resume_state['iter']
+        if self.accumulate_auto:
+            self.accumulate = resume_state.get('accumulate', 1)  # other parts would round otherwise
         if resume_state.get('scaler'):
             self.scaler.load_state_dict(resume_state['scaler'])
         if resume_state.get('best_metric_results'):

@@ -3,10 +3,9 @@ import threading
 import pytest
 import torch.distributed as dist
 
-from wrcan_arch import InputError
-from wrcan_arch.photos import team as team_module
+from wrcan_arch import InputError, processes
 from wrcan_arch.photos.plan import Job
-from wrcan_arch.photos.team import Team
+from wrcan_arch.processes import Team
 
 JOBS = [Job(f'{number}.png', f'out/{number}.png') for number in range(20)]
 
@@ -43,7 +42,7 @@ def test_the_first_gathers_and_the_others_wait_for_it(pair):
 
 
 def test_a_process_that_never_answers_is_given_up(pair, monkeypatch):
-    monkeypatch.setattr(team_module, 'PATIENCE', 0.3)
+    monkeypatch.setattr(processes, 'PATIENCE', 0.3)
     with pytest.raises(InputError, match='a process does not answer .*; run again with --skip-existing'):
         pair[0].gather('from 0', lambda: None)
 

@@ -1,0 +1,142 @@
+"""Restoring: time and memory of plain, exact, local and chop, against a plain run and the machine's matrix product.
+
+    python benchmarks/inference.py                     # 256 x 256 to 24 megapixels, full width, one block
+    python benchmarks/inference.py --blocks 4x16 --sizes 256x256 1280x720    # the paper's network
+
+Work and memory of a block do not depend on how many there are, so a shallow network shows the modes' ratios in minutes;
+its encoder and decoder, which are 4 % of the full network's work, weigh more in it. The plain forward is left out where
+it does not fit into the memory.
+"""
+
+import argparse
+import functools
+import sys
+from typing import Any
+
+import measure
+import numpy as np
+import torch
+
+from wrcan_arch import WRCAN, restore
+from wrcan_arch.inference import free_memory, has_bf16_units
+
+PATCH_SIZE = 256  # of local's window
+BOUNDS = {'fp32': 240, 'bf16': 130}  # bytes a pixel, images included, that exact is held to
+WHOLE = {'fp32': 3000, 'bf16': 1500}  # bytes a pixel that the plain forward takes, about: where it would not fit
+LARGE = 4_000_000  # pixels from which on only the fastest precision is run, and fewer rounds
+DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16}
+
+
+def network_of(num_group: int, num_block: int) -> WRCAN:
+    """Full width, random weights, made without a second copy of them."""
+    with torch.device('meta'):
+        network = WRCAN(num_group=num_group, num_block=num_block)
+    network.to_empty(device='cpu')
+    torch.manual_seed(0)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    return network.eval().requires_grad_(False)
+
+
+def operations(network: WRCAN, pixels: int) -> float:
+    """Floating-point operations of the plain forward: two for each weight of a convolution and position."""
+    scale = {'head': 1, 'tail': 1, 'encoders.0.conv': 1, 'encoders.0.down': 4, 'encoders.1.conv': 4,
+             'encoders.1.down': 16, 'decoders.0.up': 4, 'decoders.0.conv': 1, 'decoders.1.up': 16,
+             'decoders.1.conv': 4}  # fmt: skip
+    total = 0.0
+    for name, weight in network.named_parameters():
+        if name.endswith('weight') and 'attention' not in name:
+            total += 2 * weight.numel() * pixels / scale.get(name.removesuffix('.weight'), 16)
+    return total
+
+
+def plain(network: WRCAN, image: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    """The whole image at once, as the official code and the stock toolbox run it, in the type given."""
+    scaled = torch.from_numpy(image.astype(np.float32) / 255).permute(2, 0, 1)[None]
+    with torch.no_grad(), torch.autocast('cpu', dtype, enabled=dtype != torch.float32):
+        restored = network(scaled).float()[0].permute(1, 2, 0).numpy()
+    return np.rint(restored.clip(0, 1) * 255).astype(np.uint8)
+
+
+def run(mode: str, precision: str, network: WRCAN, image: np.ndarray) -> np.ndarray:
+    if mode == 'plain':
+        return plain(network, image, DTYPES[precision])
+    return restore(network, image, mode=mode, precision=precision, patch_size=PATCH_SIZE)
+
+
+def make(blocks: tuple[int, int], size: tuple[int, int]) -> tuple[WRCAN, np.ndarray]:
+    width, height = size
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    return network_of(*blocks), image
+
+
+def restore_once(mode: str, precision: str, blocks: tuple[int, int], size: tuple[int, int]) -> None:
+    run(mode, precision, *make(blocks, size))
+
+
+def bytes_per_pixel(mode: str, precision: str, blocks: tuple[int, int], size: tuple[int, int]) -> float:
+    """Above weights and libraries: the peak of a process that restores, less one that restores next to nothing."""
+    image = size[0] * size[1] * 3
+    smallest = measure.peak_memory(restore_once, mode, precision, blocks, (4, 4))
+    return (measure.peak_memory(restore_once, mode, precision, blocks, size) - smallest) / (image / 3)
+
+
+def rows_of(
+    size: tuple[int, int], blocks: tuple[int, int], precisions: list[str], modes: list[str], rounds: int
+) -> list[dict[str, Any]]:
+    network, image = make(blocks, size)
+    if size[0] * size[1] >= LARGE:
+        precisions, rounds = precisions[-1:], max(2, rounds // 2)
+    ceilings = {precision: measure.matrix_product(DTYPES[precision]) for precision in precisions}
+    variants = {f'matrix product {precision}': ceiling[0] for precision, ceiling in ceilings.items()}
+    for precision in precisions:
+        for mode in modes:
+            if mode != 'plain' or WHOLE[precision] * size[0] * size[1] < free_memory(torch.device('cpu')):
+                variants[f'{mode} {precision}'] = functools.partial(run, mode, precision, network, image)
+    times = measure.take_turns(variants, rounds=rounds)
+    work = operations(network, image.shape[0] * image.shape[1])
+    rows = []
+    for precision in precisions:
+        ceiling_rate = ceilings[precision][1] / times[f'matrix product {precision}'].median
+        plain_times = times.get(f'plain {precision}')
+        for mode in modes:
+            row: dict[str, Any] = {'size': f'{size[0]} x {size[1]}', 'precision': precision, 'mode': mode}
+            each = times.get(f'{mode} {precision}')
+            if each is None:
+                rows.append({**row, 'seconds': 'does not fit'})
+                continue
+            row |= {
+                'seconds': each.median,
+                'spread': f'{each.spread:.0%}',
+                'time / plain': 1 / each.times_faster_than(plain_times) if plain_times else None,
+                'of the ceiling': f'{work / each.median / ceiling_rate:.0%}',
+                'bytes a pixel': round(bytes_per_pixel(mode, precision, blocks, size)),
+                'bound': BOUNDS[precision] if mode == 'exact' else None,
+            }
+            rows.append(row)
+            print(row, file=sys.stderr)
+    return rows
+
+
+def pair(text: str) -> tuple[int, int]:
+    first, second = text.split('x')
+    return int(first), int(second)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--sizes', nargs='+', type=pair, default=[(256, 256), (1280, 720), (4000, 3000), (6000, 4000)])
+    parser.add_argument('--blocks', type=pair, default=(1, 1), metavar='GROUPSxBLOCKS', help='default 1x1')
+    parser.add_argument('--modes', nargs='+', default=['plain', 'exact', 'local', 'chop'])
+    parser.add_argument('--precisions', nargs='+', choices=DTYPES)
+    parser.add_argument('--rounds', type=int, default=3)
+    arguments = parser.parse_args()
+    precisions = arguments.precisions or ['fp32'] + ['bf16'] * has_bf16_units(torch.device('cpu'))
+    rows: list[dict[str, Any]] = []
+    for size in arguments.sizes:
+        rows += rows_of(size, arguments.blocks, precisions, arguments.modes, arguments.rounds)
+    measure.report('inference', {f'WRCAN, 64 features, {arguments.blocks[0]} x {arguments.blocks[1]} blocks': rows})
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,241 @@
+"""One training step: plain, ours, and ours with each means turned off; each convolution alone; memory.
+
+Plain is the official code's way in the stock toolbox: fp32, the default memory layout, two forward calls, an Adam that
+goes over the weights in several passes. Ours is WRCANModel.optimize_parameters as a run calls it.
+"""
+
+import argparse
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import measure
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from wrcan_arch import WRCAN
+from wrcan_arch.wrcan_arch import ResidualBlock
+
+# Full width. (groups, blocks, patch, batch)
+SIZES = {'small': (1, 2, 128, 2), 'full': (4, 16, 256, 1)}
+TURNED_OFF: dict[str, dict[str, Any]] = {
+    'ours': {},
+    'without amp': {'amp': 'off'},
+    'without channels_last': {'channels_last': False},
+    'without fused': {'optim_g': {'fused': False}},
+    'with checkpointing': {'checkpointing': True},
+    'without the auto-encoder loss': {'autoencoder_opt': None},
+}
+SHOWN = {'small': [*TURNED_OFF], 'full': ['ours', 'without the auto-encoder loss']}
+
+# Of the full network at 64 features. (in, out, side of the map as a part of the patch, stride, atrous rate)
+CONVOLUTIONS = {
+    **{f'atrous, rate {rate}': (256, 128, 4, 1, rate) for rate in (1, 2, 3, 4)},
+    'fuse': (512, 256, 4, 1, 1),
+    'head': (3, 64, 1, 1, 1),
+    'encoder 0': (64, 64, 1, 1, 1),
+    'encoder 0, down': (64, 64, 1, 2, 1),
+    'encoder 1': (64, 128, 2, 1, 1),
+    'encoder 1, down': (128, 128, 2, 2, 1),
+    'expand': (128, 256, 4, 1, 1),
+    'body': (256, 256, 4, 1, 1),
+    'decoder 1, up': (256, 512, 4, 1, 1),
+    'decoder 1': (256, 128, 2, 1, 1),
+    'decoder 0, up': (128, 256, 2, 1, 1),
+    'decoder 0': (128, 64, 1, 1, 1),
+    'tail': (64, 3, 1, 1, 1),
+}
+CARD_BYTES = 11e9
+CARD_RESERVE = 1e9  # for CUDA itself and cuDNN's workspaces: an assumption
+
+
+def batch_of(batch: int, patch: int) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    return {name: torch.rand(batch, 3, patch, patch) for name in ('lq', 'gt', 'gt_jpeg')}
+
+
+def autoencode(network: WRCAN, images: Tensor) -> Tensor:
+    """The auto-encoder path as a call of its own."""
+    shallow = network.head(images)
+    skip0, down0 = network.encoders[0](shallow)
+    skip1, down1 = network.encoders[1](down0)
+    deep = network.expand(down1)
+    return network.tail(shallow + network.decoders[0](network.decoders[1](deep, skip1), skip0))
+
+
+def plain_step(groups: int, blocks: int, data: dict[str, Tensor]) -> Callable[[], None]:
+    network = WRCAN(num_group=groups, num_block=blocks)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, weight_decay=1e-8)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        l_pix = F.l1_loss(network(data['lq']), data['gt'])
+        l_ae = 0.1 * F.mse_loss(autoencode(network, data['gt_jpeg']), data['gt'])
+        (l_pix + l_ae).backward()
+        optimizer.step()
+
+    return step
+
+
+def our_model(groups: int, blocks: int, train: Mapping[str, Any]) -> Any:
+    from basicsr.models import build_model  # here, after wrcan_arch has repaired the toolbox
+
+    return build_model(
+        {
+            'model_type': 'WRCANModel',
+            'is_train': True,
+            'dist': False,
+            'rank': 0,
+            'world_size': 1,
+            'num_gpu': 0,
+            'network_g': {'type': 'WRCAN', 'num_group': groups, 'num_block': blocks},
+            'path': {},
+            'train': {
+                'scheduler': {'type': 'MultiStepLR', 'milestones': [1]},
+                'pixel_opt': {'type': 'L1Loss'},
+                'autoencoder_opt': {'type': 'JPEGAutoEncoderLoss', 'loss_weight': 0.1},
+                **train,
+                'optim_g': {'type': 'Adam', 'lr': 1e-4, 'weight_decay': 1e-8, **train.get('optim_g', {})},
+            },
+        }
+    )
+
+
+def our_step(groups: int, blocks: int, data: dict[str, Tensor], train: Mapping[str, Any]) -> Callable[[], None]:
+    model = our_model(groups, blocks, train)
+
+    def step() -> None:
+        model.feed_data(data)
+        model.optimize_parameters(1)
+
+    return step
+
+
+def operations(run: Callable[[], object]) -> float:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def step_rows(size: str, rounds: int) -> list[dict[str, Any]]:
+    groups, blocks, patch, batch = SIZES[size]
+    data = batch_of(batch, patch)
+    steps = {'plain': plain_step(groups, blocks, data)}
+    steps |= {name: our_step(groups, blocks, data, TURNED_OFF[name]) for name in SHOWN[size]}
+    products = {dtype: measure.matrix_product(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    times = measure.take_turns({**steps, **{str(dtype): run for dtype, (run, _) in products.items()}}, rounds=rounds)
+
+    rows = []
+    for name, step in steps.items():
+        dtype = torch.float32 if name in ('plain', 'without amp') else torch.bfloat16
+        ceiling = products[dtype][1] / times[str(dtype)].median
+        rate = operations(step) / times[name].median
+        rows.append(
+            {
+                'step': name,
+                's': times[name].median,
+                '±': f'{times[name].spread:.0%}',
+                'x plain': times[name].times_faster_than(times['plain']),
+                'time, ours = 1': 1 / times[name].times_faster_than(times['ours']),
+                'GFLOP/s': rate / 1e9,
+                'of the matrix product': f'{rate / ceiling:.0%}',
+            }
+        )
+    return rows
+
+
+def convolution_passes(shape: tuple[int, ...], patch: int, batch: int) -> dict[str, Callable[[], object]]:
+    """Forward and both gradients of one convolution, bf16 and channels last, each on its own."""
+    in_channels, out_channels, part, stride, rate = shape
+    last = {'memory_format': torch.channels_last}
+    image = torch.randn(batch, in_channels, patch // part, patch // part).bfloat16().contiguous(**last)
+    weight = torch.randn(out_channels, in_channels, 3, 3).bfloat16().contiguous(**last)
+    bias = torch.randn(out_channels).bfloat16()
+    forward = partial(F.conv2d, image, weight, bias, stride, rate, rate)
+    gradient = torch.randn_like(forward())
+    sizes = [out_channels], [stride] * 2, [rate] * 2, [rate] * 2, False, [0, 0], 1
+    backward = partial(torch.ops.aten.convolution_backward, gradient, image, weight, *sizes)
+    return {
+        'forward': forward,
+        'gradient of the input': partial(backward, [True, False, False]),
+        'gradient of the weights': partial(backward, [False, True, True]),
+    }
+
+
+def convolution_rows(rounds: int, patch: int = 256, batch: int = 1) -> list[dict[str, Any]]:
+    product, product_operations = measure.matrix_product(torch.bfloat16)
+    rows = []
+    for name, shape in CONVOLUTIONS.items():
+        passes = convolution_passes(shape, patch, batch)
+        times = measure.take_turns({**passes, 'ceiling': product}, rounds=rounds)
+        ceiling = product_operations / times['ceiling'].median
+        work = operations(passes['forward'])
+        row: dict[str, Any] = {'convolution': name, 'GFLOP': work / 1e9}
+        for each in passes:
+            row[f'{each}, ms'] = 1e3 * times[each].median
+            row['of the matrix product' + ' ' * len(row)] = f'{work / times[each].median / ceiling:.0%}'
+        rows.append(row)
+    return rows
+
+
+def kept_bytes(patch: int, train: Mapping[str, Any]) -> int:
+    """What one patch's forward pass keeps for the backward pass, weights and their copies not counted."""
+    model = our_model(*SIZES['full'][:2], train)
+    weights = {each.data_ptr() for each in model.net_g.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        is_weight = tensor.data_ptr() in weights or isinstance(tensor, nn.Parameter) or tensor.shape[2:] == (3, 3)
+        if not is_weight:
+            storage = tensor.untyped_storage()
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def keep_input(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        keep(inputs[0])
+
+    for module in model.net_g.modules():
+        if isinstance(module, ResidualBlock):  # checkpointing keeps its input where the hooks do not see it
+            module.register_forward_pre_hook(keep_input)
+    model.feed_data(batch_of(1, patch))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast('cpu', torch.bfloat16):
+        losses = model._losses(model.lq, model.gt, model.gt_jpeg)
+    assert losses
+    return sum(kept.values())
+
+
+def memory_rows() -> list[dict[str, Any]]:
+    parameters = sum(each.numel() for each in WRCAN().parameters())
+    fixed = parameters * (4 * 4 + 2)  # weights, gradients, Adam's two moments; a copy of the weights in bf16
+    rows = []
+    for patch in (256, 320):
+        for checkpointing in (False, True):
+            kept = kept_bytes(patch, {'amp': 'bf16', 'checkpointing': checkpointing})
+            rows.append(
+                {
+                    'patch': patch,
+                    'checkpointing': checkpointing,
+                    'kept for a patch, GB': kept / 1e9,
+                    'weights, gradients, Adam, GB': fixed / 1e9,
+                    'patches that fit 11 GB (computed)': int((CARD_BYTES - CARD_RESERVE - fixed) / kept),
+                }
+            )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--rounds', type=int, default=7, help='times that each variant runs (default 7)')
+    rounds = parser.parse_args().rounds
+    tables = {}
+    for size, (groups, blocks, patch, batch) in SIZES.items():
+        tables[f'A step: {groups} x {blocks} blocks, patch {patch}, batch {batch}'] = step_rows(size, rounds)
+    tables['Convolutions alone, bf16, patch 256, batch 1'] = convolution_rows(rounds)
+    tables['Memory of a step of the full network, bf16'] = memory_rows()
+    measure.report('train_step', tables)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,133 @@
+"""Every fast path of a training step against the plain one: fp32, two calls, the default layout, an unfused Adam."""
+
+from unittest import mock
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+from basicsr.models import build_model
+from conftest import SMALL_TRAINING
+
+from wrcan_arch import WRCAN
+from wrcan_arch.train import options
+from wrcan_arch.wrcan_arch import WideReceptiveField
+
+NETWORK = {'num_feat': 16, 'num_group': 1, 'num_block': 2}
+
+
+def batch():
+    torch.manual_seed(0)
+    return {name: torch.rand(2, 3, 32, 32) for name in ('lq', 'gt', 'gt_jpeg')}
+
+
+def model_with(optim_g=None, **train):
+    """A model with the defaults, but for what is given."""
+    opt = yaml.load(SMALL_TRAINING, options.OptionLoader)
+    del opt['train']['amp']
+    opt['train'] |= train
+    opt['train']['optim_g'] |= optim_g or {}
+    opt |= {'path': {}, 'network_g': {'type': 'WRCAN', **NETWORK}}
+    torch.manual_seed(1)
+    return build_model({**opt, 'dist': False, 'rank': 0, 'world_size': 1, 'is_train': True})
+
+
+def plain_step(data, optimizer_of):
+    """The restored batch, and the network after a step of Eq. 9 in two calls, with its gradients."""
+    torch.manual_seed(1)
+    network = WRCAN(**NETWORK)
+    optimizer = optimizer_of(network.parameters())
+    restored = network(data['lq'])
+    with mock.patch.object(network.body_conv, 'forward', torch.zeros_like):  # f_NLT := f_EXP
+        autoencoded = network(data['gt_jpeg'])
+    (F.l1_loss(restored, data['gt']) + 0.1 * F.mse_loss(autoencoded, data['gt'])).backward()
+    optimizer.step()
+    return restored.detach(), network
+
+
+def relative(ours, plain):
+    return ((ours - plain).norm() / plain.norm()).item()
+
+
+def errors(model):
+    """Of a step's output and of all its gradients together, relative; and the output's largest, absolute."""
+    data = batch()
+    restored, network = plain_step(data, lambda parameters: torch.optim.Adam(parameters, lr=1e-3))
+    model.feed_data(data)
+    model.optimize_parameters(1)
+    ours, plain = (
+        torch.cat([each.grad.reshape(-1) for each in parameters])
+        for parameters in (model.net_g.parameters(), network.parameters())
+    )
+    return relative(model.output, restored), relative(ours, plain), (model.output - restored).abs().max().item()
+
+
+@pytest.mark.parametrize(
+    'train', [{}, {'channels_last': False}, {'checkpointing': True}, {'optim_g': {'fused': False}}]
+)
+def test_in_fp32_it_is_the_plain_step(train):
+    output, gradients, largest = errors(model_with(amp='off', **train))
+    assert output < 1e-5 and gradients < 1e-5 and largest < 1e-5
+
+
+@pytest.mark.parametrize('train', [{}, {'channels_last': False}, {'checkpointing': True}])
+def test_in_bf16_it_is_near_the_plain_step(train):
+    output, gradients, largest = errors(model_with(amp='bf16', **train))
+    assert output < 0.01 and largest < 0.01
+    assert gradients < 0.03, gradients
+
+
+def test_fused_adam_makes_the_plain_step():
+    """In channels-last memory too, where an optimizer's passes could disagree on the order."""
+    data = batch()
+    model = model_with(amp='off')
+    _, network = plain_step(data, lambda parameters: torch.optim.Adam(parameters, lr=1e-3))
+    model.feed_data(data)
+    model.optimize_parameters(1)
+    torch.manual_seed(1)
+    start = WRCAN(**NETWORK)
+    for ours, plain, before in zip(model.net_g.parameters(), network.parameters(), start.parameters(), strict=True):
+        # The first step is the gradient's sign times the rate; where a gradient is near zero its sign is not known.
+        known = plain.grad.abs() > 1e-5 * plain.grad.abs().max()
+        torch.testing.assert_close((ours - before)[known], (plain - before)[known], rtol=1e-3, atol=1e-6)
+
+
+def test_defaults_are_the_fast_ones_and_each_can_be_turned_off():
+    def state(model):
+        weight = model.net_g.groups[0].conv.weight
+        layout = weight.is_contiguous(memory_format=torch.channels_last)
+        return model.amp_dtype, layout, model.optimizer_g.defaults['fused']
+
+    with mock.patch('wrcan_arch.inference.has_bf16_units', return_value=True):
+        assert state(model_with()) == (torch.bfloat16, True, True)
+    plain = model_with(amp='off', channels_last=False, optim_g={'fused': False})
+    assert state(plain) == (torch.float32, False, False)
+
+
+@pytest.mark.parametrize(('checkpointing', 'times'), [(False, 1), (True, 2)])
+def test_checkpointing_runs_blocks_twice_and_nothing_else(checkpointing, times):
+    model = model_with(checkpointing=checkpointing)
+    calls = {'head': 0, 'expand': 0, 'blocks': 0}
+
+    def count(name):
+        def hook(*_):
+            calls[name] += 1
+
+        return hook
+
+    model.net_g.head.register_forward_hook(count('head'))
+    model.net_g.expand.register_forward_hook(count('expand'))
+    for module in model.net_g.modules():
+        if isinstance(module, WideReceptiveField):
+            module.register_forward_hook(count('blocks'))
+    model.feed_data(batch())
+    model.optimize_parameters(1)
+    assert calls == {'head': 1, 'expand': 1, 'blocks': times * NETWORK['num_block']}
+
+
+def test_step_reads_nothing_back():
+    """With all that is fast, the host hands the step over and does not wait for it."""
+    model = model_with()
+    model.feed_data(batch())
+    with mock.patch.object(torch.Tensor, 'item', side_effect=AssertionError('the host waited')):
+        model.optimize_parameters(1)

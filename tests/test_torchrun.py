@@ -1,0 +1,386 @@
+"""Several processes, started by torchrun and as srun starts them: what they make is what one makes, and what goes wrong
+is said once, in time."""
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+import pytest
+import torch
+import torch.distributed as dist
+import yaml
+from basicsr.models import build_model
+from conftest import SMALL_TRAINING, picture
+from test_exact_resume import assert_equal, outcome, set_options
+
+from wrcan_arch import InputError, processes
+from wrcan_arch.checkpoint import read_file, write_weights
+from wrcan_arch.cli import main
+from wrcan_arch.errors import RunError
+from wrcan_arch.look.report import read_curves
+from wrcan_arch.processes import Team, contact_lost, first_host, launcher_of_environment, take_slurms_environment
+from wrcan_arch.train import options
+from wrcan_arch.wrcan_arch import WRCAN
+
+FOLDER = Path('experiments/small')
+
+# Runs the command; writes down what each process draws, and lets the second one die in the middle of its work.
+WORKER = """
+import os, signal, sys
+from pathlib import Path
+from wrcan_arch import cli
+from wrcan_arch.photos import bulk_restore
+from wrcan_arch.train.step_guard import StepGuard
+
+dies_at = int(sys.argv.pop(1))
+rank, attempt = os.environ.get('RANK'), os.environ.get('TORCHELASTIC_RESTART_COUNT')
+
+def maybe_die(number):
+    if (rank, attempt, number) == ('1', '0', dies_at):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def check(self, iteration, tensors, keys, check=StepGuard.check):
+    with Path(f'draws_{rank}').open('a') as file:
+        print(iteration, *keys, file=file)
+    maybe_die(iteration)
+    return check(self, iteration, tensors, keys)
+
+def write(*arguments, write=bulk_restore._write, done=[0]):
+    write(*arguments)
+    done[0] += 1
+    maybe_die(done[0])
+
+StepGuard.check, bulk_restore._write = check, write
+if '-opt' in sys.argv and rank == '1' and Path('other.yml').exists():
+    sys.argv[sys.argv.index('-opt') + 1] = 'other.yml'
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def environment(**variables):
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(('TORCHELASTIC', 'SLURM', 'MASTER'))}
+    return {**kept, 'OMP_NUM_THREADS': '1', **variables}
+
+
+def torchrun(processes, *command, dies_at=0, restarts=0):
+    start = [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={processes}', '--standalone']
+    start += [f'--max-restarts={restarts}', 'worker.py', str(dies_at), *map(str, command)]
+    return subprocess.run(start, capture_output=True, text=True, timeout=200, env=environment())
+
+
+def srun(processes, *command, **variables):
+    """As srun does it: processes with SLURM's variables, and no more. Gives exit codes and what all said."""
+    started = []
+    for rank in range(processes):
+        slurms = {'SLURM_PROCID': rank, 'SLURM_LOCALID': rank, 'SLURM_STEP_NUM_TASKS': processes}
+        slurms |= {'SLURM_STEP_NODELIST': 'localhost', 'MASTER_PORT': free_port(), **variables}
+        variables['MASTER_PORT'] = slurms['MASTER_PORT']
+        started.append(
+            subprocess.Popen(
+                [sys.executable, '-m', 'wrcan_arch', *map(str, command)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                env=environment(**{name: str(value) for name, value in slurms.items()}),
+            )
+        )
+    said = [each.communicate(timeout=100)[0] for each in started]
+    return [each.returncode for each in started], ''.join(said)
+
+
+def free_port():
+    with socket.socket() as asked:
+        asked.bind(('localhost', 0))
+        return asked.getsockname()[1]
+
+
+def own_lines(text):
+    """Of what a job said, the lines that are ours."""
+    return [line for line in text.splitlines() if line.startswith('basicsr ')]
+
+
+@pytest.fixture
+def job(workplace):
+    """Twenty iterations of eight images, whose loss has no randomness but the draws."""
+    text = set_options(Path('train.yml').read_text(), gt_size=16, total_iter=20, save_checkpoint_freq=5, val_freq=20)
+    text = text.replace('batch_size_per_gpu: 4', 'batch_size_total: 8')
+    Path('train.yml').write_text(text.replace('amp: off', 'accumulate: 1\n  checkpointing: false\n  amp: off'))
+    Path('worker.py').write_text(WORKER)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield workplace
+    torch.set_num_threads(threads)
+
+
+def draws(processes):
+    """Of every iteration, the keys of its batch."""
+    batches = {}
+    for rank in range(processes):
+        for line in Path(f'draws_{rank}').read_text().splitlines():
+            iteration, *keys = line.split()
+            batches.setdefault(int(iteration), []).extend(keys)
+    return batches
+
+
+@pytest.fixture
+def drawn_alone(monkeypatch):
+    from wrcan_arch.train.step_guard import StepGuard
+
+    batches, check = {}, StepGuard.check
+
+    def recorded(self, iteration, tensors, keys):
+        batches[iteration] = list(keys)
+        return check(self, iteration, tensors, keys)
+
+    monkeypatch.setattr(StepGuard, 'check', recorded)
+    return batches
+
+
+@pytest.mark.slow
+def test_training_is_the_same_whatever_the_number_of_processes(job, drawn_alone):
+    """1 = 2 x 2 parts = 4 with checkpointing, after 20 iterations; and 2 of which one is killed, bit by bit."""
+    assert main(['train', '-opt', 'train.yml']) == 0
+    alone, curves = read_file(FOLDER / 'models/net_g_latest.pth')['params'], read_curves(FOLDER)
+    for count, option in ((4, 'train:checkpointing=true'), (2, 'train:accumulate=2')):
+        ended = torchrun(count, 'train', '-opt', 'train.yml', '--force_yml', option)
+        assert ended.returncode == 0, ended.stderr[-3000:]
+        for name, value in read_file(FOLDER / 'models/net_g_latest.pth')['params'].items():
+            torch.testing.assert_close(value, alone[name], rtol=0, atol=1e-5)
+        assert draws(count) == drawn_alone
+        ours = read_curves(FOLDER)
+        for name, points in curves.losses.items():
+            assert ours.losses[name] == [(iteration, pytest.approx(value, rel=1e-3)) for iteration, value in points]
+        assert len(list(FOLDER.glob('train_*.log'))) == 1
+        for path in Path().glob('draws_*'):
+            path.unlink()
+
+    expected = outcome(iteration=20)
+    FOLDER.rename('undisturbed')
+    command = ('train', '-opt', 'train.yml', '--force_yml', 'train:accumulate=2')
+    ended = torchrun(2, *command, dies_at=13, restarts=1)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    (line,) = own_lines(ended.stderr)
+    assert 'another process is gone or does not answer' in line and '/wrcan_arch/' not in ended.stderr
+    assert 'iter: 10.' in ''.join(path.read_text() for path in FOLDER.glob('train_*.log'))
+    assert_equal(outcome(iteration=20), expected)
+
+
+@pytest.mark.slow
+def test_test_is_the_same_whatever_the_number_of_processes(job):
+    """Six images over 1, 4 (torchrun) and 3 (srun): the same bytes of scores."""
+    torch.manual_seed(0)
+    network = WRCAN(num_feat=4, num_group=1, num_block=1)
+    Path('experiments/small/models').mkdir(parents=True)
+    write_weights(FOLDER / 'models/net_g_best.pth', {'params': network.state_dict()}, {'network_g': network.config})
+    assert main(['test', '-opt', 'test.yml']) == 0
+    results = Path('results/small_test')
+
+    def left():
+        files = {path.name: path.read_text() for path in results.glob('*.csv')}
+        result = json.loads((results / 'result_small_set.json').read_text())
+        pictures = {path.name: path.read_bytes() for path in results.rglob('*.png')}
+        return files, result['metrics'], result['images'], pictures
+
+    expected = left()
+    assert len(expected[0]) == 2 and len(expected[3]) == 6
+    ended = torchrun(4, 'test', '-opt', 'test.yml')
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert left() == expected and len(list(results.glob('*.log'))) == 1
+    codes, said = srun(3, 'test', '-opt', 'test.yml')
+    assert codes == [0, 0, 0], said[-3000:]
+    assert left() == expected and len(list(results.glob('*.log'))) == 1
+
+
+@pytest.mark.slow
+def test_restoring_survives_a_death_and_tells_everything_once(job):
+    """Of two processes one is killed after its second photograph; torchrun starts them again, these do the rest."""
+    write_weights(Path('net.pth'), {'params': WRCAN(num_feat=4, num_group=1, num_block=1).state_dict()}, {})
+    Path('many').mkdir()
+    for number in range(12):
+        cv2.imwrite(f'many/{number}.png', picture(40, 50, number))
+    Path('many/bad.png').write_bytes(b'no picture')
+    ended = torchrun(2, 'restore', 'many', '-o', 'out', '-w', 'net.pth', '--skip-existing', dies_at=2, restarts=1)
+    assert ended.returncode == 1, ended.stderr[-3000:]
+    assert sorted(path.name for path in Path('out').iterdir()) == sorted(f'{number}.png' for number in range(12))
+    assert ended.stderr.count('many/bad.png') == 1
+    bars = [each for each in ended.stderr.split('\r') if 'restore: 100%' in each]
+    assert len(bars) <= 2 and ended.stdout.count('restored, ') == 1, ended.stdout
+    assert '/wrcan_arch/' not in ended.stderr, 'no traceback of ours'
+
+
+@pytest.mark.slow
+def test_processes_with_different_options_say_so_once(job):
+    Path('other.yml').write_text(Path('train.yml').read_text().replace('lr: 1e-3', 'lr: 2e-3'))
+    ended = torchrun(2, 'train', '-opt', 'train.yml')
+    assert ended.returncode == 1
+    (line,) = own_lines(ended.stderr)
+    assert 'process 1 sees the options with SHA-256' in line and line.endswith('give all processes the same')
+    assert ended.stderr.count(line) == 2, "ours, and the root cause in torchrun's table"
+    assert 'Traceback' not in ended.stderr.partition(line)[0] and not FOLDER.exists()
+
+
+@pytest.mark.slow
+def test_bad_request_and_bad_start_are_said_once_and_in_time(job):
+    codes, said = srun(2, 'train', '-opt', 'absent.yml')
+    assert codes == [2, 2]
+    assert own_lines(said) == ['basicsr train: absent.yml: there is no such option file'] == said.splitlines()
+
+    text = Path('train.yml').read_text() + 'dist_params: {timeout: 3}\n'
+    Path('train.yml').write_text(text)
+    with socket.socket() as other:
+        other.bind(('', 0))
+        other.listen()
+        codes, said = srun(1, 'train', '-opt', 'train.yml', MASTER_PORT=other.getsockname()[1], SLURM_STEP_NUM_TASKS=2)
+    assert codes == [2] and re.search(r'^basicsr train: port \d+ of localhost is taken; set MASTER_PORT', said, re.M)
+    codes, said = srun(1, 'train', '-opt', 'train.yml', SLURM_STEP_NUM_TASKS=2)
+    (line,) = own_lines(said)
+    assert codes == [2] and 'of 2 processes 1 did not start within 3 s: number 1' in line
+
+
+# Alone
+
+
+def in_threads(*functions):
+    """What each function gives, or the error it ends with."""
+    results = [None] * len(functions)
+
+    def run(number):
+        try:
+            results[number] = functions[number]()
+        except InputError as error:
+            results[number] = str(error)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(functions))]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(20)
+    return results
+
+
+def test_processes_agree_or_all_say_on_what_they_do_not():
+    store = dist.HashStore()
+    teams = [Team(store=store, rank=rank, size=3) for rank in range(3)]
+    assert in_threads(*(lambda each=each: each.agree({'a': '1'}) for each in teams)) == [None] * 3
+    seen = ({'data': 'x', 'file': 'y'}, {'data': 'x', 'file': 'y'}, {'data': 'z', 'file': 'y'})
+    said = in_threads(*(lambda each=each, see=see: each.agree(see) for each, see in zip(teams, seen, strict=True)))
+    assert said == ['process 2 sees data z, process 0 x; give all processes the same'] * 3
+    assert [each.first_to_say() for each in teams[1:]] == [True, False]
+
+
+def test_process_that_does_not_come_is_named():
+    with pytest.raises(InputError, match='of 3 processes 2 did not start within 0 s: number 1, 2'):
+        Team(store=dist.HashStore(), rank=0, size=3).agree({'a': '1'}, timeout=timedelta(seconds=0))
+
+
+def test_data_of_other_content_is_told_apart(workplace):
+    from wrcan_arch.train.pipelines import _what_decides
+
+    opt = options.read_options('train.yml').values
+    before = _what_decides(opt)
+    assert _what_decides(options.read_options('train.yml').values) == before
+    Path('data_blur.lmdb/meta_info.txt').write_text('more.png (8,8,3) 1\n')
+    changed = {key for key, value in _what_decides(opt).items() if value != before[key]}
+    assert changed == {f'datasets:{phase}:dataroot_lq data_blur.lmdb with' for phase in ('train', 'val')}
+
+
+def test_launcher_is_found(monkeypatch):
+    for name in ('TORCHELASTIC_RUN_ID', 'SLURM_STEP_NUM_TASKS'):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv('SLURM_NTASKS', '4')  # in a batch script, which is one process
+    assert launcher_of_environment() == 'none'
+    monkeypatch.setenv('SLURM_STEP_NUM_TASKS', '4')
+    assert launcher_of_environment() == 'slurm'
+    monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'x')  # torchrun that srun started
+    assert launcher_of_environment() == 'pytorch'
+
+
+@pytest.mark.parametrize(
+    ('hosts', 'first'),
+    [('a', 'a'), ('a1,b', 'a1'), ('gpu[03-07,12],b', 'gpu03'), ('n[9,11]-ib,x', 'n9-ib'), ('r[1-2]n[3-4]', 'r1n3')],
+)
+def test_first_host_of_slurms_list(hosts, first):
+    assert first_host(hosts) == first
+
+
+def test_slurms_variables_become_torchruns(monkeypatch):
+    for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT', 'SLURM_STEP_NODELIST'):
+        monkeypatch.setenv(name, '')  # so that they are put back
+        monkeypatch.delenv(name)
+    for name, value in {'PROCID': 5, 'STEP_NUM_TASKS': 8, 'LOCALID': 1, 'NODELIST': 'n[2-3]', 'JOB_ID': 123456}.items():
+        monkeypatch.setenv(f'SLURM_{name}', str(value))
+    take_slurms_environment()
+    names = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
+    assert [os.environ[name] for name in names] == ['5', '8', '1', 'n2', '23456']
+    take_slurms_environment(port=7)
+    assert os.environ['MASTER_PORT'] == '7'
+    monkeypatch.delenv('SLURM_LOCALID')
+    with pytest.raises(InputError, match='there is no SLURM_LOCALID here; start the processes with srun'):
+        take_slurms_environment()
+
+
+def test_lost_contact_is_no_defect():
+    gloo = RuntimeError('[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer [::1]:5')
+    assert isinstance(contact_lost(gloo), RunError) and '(Connection closed by peer [::1]:5)' in str(contact_lost(gloo))
+    assert contact_lost(dist.DistStoreError('wait timeout')) and contact_lost(RuntimeError('shape mismatch')) is None
+
+
+def test_process_without_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(processes, 'torch', SimpleNamespace(cuda=SimpleNamespace(device_count=lambda: 2)))
+    monkeypatch.setenv('LOCAL_RANK', '2')
+    with pytest.raises(InputError, match='process 2 of this machine has no GPU, there are 2; start as many'):
+        processes.take_own_gpu()
+
+
+@pytest.fixture
+def group():
+    dist.init_process_group('gloo', store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize(('accumulate', 'compression'), [(1, 'none'), (4, 'none'), (4, 'bf16')])
+def test_gradients_are_reduced_once_a_step(group, tmp_path, accumulate, compression):
+    """However many parts the batch goes in; as bf16 they are those of fp32, rounded."""
+    opt = yaml.load(SMALL_TRAINING, options.OptionLoader)
+    opt |= {'path': {'experiments_root': str(tmp_path)}, 'dist': True, 'rank': 0, 'world_size': 1, 'is_train': True}
+    opt['train'] |= {'accumulate': accumulate, 'gradient_compression': compression}
+    model = build_model(opt)
+    reduced = []
+    torch.manual_seed(0)
+    data = {name: torch.rand(4, 3, 16, 16) for name in ('lq', 'gt', 'gt_jpeg')}
+    sizes = sum(each.numel() for each in model.net_g.parameters())
+    if compression == 'none':
+
+        def counted(_, bucket):
+            reduced.append(bucket.buffer().numel())
+            future = torch.futures.Future()
+            future.set_result(bucket.buffer())
+            return future
+
+        model.net_g.register_comm_hook(None, counted)
+    for iteration in range(1, 4):
+        model.feed_data(data)
+        model.optimize_parameters(iteration)
+    if compression == 'none':
+        assert sum(reduced) == (3 + 1) * sizes, 'and once for DDP to learn the graph'
+    else:
+        for each in model.net_g.parameters():
+            assert torch.equal(each.grad, each.grad.bfloat16().float())
+    assert model.net_g.static_graph and model.net_g.gradient_as_bucket_view
+
+
+def test_damaged_variables_are_said(monkeypatch):
+    monkeypatch.setattr(processes, '_joined', {})
+    for name, value in {'WORLD_SIZE': '2', 'RANK': '1', 'MASTER_ADDR': 'localhost', 'MASTER_PORT': 'x'}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match='the processes cannot reach each other'):
+        Team.from_environment()

@@ -1,0 +1,240 @@
+"""Several processes with one task: torchrun or srun starts them, and a key-value store is what they all share.
+
+Those that restore one collection share nothing else. A process takes the next photograph when it has time for it, so
+the work is balanced whatever the photographs' sizes and the processors' speed. What a process that dies had not done is
+there for the next run with --skip-existing.
+"""
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from .errors import InputError, RunError
+
+Job = TypeVar('Job', bound=tuple[str, ...])  # what it is made of tells it from the others
+
+PATIENCE = 1800  # seconds without a photograph finished anywhere, after which a process is given up
+JOINING = timedelta(minutes=5)  # that all processes have to start in
+ASKING = timedelta(seconds=5)  # that a process with an error takes to find out whether others have one
+STARTED_BY_TORCHRUN = 'TORCHELASTIC_RUN_ID'
+LOST = re.compile(r'/gloo/|Connection (closed|reset|refused)|Socket Timeout|Broken pipe')
+
+
+def launcher_of_environment() -> str:
+    """'pytorch' in a process that torchrun started, 'slurm' in one of several that srun did, else 'none'.
+
+    A command of a batch script has SLURM's variables too but is alone, so the variable of a step decides.
+    """
+    if STARTED_BY_TORCHRUN in os.environ:
+        return 'pytorch'
+    return 'slurm' if int(os.environ.get('SLURM_STEP_NUM_TASKS', 1)) > 1 else 'none'
+
+
+def take_slurms_environment(port: int | None = None) -> None:
+    """Give a process that srun started the variables that torchrun gives. MASTER_ADDR and MASTER_PORT may be set."""
+    try:
+        hosts = os.environ.get('SLURM_STEP_NODELIST') or os.environ['SLURM_NODELIST']
+        job = int(os.environ.get('SLURM_JOB_ID', 0))
+        slurms = {
+            'RANK': os.environ['SLURM_PROCID'],
+            'WORLD_SIZE': os.environ.get('SLURM_STEP_NUM_TASKS') or os.environ['SLURM_NTASKS'],
+            'LOCAL_RANK': os.environ['SLURM_LOCALID'],
+        }
+    except KeyError as error:
+        raise InputError(
+            f'--launcher slurm: there is no {error.args[0]} here; start the processes with srun'
+        ) from error
+    os.environ |= slurms
+    os.environ.setdefault('MASTER_ADDR', first_host(hosts))
+    if port is not None:
+        os.environ['MASTER_PORT'] = str(port)
+    os.environ.setdefault('MASTER_PORT', str(20000 + job % 10000))  # jobs that share a machine have one each
+
+
+def first_host(hosts: str) -> str:
+    """Of SLURM's short form: gpu[03-07,12],other is gpu03."""
+    return re.sub(r'\[(\w+)[^]]*\]', r'\1', re.split(r',(?![^[]*\])', hosts)[0])
+
+
+def take_own_gpu() -> None:
+    """Work on the GPU of this process's number on its machine; nothing where there are none."""
+    own, there = int(os.environ.get('LOCAL_RANK', 0)), torch.cuda.device_count()
+    if there and own >= there:
+        raise InputError(
+            f'process {own} of this machine has no GPU, there are {there}; start as many as there are GPUs'
+        )
+    if there:
+        torch.cuda.set_device(own)
+
+
+def contact_lost(error: BaseException) -> RunError | None:
+    """What to say where a process waited for others in vain; None if `error` is of another kind."""
+    text = ' '.join(str(error).split())
+    if not isinstance(error, dist.DistError) and not (isinstance(error, RuntimeError) and LOST.search(text)):
+        return None
+    reason = re.sub(r'^\[[^]]*\] *', '', text)[:200]
+    return RunError(
+        f'another process is gone or does not answer ({reason}); what was saved is whole: go on with --auto_resume '
+        'or --skip-existing'
+    )
+
+
+class Team:
+    """The processes of one run; alone, one with a store of its own.
+
+    Args:
+        store: what all of them can read and count in.
+        rank: of this process.
+        size: how many there are.
+    """
+
+    def __init__(self, *, store: dist.Store | None = None, rank: int = 0, size: int = 1):
+        self.store = store or dist.HashStore()
+        self.rank = rank
+        self.size = size
+
+    @classmethod
+    def from_environment(cls, *, port: int | None = None, timeout: timedelta = JOINING) -> 'Team':
+        """As torchrun or srun started it; alone if nobody did.
+
+        Args:
+            port: where the first process listens, where srun started them.
+            timeout: for the first process to be there, and for everything that is then waited for in the store.
+        """
+        if launcher_of_environment() == 'slurm':
+            take_slurms_environment(port)
+        rank, size = (int(os.environ.get(name, alone)) for name, alone in (('RANK', 0), ('WORLD_SIZE', 1)))
+        if size == 1 and STARTED_BY_TORCHRUN not in os.environ:
+            return cls()
+        address = os.environ.get('MASTER_ADDR'), os.environ.get('MASTER_PORT')
+        if address not in _joined:
+            _joined[address] = cls(store=_connect(rank, timeout), rank=rank, size=size)
+        return _joined[address]
+
+    def agree(self, seen: Mapping[str, str], *, timeout: timedelta = JOINING) -> None:
+        """InputError in all processes unless all have come and see the same, item by item.
+
+        Args:
+            seen: what this process sees: a short text by the name of the thing. The same names everywhere.
+            timeout: for the last process to come.
+        """
+        about = '/'.join(seen)
+        keys = [f'agree {about} {rank}' for rank in range(self.size)]
+        self.store.set(keys[self.rank], json.dumps(dict(seen)))
+        until = time.monotonic() + timeout.total_seconds()
+        while not self.store.check(keys):
+            if time.monotonic() > until:
+                missing = [str(rank) for rank, key in enumerate(keys) if not self.store.check([key])]
+                raise InputError(
+                    f'of {self.size} processes {len(missing)} did not start within {timeout.total_seconds():.0f} s: '
+                    f'number {", ".join(missing[:8])}; look at what they say and at their machines'
+                )
+            time.sleep(0.05)
+        first, *others = map(json.loads, self.store.multi_get(keys))
+        for rank, other in enumerate(others, 1):
+            for name, value in first.items():
+                if other.get(name) != value:
+                    raise InputError(
+                        f'process {rank} sees {name} {other.get(name)}, process 0 {value}; give all processes the same'
+                    )
+
+    def note_for_restarts(self, what: str) -> None:
+        """Leave a note for the processes that torchrun starts after one of these has died."""
+        if isinstance(self.store, dist.PrefixStore):
+            self.store.underlying_store.set(f'basicsr {what}', '')
+
+    def noted_before_restart(self, what: str) -> bool:
+        """Whether torchrun started these processes after others of the same job that had left this note."""
+        restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
+        return (
+            restarted
+            and isinstance(self.store, dist.PrefixStore)
+            and self.store.underlying_store.check([f'basicsr {what}'])
+        )
+
+    def first_to_say(self) -> bool:
+        """Whether no other process has had an error yet: it is told once, by the one that has it first."""
+        first = self.store.add('errors', 1) == 1
+        if self.rank == 0 and os.environ.get('TORCHELASTIC_USE_AGENT_STORE') != 'True':  # the store goes with us
+            until = time.monotonic() + ASKING.total_seconds()
+            while self.store.add('errors', 0) < self.size and time.monotonic() < until:
+                time.sleep(0.05)
+        return first
+
+    def agree_on(self, jobs: Sequence[Job]) -> None:
+        """InputError unless the first process has the same list: they share it out by number."""
+        digest = hashlib.sha256()
+        for job in jobs:
+            digest.update(os.fsencode('\0'.join(job)) + b'\n')
+        self.store.set(f'list {self.rank}', digest.hexdigest())
+        if self.store.get('list 0').decode() != digest.hexdigest():
+            raise InputError(f'process {self.rank} sees other photographs than process 0; give both the same list')
+
+    def share_of(self, jobs: Sequence[Job]) -> Iterator[Job]:
+        """The jobs that this process does: each is taken by one process, the next by the first that is free."""
+        while (number := self.store.add('taken', 1) - 1) < len(jobs):
+            yield jobs[number]
+
+    def add_done(self, amount: int) -> None:
+        self.store.add('done', amount)
+
+    def done(self) -> int:
+        """How much all of them have done."""
+        return self.store.add('done', 0)
+
+    def gather(self, message: str, waiting: Callable[[], None]) -> list[str]:
+        """Everybody's message in the first process, nothing in the others; they go on when it has them all.
+
+        `waiting` is called several times a second. InputError if nobody gets anything done for too long.
+        """
+        self.store.set(f'message {self.rank}', message)
+        if self.rank != 0:
+            self._wait_for('all gathered', waiting)
+            return []
+        keys = [f'message {rank}' for rank in range(self.size)]
+        for key in keys:
+            self._wait_for(key, waiting)
+        waiting()  # what was done since the last time
+        self.store.set('all gathered', '')
+        return [self.store.get(key).decode() for key in keys]
+
+    def _wait_for(self, key: str, waiting: Callable[[], None]) -> None:
+        done, since = self.done(), time.monotonic()
+        while not self.store.check([key]):
+            waiting()
+            if done != (done := self.done()):
+                since = time.monotonic()
+            elif time.monotonic() - since > PATIENCE:
+                raise InputError(f'a process does not answer (no {key}); run again with --skip-existing')
+            time.sleep(0.2)
+
+
+_joined: dict[tuple[str | None, str | None], Team] = {}  # a process joins once
+
+
+def _connect(rank: int, timeout: timedelta) -> dist.Store:
+    """The store that all processes share: torchrun's, or one that the first process opens."""
+    attempt = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
+    of_torchrun = os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True'
+    try:
+        host, port = os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT'])
+        first = rank == 0 and not of_torchrun
+        store = dist.TCPStore(host, port, is_master=first, timeout=timeout, wait_for_workers=False)
+    except KeyError as error:
+        raise InputError(
+            f'the processes cannot reach each other ({error.args[0]} is not set); start them with torchrun'
+        ) from error
+    except (RuntimeError, ValueError) as error:
+        if 'EADDRINUSE' in str(error):
+            raise InputError(f'port {port} of {host} is taken; set MASTER_PORT to another one') from error
+        reason = str(error).splitlines()[0]
+        raise InputError(f'the processes cannot reach each other ({reason}); start them with torchrun') from error
+    return dist.PrefixStore(f'basicsr {attempt}', store)
