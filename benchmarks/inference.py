@@ -84,16 +84,16 @@ def bytes_per_pixel(mode: str, precision: str, blocks: tuple[int, int], size: tu
 def rows_of(
     size: tuple[int, int], blocks: tuple[int, int], precisions: list[str], modes: list[str], rounds: int
 ) -> list[dict[str, Any]]:
-    network, image = make(blocks, size)
+    network, image, warmups = *make(blocks, size), 1
     if size[0] * size[1] >= LARGE:
-        precisions, rounds = precisions[-1:], max(2, rounds // 2)
+        precisions, rounds, warmups = precisions[-1:], 2, 0
     ceilings = {precision: measure.matrix_product(DTYPES[precision]) for precision in precisions}
     variants = {f'matrix product {precision}': ceiling[0] for precision, ceiling in ceilings.items()}
     for precision in precisions:
         for mode in modes:
             if mode != 'plain' or WHOLE[precision] * size[0] * size[1] < free_memory(torch.device('cpu')):
                 variants[f'{mode} {precision}'] = functools.partial(run, mode, precision, network, image)
-    times = measure.take_turns(variants, rounds=rounds)
+    times = measure.take_turns(variants, rounds=rounds, warmups=warmups)
     work = operations(network, image.shape[0] * image.shape[1])
     rows = []
     for precision in precisions:

@@ -3,10 +3,7 @@
 import csv
 import hashlib
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import cv2
@@ -192,22 +189,3 @@ def test_mixed_precision_trains_near_fp32(workplace, amp):
     assert train(f'train:amp={amp}') == 0
     lower = read_curves(Path('experiments/small')).losses['l_pix']
     np.testing.assert_allclose([value for _, value in lower], [value for _, value in reference], rtol=0.05)
-
-
-def test_batch_is_one_however_it_is_shared(workplace):
-    """16 = 1 x 16 = 1 x 4 four times = 4 x 4 = 2 x 4 twice, the processes under torchrun without a GPU."""
-    text = Path('train.yml').read_text().replace('batch_size_per_gpu: 4', 'batch_size_total: 16')
-    Path('train.yml').write_text(text.replace('total_iter: 12', 'accumulate: 1\n  total_iter: 4'))
-    assert train() == 0
-    alone, scores = weights('latest'), read_curves(Path('experiments/small')).metrics['psnr']
-    for processes, accumulate in ((1, 4), (4, 1), (2, 2)):
-        torchrun = [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={processes}', '--standalone']
-        command = [*torchrun, '-m', 'wrcan_arch', 'train', '-opt', 'train.yml']
-        command += ['--force_yml', f'train:accumulate={accumulate}']
-        environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
-        result = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
-        assert result.returncode == 0, result.stderr[-2000:]
-        for name, value in weights('latest').items():
-            torch.testing.assert_close(value, alone[name], rtol=1e-4, atol=1e-5)
-        ours = read_curves(Path('experiments/small')).metrics['psnr']
-        assert [value for _, value in ours] == pytest.approx([value for _, value in scores], abs=2e-4)

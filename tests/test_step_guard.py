@@ -77,8 +77,9 @@ def test_broken_step_leaves_no_trace(opt, amp, value):
 def test_broken_loss_with_sound_gradients_is_found_too():
     guard = StepGuard(limit=1, device=torch.device('cpu'), dist=False)
     assert guard.check(1, [torch.tensor(float('inf')), torch.ones(3)], []) == 1
-    assert guard.check(2, [torch.tensor(1.0), torch.full((3,), 3e38)], []) == 0, 'large is not infinite'
-    assert guard.verdict() is None and (guard.skipped, guard.in_a_row) == (1, 0)
+    assert guard.check(2, [torch.tensor(1.0), torch.full((3,), 1e18)], []) == 0, 'large is not infinite'
+    assert guard.check(3, [torch.tensor(1.0), torch.full((3,), 1e20)], []) == 1, "Adam's second moment would be"
+    assert guard.verdict() is None and (guard.skipped, guard.in_a_row) == (2, 1)
 
 
 def test_host_reads_a_device_one_step_late():

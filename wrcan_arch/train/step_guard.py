@@ -81,14 +81,14 @@ class StepGuard:
         self.asked: int | None = None
 
     def check(self, iteration: int, tensors: list[Tensor], keys: Sequence[str]) -> Tensor:
-        """1 where a value of `tensors` is not finite, in any process; else 0.
+        """1 where a norm in `tensors` is not finite, in any process; else 0. Adam would square what is near to that.
 
         Args:
             iteration: the one that these losses and gradients are of.
             tensors: losses and gradients.
             keys: of the samples.
         """
-        largest = torch.stack(torch._foreach_norm(tensors, torch.inf)).max()
+        largest = torch.stack(torch._foreach_norm(tensors)).max()
         flags = torch.stack([1 - largest.isfinite().float(), torch.full_like(largest, _asked or 0)])
         if self.dist:
             distributed.all_reduce(flags, distributed.ReduceOp.MAX)
