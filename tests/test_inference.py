@@ -75,7 +75,7 @@ def test_ensemble_is_the_mean_over_flips_and_transposes(mode):
 
 def test_local_takes_the_patch_size_of_the_weights():
     network, image = small_network(), torch.rand(1, 3, 40, 40)
-    with pytest.raises(InputError, match='do not say what patch size'):
+    with pytest.raises(InputError, match='do not say their patch size'):
         restore(network, image, mode='local')
     network.metadata = {'patch_size': 16}
     local = restore(network, image, mode='local')

@@ -181,7 +181,7 @@ class _Restoring:
                 raise InputError(f'mode local is for WRCAN, not for {type(network).__name__}')
             patch_size = patch_size or network.metadata.get('patch_size')
             if patch_size is None:
-                raise InputError('mode local: the weights do not say what patch size they were trained with; give it')
+                raise InputError('mode local: the weights do not say their patch size; give --patch-size (patch_size)')
             self.window = max(1, patch_size // SIZE_MULTIPLE)
 
     def __call__(self, image: np.ndarray, result: np.ndarray) -> None:
