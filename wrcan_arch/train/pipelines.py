@@ -161,6 +161,8 @@ def create_train_val_dataloader(opt: dict[str, Any], logger: Any) -> tuple:
         total_iter=int(opt['train']['total_iter']),
     )
     train['manual_seed'] = opt['manual_seed']
+    # Started once, before there are threads of the backward pass: to fork beside these can leave a worker locked.
+    train['persistent_workers'] = train['num_worker_per_gpu'] > 0
     with mock.patch('basicsr.train.EnlargedSampler', sampler):
         loaders = _toolbox_create_loaders(opt, logger)
     train_loader, train_sampler, val_loaders, _, total_iters = loaders
