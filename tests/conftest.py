@@ -1,6 +1,7 @@
 """What the tests share: golden numbers, small pictures, small stores."""
 
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ import torch
 from safetensors.torch import load_file
 
 import wrcan_arch  # noqa: F401  (the toolbox is repaired when a test imports it)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # or what runs in the background hands on that it is ignored
 
 DATA = Path(__file__).parent / 'data'
 
