@@ -87,7 +87,7 @@ def test_batch_that_does_not_divide_says_which_would(parts, hint):
 )
 def test_loader_gets_the_share_whatever_gpus_the_machine_has(dist, world_size, num_gpu, loaded, monkeypatch):
     """One process of torchrun on a machine of four GPUs has the whole batch; without torchrun the four share it."""
-    train = {'batch_size_total': 16}
+    train = {'batch_size_total': 16, 'num_worker_per_gpu': 0}
     opt = {'datasets': {'train': train}, 'dist': dist, 'world_size': world_size, 'num_gpu': num_gpu, 'manual_seed': 0}
     seen = []
 
