@@ -13,15 +13,12 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 from held_out import Sample, compare, draw_samples, restored_by
+from matplotlib.figure import Figure
 from tqdm import tqdm
 
 from wrcan_arch import load_network
-
-matplotlib.use('Agg')
-from matplotlib import pyplot  # noqa: E402
 
 OPTIONS = Path(__file__).resolve().parent.parent / 'options' / 'train_small_ablation.yml'
 
@@ -111,7 +108,8 @@ def table(results: dict[str, dict[str, float]], seeds: list[int]) -> str:
 
 def plot(results: dict[str, dict[str, float]], seeds: list[int], path: Path) -> None:
     """The cases' gain over case 1, ours with each seed as a dot, beside the paper's."""
-    figure, axes = pyplot.subplots(figsize=(9, 4), layout='constrained')
+    figure = Figure(figsize=(9, 4), layout='constrained')
+    axes = figure.subplots()
     rows = np.arange(len(CASES))[::-1]
     for offset, (set_name, colour) in enumerate((('photos', 'tab:blue'), ('leaves', 'tab:orange'))):
         base, _ = spread(results, CASES[0], seeds, f'{set_name} psnr')
@@ -136,7 +134,6 @@ def plot(results: dict[str, dict[str, float]], seeds: list[int], path: Path) -> 
     axes.set_xlabel('PSNR over case 1, dB')
     axes.legend(fontsize='small')
     figure.savefig(path, dpi=120)
-    pyplot.close(figure)
 
 
 def main() -> None:

@@ -11,6 +11,7 @@ nobody disturbed.
 
 import argparse
 import hashlib
+import importlib
 import json
 import os
 import random
@@ -38,9 +39,11 @@ import prepare_reds
 from wrcan_arch import WRCAN, InputError, cli
 from wrcan_arch.checkpoint import read_file, source_commit, write_weights
 from wrcan_arch.look.report import read_curves
-from wrcan_arch.photos import bulk_restore  # noqa: F401  (for the children, as the next line)
-from wrcan_arch.train import lmdb_store, options, pipelines, run_folder  # noqa: F401
+from wrcan_arch.train import lmdb_store, run_folder
 from wrcan_arch.train.lmdb_store import verify_store
+
+for name in ('photos.bulk_restore', 'train.options', 'train.pipelines'):  # so that no child has to load them
+    importlib.import_module(f'wrcan_arch.{name}')
 
 KILLS = (45, 35, 12, 12)
 KILLS_A_ROUND = 4  # then it may end

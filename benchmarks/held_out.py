@@ -22,15 +22,13 @@ from tqdm import tqdm
 
 from wrcan_arch import load_network, restore
 
+sys.path.insert(0, str(Path(__file__).parent.parent / 'datasets_prep'))
+
+import exposure
+import pairs
+from dead_leaves import dead_leaves
+
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / 'datasets_prep'))
-
-from basicsr.metrics import calculate_psnr, calculate_ssim  # noqa: E402  (wrcan_arch makes basicsr importable)
-
-import exposure  # noqa: E402
-import pairs  # noqa: E402
-from dead_leaves import dead_leaves  # noqa: E402
-
 WEIGHTS = ROOT / 'wrcan_arch' / 'weights' / 'wrcan_small.safetensors'
 STORED = Path(__file__).with_name('held_out.json')
 TOLERANCE = 0.02  # dB
@@ -86,6 +84,8 @@ def restored_by(network: nn.Module, given: np.ndarray, *, ensemble: bool) -> np.
 
 def compare(picture: np.ndarray, sharp: np.ndarray) -> tuple[float, float]:
     """PSNR and SSIM on RGB, as the paper has them."""
+    from basicsr.metrics import calculate_psnr, calculate_ssim  # here, where wrcan_arch has made it importable
+
     return float(calculate_psnr(picture, sharp, crop_border=0)), float(calculate_ssim(picture, sharp, crop_border=0))
 
 

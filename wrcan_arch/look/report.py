@@ -13,16 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import cv2
-import matplotlib
 import numpy as np
 from basicsr.data import build_dataset
 from basicsr.metrics import calculate_metric
 from basicsr.utils import tensor2img
+from matplotlib.figure import Figure
 
 from ..errors import InputError
-
-matplotlib.use('svg')
-from matplotlib import pyplot  # noqa: E402  (after the choice of what it draws with)
 
 CROP = 160  # pixels, the side of the pictures at 1:1
 CROPS_PER_PICTURE = 2
@@ -116,7 +113,8 @@ def read_curves(experiment: Path) -> Curves:
 
 def plot(title: str, series: Mapping[str, list[tuple[int, float]]], *, logarithmic: bool = False) -> str:
     """An SVG of curves over iterations."""
-    figure, axes = pyplot.subplots(figsize=(5.2, 2.8), layout='constrained')
+    figure = Figure(figsize=(5.2, 2.8), layout='constrained')
+    axes = figure.subplots()
     for name, points in series.items():
         axes.plot(*zip(*points, strict=True), label=name, marker='.' if len(points) < 30 else None)
     axes.set(title=title, xlabel='iteration', yscale='log' if logarithmic else 'linear')
@@ -125,7 +123,6 @@ def plot(title: str, series: Mapping[str, list[tuple[int, float]]], *, logarithm
         axes.legend()
     text = io.StringIO()
     figure.savefig(text, format='svg')
-    pyplot.close(figure)
     return text.getvalue()[text.getvalue().index('<svg') :]
 
 
