@@ -7,6 +7,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from wrcan_arch import WRCAN, InputError, load_network
 from wrcan_arch.checkpoint import name_from_official
 from wrcan_arch.train.jpeg_autoencoder_loss import jpeg_autoencoder_loss
+from wrcan_arch.wrcan_arch import start_from_image
 
 PAPER_PARAMETERS = [
     ({'block': 'wrca'}, 156_974_339),  # WRCAN
@@ -149,3 +150,23 @@ def test_wrong_option_is_a_clear_error(options, message):
 def test_misspelt_option_is_an_error():
     with pytest.raises(TypeError, match='num_blocks'):
         WRCAN(num_blocks=3)
+
+
+def test_start_from_image_gives_the_image_and_lets_every_weight_learn():
+    network = WRCAN(**SMALL)
+    start_from_image(network)
+    blurred, jpeg_sharp, sharp = torch.rand(3, 1, 3, 21, 14)
+    for given, result in zip((blurred, jpeg_sharp), network(blurred, jpeg_sharp), strict=True):
+        torch.testing.assert_close(result, given, rtol=1e-6, atol=1e-6)
+    optimizer = torch.optim.Adam(network.parameters())
+    for _ in range(2):
+        optimizer.zero_grad()
+        (network(blurred) - sharp).abs().mean().backward()
+        optimizer.step()
+    unmoved = [name for name, each in network.named_parameters() if not each.grad.any()]
+    assert not [name for name in unmoved if 'attention' not in name]  # of two units, a ReLU may close both by chance
+
+
+def test_start_from_image_needs_as_many_channels_out_as_in():
+    with pytest.raises(InputError, match='3 channels in, 1 out'):
+        start_from_image(WRCAN(num_out_ch=1, **SMALL))

@@ -11,10 +11,11 @@ import yaml
 from basicsr.models import build_model
 from conftest import SMALL_TRAINING
 
-from wrcan_arch import InputError, WRCANModel
+from wrcan_arch import InputError, WRCANModel, restore
 from wrcan_arch.checkpoint import read_file, read_weights
 from wrcan_arch.errors import RunError
 from wrcan_arch.train import options, run_folder
+from wrcan_arch.wrcan_arch import ChannelAttention
 
 
 @pytest.fixture
@@ -265,3 +266,19 @@ def test_state_is_saved_with_the_validation_of_its_iteration(opt):
         loader.dataset.opt['name'] = 'second'
         model.validation(loader, 8, None)
     assert (saved / '8.state').exists()
+
+
+def test_local_validation_takes_the_patch_of_this_training(opt):
+    """A network that starts from nothing has no file to say it; one that is loaded has its file's."""
+    opt['val']['inference'] = {'mode': 'local', 'precision': 'fp32'}
+    opt['datasets']['train']['gt_size'] = 8
+    model = WRCANModel(opt)
+    network = model.get_bare_model(model.net_g)
+    for module in network.modules():
+        if isinstance(module, ChannelAttention):  # so that it looks at the means: one unit may be closed by chance
+            torch.nn.init.uniform_(module.squeeze.weight, -50, 50)
+            torch.nn.init.constant_(module.squeeze.bias, 1)
+    model.feed_data({'lq': torch.rand(1, 3, 24, 24)})
+    model.test()
+    torch.testing.assert_close(model.output, restore(network, model.lq, mode='local', patch_size=8, precision='fp32'))
+    assert not torch.equal(model.output, restore(network, model.lq, precision='fp32'))

@@ -15,6 +15,7 @@ from .errors import InputError
 ATROUS_RATES = (1, 2, 3, 4)
 ATTENTION_REDUCTION = 16
 SIZE_MULTIPLE = 4  # two halvings in the encoder
+HEADROOM = 0.1  # by how much `start_from_image` lets the last ReLU pass what is below zero
 
 
 def conv3x3(in_channels: int, out_channels: int, *, stride: int = 1, rate: int = 1) -> nn.Conv2d:
@@ -239,3 +240,25 @@ class WRCAN(nn.Module):
         expected = self.head.weight.dtype
         if image.dtype != expected and not (image.is_floating_point() and torch.is_autocast_enabled(image.device.type)):
             raise TypeError(f'{name} must be {expected}, as the weights are, not {image.dtype}')
+
+
+def start_from_image(network: WRCAN) -> None:
+    """Change fresh weights so that the network gives its input back: from there a short training learns the difference.
+
+    The paper's network has no skip from image to image, and trains long enough to learn one. Here the head hands the
+    image on in its first channels, the last decoder adds nothing to them, and the tail reads them alone. All other
+    weights keep their values, and after one step each has a gradient: the last decoder's ReLU passes HEADROOM in these
+    channels, which the tail takes away again.
+    """
+    channels = network.head.in_channels
+    if not channels == network.tail.out_channels <= network.head.out_channels:
+        raise InputError(f'start_from_image: {channels} channels in, {network.tail.out_channels} out; make them equal')
+    weights = network.state_dict()  # the network's own tensors
+    image = slice(channels)
+    for name in ('head.weight', 'head.bias', 'decoders.0.conv.weight'):
+        weights[name][image] = 0
+    weights['tail.weight'][:] = 0
+    for name in ('head.weight', 'tail.weight'):
+        weights[name][image, image, 1, 1] = torch.eye(channels)
+    weights['decoders.0.conv.bias'][image] = HEADROOM
+    weights['tail.bias'][:] = -HEADROOM

@@ -147,6 +147,7 @@ class Training(Section):
     amp: Literal['off', 'bf16', 'fp16', 'auto'] = 'auto'
     channels_last: bool = True
     checkpointing: bool = False
+    start_from_image: bool = False
     accumulate: Positive | Literal['auto'] = 1
     max_skipped_steps: Count = 20
     gradient_compression: Literal['none', 'bf16'] = 'none'

@@ -1,0 +1,263 @@
+"""What a run leaves: scores, the best network, checkpoints that a resume can go on from."""
+
+import math
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from basicsr.metrics import calculate_metric
+from basicsr.models.sr_model import SRModel
+from basicsr.utils import get_root_logger, imwrite, tensor2img
+from basicsr.utils.dist_util import master_only
+from torch import Tensor, distributed, nn
+from torch.utils.data import default_collate
+from tqdm import tqdm
+
+from .. import checkpoint, inference
+from ..errors import InputError
+from . import results, run_folder
+
+SAVED_DATA_OPTIONS = {'patch_size': 'gt_size', 'jpeg_quality': 'jpeg_quality'}  # in a weight file, and in the options
+
+
+class RecordedModel(SRModel):
+    """SRModel whose validation, checkpoints and results are ours; how a step is made is left to who inherits.
+
+    Checkpoints are written whole or not at all; one that cannot be written ends the run with the reason.
+    """
+
+    def __init__(self, opt: dict[str, Any]) -> None:
+        self.inference_options = dict((opt.get('val') or {}).get('inference') or {})
+        if self.inference_options.get('mode') == 'local' and 'train' in opt['datasets']:
+            self.inference_options.setdefault('patch_size', opt['datasets']['train']['gt_size'])
+        try:
+            inference.check_request(**self.inference_options)
+        except TypeError as error:
+            raise InputError(f'val.inference: {error}') from error
+        self.validated: set[tuple[str, int]] = set()
+        self.metric_results: dict[str, float] = {}
+        self.pending_save: tuple[int, int] | None = None  # epoch and iteration
+        self.last_iter = 0
+        self.saved_iter: int | None = None  # the newest that a resume could go on from; None before the first iteration
+        super().__init__(opt)
+
+    def state_of_steps(self) -> dict[str, Any]:
+        """What else a training state has to hold for steps to be the same after a resume."""
+        return {}
+
+    @property
+    def _folder(self) -> Path:
+        return Path(self.opt['path']['experiments_root'])
+
+    @master_only
+    def _check_room(self, start: int) -> None:
+        run_folder.check_room(
+            self._folder,
+            sum(each.numel() for each in self.net_g.parameters()),
+            averaged=self.ema_decay > 0,
+            start=start,
+            total=int(self.opt['train']['total_iter']),
+            every=self.opt['logger']['save_checkpoint_freq'],
+            keep=self.opt['logger'].get('keep_last'),
+        )
+
+    def validation(self, dataloader: Any, current_iter: int, tb_logger: Any, save_img: bool = False) -> None:
+        """Score a data set, its images shared out over the processes; a test also writes what `results.py` keeps."""
+        name = dataloader.dataset.opt['name']
+        if (name, current_iter) in self.validated:  # the toolbox validates once more at the end of a run
+            return
+        try:
+            self._validate(dataloader.dataset, name, current_iter, tb_logger, save_img)
+        finally:
+            self.validated.add((name, current_iter))
+            self._save_pending()
+
+    def _validate(self, dataset: Any, name: str, current_iter: int, tb_logger: Any, save_img: bool) -> None:
+        scores, seconds = self._score_images(dataset, current_iter, save_img)
+        self.metric_results = results.mean_scores(scores)
+        if self.metric_results:
+            self._initialize_best_metric_results(name)
+            for metric, value in self.metric_results.items():
+                self._update_best_metric_result(name, metric, value, current_iter)
+            if self.is_train:
+                self._keep_if_best(name, current_iter)
+            get_root_logger().info(f'Validated {name} at iteration {current_iter}')
+            self._log_validation_metric_values(current_iter, name, tb_logger)
+        if not self.is_train and self.opt['rank'] == 0:
+            self._write_results(name, scores, seconds, save_img)
+
+    def _score_images(self, dataset: Any, current_iter: int, save_img: bool) -> tuple[results.Scores, float]:
+        """Each image's scores, and the mean time of restoring one, over all processes; each image once."""
+        rank, world_size = self.opt['rank'], self.opt['world_size']
+        mine: dict[str, dict[str, float]] = {}
+        seconds = 0.0
+        for index in tqdm(range(rank, len(dataset), world_size), disable=rank > 0 or not self.opt['val'].get('pbar')):
+            item = dataset[index]
+            key = item.get('key', Path(item['lq_path']).stem)
+            self.feed_data(default_collate([item]))
+            started = time.perf_counter()
+            self.test()
+            visuals = self.get_current_visuals()
+            seconds += time.perf_counter() - started
+            images = {'img': tensor2img(visuals['result'])}
+            if 'gt' in visuals:
+                images['img2'] = tensor2img(visuals['gt'])
+                del self.gt
+            if save_img:
+                imwrite(images['img'], self._image_path(dataset.opt['name'], key, current_iter))
+            metrics = self.opt['val'].get('metrics') or {}
+            mine[key] = {name: float(calculate_metric(images, opt)) for name, opt in metrics.items()}
+        if not self.opt['dist']:
+            return mine, seconds / max(1, len(mine))
+        gathered: list[Any] = [None] * world_size
+        distributed.all_gather_object(gathered, (mine, seconds))
+        scores = {key: each for part, _ in gathered for key, each in part.items()}
+        return scores, math.fsum(part for _, part in gathered) / max(1, len(scores))
+
+    def _image_path(self, dataset_name: str, key: str, current_iter: int) -> str:
+        """Where the toolbox puts restored images, while training and in a test."""
+        folder = Path(self.opt['path']['visualization'])
+        if self.is_train:
+            return str(folder / key / f'{key}_{current_iter}.png')
+        return str(folder / dataset_name / f'{key}_{self.opt["val"].get("suffix") or self.opt["name"]}.png')
+
+    def _write_results(self, dataset_name: str, scores: results.Scores, seconds: float, save_img: bool) -> None:
+        folder = Path(self.opt['path']['results_root'])
+        about = {
+            'name': self.opt['name'],
+            'protocol': inference.describe(self.device, **self.inference_options),
+            'weights': results.describe_weights(self.opt['path'].get('pretrain_network_g')),
+            'network_g': self.opt['network_g'],
+            'seconds_per_image': seconds,
+            'options_sha256': self.opt.get('options_sha256'),
+        }
+        results.write_result(folder, dataset_name, scores, about)
+        results.write_scores(folder, dataset_name, scores)
+        submission = self.opt['val'].get('submission')
+        if submission and save_img:
+            images = {key: Path(self._image_path(dataset_name, key, 0)) for key in scores}
+            results.write_submission(folder / f'submission_{dataset_name}.zip', images, seconds, submission)
+
+    def test(self) -> None:
+        network = self.get_bare_model(getattr(self, 'net_g_ema', self.net_g))
+        was_training = network.training
+        network.eval()
+        self.output = inference.restore(network, self.lq, **self.inference_options)
+        network.train(was_training)
+
+    def _keep_if_best(self, dataset_name: str, current_iter: int) -> None:
+        """net_g_best.pth, if this validation of the first data set is the best so far."""
+        metric = self._best_metric()
+        best = self.best_metric_results[dataset_name].get(metric, {})
+        if dataset_name == next(iter(self.best_metric_results)) and best.get('iter') == current_iter:
+            about = {'iter': current_iter, 'best_metric': metric, 'metrics': dict(self.metric_results)}
+            self._save_networks('best', about)
+
+    def _best_metric(self) -> str | None:
+        metrics = self.opt['val']['metrics']
+        by_psnr = (name for name, metric in metrics.items() if metric['type'] == 'calculate_psnr')
+        return self.opt['val'].get('best_metric') or next(by_psnr, None)
+
+    def save(self, epoch: int, current_iter: int) -> None:
+        """Save the networks and, but for the end's 'latest' (-1), the training state.
+
+        The toolbox saves before it validates at the same iteration. A state without that validation's best results
+        would resume to another best network, so the saving waits for it, also where it fails.
+        """
+        if current_iter == -1:
+            self._save_networks('latest', {'iter': self.last_iter})
+        else:
+            self.pending_save = epoch, current_iter
+            frequency = self.opt['val'].get('val_freq') if self.opt.get('val') else None
+            if not (frequency and current_iter % frequency == 0 and self._validation_sets()):
+                self._save_now()
+
+    def _validation_sets(self) -> set[str]:
+        return {data['name'] for phase, data in self.opt['datasets'].items() if phase.split('_')[0] == 'val'}
+
+    def _save_pending(self) -> None:
+        """Save what waits for validation, once every set has been validated."""
+        if self.pending_save:
+            current_iter = self.pending_save[1]
+            if {name for name, iteration in self.validated if iteration == current_iter} >= self._validation_sets():
+                self._save_now()
+
+    def _save_now(self) -> None:
+        assert self.pending_save is not None
+        epoch, current_iter = self.pending_save
+        self.pending_save = None
+        self.save_pair(epoch, current_iter)
+
+    def save_pair(self, epoch: int, current_iter: int) -> None:
+        """The weights, then the training state that names their checksum; then old ones go."""
+        validated = any(iteration == current_iter for _, iteration in self.validated)
+        metrics = dict(self.metric_results) if validated else {}
+        checksums = self._save_networks(str(current_iter), {'iter': current_iter, 'metrics': metrics})
+        self._save_training_state(epoch, current_iter, checksums)
+        self.saved_iter = current_iter
+
+    @master_only
+    def _save_networks(self, label: str, about: dict[str, Any]) -> dict[str, str]:
+        networks = {'params': self.net_g}
+        if hasattr(self, 'net_g_ema'):
+            networks['params_ema'] = self.net_g_ema
+        data = self.opt['datasets']['train']
+        metadata = {
+            'network_g': dict(self.opt['network_g']),
+            'name': self.opt['name'],
+            'options_sha256': self.opt.get('options_sha256'),
+            'commit': checkpoint.source_commit(),
+            **{ours: data[key] for ours, key in SAVED_DATA_OPTIONS.items() if data.get(key) is not None},
+            **about,
+        }
+        tensors = {key: self._tensors(each) for key, each in networks.items()}
+        path = run_folder.weights_path(self._folder, label)
+        return run_folder.persist(lambda: checkpoint.write_weights(path, tensors, metadata))
+
+    def _tensors(self, network: nn.Module) -> dict[str, Tensor]:
+        return {
+            name: tensor.detach().cpu().contiguous()
+            for name, tensor in self.get_bare_model(network).state_dict().items()
+        }
+
+    @master_only
+    def _save_training_state(self, epoch: int, current_iter: int, checksums: dict[str, str]) -> None:
+        state = {
+            'epoch': epoch,
+            'iter': current_iter,
+            'weights': checksums,
+            'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
+            'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
+            'best_metric_results': getattr(self, 'best_metric_results', {}),
+            **self.state_of_steps(),
+        }
+        path = run_folder.state_path(self._folder, current_iter)
+        run_folder.persist(lambda: checkpoint.write_atomically(path, state))
+        if keep := self.opt['logger'].get('keep_last'):
+            run_folder.remove_old(self._folder, current_iter, keep)
+
+    def resume_training(self, resume_state: dict[str, Any]) -> None:
+        super().resume_training(resume_state)
+        self.last_iter = resume_state['iter']
+        if resume_state.get('best_metric_results'):
+            self.best_metric_results = resume_state['best_metric_results']
+
+    def load_network(
+        self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = 'params'
+    ) -> None:
+        tensors, metadata = checkpoint.read_weights(load_path, param_key)
+        get_root_logger().info(f'Loading weights from {load_path}, with param key: [{param_key}].')
+        if not strict:  # what does not fit is left out, so it is listed
+            self._print_different_keys_loading(net, tensors, strict)
+        bare = self.get_bare_model(net)
+        bare.metadata = metadata
+        try:
+            bare.load_state_dict(tensors, strict=strict)
+        except RuntimeError as error:
+            hint = ' '.join(str(error).split())[:300]
+            with suppress(KeyError):  # of another network than WRCAN
+                held = checkpoint.infer_config(tensors)
+                if held.items() - self.opt['network_g'].items():
+                    hint = f'set network_g to {held}'
+            raise InputError(f'{load_path}: not the weights of the network in the option file; {hint}') from error
