@@ -7,7 +7,7 @@ set -eu
 prep=$(cd "$(dirname "$0")" && pwd)
 
 python "$prep/skimage_photos.py" photos
-python "$prep/dead_leaves.py" leaves --count 240 --size 448 --seed 1
+python "$prep/dead_leaves.py" leaves --count 400 --size 384 --seed 1
 
 # Half of all pairs is the paper's task, quality 25. The rest is the general one; a quarter of all does not move, so that
 # the network learns to leave alone what is good.
@@ -19,7 +19,7 @@ make_pairs() { # of the pictures in folder $1, $2 exposures of each for the gene
         --noise 0.5 --quality 40-100
 }
 make_pairs leaves 1
-make_pairs photos/train 8
+make_pairs photos/train 24
 python "$prep/join_stores.py" {leaves,train}_{paper,general,still} -o datasets/small_train --store raw
 
 python "$prep/dead_leaves.py" leaves_val --count 6 --size 320 --seed 2

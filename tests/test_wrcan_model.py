@@ -91,11 +91,12 @@ def test_fp16_scales_the_loss_and_keeps_the_scale(opt, tmp_path):
 
 
 def test_saved_file_says_what_it_is(opt, tmp_path):
+    opt['datasets']['train']['blurred_quality'] = [15, 95]  # of what is restored; the loss's own is 25
     model = build_model(opt)
     model.save(0, 5)
     tensors, about = read_weights(tmp_path / 'models' / 'net_g_5.pth')
     assert (about['network_g'], about['name'], about['iter']) == (opt['network_g'], 'small', 5)
-    assert (about['patch_size'], about['jpeg_quality']) == (32, 25)
+    assert (about['patch_size'], about['jpeg_quality']) == (32, [15, 95])
     assert about['options_sha256'] is None and len(about['commit'] or 'x' * 40) == 40
     assert all(torch.equal(tensors[name], value) for name, value in model.net_g.state_dict().items())
 

@@ -92,6 +92,8 @@ class JPEGDeblurDataset(Dataset):
         names: a pattern that the names must match, such as `000_*` for one sequence.
         dataroot_gt_jpeg: a third one that holds I_JPEG(HR); without it `jpeg_quality` makes it from the sharp frame.
         jpeg_quality: 1 to 100, the paper's is 25. Leave both out when the auto-encoder loss is off.
+        blurred_quality: of the blurred frames, one or `[lowest, highest]`, where it is not jpeg_quality; kept with the
+            weights, so that `basicsr restore` can say when a photograph is unlike them.
         io_backend: `{type: lmdb}` or `{type: disk}`.
         gt_size: side of the square patches.
         hflip_prob, vflip_prob, transpose_prob, rgb_permute_prob, noise_prob, noise_sigma: see `augment`; the paper's

@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
+Quality = Annotated[int, Field(ge=1, le=100)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 AboveZero = Annotated[float, Field(gt=0)]
@@ -73,7 +74,8 @@ class PairData(Section):
 class JPEGDeblurData(PairData):
     dataroot_gt_jpeg: Text | None = None
     names: Text | None = None
-    jpeg_quality: Annotated[int, Field(ge=1, le=100)] | None = None
+    jpeg_quality: Quality | None = None
+    blurred_quality: Quality | Annotated[list[Quality], Field(min_length=2, max_length=2)] | None = None
     hflip_prob: Probability = 0.5
     vflip_prob: Probability = 0.5
     transpose_prob: Probability = 0.5

@@ -18,8 +18,6 @@ from .. import checkpoint, inference
 from ..errors import InputError
 from . import results, run_folder
 
-SAVED_DATA_OPTIONS = {'patch_size': 'gt_size', 'jpeg_quality': 'jpeg_quality'}  # in a weight file, and in the options
-
 
 class RecordedModel(SRModel):
     """SRModel whose validation, checkpoints and results are ours; how a step is made is left to who inherits.
@@ -203,12 +201,16 @@ class RecordedModel(SRModel):
         if hasattr(self, 'net_g_ema'):
             networks['params_ema'] = self.net_g_ema
         data = self.opt['datasets']['train']
+        about_data = {
+            'patch_size': data.get('gt_size'),
+            'jpeg_quality': data.get('blurred_quality') or data.get('jpeg_quality'),
+        }
         metadata = {
             'network_g': dict(self.opt['network_g']),
             'name': self.opt['name'],
             'options_sha256': self.opt.get('options_sha256'),
             'commit': checkpoint.source_commit(),
-            **{ours: data[key] for ours, key in SAVED_DATA_OPTIONS.items() if data.get(key) is not None},
+            **{name: value for name, value in about_data.items() if value is not None},
             **about,
         }
         tensors = {key: self._tensors(each) for key, each in networks.items()}
