@@ -16,6 +16,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['wrcan_arch', 'wrcan_arch.*']),
+    package_data={'wrcan_arch': ['weights/*']},
     python_requires='>=3.10,<3.13',
     install_requires=[
         'basicsr==1.4.2',  # toolbox.py adapts this release, its last

@@ -11,6 +11,7 @@ it does not fit into the memory.
 import argparse
 import functools
 import sys
+import time
 from typing import Any
 
 import measure
@@ -23,7 +24,7 @@ from wrcan_arch.inference import free_memory, has_bf16_units
 PATCH_SIZE = 256  # of local's window
 BOUNDS = {'fp32': 240, 'bf16': 130}  # bytes a pixel, images included, that exact is held to
 WHOLE = {'fp32': 3000, 'bf16': 1500}  # bytes a pixel that the plain forward takes, about: where it would not fit
-LARGE = 4_000_000  # pixels from which on only the fastest precision is run, and fewer rounds
+LARGE = 4_000_000  # pixels from which on only the fastest precision is run, and once
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16}
 
 
@@ -70,47 +71,67 @@ def make(blocks: tuple[int, int], size: tuple[int, int]) -> tuple[WRCAN, np.ndar
     return network_of(*blocks), image
 
 
-def restore_once(mode: str, precision: str, blocks: tuple[int, int], size: tuple[int, int]) -> None:
-    run(mode, precision, *make(blocks, size))
+def restore_once(mode: str, precision: str, blocks: tuple[int, int], size: tuple[int, int]) -> float:
+    """The seconds that it takes."""
+    network, image = make(blocks, size)
+    started = time.perf_counter()
+    run(mode, precision, network, image)
+    return time.perf_counter() - started
 
 
-def bytes_per_pixel(mode: str, precision: str, blocks: tuple[int, int], size: tuple[int, int]) -> float:
-    """Above weights and libraries: the peak of a process that restores, less one that restores next to nothing."""
-    image = size[0] * size[1] * 3
-    smallest = measure.peak_memory(restore_once, mode, precision, blocks, (4, 4))
-    return (measure.peak_memory(restore_once, mode, precision, blocks, size) - smallest) / (image / 3)
+def bytes_per_pixel(
+    mode: str, precision: str, blocks: tuple[int, int], size: tuple[int, int]
+) -> tuple[float, measure.Times]:
+    """Above weights and libraries: the peak of a process that restores, less one that restores next to nothing.
+
+    And the time that it takes.
+    """
+    smallest, _ = measure.peak_memory(restore_once, mode, precision, blocks, (4, 4))
+    peak, seconds = measure.peak_memory(restore_once, mode, precision, blocks, size)
+    return (peak - smallest) / (size[0] * size[1]), measure.Times((seconds,))
 
 
 def rows_of(
     size: tuple[int, int], blocks: tuple[int, int], precisions: list[str], modes: list[str], rounds: int
 ) -> list[dict[str, Any]]:
-    network, image, warmups = *make(blocks, size), 1
-    if size[0] * size[1] >= LARGE:
-        precisions, rounds, warmups = precisions[-1:], 2, 0
+    network, image = make(blocks, size)
+    pixels = size[0] * size[1]
+    large = pixels >= LARGE
+    if large:
+        precisions = precisions[-1:]
     ceilings = {precision: measure.matrix_product(DTYPES[precision]) for precision in precisions}
-    variants = {f'matrix product {precision}': ceiling[0] for precision, ceiling in ceilings.items()}
-    for precision in precisions:
-        for mode in modes:
-            if mode != 'plain' or WHOLE[precision] * size[0] * size[1] < free_memory(torch.device('cpu')):
-                variants[f'{mode} {precision}'] = functools.partial(run, mode, precision, network, image)
-    times = measure.take_turns(variants, rounds=rounds, warmups=warmups)
-    work = operations(network, image.shape[0] * image.shape[1])
+    variants: dict[str, Any] = {f'matrix product {precision}': each for precision, (each, _) in ceilings.items()}
+    fitting = [
+        (precision, mode)
+        for precision in precisions
+        for mode in modes
+        if mode != 'plain' or WHOLE[precision] * pixels < free_memory(torch.device('cpu'))
+    ]
+    if not large:
+        for precision, mode in fitting:
+            variants[f'{mode} {precision}'] = functools.partial(run, mode, precision, network, image)
+    times = measure.take_turns(variants, rounds=rounds)
+    memory = {}
+    for precision, mode in fitting:
+        memory[precision, mode], alone = bytes_per_pixel(mode, precision, blocks, size)
+        times.setdefault(f'{mode} {precision}', alone)
+
     rows = []
     for precision in precisions:
-        ceiling_rate = ceilings[precision][1] / times[f'matrix product {precision}'].median
+        ceiling = ceilings[precision][1] / times[f'matrix product {precision}'].median
         plain_times = times.get(f'plain {precision}')
         for mode in modes:
             row: dict[str, Any] = {'size': f'{size[0]} x {size[1]}', 'precision': precision, 'mode': mode}
-            each = times.get(f'{mode} {precision}')
-            if each is None:
+            if (precision, mode) not in fitting:
                 rows.append({**row, 'seconds': 'does not fit'})
                 continue
+            each = times[f'{mode} {precision}']
             row |= {
                 'seconds': each.median,
-                'spread': f'{each.spread:.0%}',
+                'spread': 'one run' if large else f'{each.spread:.0%}',
                 'time / plain': 1 / each.times_faster_than(plain_times) if plain_times else None,
-                'of the ceiling': f'{work / each.median / ceiling_rate:.0%}',
-                'bytes a pixel': round(bytes_per_pixel(mode, precision, blocks, size)),
+                'of the ceiling': f'{operations(network, pixels) / each.median / ceiling:.0%}',
+                'bytes a pixel': round(memory[precision, mode]),
                 'bound': BOUNDS[precision] if mode == 'exact' else None,
             }
             rows.append(row)

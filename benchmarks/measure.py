@@ -78,8 +78,8 @@ def copy(device: str = 'cpu') -> tuple[Callable[[], object], float]:
     return lambda: target.copy_(source), 2.0 * COPY_BYTES
 
 
-def peak_memory(function: Callable[..., object], *arguments: Any) -> int:
-    """Bytes by which `function(*arguments)` raises the memory of a fresh process; both must be picklable.
+def peak_memory(function: Callable[..., object], *arguments: Any) -> tuple[int, Any]:
+    """Bytes by which `function(*arguments)` raises the memory of a fresh process, and what it gives; all picklable.
 
     What the process held before the call (libraries) is taken off, what the function itself makes is not.
     """
@@ -87,11 +87,11 @@ def peak_memory(function: Callable[..., object], *arguments: Any) -> int:
         return pool.apply(_peak_of_this_process, (function, arguments))
 
 
-def _peak_of_this_process(function: Callable[..., object], arguments: tuple) -> int:
+def _peak_of_this_process(function: Callable[..., object], arguments: tuple) -> tuple[int, Any]:
     Path('/proc/self/clear_refs').write_text('5')  # the peak starts from what is held now
     before = _held('VmRSS')
-    function(*arguments)
-    return _held('VmHWM') - before
+    given = function(*arguments)
+    return _held('VmHWM') - before, given
 
 
 def _held(name: str) -> int:

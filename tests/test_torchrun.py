@@ -76,8 +76,22 @@ def torchrun(processes, *command, dies_at=0, restarts=0):
     return subprocess.run(start, capture_output=True, text=True, timeout=200, env=environment())
 
 
+def wait_for(started):
+    """Exit codes of processes, and what all of them said."""
+    said = [each.communicate(timeout=200)[0] for each in started]
+    return [each.returncode for each in started], ''.join(said)
+
+
+def torchrun_on_two_machines(processes, *command):
+    """torchrun once a machine, each with so many processes; both machines are this one."""
+    start = [sys.executable, '-m', 'torch.distributed.run', '--nnodes=2', f'--nproc_per_node={processes}']
+    start += ['--rdzv-backend=c10d', f'--rdzv-endpoint=localhost:{free_port()}', '--rdzv-id=two', '-m', 'wrcan_arch']
+    options = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'text': True, 'env': environment()}
+    return wait_for([subprocess.Popen([*start, *map(str, command)], **options) for _ in range(2)])
+
+
 def srun(processes, *command, **variables):
-    """As srun does it: processes with SLURM's variables, and no more. Gives exit codes and what all said."""
+    """As srun does it: processes with SLURM's variables, and no more."""
     started = []
     for rank in range(processes):
         slurms = {'SLURM_PROCID': rank, 'SLURM_LOCALID': rank, 'SLURM_STEP_NUM_TASKS': processes}
@@ -92,8 +106,7 @@ def srun(processes, *command, **variables):
                 env=environment(**{name: str(value) for name, value in slurms.items()}),
             )
         )
-    said = [each.communicate(timeout=100)[0] for each in started]
-    return [each.returncode for each in started], ''.join(said)
+    return wait_for(started)
 
 
 def free_port():
@@ -175,7 +188,7 @@ def test_training_is_the_same_whatever_the_number_of_processes(job, drawn_alone)
 
 @pytest.mark.slow
 def test_test_is_the_same_whatever_the_number_of_processes(job):
-    """Six images over 1, 4 (torchrun) and 3 (srun): the same bytes of scores."""
+    """Six images over 1, 4 (torchrun), 2 x 2 (two of it) and 3 (srun): the same bytes of scores."""
     torch.manual_seed(0)
     network = WRCAN(num_feat=4, num_group=1, num_block=1)
     Path('experiments/small/models').mkdir(parents=True)
@@ -194,9 +207,10 @@ def test_test_is_the_same_whatever_the_number_of_processes(job):
     ended = torchrun(4, 'test', '-opt', 'test.yml')
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert left() == expected and len(list(results.glob('*.log'))) == 1
-    codes, said = srun(3, 'test', '-opt', 'test.yml')
-    assert codes == [0, 0, 0], said[-3000:]
-    assert left() == expected and len(list(results.glob('*.log'))) == 1
+    for start, count, good in ((torchrun_on_two_machines, 2, [0, 0]), (srun, 3, [0, 0, 0])):
+        codes, said = start(count, 'test', '-opt', 'test.yml')
+        assert codes == good, said[-3000:]
+        assert left() == expected and len(list(results.glob('*.log'))) == 1
 
 
 @pytest.mark.slow

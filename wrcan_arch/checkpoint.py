@@ -26,6 +26,7 @@ from .errors import InputError
 from .wrcan_arch import WRCAN
 
 Tensors = Mapping[str, Tensor]
+SHIPPED = {'small': Path(__file__).parent / 'weights' / 'wrcan_small.safetensors'}  # weights by their names
 STORED_TYPES = {'fp16': torch.float16, 'bf16': torch.bfloat16}  # of small files; they are read as fp32
 
 # The authors' name of each convolution, and ours.
@@ -252,8 +253,10 @@ def network_of(tensors: Tensors, source: Path | str) -> WRCAN:
     return network.eval()
 
 
-def load_network(path: Path | str) -> WRCAN:
+def load_network(path: Path | str = SHIPPED['small']) -> WRCAN:
     """The network in a weight file, rebuilt from the file alone, in evaluation mode on the CPU.
+
+    Without a path it is the small network that comes with this package.
 
     What the file says of itself (its training patch, its quality factor) is in `network.metadata`, empty where it says
     nothing.

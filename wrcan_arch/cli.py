@@ -34,7 +34,7 @@ def train_or_test(arguments: argparse.Namespace) -> int:
 def restore(arguments: argparse.Namespace) -> int:
     import torch
 
-    from .checkpoint import load_network
+    from .checkpoint import SHIPPED, load_network
     from .photos.bulk_restore import Options, restore_photos
     from .photos.files import printable
     from .photos.plan import plan, read_list
@@ -50,7 +50,7 @@ def restore(arguments: argparse.Namespace) -> int:
         compare=arguments.compare,
         format=arguments.format,
     )
-    network = load_network(arguments.weights or _default_weights())
+    network = load_network(arguments.weights or SHIPPED['small'])
     if torch.cuda.is_available():
         take_own_gpu()
         network = network.cuda()
@@ -73,15 +73,6 @@ def _sigterm_raises() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _default_weights() -> Path:
-    path = Path(__file__).parent / 'weights' / 'wrcan_small.safetensors'
-    if not path.exists():
-        from .errors import InputError
-
-        raise InputError('no weights come with this version; name a weight file with -w')
-    return path
 
 
 def _bytes(text: str) -> int:
@@ -205,7 +196,7 @@ def build_parser() -> argparse.ArgumentParser:
     command = add('restore', restore, 'restore photographs with a trained network')
     command.add_argument('photos', nargs='*', metavar='PHOTO', help='a file, a folder with all below it, or a pattern')
     command.add_argument('--list', metavar='FILE', help='a file with a photograph on each line; - is standard input')
-    command.add_argument('-w', '--weights', type=Path, help='weight file; it says which network it is')
+    command.add_argument('-w', '--weights', type=Path, help='weight file; it says which network it is (default: the small weights that come with this)')
     command.add_argument('-o', '--out', type=Path, help='folder for the results (default: beside, NAME_restored)')
     command.add_argument('--format', help="jpeg, png, tiff, webp or avif (default: the photograph's own, else png)")
     command.add_argument('--quality', type=int, help='of jpeg, webp and avif, 1 to 100 (default 95)')

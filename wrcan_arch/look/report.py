@@ -117,7 +117,8 @@ def plot(title: str, series: Mapping[str, list[tuple[int, float]]], *, logarithm
     axes = figure.subplots()
     for name, points in series.items():
         axes.plot(*zip(*points, strict=True), label=name, marker='.' if len(points) < 30 else None)
-    axes.set(title=title, xlabel='iteration', yscale='log' if logarithmic else 'linear')
+    positive = all(value > 0 for points in series.values() for _, value in points)
+    axes.set(title=title, xlabel='iteration', yscale='log' if logarithmic and positive else 'linear')
     axes.grid(alpha=0.3)
     if len(series) > 1:
         axes.legend()

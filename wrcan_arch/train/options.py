@@ -108,6 +108,8 @@ DEFAULTS = {'num_gpu': 'auto', 'manual_seed': 0, 'scale': 1, 'path': {}}  # of k
 def read_options(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> OptionFile:
     """The options of a file, over those of the file that its `base:` names, under `overrides`.
 
+    The weights that come with this package can be named: `pretrain_network_g: small`.
+
     Args:
         path: the option file.
         overrides: 'train:total_iter=20', each the path of a key that is there, and its new value in YAML.
@@ -122,6 +124,9 @@ def read_options(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) 
             raise InputError(f"--force_yml {override}: there is no option '{name.strip()}' in {path} to set")
         section[keys[-1]] = parse_value(text, f'--force_yml {override}')
         file.origins[keys] = f'--force_yml {override}'
+    paths = file.values['path']
+    if isinstance(paths, dict) and (shipped := checkpoint.SHIPPED.get(paths.get('pretrain_network_g'))):
+        paths['pretrain_network_g'] = str(shipped)
     return file
 
 

@@ -123,7 +123,7 @@ def make_importable() -> None:
 
 
 # Importing one of these registers its class with the toolbox.
-PLUGINS = ('jpeg_autoencoder_loss', 'jpeg_deblur_dataset', 'lpips_metric', 'wrcan_model')
+PLUGINS = ('jpeg_autoencoder_loss', 'jpeg_deblur_dataset', 'lpips_metric', 'psnr_loss', 'wrcan_model')
 
 
 def plug_in() -> None:

@@ -1,0 +1,50 @@
+"""The weights that come with the package: whole, as their card says, and better than the photograph they are given."""
+
+import hashlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import skimage
+from basicsr.metrics import calculate_psnr
+
+from wrcan_arch import load_network, restore
+from wrcan_arch.checkpoint import SHIPPED
+from wrcan_arch.cli import main
+from wrcan_arch.train.jpeg import jpeg_roundtrip
+
+SMALL = SHIPPED['small']
+
+
+def photograph(blur, quality):
+    """A crop of coffee, which was never trained on, and what a camera that moves and compresses makes of it."""
+    sharp = cv2.imread(str(Path(skimage.__file__).parent / 'data' / 'coffee.png'))[60:316, 150:406]
+    moved = cv2.filter2D(sharp, -1, np.full((1, blur), 1 / blur), borderType=cv2.BORDER_REFLECT)
+    return sharp, jpeg_roundtrip(moved, quality)
+
+
+def test_file_is_small_whole_and_says_what_it_is():
+    assert SMALL.stat().st_size <= 8_000_000
+    network = load_network()
+    assert network.metadata['patch_size'] == 96 and network.metadata['jpeg_quality'] == [15, 95]
+    assert network.metadata['name'] == 'train_small' and len(network.metadata['commit']) == 40
+    assert hashlib.sha256(SMALL.read_bytes()).hexdigest() in SMALL.with_suffix('.md').read_text()
+
+
+def test_small_weights_restore_blur_and_leave_what_is_good():
+    network = load_network()
+    sharp, blurred = photograph(blur=5, quality=25)
+    restored = restore(network, np.ascontiguousarray(blurred[:, :, ::-1]))[:, :, ::-1]
+    assert calculate_psnr(restored, sharp, 0) > calculate_psnr(blurred, sharp, 0) + 0.5
+    sharp, compressed = photograph(blur=1, quality=90)
+    restored = restore(network, np.ascontiguousarray(compressed[:, :, ::-1]))[:, :, ::-1]
+    assert calculate_psnr(restored, sharp, 0) > calculate_psnr(compressed, sharp, 0) - 0.3
+
+
+def test_restoring_takes_them_by_default(tmp_path, monkeypatch):
+    _, blurred = photograph(blur=5, quality=25)
+    cv2.imwrite(str(tmp_path / 'photo.png'), blurred)
+    monkeypatch.chdir(tmp_path)
+    assert main(['restore', 'photo.png']) == 0
+    expected = restore(load_network(), np.ascontiguousarray(blurred[:, :, ::-1]))
+    np.testing.assert_array_equal(cv2.imread('photo_restored.png')[:, :, ::-1], expected)
