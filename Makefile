@@ -16,7 +16,7 @@ $(INSTALLED): setup.py pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --use-pep517 --no-build-isolation -c constraints.txt -e '.[dev]'
 	@touch $@
 
-demo: $(INSTALLED)  ## blur photographs, train a small WRCAN, test it, restore with it, write demo/report.html
+demo: $(INSTALLED)  ## blur photographs, restore them, train the small weights on; demo/look/index.html, demo/report.html
 	PATH="$(CURDIR)/$(BIN):$$PATH" ./demo.sh
 
 test: $(INSTALLED) lint  ## ruff, the type checker and all tests

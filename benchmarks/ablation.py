@@ -61,7 +61,7 @@ def train(case: Case, seed: int, iterations: int) -> Path:
         'train:scheduler:periods': f'[{iterations}]',
     }
     if not case.autoencoder:
-        settings['train:autoencoder_opt'] = '~'
+        settings |= {'train:autoencoder_opt': '~', 'datasets:train:jpeg_quality': '~'}
     weights = Path('experiments', name, 'models', 'net_g_latest.pth')
     if not weights.exists():
         command = [sys.executable, '-m', 'wrcan_arch', 'train', '-opt', str(OPTIONS), '--auto_resume', '--force_yml']

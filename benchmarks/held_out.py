@@ -21,6 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from wrcan_arch import load_network, restore
+from wrcan_arch.checkpoint import SHIPPED
 
 sys.path.insert(0, str(Path(__file__).parent.parent / 'datasets_prep'))
 
@@ -28,8 +29,7 @@ import exposure
 import pairs
 from dead_leaves import dead_leaves
 
-ROOT = Path(__file__).resolve().parent.parent
-WEIGHTS = ROOT / 'wrcan_arch' / 'weights' / 'wrcan_small.safetensors'
+WEIGHTS = SHIPPED['small']
 STORED = Path(__file__).with_name('held_out.json')
 TOLERANCE = 0.02  # dB
 PATHS = 12  # exposures of each picture

@@ -79,12 +79,12 @@ def restore_once(mode: str, precision: str, blocks: tuple[int, int], size: tuple
     return time.perf_counter() - started
 
 
-def bytes_per_pixel(
+def measured_alone(
     mode: str, precision: str, blocks: tuple[int, int], size: tuple[int, int]
 ) -> tuple[float, measure.Times]:
-    """Above weights and libraries: the peak of a process that restores, less one that restores next to nothing.
+    """Bytes a pixel above weights and libraries, and the time, of a process that restores once.
 
-    And the time that it takes.
+    Its peak, less that of one that restores next to nothing.
     """
     smallest, _ = measure.peak_memory(restore_once, mode, precision, blocks, (4, 4))
     peak, seconds = measure.peak_memory(restore_once, mode, precision, blocks, size)
@@ -113,7 +113,7 @@ def rows_of(
     times = measure.take_turns(variants, rounds=rounds)
     memory = {}
     for precision, mode in fitting:
-        memory[precision, mode], alone = bytes_per_pixel(mode, precision, blocks, size)
+        memory[precision, mode], alone = measured_alone(mode, precision, blocks, size)
         times.setdefault(f'{mode} {precision}', alone)
 
     rows = []

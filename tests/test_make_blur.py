@@ -99,11 +99,17 @@ def test_split_does_not_change_the_pairs(prepared, run, tmp_path):
         assert store.keys() and all(store.get(key) == whole.get(key) for key in store.keys())
 
 
-def test_finetuning_takes_what_is_written_with_a_split(prepared, run, tmp_path):
+@pytest.mark.parametrize(
+    ('name', 'overrides'),
+    [
+        ('train_finetune', ['path:pretrain_network_g=~']),
+        ('train_finetune_small', []),
+    ],  # the first's are not here
+)
+def test_finetuning_takes_what_is_written_with_a_split(prepared, run, tmp_path, name, overrides):
     run(prepared / 'photos', '-o', 'datasets/mine', '--copies', '1', '--val', '0.2')
-    finetune = PREP.parent / 'options' / 'train_finetune.yml'
-    small = ['datasets:train:gt_size=64', 'path:pretrain_network_g=~']  # as the pictures are; weights are not at issue
-    options.check(options.read_options(finetune, small), 'train')
+    file = options.read_options(PREP.parent / 'options' / f'{name}.yml', ['datasets:train:gt_size=64', *overrides])
+    options.check(file, 'train')
 
 
 @pytest.mark.parametrize(

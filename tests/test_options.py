@@ -144,6 +144,8 @@ MISTAKES = [  # text, what it becomes, what is said of it and of which line (0: 
     ('train_blur.lmdb', 'nowhere.lmdb', "datasets:train:dataroot_lq: there is no 'datasets/demo_nowhere.lmdb'; prepare it"),
     ('pretrain_network_g: small', 'pretrain_network_g: no.pth', "path:pretrain_network_g: there is no file 'no.pth'"),
     ('pretrain_network_g: small', 'pretrained: no.pth', 'path:pretrained: there is no such option'),
+    ('  amp: auto', '  start_from_image: true\n  amp: auto', 'train:start_from_image: weights are loaded over it'),
+    ('pretrain_network_g: small', 'pretrain_network_g: [small]', 'path:pretrain_network_g: input should be a valid string'),
     ('num_gpu: auto', 'num_gpu: 99', 'num_gpu: 99 asked for, this machine has'),
     ('num_gpu: auto', 'num_gpu: all', "num_gpu: input should be a valid integer, not 'all', or input should be 'auto', not 'all'"),
     ('num_worker_per_gpu: 1', 'num_worker_per_gpu: 0', 'persistent_workers: needs num_worker_per_gpu of at least 1'),

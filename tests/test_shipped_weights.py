@@ -27,7 +27,7 @@ def test_file_is_small_whole_and_says_what_it_is():
     assert SMALL.stat().st_size <= 8_000_000
     network = load_network()
     assert network.metadata['patch_size'] == 96 and network.metadata['jpeg_quality'] == [15, 95]
-    assert network.metadata['name'] == 'train_small' and len(network.metadata['commit']) == 40
+    assert network.metadata['name'] == 'train_small_longer' and len(network.metadata['commit']) == 40
     assert hashlib.sha256(SMALL.read_bytes()).hexdigest() in SMALL.with_suffix('.md').read_text()
 
 

@@ -168,5 +168,5 @@ def test_start_from_image_gives_the_image_and_lets_every_weight_learn():
 
 
 def test_start_from_image_needs_as_many_channels_out_as_in():
-    with pytest.raises(InputError, match='3 channels in, 1 out'):
+    with pytest.raises(ValueError, match='3 channels in, 1 out, 8 features'):
         start_from_image(WRCAN(num_out_ch=1, **SMALL))

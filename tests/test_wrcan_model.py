@@ -270,7 +270,7 @@ def test_state_is_saved_with_the_validation_of_its_iteration(opt):
 
 
 def test_local_validation_takes_the_patch_of_this_training(opt):
-    """A network that starts from nothing has no file to say it; one that is loaded has its file's."""
+    """Not that of weights which it went on from."""
     opt['val']['inference'] = {'mode': 'local', 'precision': 'fp32'}
     opt['datasets']['train']['gt_size'] = 8
     model = WRCANModel(opt)

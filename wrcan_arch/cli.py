@@ -196,7 +196,7 @@ def build_parser() -> argparse.ArgumentParser:
     command = add('restore', restore, 'restore photographs with a trained network')
     command.add_argument('photos', nargs='*', metavar='PHOTO', help='a file, a folder with all below it, or a pattern')
     command.add_argument('--list', metavar='FILE', help='a file with a photograph on each line; - is standard input')
-    command.add_argument('-w', '--weights', type=Path, help='weight file; it says which network it is (default: the small weights that come with this)')
+    command.add_argument('-w', '--weights', type=Path, help='weight file (default: the small one that comes with this)')
     command.add_argument('-o', '--out', type=Path, help='folder for the results (default: beside, NAME_restored)')
     command.add_argument('--format', help="jpeg, png, tiff, webp or avif (default: the photograph's own, else png)")
     command.add_argument('--quality', type=int, help='of jpeg, webp and avif, 1 to 100 (default 95)')

@@ -252,7 +252,8 @@ def start_from_image(network: WRCAN) -> None:
     """
     channels = network.head.in_channels
     if not channels == network.tail.out_channels <= network.head.out_channels:
-        raise InputError(f'start_from_image: {channels} channels in, {network.tail.out_channels} out; make them equal')
+        given = f'{channels} channels in, {network.tail.out_channels} out, {network.head.out_channels} features'
+        raise ValueError(f'an image can start as itself with as many channels out as in and features for them: {given}')
     weights = network.state_dict()  # the network's own tensors
     image = slice(channels)
     for name in ('head.weight', 'head.bias', 'decoders.0.conv.weight'):

@@ -75,7 +75,7 @@ class JPEGDeblurData(PairData):
     dataroot_gt_jpeg: Text | None = None
     names: Text | None = None
     jpeg_quality: Quality | None = None
-    blurred_quality: Quality | Annotated[list[Quality], Field(min_length=2, max_length=2)] | None = None
+    blurred_quality: Quality | Annotated[list[Quality], Field(min_length=2, max_length=2)] | None = None  # or a range
     hflip_prob: Probability = 0.5
     vflip_prob: Probability = 0.5
     transpose_prob: Probability = 0.5

@@ -124,9 +124,9 @@ def read_options(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) 
             raise InputError(f"--force_yml {override}: there is no option '{name.strip()}' in {path} to set")
         section[keys[-1]] = parse_value(text, f'--force_yml {override}')
         file.origins[keys] = f'--force_yml {override}'
-    paths = file.values['path']
-    if isinstance(paths, dict) and (shipped := checkpoint.SHIPPED.get(paths.get('pretrain_network_g'))):
-        paths['pretrain_network_g'] = str(shipped)
+    weights = _find(file.values, ('path', 'pretrain_network_g'))
+    if isinstance(weights, str) and weights in checkpoint.SHIPPED:
+        file.values['path']['pretrain_network_g'] = str(checkpoint.SHIPPED[weights])
     return file
 
 
@@ -406,6 +406,12 @@ def _found_late(file: OptionFile) -> Iterator[str]:
         message = f'{len(weights)} of them for {len(parts)} {"periods" if periods else "restarts"}'
         yield said('train', 'scheduler', 'restart_weights', message=message)
     network = file.values.get('network_g') or {}
+    if train.get('start_from_image'):
+        if network.get('type') != 'WRCAN':
+            yield said('train', 'start_from_image', message=f'is for WRCAN, not for {network.get("type")}')
+        if (file.values.get('path') or {}).get('pretrain_network_g'):
+            message = 'weights are loaded over it; leave path:pretrain_network_g out, or this'
+            yield said('train', 'start_from_image', message=message)
     for key in ('num_in_ch', 'num_out_ch'):
         if network.get('type') == 'WRCAN' and network.get(key, 3) != 3:
             yield said('network_g', key, message=f'the data sets give frames of 3 channels, not {network[key]}')

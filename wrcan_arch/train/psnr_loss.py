@@ -10,8 +10,8 @@ FLOOR = 1e-5  # mean squared error, 50 dB: below it nothing is to be gained, and
 def psnr_loss(restored: Tensor, sharp: Tensor) -> Tensor:
     """Minus the mean PSNR in dB.
 
-    The paper trains with L1, where a patch that is badly blurred weighs twenty times as much as a good one. Data that
-    hold both need another balance, or what is good is spoiled: to lose a decibel here costs as much as to gain one there.
+    With the paper's L1 a badly blurred patch weighs many times as much as a good one. Data that hold both need another
+    balance, or what is good is spoiled: here to lose a decibel costs as much as to gain one elsewhere.
 
     Args:
         restored, sharp: (B, C, H, W), in [0, 1].
