@@ -120,7 +120,7 @@ MISTAKES = [  # text, what it becomes, what is said of it and of which line (0: 
     ('gt_size: 64', "gt_size: '64'", "datasets:train:gt_size: input should be a valid integer, not '64'"),
     ('gt_size: 64', 'gt_size: 0', 'gt_size: input should be greater than or equal to 1, not 0'),
     ('jpeg_quality: 25', 'jpeg_quality: 101', 'jpeg_quality: input should be less than or equal to 100, not 101'),
-    ('jpeg_quality: 25', 'noise_prob: 1.5', 'noise_prob: input should be less than or equal to 1, not 1.5'),
+    ('jpeg_quality: 25', 'vflip_prob: 1.5', 'vflip_prob: input should be less than or equal to 1, not 1.5'),
     ('io_backend: {type: lmdb}', 'io_backend: {type: lmbd}', "io_backend:type: input should be 'lmdb', 'disk' or 'memcached'"),
     ('type: L1Loss', 'type: L3Loss', "train:pixel_opt:type: there is no 'L3Loss'; did you mean L1Loss?"),
     ('loss_weight: 0.1', 'wight: 0.1', 'train:autoencoder_opt:wight: JPEGAutoEncoderLoss does not take it'),
