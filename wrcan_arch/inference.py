@@ -23,7 +23,7 @@ CHOP_SHAVE = 36  # pixels by which the authors' quadrants overlap the image's ha
 CHOP_PIXELS = 1_280_000  # their quadrants are cut again while the image has at least this many
 
 
-STRIP_BYTES = {'cpu': 3 << 20, 'cuda': 128 << 20}  # of the features in one strip: what the caches like
+STRIP_BYTES = {'cpu': 3 << 19, 'cuda': 128 << 20}  # of the features in one strip: what the caches like
 FREE_SHARE = 0.8  # of the memory that is free, for one image
 
 
