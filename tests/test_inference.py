@@ -121,14 +121,14 @@ def test_damaged_weights_do_not_become_black_pixels():
 
 
 def test_the_memory_given_is_kept_to_or_refused(monkeypatch):
-    network, image = small_network(), np.zeros((400, 600, 3), np.uint8)
+    network, image = small_network(), np.zeros((800, 300, 3), np.uint8)
     rows = []
     monkeypatch.setattr(inference, 'restore_in_strips', lambda *_, **options: rows.append(options['rows']))
-    needed = inference.bytes_needed(network.config, (400, 600), rows=1, dtype=torch.float32)
-    for budget in (None, 10 * needed, needed + 10 * 400 * 600):
+    needed = inference.bytes_needed(network.config, (800, 300), rows=1, dtype=torch.float32)
+    for budget in (None, 10 * needed, needed + 10 * 800 * 300):
         restore(network, image, precision='fp32', max_memory=budget)
     assert rows[0] == rows[1] > rows[2] >= 1
-    with pytest.raises(InputError, match=r'600 x 400 pixels need .* GB of memory, and 0.0 GB are there'):
+    with pytest.raises(InputError, match=r'300 x 800 pixels need .* GB of memory, and 0.0 GB are there'):
         restore(network, image, precision='fp32', max_memory=1 << 20)
 
 
