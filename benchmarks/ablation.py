@@ -49,7 +49,7 @@ def run_name(case: Case, seed: int) -> str:
     return f'ablation_{case.block}{case.num_block}{"_ae" if case.autoencoder else ""}_seed{seed}'
 
 
-def train(case: Case, seed: int, iterations: int) -> Path:
+def train(case: Case, seed: int) -> Path:
     """Trains one case with one seed, or goes on with it. Returns its weight file."""
     name = run_name(case, seed)
     settings = {
@@ -57,8 +57,6 @@ def train(case: Case, seed: int, iterations: int) -> Path:
         'manual_seed': seed,
         'network_g:block': case.block,
         'network_g:num_block': case.num_block,
-        'train:total_iter': iterations,
-        'train:scheduler:periods': f'[{iterations}]',
     }
     if not case.autoencoder:
         settings |= {'train:autoencoder_opt': '~', 'datasets:train:jpeg_quality': '~'}
@@ -140,7 +138,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('-o', '--out', type=Path, default=Path('ablation'), help='OUT.json and OUT.png are written')
     parser.add_argument('--seeds', type=int, default=3, help='runs of each case (default 3)')
-    parser.add_argument('--iterations', type=int, default=1500, help='of each run (default 1500)')
     arguments = parser.parse_args()
     seeds = list(range(1, arguments.seeds + 1))
     kept = arguments.out.with_suffix('.json')
@@ -149,7 +146,7 @@ def main() -> None:
     for seed, case in tqdm([(seed, case) for seed in seeds for case in CASES], unit='run', disable=None):
         name = run_name(case, seed)
         if name not in results:  # seed by seed, so that a run that is stopped has compared something
-            results[name] = score(train(case, seed, arguments.iterations), samples)
+            results[name] = score(train(case, seed), samples)
             kept.write_text(json.dumps(results, indent=1) + '\n')
     print(table(results, seeds))
     plot(results, seeds, arguments.out.with_suffix('.png'))

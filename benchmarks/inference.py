@@ -79,16 +79,16 @@ def restore_once(mode: str, precision: str, blocks: tuple[int, int], size: tuple
     return time.perf_counter() - started
 
 
-def measured_alone(
-    mode: str, precision: str, blocks: tuple[int, int], size: tuple[int, int]
-) -> tuple[float, measure.Times]:
-    """Bytes a pixel above weights and libraries, and the time, of a process that restores once.
+@functools.cache
+def smallest_peak(mode: str, precision: str, blocks: tuple[int, int]) -> int:
+    """Of a process that restores next to nothing: weights and libraries."""
+    return measure.peak_memory(restore_once, mode, precision, blocks, (4, 4))[0]
 
-    Its peak, less that of one that restores next to nothing.
-    """
-    smallest, _ = measure.peak_memory(restore_once, mode, precision, blocks, (4, 4))
+
+def measured_alone(mode: str, precision: str, blocks: tuple[int, int], size: tuple[int, int]) -> tuple[float, float]:
+    """Bytes a pixel above weights and libraries, and seconds, of a process that restores once."""
     peak, seconds = measure.peak_memory(restore_once, mode, precision, blocks, size)
-    return (peak - smallest) / (size[0] * size[1]), measure.Times((seconds,))
+    return (peak - smallest_peak(mode, precision, blocks)) / (size[0] * size[1]), seconds
 
 
 def rows_of(
@@ -113,8 +113,8 @@ def rows_of(
     times = measure.take_turns(variants, rounds=rounds)
     memory = {}
     for precision, mode in fitting:
-        memory[precision, mode], alone = measured_alone(mode, precision, blocks, size)
-        times.setdefault(f'{mode} {precision}', alone)
+        memory[precision, mode], seconds = measured_alone(mode, precision, blocks, size)
+        times.setdefault(f'{mode} {precision}', measure.Times((seconds,)))
 
     rows = []
     for precision in precisions:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import wrcan_arch  # noqa: F401  (the toolbox is repaired when a test imports it)
+import wrcan_arch  # noqa: F401  (without it a test that imports basicsr first could not: the repairs are ours)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # or what runs in the background hands on that it is ignored
 

@@ -9,7 +9,7 @@ import pytest
 
 import make_blur
 import pairs
-from wrcan_arch.train import options
+from wrcan_arch.train import option_checks, options
 from wrcan_arch.train.lmdb_store import open_store
 
 PREP = Path(__file__).parent.parent / 'datasets_prep'
@@ -109,7 +109,7 @@ def test_split_does_not_change_the_pairs(prepared, run, tmp_path):
 def test_finetuning_takes_what_is_written_with_a_split(prepared, run, tmp_path, name, overrides):
     run(prepared / 'photos', '-o', 'datasets/mine', '--copies', '1', '--val', '0.2')
     file = options.read_options(PREP.parent / 'options' / f'{name}.yml', ['datasets:train:gt_size=64', *overrides])
-    options.check(file, 'train')
+    option_checks.check(file, 'train')
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from wrcan_arch.train import options
+from wrcan_arch.train import option_checks, options
 
 OPTIONS = Path(__file__).parent.parent / 'options'
 EPOCH = 24_000 // 16  # iterations: one patch of each frame, 16 in a batch
@@ -97,7 +97,7 @@ def test_every_option_file_passes_every_check_but_the_missing_data():
     for path in files:
         command = path.name.partition('_')[0]
         try:
-            options.check(options.read_options(path), command)
+            option_checks.check(options.read_options(path), command)
         except options.InputError as error:
             others = [line for line in str(error).splitlines() if 'there is no' not in line or 'did you mean' in line]
             assert not others, others

@@ -5,7 +5,7 @@ import pytest
 import yaml
 
 from wrcan_arch import InputError
-from wrcan_arch.train import options
+from wrcan_arch.train import option_checks, options
 from wrcan_arch.train.lmdb_store import StoreWriter
 
 ROOT = Path(__file__).parent.parent
@@ -102,13 +102,13 @@ def problems_of(text, command='train'):
     write(Path('own.yml'), text)
     before = sorted(Path().iterdir())
     with pytest.raises(InputError) as error:
-        options.check(options.read_options('own.yml'), command)
+        option_checks.check(options.read_options('own.yml'), command)
     assert sorted(Path().iterdir()) == before
     return str(error.value).splitlines()
 
 
 def test_demo_options_are_sound(demo):
-    options.check(options.read_options(ROOT / 'options' / 'train_wrcan_demo.yml'), 'train')
+    option_checks.check(options.read_options(ROOT / 'options' / 'train_wrcan_demo.yml'), 'train')
 
 
 MISTAKES = [  # text, what it becomes, what is said of it and of which line (0: of the whole file)
@@ -198,7 +198,15 @@ def test_mistake_in_a_base_is_named_there(demo):
 def test_options_of_another_model_are_left_to_it(demo):
     text = demo.replace('WRCANModel', 'SRGANModel') + '\nnetwork_d: {type: VGGStyleDiscriminator}\n'
     write(Path('own.yml'), text)
-    options.check(options.read_options('own.yml'), 'train')
+    option_checks.check(options.read_options('own.yml'), 'train')
+
+
+def test_start_from_image_is_for_wrcan_alone(demo):
+    network = '  type: WRCAN\n  num_feat: 16\n  num_group: 1\n  num_block: 6\n  block: wrca\n'
+    assert network in demo
+    text = demo.replace(network, '  type: MSRResNet\n').replace('network_g: small', 'network_g: ~')
+    (said,) = problems_of(text.replace('  amp: auto', '  start_from_image: true\n  amp: auto'))
+    assert said.endswith('train:start_from_image: is for WRCAN, not for MSRResNet')
 
 
 def test_show_prints_valid_yaml_with_each_origin(demo):

@@ -1,10 +1,14 @@
 import threading
+from pathlib import Path
 
+import cv2
 import pytest
 import torch.distributed as dist
+from conftest import picture
 
-from wrcan_arch import InputError, processes
-from wrcan_arch.photos.plan import Job
+from wrcan_arch import WRCAN, InputError, processes
+from wrcan_arch.photos.bulk_restore import Options, restore_photos
+from wrcan_arch.photos.plan import Job, plan
 from wrcan_arch.processes import Team
 
 JOBS = [Job(f'{number}.png', f'out/{number}.png') for number in range(20)]
@@ -20,6 +24,20 @@ def test_every_photograph_goes_to_one_process_and_the_free_one_takes_more(pair):
     busy, free = (each.share_of(JOBS) for each in pair)
     first = next(busy)
     assert [first, *free, *busy] == JOBS
+
+
+def test_processes_begin_with_the_largest(pair, tmp_path, monkeypatch):
+    """So that the small ones are left for whoever is free; all in one order, which they share out by number."""
+    sizes = {'a.png': 8, 'b.png': 8, 'c.png': 8, 'd.png': 64}
+    for name, side in sizes.items():
+        cv2.imwrite(str(tmp_path / name), picture(side, side, 0))
+    taken = []
+    monkeypatch.setattr(Team, 'share_of', lambda self, jobs: taken.extend(jobs) or iter(()))
+    monkeypatch.setattr(Team, 'gather', lambda *_, **__: [])
+    jobs = plan([tmp_path], out=tmp_path / 'out')
+    for team in pair:
+        restore_photos(WRCAN(num_feat=4, num_group=1, num_block=1), jobs, options=Options(), team=team)
+    assert [Path(job.source).name for job in taken] == 2 * ['d.png', 'a.png', 'b.png', 'c.png']
 
 
 def test_processes_with_different_lists_are_told_apart(pair):

@@ -42,6 +42,12 @@ def test_plot_is_an_svg():
     assert plot('a title', {'l_pix': [(1, 0.5), (2, 0.4)], 'l_ae': [(1, 0.1)]}).startswith('<svg')
 
 
+def test_losses_below_zero_are_drawn_too():
+    """As PSNRLoss's are; a logarithmic axis would leave them out."""
+    drawn = plot('loss', {'l_pix': [(1, -0.3), (2, -0.2)]}, logarithmic=True)
+    assert '<!-- −0.30 -->' in drawn and '<!-- −0.20 -->' in drawn  # the axis's labels
+
+
 @pytest.mark.parametrize('size', [(400, 500), (160, 161), (90, 400), (1, 1)])
 def test_crops_are_inside_apart_and_where_the_blur_cost_most(size):
     sharp = np.zeros((*size, 3), np.uint8)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
 import skimage
 from basicsr.metrics import calculate_psnr
 
@@ -31,14 +32,15 @@ def test_file_is_small_whole_and_says_what_it_is():
     assert hashlib.sha256(SMALL.read_bytes()).hexdigest() in SMALL.with_suffix('.md').read_text()
 
 
-def test_small_weights_gain_on_blur_and_leave_what_is_good():
-    network = load_network()
-    sharp, blurred = photograph(blur=5, quality=25)
-    restored = restore(network, np.ascontiguousarray(blurred[:, :, ::-1]))[:, :, ::-1]
-    assert calculate_psnr(restored, sharp, 0) > calculate_psnr(blurred, sharp, 0) + 0.2
-    sharp, compressed = photograph(blur=1, quality=90)
-    restored = restore(network, np.ascontiguousarray(compressed[:, :, ::-1]))[:, :, ::-1]
-    assert calculate_psnr(restored, sharp, 0) > calculate_psnr(compressed, sharp, 0) - 0.3
+# What was measured with the file that ships, in dB; the card has the first, held_out.py the scores that matter.
+GAINS = [(5, 25, 0.282), (1, 90, 0.141)]
+
+
+@pytest.mark.parametrize(('blur', 'quality', 'gain'), GAINS)
+def test_the_gain_is_the_measured_one(blur, quality, gain):
+    sharp, given = photograph(blur, quality)
+    restored = restore(load_network(), np.ascontiguousarray(given[:, :, ::-1]), precision='fp32')[:, :, ::-1]
+    assert calculate_psnr(restored, sharp, 0) - calculate_psnr(given, sharp, 0) == pytest.approx(gain, abs=0.02)
 
 
 def test_restoring_takes_them_by_default(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import basicsr  # noqa: F401  (repaired by it)
+import basicsr  # noqa: F401  (the repairs are made, and noted in toolbox.applied, when it is imported)
 import pytest
 
 from wrcan_arch.train import toolbox

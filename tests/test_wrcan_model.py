@@ -36,6 +36,13 @@ def test_toolbox_builds_it(opt):
     assert isinstance(build_model(opt), WRCANModel)
 
 
+def test_a_training_can_start_from_the_image(opt):
+    for starts, gives_it_back in ((True, True), (False, False)):
+        opt['train']['start_from_image'] = starts
+        blurred = batch()['lq']
+        assert torch.allclose(build_model(opt).net_g(blurred), blurred, atol=1e-6) is gives_it_back
+
+
 def test_step_is_equation_9(opt):
     """L1 + 0.1 MSE, by hand and by Adam on a copy of the network, in two plain passes."""
     torch.manual_seed(0)

@@ -16,10 +16,10 @@ from pathlib import Path
 
 
 def train_or_test(arguments: argparse.Namespace) -> int:
-    from .train import options, pipelines
+    from .train import option_checks, options, pipelines
 
     file = options.read_options(arguments.opt, arguments.force_yml or ())
-    options.check(file, arguments.command)
+    option_checks.check(file, arguments.command)
     pipelines.run(
         arguments.command,
         file.values,
@@ -110,7 +110,7 @@ def tables(arguments: argparse.Namespace) -> int:
 def report(arguments: argparse.Namespace) -> int:
     from .look.figure import make_figure
     from .look.report import mean_scores, rounded, write_report
-    from .train import options
+    from .train import option_checks, options
 
     if arguments.figure:
         picture = make_figure(arguments.figure, arguments.crops or [], arguments.out)
@@ -118,7 +118,7 @@ def report(arguments: argparse.Namespace) -> int:
         return 0
 
     file = options.read_options(arguments.opt)
-    options.check(file, 'test')
+    option_checks.check(file, 'test')
     results = write_report(file.values, arguments.experiment, arguments.out)
     for metric, (blurred, restored) in mean_scores(results).items():
         scores = f'blurred {rounded(metric, blurred)}, restored {rounded(metric, restored)}'

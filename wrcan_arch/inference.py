@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple, overload
+from typing import NamedTuple, overload
 
 import numpy as np
 import torch
@@ -224,7 +224,8 @@ class _Restoring:
 
     def _strip_rows(self, height: int, width: int, image_bytes: int) -> int:
         """The strips' height: what the caches like, or less where the memory asks for it."""
-        config: dict[str, Any] = self.network.config  # type: ignore[assignment]  # only a WRCAN's comes here
+        assert isinstance(self.network, WRCAN)
+        config = self.network.config
         row_bytes = 4 * config['num_feat'] * self.dtype.itemsize * -(-width // SIZE_MULTIPLE)
         rows = max(4, STRIP_BYTES[self.device.type] // row_bytes)
         budget = self.max_memory or int(FREE_SHARE * free_memory(self.device))

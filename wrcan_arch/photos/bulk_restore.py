@@ -203,6 +203,8 @@ def restore_photos(
     Returns what became of all of them, in the first process; None in the others.
     """
     team = team or Team()
+    if team.size > 1:  # or one process could begin the largest when the others are done
+        jobs = sorted(jobs, key=_size, reverse=True)
     team.agree_on(jobs)
     summary = Summary()
     trained_quality = getattr(network, 'metadata', {}).get('jpeg_quality')

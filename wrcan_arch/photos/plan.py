@@ -82,6 +82,7 @@ def _sources(
 ) -> Iterator[tuple[Path, Path]]:
     """Each photograph, and the folder below the results' that its result goes to."""
     for entry in entries:
+        # Path.glob, which the linter would have, refuses a pattern that begins at the root.
         found = [str(entry)] if Path(entry).exists() else sorted(glob.glob(str(entry), recursive=True))  # noqa: PTH207
         if not found:
             raise InputError(f'{entry}: no such photograph or folder')

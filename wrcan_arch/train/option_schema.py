@@ -1,7 +1,7 @@
 """What an option file may say: every key with its type and range, the toolbox's own keys included.
 
-Sections that a registry builds (networks, losses, metrics, the optimizer) are open here; options.py holds their other
-keys against the class's own signature.
+Sections that a registry builds (networks, losses, metrics, the optimizer) are open here; option_checks.py holds their
+other keys against the class's own signature.
 """
 
 from typing import Annotated, Any, Literal

@@ -1,0 +1,275 @@
+"""Whether the toolbox can run an option file: everything is checked, and said at once, before anything is created."""
+
+import difflib
+import importlib.util
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ValidationError
+
+from .. import checkpoint
+from ..errors import InputError
+from ..wrcan_arch import WRCAN
+from . import audit
+from .option_schema import Options, OtherOptions, known_keys
+from .options import Keys, OptionFile, find, sections
+
+REQUIRED = {
+    'train': ('datasets train', 'train', 'logger'),
+    'test': ('val',),
+}
+REQUIRED_OF_TRAINING_DATA = ('num_worker_per_gpu', 'gt_size')
+
+
+def check(file: OptionFile, command: str) -> None:
+    """Raise InputError, a line for each problem, if the toolbox could not run `command` ('train' or 'test')."""
+    wrong_keys = list(_wrong_keys(file))
+    problems = [
+        *file.problems,
+        *wrong_keys,
+        *_missing(file, command),
+        *_wrong_classes(file, build=not wrong_keys),
+        *_missing_data(file),
+        *_wrong_machine(file),
+    ]
+    if not problems:  # or they would be said twice, in other words
+        problems = [*_found_late(file), *_unfit_weights(file), *_unfit_frames(file)]
+    if problems:
+        raise InputError('\n'.join(problems))
+
+
+def _wrong_keys(file: OptionFile) -> Iterator[str]:
+    """What the schema refuses: unknown keys, wrong types, values out of range."""
+    from basicsr.utils.registry import MODEL_REGISTRY
+
+    others = MODEL_REGISTRY.keys() - {'SRModel', 'WRCANModel'}
+    schema: type[BaseModel] = OtherOptions if file.values.get('model_type') in others else Options
+    try:
+        schema.model_validate(file.values)
+    except ValidationError as error:
+        messages: dict[Keys, list[str]] = {}
+        for each in error.errors():
+            keys = _present_keys(each['loc'], file.values)
+            if each['type'] == 'missing':
+                keys = (*keys, str(each['loc'][-1]))
+                message = 'is missing'
+            elif each['type'] == 'extra_forbidden':
+                near = difflib.get_close_matches(keys[-1], known_keys() - {keys[-1]}, n=1)
+                message = 'there is no such option here' + (f'; did you mean {near[0]}?' if near else '')
+            else:
+                message = f'{each["msg"][0].lower()}{each["msg"][1:]}, not {each["input"]!r}'
+            messages.setdefault(keys, []).append(message)
+        for keys, each_said in messages.items():
+            yield f'{file.origin(keys)}: {":".join(keys)}: {", or ".join(each_said)}'
+
+
+def _present_keys(location: tuple[int | str, ...], values: Any) -> Keys:
+    """The keys of an error's location that are in `values`: the schema puts names of alternatives among them."""
+    keys: list[str] = []
+    for part in location:
+        if isinstance(values, dict) and part in values:
+            keys.append(str(part))
+            values = values[part]
+    return tuple(keys)
+
+
+def _missing(file: OptionFile, command: str) -> Iterator[str]:
+    def absent(*keys: str) -> Iterator[str]:
+        if find(file.values, keys) is None:
+            yield f'{file.origin(keys)}: {":".join(keys)}: is missing'
+
+    for keys in REQUIRED[command]:
+        yield from absent(*keys.split())
+    for phase, dataset in sections(file.values, ('datasets',)).items():
+        place = ('datasets', phase)
+        if command == 'train' and phase != 'train' and phase.split('_')[0] != 'val':
+            yield f'{file.origin(place)}: {":".join(place)}: data sets are called train, val, val_2 ...'
+        scored = phase != 'train' and sections(file.values, ('val', 'metrics'))
+        if (phase == 'train' or scored) and dataset.get('type') in ('JPEGDeblurDataset', 'PairedImageDataset'):
+            yield from absent('datasets', phase, 'dataroot_gt')
+    if find(file.values, ('val', 'submission')) and not find(file.values, ('val', 'save_img')):
+        yield f'{file.origin(("val", "submission"))}: val:submission: needs save_img: true'
+    if command == 'train':
+        if find(file.values, ('datasets', 'train')) is not None:
+            for key in REQUIRED_OF_TRAINING_DATA:
+                yield from absent('datasets', 'train', key)
+            if find(file.values, ('datasets', 'train', 'batch_size_total')) is None:
+                yield from absent('datasets', 'train', 'batch_size_per_gpu')
+        if file.values.get('val'):
+            yield from absent('val', 'val_freq')
+
+
+def _wrong_classes(file: OptionFile, *, build: bool) -> Iterator[str]:
+    """Names that no registry knows, arguments that a class does not take, and what it says of them when it is built."""
+    from basicsr.utils import registry
+
+    def known(name: Any, keys: Keys, classes: Any) -> Iterator[str]:
+        if name is not None and name not in classes:
+            near = difflib.get_close_matches(str(name), classes.keys(), n=1)
+            hint = f'did you mean {near[0]}?' if near else f'there are {", ".join(sorted(classes.keys()))}'
+            yield f"{file.origin(keys)}: {':'.join(keys)}: there is no '{name}'; {hint}"
+
+    def built(keys: Keys, classes: Any) -> Iterator[str]:
+        section = find(file.values, keys)
+        arguments = dict(section) if isinstance(section, dict) else {}
+        name = arguments.pop('type', None)
+        yield from known(name, (*keys, 'type'), classes)
+        if name in classes:
+            unfit = list(_unfit_arguments(file, classes.get(name), arguments, keys))
+            yield from unfit
+            if build and not unfit:
+                yield from _unfit_values(file, classes.get(name), arguments, keys)
+
+    yield from known(file.values.get('model_type'), ('model_type',), registry.MODEL_REGISTRY)
+    for phase, dataset in sections(file.values, ('datasets',)).items():
+        yield from known(dataset.get('type'), ('datasets', phase, 'type'), registry.DATASET_REGISTRY)
+    for name, metric in sections(file.values, ('val', 'metrics')).items():
+        yield from known(metric.get('type'), ('val', 'metrics', name, 'type'), registry.METRIC_REGISTRY)
+        if metric.get('type') in registry.METRIC_REGISTRY:
+            taken = inspect.signature(registry.METRIC_REGISTRY.get(metric['type'])).parameters.keys()
+            for key in metric.keys() - taken - {'type', 'better'}:
+                place = ('val', 'metrics', name, key)
+                yield f'{file.origin(place)}: {":".join(place)}: {metric["type"]} does not take it'
+    best = find(file.values, ('val', 'best_metric'))
+    yield from known(best, ('val', 'best_metric'), sections(file.values, ('val', 'metrics')))
+    yield from built(('network_g',), registry.ARCH_REGISTRY)
+    training = sections(file.values, ('train',))
+    for name in training:
+        if name.endswith('_opt'):
+            yield from built(('train', name), registry.LOSS_REGISTRY)
+    if 'optim_g' in training:
+        arguments = {key: value for key, value in training['optim_g'].items() if key != 'type'}
+        arguments['params'] = [torch.zeros(1)]
+        unfit = list(_unfit_arguments(file, torch.optim.Adam, arguments, ('train', 'optim_g')))
+        yield from unfit
+        if build and not unfit:
+            yield from _unfit_values(file, torch.optim.Adam, arguments, ('train', 'optim_g'))
+
+
+def _unfit_arguments(file: OptionFile, known: Callable, arguments: dict[str, Any], keys: Keys) -> Iterator[str]:
+    taken = inspect.signature(known).parameters
+    if not any(each.kind == each.VAR_KEYWORD for each in taken.values()):
+        for name in arguments.keys() - taken.keys():
+            near = difflib.get_close_matches(name, taken, n=1)
+            hint = f'did you mean {near[0]}?' if near else f'it takes {", ".join(taken)}'
+            place = (*keys, name)
+            yield f'{file.origin(place)}: {":".join(place)}: {known.__name__} does not take it; {hint}'
+    for name, each in taken.items():
+        given = name in arguments or each.default is not each.empty
+        if not given and each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY):
+            yield f'{file.origin(keys)}: {":".join(keys)}: {known.__name__} needs {name}'
+
+
+def _unfit_values(file: OptionFile, known: Callable, arguments: dict[str, Any], keys: Keys) -> Iterator[str]:
+    """What our own classes and the optimizer say of their arguments. Others may download or compile when made."""
+    if known.__module__.startswith(('wrcan_arch.', 'torch.')):
+        try:
+            with torch.device('meta'):
+                known(**arguments)
+        except (TypeError, ValueError) as error:
+            yield f'{file.origin(keys)}: {":".join(keys)}: {error}'
+
+
+def _missing_data(file: OptionFile) -> Iterator[str]:
+    for phase, dataset in sections(file.values, ('datasets',)).items():
+        for key, root in dataset.items():
+            if key.startswith('dataroot') and isinstance(root, str) and not Path(root).expanduser().exists():
+                place = ('datasets', phase, key)
+                hint = 'prepare it (see datasets_prep/) or name another'
+                yield f"{file.origin(place)}: {':'.join(place)}: there is no '{root}'; {hint}"
+    paths = find(file.values, ('path',))
+    for key, path in paths.items() if isinstance(paths, dict) else ():
+        if (
+            key.startswith(('pretrain_network', 'resume_state'))
+            and isinstance(path, str)
+            and not Path(path).expanduser().is_file()
+        ):
+            yield f"{file.origin(('path', key))}: path:{key}: there is no file '{path}'"
+
+
+def _found_late(file: OptionFile) -> Iterator[str]:
+    """What the toolbox takes and fails on when it gets there, of options that are sound one by one."""
+
+    def said(*keys: str, message: str) -> str:
+        return f'{file.origin(keys)}: {":".join(keys)}: {message}'
+
+    logger = file.values.get('logger') or {}
+    if logger.get('use_tb_logger') and not importlib.util.find_spec('tensorboard'):
+        yield said('logger', 'use_tb_logger', message='needs tensorboard; pip install tensorboard, or set it to false')
+    if (logger.get('wandb') or {}).get('project'):
+        if not logger['use_tb_logger']:
+            yield said('logger', 'wandb', message='needs use_tb_logger: true')
+        if not importlib.util.find_spec('wandb'):
+            yield said('logger', 'wandb', message='needs wandb; pip install wandb, or leave it out')
+
+    train = file.values.get('train') or {}
+    data = file.values['datasets'].get('train') or {}
+    if train and not (train.get('pixel_opt') or train.get('perceptual_opt')):
+        yield said('train', message='needs pixel_opt or perceptual_opt')
+    if train.get('autoencoder_opt') and not (data.get('jpeg_quality') or data.get('dataroot_gt_jpeg')):
+        hint = 'set jpeg_quality in datasets:train of a JPEGDeblurDataset, or leave the loss out'
+        yield said('train', 'autoencoder_opt', message=f'needs the sharp frames after JPEG: {hint}')
+    scheduler = train.get('scheduler') or {}
+    periods = scheduler.get('periods')
+    if periods and sum(periods) < train['total_iter'] - 1:
+        message = f'the periods end at iteration {sum(periods)}, the run at {train["total_iter"]}'
+        yield said('train', 'scheduler', 'periods', message=message)
+    weights, parts = scheduler.get('restart_weights', [1]), periods or scheduler.get('restarts', [0])
+    if scheduler and len(weights) != len(parts):
+        message = f'{len(weights)} of them for {len(parts)} {"periods" if periods else "restarts"}'
+        yield said('train', 'scheduler', 'restart_weights', message=message)
+    network = file.values.get('network_g') or {}
+    if train.get('start_from_image'):
+        if network.get('type') != 'WRCAN':
+            yield said('train', 'start_from_image', message=f'is for WRCAN, not for {network.get("type")}')
+        if (file.values.get('path') or {}).get('pretrain_network_g'):
+            message = 'weights are loaded over it; leave path:pretrain_network_g out, or this'
+            yield said('train', 'start_from_image', message=message)
+    for key in ('num_in_ch', 'num_out_ch'):
+        if network.get('type') == 'WRCAN' and network.get(key, 3) != 3:
+            yield said('network_g', key, message=f'the data sets give frames of 3 channels, not {network[key]}')
+
+
+def _unfit_weights(file: OptionFile) -> Iterator[str]:
+    """A weight file that cannot be read, or is of another network."""
+    paths, network = file.values.get('path') or {}, dict(file.values.get('network_g') or {})
+    weights = paths.get('pretrain_network_g')
+    if not weights or network.pop('type', None) != 'WRCAN' or not paths.get('strict_load_g', True):
+        return
+    place = f'{file.origin(("path", "pretrain_network_g"))}: path:pretrain_network_g'
+    try:
+        tensors, _ = checkpoint.read_weights(Path(weights).expanduser(), paths.get('param_key_g', 'params'))
+        found = checkpoint.network_of(tensors, weights).config
+    except InputError as error:
+        yield f'{place}: {error}'
+        return
+    with torch.device('meta'):
+        asked = WRCAN(**network).config
+    if found != asked:
+        yield f'{place}: {weights}: not the weights of the network in the option file; set network_g to {found}'
+
+
+def _unfit_frames(file: OptionFile) -> Iterator[str]:
+    for phase, dataset in sections(file.values, ('datasets',)).items():
+        if dataset['type'] in ('JPEGDeblurDataset', 'PairedImageDataset'):
+            for problem in audit.quick_problems(dataset, phase.split('_')[0]):
+                yield f'{file.origin(("datasets", phase))}: datasets:{phase}: {problem}'
+
+
+def _wrong_machine(file: OptionFile) -> Iterator[str]:
+    found = torch.cuda.device_count()
+    wanted = file.values['num_gpu']
+    if isinstance(wanted, int) and wanted > found:
+        hint = 'auto takes what is there'
+        yield f'{file.origin(("num_gpu",))}: num_gpu: {wanted} asked for, this machine has {found}; {hint}'
+    for phase, dataset in sections(file.values, ('datasets',)).items():
+        place = f'datasets:{phase}'
+        if dataset.get('persistent_workers') and not dataset.get('num_worker_per_gpu'):
+            where = file.origin(('datasets', phase, 'persistent_workers'))
+            yield f'{where}: {place}:persistent_workers: needs num_worker_per_gpu of at least 1'
+        if dataset.get('prefetch_mode') == 'cuda' and not (found and dataset.get('pin_memory')):
+            where = file.origin(('datasets', phase, 'prefetch_mode'))
+            yield f'{where}: {place}:prefetch_mode: cuda needs a GPU and pin_memory: true'
