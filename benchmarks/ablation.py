@@ -106,7 +106,7 @@ def table(results: dict[str, dict[str, float]], seeds: list[int]) -> str:
 
 def plot(results: dict[str, dict[str, float]], seeds: list[int], path: Path) -> None:
     """The cases' gain over case 1, ours with each seed as a dot, beside the paper's."""
-    figure = Figure(figsize=(9, 4), layout='constrained')
+    figure = Figure(figsize=(9, 4.5), layout='constrained')
     axes = figure.subplots()
     rows = np.arange(len(CASES))[::-1]
     for offset, (set_name, colour) in enumerate((('photos', 'tab:blue'), ('leaves', 'tab:orange'))):
@@ -130,7 +130,7 @@ def plot(results: dict[str, dict[str, float]], seeds: list[int], path: Path) -> 
     axes.axvline(0, color='lightgrey', zorder=0)
     axes.set_yticks(rows, [case.title for case in CASES])
     axes.set_xlabel('PSNR over case 1, dB')
-    axes.legend(fontsize='small')
+    figure.legend(loc='outside lower center', ncols=2, fontsize='small')
     figure.savefig(path, dpi=120)
 
 
