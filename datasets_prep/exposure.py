@@ -2,8 +2,8 @@
 
 The camera moves and rolls; what is near moves more than what is far; an object in front moves in its own way. Light is
 averaged before the camera's response, where light adds up. On the average of the exposure everything is where the sharp
-picture has it. Where things were half-way is hardly to be seen in what is blurred, and is the same where motion is steady,
-as in the short exposures of REDS.
+picture has it. Where things were half-way is hardly to be seen in what is blurred; where motion is steady, as in REDS's
+short exposures, the two are the same.
 """
 
 from dataclasses import dataclass

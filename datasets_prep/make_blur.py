@@ -1,8 +1,8 @@
 """Sharp photographs to pairs of a blurred JPEG and its sharp image, in LMDB stores that train and test.
 
 The camera shakes and rolls during the exposure, near things move more than distant ones, an object in front may move by
-itself, the sensor adds noise (exposure.py). Then JPEG compresses, quality 25 as in REDS's track. The sharp image is where
-the picture was on the average of the exposure.
+itself, the sensor adds noise (exposure.py). Then JPEG compresses, quality 25 as in REDS's track. The sharp image is
+where the picture was on the average of the exposure.
 """
 
 import argparse
