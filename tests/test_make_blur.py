@@ -57,7 +57,7 @@ def test_a_range_of_qualities_and_of_grids(prepared, run, tmp_path):
         np.testing.assert_array_equal(pair[1], sharp[80 - height :, 96 - width :])
         assert 65 <= height <= 80 and 81 <= width <= 96 and cv2.PSNR(*pair) > 20
         shapes.add(pair[0].shape)
-    assert len(tables) == len(shapes) == 6
+    assert len(tables) >= 5 and len(shapes) >= 5  # of six draws, from 81 qualities and 256 grids, two may agree
 
 
 def test_same_seed_same_bytes(prepared, run, tmp_path):
