@@ -46,7 +46,7 @@ def test_blurred_files_are_jpegs_of_the_quality_asked_for(prepared):
 
 
 def test_a_range_of_qualities_and_of_grids(prepared, run, tmp_path):
-    options = '--copies 6 --quality 15-95 --grid 15'.split()
+    options = '--copies 6 --quality 15-95 --grid 15 --seed 1'.split()  # of seed 0, two of six grids agree
     run(prepared / 'photos' / 'photo1.png', '-o', 'a', '--length', '0', '0', '--noise', '0', '--files', *options)
     sharp = cv2.imread(str(prepared / 'photos' / 'photo1.png'))
     tables, shapes = set(), set()
@@ -57,7 +57,7 @@ def test_a_range_of_qualities_and_of_grids(prepared, run, tmp_path):
         np.testing.assert_array_equal(pair[1], sharp[80 - height :, 96 - width :])
         assert 65 <= height <= 80 and 81 <= width <= 96 and cv2.PSNR(*pair) > 20
         shapes.add(pair[0].shape)
-    assert len(tables) >= 5 and len(shapes) >= 5  # of six draws, from 81 qualities and 256 grids, two may agree
+    assert len(tables) == len(shapes) == 6
 
 
 def test_same_seed_same_bytes(prepared, run, tmp_path):

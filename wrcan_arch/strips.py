@@ -17,7 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .wrcan_arch import SIZE_MULTIPLE, WRCAN, ChannelAttention, ResidualBlock, WideReceptiveField
+from .wrcan_arch import (
+    SIZE_MULTIPLE,
+    WRCAN,
+    ChannelAttention,
+    Decoder,
+    Encoder,
+    ResidualBlock,
+    ResidualGroup,
+    WideReceptiveField,
+)
 
 Span = tuple[int, int]  # rows [start, stop)
 
@@ -129,9 +138,10 @@ class Encoding:
             return Flow(Convolution(conv, dtype), height // scale, width // scale)
 
         outer, inner = network.encoders
+        assert isinstance(outer, Encoder) and isinstance(inner, Encoder)  # a ModuleList forgets their type
         self.head, self.expand = flow(network.head, 1), flow(network.expand, 4)
-        self.conv0, self.down0 = flow(outer.conv, 1), flow(outer.down, 1)  # type: ignore[arg-type]
-        self.conv1, self.down1 = flow(inner.conv, 2), flow(inner.down, 2)  # type: ignore[arg-type]
+        self.conv0, self.down0 = flow(outer.conv, 1), flow(outer.down, 1)
+        self.conv1, self.down1 = flow(inner.conv, 2), flow(inner.down, 2)
 
     def __call__(self, image: Tensor) -> Encoded:
         shallow = self.head(image)
@@ -150,10 +160,11 @@ class Decoding:
             return Flow(Convolution(conv, dtype), height // scale, width // scale)
 
         outer, inner = network.decoders
+        assert isinstance(outer, Decoder) and isinstance(inner, Decoder)  # a ModuleList forgets their type
         self.features = features  # (1, 4F, H/4, W/4), the groups' output
         self.body_conv = Convolution(network.body_conv, dtype)
-        self.up1, self.conv1 = flow(inner.up, 4), flow(inner.conv, 2)  # type: ignore[arg-type]
-        self.up0, self.conv0 = flow(outer.up, 2), flow(outer.conv, 1)  # type: ignore[arg-type]
+        self.up1, self.conv1 = flow(inner.up, 4), flow(inner.conv, 2)
+        self.up0, self.conv0 = flow(outer.up, 2), flow(outer.conv, 1)
         self.tail = flow(network.tail, 1)
         self.shallow, self.skip0, self.skip1 = Queue(), Queue(), Queue()
         self.done = 0  # rows of the features
@@ -290,13 +301,15 @@ def run_group(group: nn.Module, entry: Tensor, features: Tensor, branch: Tensor,
         features[:, :, start:stop] = entry[:, :, start:stop]
 
     update = Update(take)
-    for block in group.blocks:  # type: ignore[union-attr]
+    assert isinstance(group, ResidualGroup)  # a Sequential forgets their type
+    for block in group.blocks:
+        assert isinstance(block, ResidualBlock)
         total = run_branch(block, features, update, branch, rows)
         update = attend(block.attention, total, features, branch, window)
         if window is not None:  # a window reads rows of the branch that the next pass would write over
             for _, stop in spans(height, max(1, rows // 4)):
                 update.until(stop)
-    conv = Convolution(group.conv, features.dtype)  # type: ignore[arg-type]
+    conv = Convolution(group.conv, features.dtype)
     for start, stop in spans(height, rows):
         update.until(min(stop + conv.rate, height))
         entry[:, :, start:stop] += conv(features, 0, height, (start, stop))
