@@ -287,7 +287,7 @@ def campaign(work: Work, folder: Path, kills: int) -> Count:
         count.identical += here * (found == expected)
         count.files_lost += len(expected.keys() - found.keys())
         if found != expected:
-            wrong = sorted(key for key in expected if found.get(key) != expected[key])
+            wrong = sorted(key for key in expected | found if found.get(key) != expected.get(key))
             print(f'{work.what}: ended with {code}; not as expected: {wrong}\n{said(folder)[-2000:]}')
         shutil.rmtree(folder / work.leaves, ignore_errors=True)
     return count
