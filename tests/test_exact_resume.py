@@ -285,6 +285,22 @@ def test_old_checkpoints_go_once_the_new_one_is_safe(quick):
     assert run_folder.iterations(FOLDER) == [12, 10]
 
 
+@pytest.mark.parametrize('states_are_gone', [False, True])
+def test_kill_before_the_last_save_s_removals_leaves_nothing_more(quick, states_are_gone):
+    """The resume removes what that save should have, whether the state of the old pair is gone already or not."""
+    text = Path('train.yml').read_text().replace('save_checkpoint_freq: 4', 'save_checkpoint_freq: 2, keep_last: 2')
+    Path('train.yml').write_text(text)
+    assert train('logger:keep_last=5') == 0
+    expected = [FOLDER / 'training_states/10.state', FOLDER / 'training_states/8.state']
+    if states_are_gone:
+        for each in (6, 4, 2):
+            (FOLDER / f'training_states/{each}.state').unlink()
+    assert train(resume=True) == 0
+    assert sorted((FOLDER / 'training_states').iterdir()) == expected
+    names = ['net_g_10.pth', 'net_g_8.pth', 'net_g_best.pth', 'net_g_latest.pth']
+    assert sorted(path.name for path in (FOLDER / 'models').iterdir()) == names
+
+
 def test_failed_save_is_tried_again(quick):
     """A disk that refuses twice and then takes the file: nothing is lost, nothing but the log says so."""
     from wrcan_arch import checkpoint

@@ -127,6 +127,9 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
         _run.team.agree({'the checkpoint to go on from as': str(state and state['iter'])})
     if state:
         check_resume(opt, state['iter'])
+        keep = opt['logger'].get('keep_last')
+        if keep and opt['auto_resume'] and opt['rank'] == 0:  # a kill may have come before the last save's removals
+            run_folder.remove_old(folder, state['iter'], keep)
     _run.resume_state = state
     return state
 

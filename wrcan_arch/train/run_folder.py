@@ -128,7 +128,11 @@ def remove_old(folder: Path, iteration: int, keep: int) -> None:
     older = [each for each in iterations(folder) if each < iteration]
     for each in older[keep - 1 :]:
         state_path(folder, each).unlink()
-        weights_path(folder, each).unlink(missing_ok=True)
+    kept = {str(each) for each in older[: keep - 1]}
+    for path in (folder / 'models').glob(weights_path(folder, '*').name):
+        label = path.stem.removeprefix('net_g_')
+        if label.isdecimal() and int(label) < iteration and label not in kept:  # a kill may have spared them before
+            path.unlink()
 
 
 def check_room(
