@@ -35,6 +35,28 @@ def find_photos(inputs: list[Path]) -> dict[str, Path]:
     return photos
 
 
+def draw_view(rng: np.random.Generator, sharp: np.ndarray, zoom: tuple[float, float], dim: float) -> np.ndarray:
+    """`sharp` seen from further away, or a part of it enlarged, so softer; and in less light.
+
+    Args:
+        rng: source of all randomness.
+        sharp: uint8 (H, W, 3), encoded as sRGB.
+        zoom: the smallest and the largest factor. From 1 up the size stays.
+        dim: how much of the light is missing, at most.
+    """
+    factor = np.exp(rng.uniform(*np.log(zoom)))
+    height, width = sharp.shape[:2]
+    if factor > 1:
+        part_height, part_width = round(height / factor), round(width / factor)
+        top, left = rng.integers(height - part_height + 1), rng.integers(width - part_width + 1)
+        part = sharp[top : top + part_height, left : left + part_width]
+        sharp = cv2.resize(part, (width, height), interpolation=cv2.INTER_CUBIC)
+    elif factor < 1:
+        size = max(1, round(width * factor)), max(1, round(height * factor))
+        sharp = cv2.resize(sharp, size, interpolation=cv2.INTER_AREA)
+    return pairs.from_linear(pairs.to_linear(sharp) * np.float32(rng.uniform(1 - dim, 1)))
+
+
 def make_pairs(
     photos: dict[str, Path], arguments: argparse.Namespace
 ) -> Iterator[tuple[str, str, dict[str, bytes], tuple]]:
@@ -44,25 +66,27 @@ def make_pairs(
         if sharp is None:
             raise InputError(f'{photo}: not a readable image; remove it or convert it to PNG')
         for copy in range(arguments.copies):
+            view_rng = np.random.default_rng((arguments.seed, number, copy, 1))  # exposures are the same without views
+            view = draw_view(view_rng, sharp, arguments.zoom, arguments.dim)
             rng = np.random.default_rng((arguments.seed, number, copy))
             motion = exposure.draw_motion(
                 rng,
-                *sharp.shape[:2],
+                *view.shape[:2],
                 length=rng.uniform(*arguments.length),
                 rotation=arguments.rotation,
                 depth=arguments.depth,
                 objects=arguments.objects,
             )
             blurred = exposure.expose(
-                rng, sharp, motion, noise=rng.uniform(0, arguments.noise), glare=rng.uniform(0, arguments.glare)
+                rng, view, motion, noise=rng.uniform(0, arguments.noise), glare=rng.uniform(0, arguments.glare)
             )
             quality = pairs.draw_quality(rng, arguments.quality)
             top, left = rng.integers(arguments.grid + 1, size=2)  # where JPEG's blocks begin
             pair = {
                 'blur': pairs.encode(blurred[top:, left:], 'blur', quality),
-                'sharp': pairs.encode(sharp[top:, left:], 'sharp', quality),
+                'sharp': pairs.encode(view[top:, left:], 'sharp', quality),
             }
-            yield name, f'{name}_{copy:03d}', pair, sharp[top:, left:].shape
+            yield name, f'{name}_{copy:03d}', pair, view[top:, left:].shape
 
 
 def write_pairs(arguments: argparse.Namespace) -> None:
@@ -73,6 +97,11 @@ def write_pairs(arguments: argparse.Namespace) -> None:
         raise InputError(f'--copies {arguments.copies}: at least 1')
     if not 0 <= arguments.depth < 1:
         raise InputError(f'--depth {arguments.depth}: from 0 to less than 1')
+    smallest, largest = arguments.zoom
+    if not 0 < smallest <= largest:
+        raise InputError(f'--zoom {smallest} {largest}: give the smallest factor, above 0, then the largest')
+    if not 0 <= arguments.dim < 1:
+        raise InputError(f'--dim {arguments.dim}: from 0 to less than 1')
     if not 0 <= arguments.objects <= 1:
         raise InputError(f'--objects {arguments.objects}: a probability, from 0 to 1')
     for name in ('rotation', 'noise', 'glare', 'grid'):
@@ -94,7 +123,12 @@ def main() -> None:
         '--length', type=float, nargs=2, default=(2, 16), metavar=('MIN', 'MAX'),
         help='length of the paths in pixels (default 2 16)',
     )  # fmt: skip
+    parser.add_argument(
+        '--zoom', type=float, nargs=2, default=(1, 1), metavar=('MIN', 'MAX'),
+        help='see the photograph by a random factor smaller, or a part of it larger and softer (default 1 1)',
+    )  # fmt: skip
     for name, default, meaning in (
+        ('dim', 0, 'how much of the light is missing, at most: 0.8 for a fifth of it'),
         ('rotation', 0.5, 'degrees that the camera rolls, at most'),
         ('depth', 0.5, '0 for a flat scene; 0.5: near things move three times as far as distant ones, at most'),
         ('objects', 0.3, 'probability of an object in front that moves by itself'),

@@ -14,6 +14,7 @@ from .. import checkpoint
 from ..errors import InputError
 from ..wrcan_arch import WRCAN
 from . import audit
+from .muon import Muon
 from .option_schema import Options, OtherOptions, known_keys
 from .options import Keys, OptionFile, find, sections
 
@@ -143,10 +144,11 @@ def _wrong_classes(file: OptionFile, *, build: bool) -> Iterator[str]:
     if 'optim_g' in training:
         arguments = {key: value for key, value in training['optim_g'].items() if key != 'type'}
         arguments['params'] = [torch.zeros(1)]
-        unfit = list(_unfit_arguments(file, torch.optim.Adam, arguments, ('train', 'optim_g')))
+        optimizer = Muon if training['optim_g'].get('type') == 'Muon' else torch.optim.Adam
+        unfit = list(_unfit_arguments(file, optimizer, arguments, ('train', 'optim_g')))
         yield from unfit
         if build and not unfit:
-            yield from _unfit_values(file, torch.optim.Adam, arguments, ('train', 'optim_g'))
+            yield from _unfit_values(file, optimizer, arguments, ('train', 'optim_g'))
 
 
 def _unfit_arguments(file: OptionFile, known: Callable, arguments: dict[str, Any], keys: Keys) -> Iterator[str]:

@@ -114,9 +114,9 @@ DataSet = Annotated[
 
 
 class Optimizer(OpenSection):
-    """The other keys are torch.optim.Adam's: the toolbox knows no other optimizer."""
+    """The other keys are those of torch.optim.Adam or of our Muon."""
 
-    type: Literal['Adam']
+    type: Literal['Adam', 'Muon']
     lr: AboveZero
     weight_decay: NotNegative = 0
     betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.999]

@@ -146,11 +146,15 @@ def _read_with_bases(path: Path, above: tuple[Path, ...]) -> OptionFile:
 
 
 def _merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """`own` over `base`, section by section. A section that is set to ~ is left out."""
+    """`own` over `base`, section by section.
+
+    A section of another type replaces the base's, whose arguments are not its own. One that is set to ~ is left out.
+    """
     merged = dict(base)
     for key, value in own.items():
         if isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = _merge(merged[key], value)
+            other_type = value.get('type', merged[key].get('type')) != merged[key].get('type')
+            merged[key] = value if other_type else _merge(merged[key], value)
         elif value is None and isinstance(merged.get(key), dict):
             del merged[key]
         else:

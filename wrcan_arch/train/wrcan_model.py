@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from .. import inference
 from ..errors import InputError
 from ..wrcan_arch import ResidualBlock, start_from_image
+from .muon import Muon
 from .recorded_model import RecordedModel
 from .step_guard import StepGuard
 
@@ -55,6 +56,7 @@ class WRCANModel(RecordedModel):
         train.checkpointing: keep each block's input alone and compute the block again for its gradient: a third more
             arithmetic, for a GPU of little memory. False by default.
         train.start_from_image: begin as a network that gives its input back, for a short training. False by default.
+        train.optim_g.type: 'Adam', or 'Muon', see `muon.Muon`, for a short training on a CPU.
         train.optim_g.fused: Adam in one pass over the weights, which the host does not wait for; true by default.
         val.inference: `{mode, ensemble, precision}`, see `wrcan_arch.restore`.
         val.best_metric: the metric, by its name under val.metrics, whose best network on the first validation set is
@@ -118,6 +120,8 @@ class WRCANModel(RecordedModel):
         return parallel
 
     def get_optimizer(self, optim_type: str, params: Any, lr: float, **kwargs: Any) -> torch.optim.Optimizer:
+        if optim_type == 'Muon':
+            return Muon(params, lr, **kwargs)
         return super().get_optimizer(optim_type, params, lr, **{'fused': True, **kwargs})
 
     def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
