@@ -47,7 +47,7 @@ def draw_view(rng: np.random.Generator, sharp: np.ndarray, zoom: tuple[float, fl
     factor = np.exp(rng.uniform(*np.log(zoom)))
     height, width = sharp.shape[:2]
     if factor > 1:
-        part_height, part_width = round(height / factor), round(width / factor)
+        part_height, part_width = max(1, round(height / factor)), max(1, round(width / factor))
         top, left = rng.integers(height - part_height + 1), rng.integers(width - part_width + 1)
         part = sharp[top : top + part_height, left : left + part_width]
         sharp = cv2.resize(part, (width, height), interpolation=cv2.INTER_CUBIC)

@@ -43,6 +43,15 @@ def test_base_is_overridden_section_by_section(tmp_path):
     assert 'base' not in read
 
 
+def test_a_section_of_another_type_replaces_the_bases(tmp_path):
+    write(tmp_path / 'base.yml', 'train: {optim: {type: Adam, betas: [0.9, 0.99]}, loss: {type: L1Loss, weight: 1}}\n')
+    path = write(
+        tmp_path / 'own.yml', 'base: base.yml\ntrain: {optim: {type: Muon}, loss: {type: L1Loss, reduction: mean}}\n'
+    )
+    train = options.read_options(path).values['train']
+    assert train == {'optim': {'type': 'Muon'}, 'loss': {'type': 'L1Loss', 'weight': 1, 'reduction': 'mean'}}
+
+
 def test_overrides_set_what_is_there_and_are_parsed_not_run(tmp_path):
     path = write(tmp_path / 'a.yml', 'train: {total_iter: 10, betas: [0, 1]}\n')
     read = options.read_options(path, ['train:total_iter=1e2', 'train:betas=[0.5, 0.9]']).values
