@@ -25,5 +25,10 @@ make_pairs leaves 1
 make_pairs photos/train 24
 python "$prep/join_stores.py" {leaves,train}_{paper,general,still} -o datasets/small_train --store raw
 
+# For train_small_longer.yml also what a good camera makes of a scene that stands still.
+python "$prep/make_blur.py" photos/train -o train_good --copies 24 --seed 5 "${view[@]}" --length 0 0 --noise 0.5 \
+    --quality 80-100
+python "$prep/join_stores.py" {leaves,train}_{paper,general,still} train_good -o datasets/small_longer_train --store raw
+
 python "$prep/dead_leaves.py" leaves_val --count 6 --size 320 --seed 2
 python "$prep/make_blur.py" photos/val leaves_val -o datasets/small_val --copies 2 --seed 4 --grid 15
