@@ -86,9 +86,11 @@ class Muon(torch.optim.Optimizer):
         for (rows, columns), kernels in by_shape.items():
             averaged = []
             for kernel in kernels:
-                momentum = self.state[kernel].setdefault('momentum', torch.zeros_like(kernel))
-                momentum.lerp_(kernel.grad, 1 - group['momentum'])
-                averaged.append(kernel.grad.lerp(momentum, group['momentum']).reshape(rows, columns))
+                state = self.state[kernel]
+                if not state:
+                    state['momentum'] = torch.zeros_like(kernel)
+                state['momentum'].lerp_(kernel.grad, 1 - group['momentum'])
+                averaged.append(kernel.grad.lerp(state['momentum'], group['momentum']).reshape(rows, columns))
             length = group['lr'] * max(1, rows / columns) ** 0.5
             for kernel, step in zip(kernels, orthogonalize(torch.stack(averaged)), strict=True):
                 kernel.sub_(step.view(kernel.shape), alpha=length)
