@@ -35,14 +35,24 @@ def find_photos(inputs: list[Path]) -> dict[str, Path]:
     return photos
 
 
-def draw_view(rng: np.random.Generator, sharp: np.ndarray, zoom: tuple[float, float], dim: float) -> np.ndarray:
-    """`sharp` seen from further away, or a part of it enlarged, so softer; and in less light.
+def out_of_focus(rng: np.random.Generator, light: np.ndarray, softness: float) -> np.ndarray:
+    """`light`, of which what is near, or what is far, is softer, by Gaussians of `softness` pixels at most."""
+    distance = exposure.draw_nearness(rng, *light.shape[:2], depth=1) - 1  # (H, W), -1 to 1
+    share = (0.5 + 2 * distance + rng.uniform(-1, 1)).clip(0, 1)[:, :, None]  # mostly 0 or 1, and not half of each
+    return light + share * (cv2.GaussianBlur(light, (0, 0), rng.uniform(0.1, 1) * softness) - light)
+
+
+def draw_view(
+    rng: np.random.Generator, sharp: np.ndarray, *, zoom: tuple[float, float] = (1, 1), dim: float = 0, soft: float = 0
+) -> np.ndarray:
+    """`sharp` seen from further away, or a part of it enlarged, so softer; in less light; in parts out of focus.
 
     Args:
         rng: source of all randomness.
         sharp: uint8 (H, W, 3), encoded as sRGB.
         zoom: the smallest and the largest factor. From 1 up the size stays.
         dim: how much of the light is missing, at most.
+        soft: standard deviation of what is out of focus, at most, in pixels.
     """
     factor = np.exp(rng.uniform(*np.log(zoom)))
     height, width = sharp.shape[:2]
@@ -54,7 +64,8 @@ def draw_view(rng: np.random.Generator, sharp: np.ndarray, zoom: tuple[float, fl
     elif factor < 1:
         size = max(1, round(width * factor)), max(1, round(height * factor))
         sharp = cv2.resize(sharp, size, interpolation=cv2.INTER_AREA)
-    return pairs.from_linear(pairs.to_linear(sharp) * np.float32(rng.uniform(1 - dim, 1)))
+    light = pairs.to_linear(sharp) * np.float32(rng.uniform(1 - dim, 1))
+    return pairs.from_linear(out_of_focus(rng, light, soft) if soft else light)
 
 
 def make_pairs(
@@ -67,7 +78,7 @@ def make_pairs(
             raise InputError(f'{photo}: not a readable image; remove it or convert it to PNG')
         for copy in range(arguments.copies):
             view_rng = np.random.default_rng((arguments.seed, number, copy, 1))  # exposures are the same without views
-            view = draw_view(view_rng, sharp, arguments.zoom, arguments.dim)
+            view = draw_view(view_rng, sharp, zoom=arguments.zoom, dim=arguments.dim, soft=arguments.soft)
             rng = np.random.default_rng((arguments.seed, number, copy))
             motion = exposure.draw_motion(
                 rng,
@@ -104,7 +115,7 @@ def write_pairs(arguments: argparse.Namespace) -> None:
         raise InputError(f'--dim {arguments.dim}: from 0 to less than 1')
     if not 0 <= arguments.objects <= 1:
         raise InputError(f'--objects {arguments.objects}: a probability, from 0 to 1')
-    for name in ('rotation', 'noise', 'glare', 'grid'):
+    for name in ('soft', 'rotation', 'noise', 'glare', 'grid'):
         if getattr(arguments, name) < 0:
             raise InputError(f'--{name} {getattr(arguments, name)}: at least 0')
     photos = find_photos(arguments.photos)
@@ -128,6 +139,7 @@ def main() -> None:
         help='see the photograph by a random factor smaller, or a part of it larger and softer (default 1 1)',
     )  # fmt: skip
     for name, default, meaning in (
+        ('soft', 0, 'how far parts of the sharp picture are out of focus, at most: standard deviation in pixels'),
         ('dim', 0, 'how much of the light is missing, at most: 0.8 for a fifth of it'),
         ('rotation', 0.5, 'degrees that the camera rolls, at most'),
         ('depth', 0.5, '0 for a flat scene; 0.5: near things move three times as far as distant ones, at most'),

@@ -30,5 +30,14 @@ python "$prep/make_blur.py" photos/train -o train_good --copies 24 --seed 5 "${v
     --quality 80-100
 python "$prep/join_stores.py" {leaves,train}_{paper,general,still} train_good -o datasets/small_longer_train --store raw
 
+# For train_small_last.yml also what is out of focus in places, as most photographs are: soft, and yet as it should be.
+view+=(--soft 3)
+python "$prep/make_blur.py" leaves -o leaves_soft --copies 1 --seed 6 "${view[@]}" --length 0.5 18
+python "$prep/make_blur.py" photos/train -o train_soft --copies 24 --seed 6 "${view[@]}" --length 0.5 18
+python "$prep/make_blur.py" photos/train -o still_soft --copies 12 --seed 7 "${view[@]}" --length 0 0 --noise 0.5 \
+    --quality 40-100
+python "$prep/join_stores.py" {leaves,train}_{paper,general,still,soft} train_good still_soft -o datasets/small_last_train \
+    --store raw
+
 python "$prep/dead_leaves.py" leaves_val --count 6 --size 320 --seed 2
 python "$prep/make_blur.py" photos/val leaves_val -o datasets/small_val --copies 2 --seed 4 --grid 15

@@ -60,36 +60,44 @@ def test_a_range_of_qualities_and_of_grids(prepared, run, tmp_path):
     assert len(tables) == len(shapes) == 6
 
 
-def view(sharp, zoom=(1, 1), dim=0, seed=0):
-    return make_blur.draw_view(np.random.default_rng(seed), sharp, zoom, dim)
+def view(sharp, seed=0, **options):
+    return make_blur.draw_view(np.random.default_rng(seed), sharp, **options)
 
 
 def test_a_view_as_it_is_from_further_away_and_from_near(prepared):
     sharp = cv2.imread(str(prepared / 'photos' / 'photo1.png'))  # 80 x 96
     np.testing.assert_array_equal(view(sharp), sharp)
     halved = np.floor(sharp.reshape(40, 2, 48, 2, 3).mean((1, 3)) + 0.5)
-    np.testing.assert_array_equal(view(sharp, (0.5, 0.5)), halved)
-    near = view(sharp, (2, 2))
+    np.testing.assert_array_equal(view(sharp, zoom=(0.5, 0.5)), halved)
+    near = view(sharp, zoom=(2, 2))
     assert near.shape == sharp.shape
     part = cv2.resize(near, (48, 40), interpolation=cv2.INTER_AREA)
     found = cv2.minMaxLoc(cv2.matchTemplate(sharp, part, cv2.TM_CCOEFF_NORMED))
     assert found[1] > 0.98 and found[3] != (0, 0)
-    sizes = {view(sharp, (0.5, 2), seed=seed).shape[0] for seed in range(20)}
+    sizes = {view(sharp, seed, zoom=(0.5, 2)).shape[0] for seed in range(20)}
     assert min(sizes) >= 40 and max(sizes) == 80 and len(sizes) > 5
 
 
 def test_a_dim_view_has_less_light():
     grey = np.full((4, 4, 3), 200, np.uint8)
     shares = [
-        pairs.to_linear(view(grey, dim=0.8, seed=seed)).mean() / pairs.to_linear(grey[:1]).mean() for seed in range(50)
+        pairs.to_linear(view(grey, seed, dim=0.8)).mean() / pairs.to_linear(grey[:1]).mean() for seed in range(50)
     ]
     assert 0.19 < min(shares) < 0.3 and 0.9 < max(shares) < 1.01
+
+
+def test_parts_of_a_view_are_out_of_focus():
+    stripes = np.tile(np.uint8([[0, 255]]), (96, 48))[:, :, None].repeat(3, 2)  # 96 x 96, as fine as can be
+    for seed in range(5):
+        seen = view(stripes, seed, soft=3)
+        contrast = np.abs(np.diff(seen[:, :, 0].astype(int), axis=1))
+        assert seen.shape == stripes.shape and contrast.max() == 255 and contrast.min() < 150, seed
 
 
 @pytest.mark.parametrize('zoom', [(0.1, 0.1), (9, 9)])
 def test_a_view_of_one_pixel(zoom):
     pixel = np.uint8([[[1, 2, 3]]])
-    np.testing.assert_array_equal(view(pixel, zoom), pixel)
+    np.testing.assert_array_equal(view(pixel, zoom=zoom, soft=2), pixel)
 
 
 def test_same_seed_same_bytes(prepared, run, tmp_path):
@@ -155,6 +163,7 @@ def test_finetuning_takes_what_is_written_with_a_split(prepared, run, tmp_path, 
         (['photo.png', '--quality', 'high'], '--quality high: give a JPEG quality such as 25, or a range such as'),
         (['photo.png', '--depth', '1'], '--depth 1.0: from 0 to less than 1'),
         (['photo.png', '--objects', '2'], '--objects 2.0: a probability, from 0 to 1'),
+        (['photo.png', '--soft', '-1'], '--soft -1.0: at least 0'),
         (['photo.png', '--noise', '-1'], '--noise -1.0: at least 0'),
         (['photo.png', '--length', '5', '2'], '--length 5.0 2.0: give the shortest'),
         (['photo.png', '--zoom', '2', '1'], '--zoom 2.0 1.0: give the smallest factor, above 0, then the largest'),
