@@ -37,7 +37,8 @@ def find_photos(inputs: list[Path]) -> dict[str, Path]:
 
 def out_of_focus(rng: np.random.Generator, light: np.ndarray, softness: float) -> np.ndarray:
     """`light`, of which what is near, or what is far, is softer, by Gaussians of `softness` pixels at most."""
-    distance = exposure.draw_nearness(rng, *light.shape[:2], depth=1) - 1  # (H, W), -1 to 1
+    height, width = light.shape[:2]
+    distance = exposure.draw_nearness(rng, height, width, depth=1) - 1  # (H, W), -1 to 1
     share = (0.5 + 2 * distance + rng.uniform(-1, 1)).clip(0, 1)[:, :, None]  # mostly 0 or 1, and not half of each
     return light + share * (cv2.GaussianBlur(light, (0, 0), rng.uniform(0.1, 1) * softness) - light)
 
