@@ -34,7 +34,7 @@ python "$prep/join_stores.py" {leaves,train}_{paper,general,still} train_good -o
 view+=(--soft 3)
 python "$prep/make_blur.py" leaves -o leaves_soft --copies 1 --seed 6 "${view[@]}" --length 0.5 18
 python "$prep/make_blur.py" photos/train -o train_soft --copies 24 --seed 6 "${view[@]}" --length 0.5 18
-python "$prep/make_blur.py" photos/train -o still_soft --copies 12 --seed 8 "${view[@]}" --length 0 0 --noise 0.5 \
+python "$prep/make_blur.py" photos/train -o still_soft --copies 12 --seed 7 "${view[@]}" --length 0 0 --noise 0.5 \
     --quality 40-100
 python "$prep/join_stores.py" {leaves,train}_{paper,general,still,soft} train_good still_soft -o datasets/small_last_train \
     --store raw
