@@ -9,7 +9,6 @@ Image number n of seed s depends on (s, n) alone. The images are this program's 
 """
 
 import argparse
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+import pairs
 from wrcan_arch.errors import InputError
 
 SIZE_EXPONENT = 3.0  # of the radii's density, r^-3: objects in photographs look alike at every distance
@@ -225,14 +225,9 @@ def main() -> None:
     parser.add_argument('--first', type=int, default=0, help='number of the first (default 0)')
     parser.add_argument('--size', type=int, default=512, help='side in pixels (default 512)')
     parser.add_argument('--seed', type=int, default=0, help='of all that is drawn at random (default 0)')
-    try:
-        write_images(parser.parse_args())
-    except (InputError, OSError) as error:
-        print(f'dead_leaves: {error}', file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print('dead_leaves: stopped', file=sys.stderr)
-        sys.exit(130)
+    arguments = parser.parse_args()
+    with pairs.errors_in_one_line():
+        write_images(arguments)
 
 
 if __name__ == '__main__':

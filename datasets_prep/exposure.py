@@ -155,7 +155,7 @@ def add_noise(rng: np.random.Generator, light: np.ndarray, sigma: float) -> np.n
         light: in [0, 1].
         sigma: standard deviation at a middle grey, on the 0-255 scale of encoded values.
     """
-    at_grey = sigma / 255 / 1.18  # the response's slope at MID_GREY is 1.18
+    at_grey = sigma / 255 / 1.08  # the response's slope at MID_GREY is 1.08
     photons, reading = 0.9 * light.clip(0) / MID_GREY, 0.1
     noise = rng.standard_normal(light.shape, np.float32)
     return light + at_grey * np.sqrt(photons + reading) * noise

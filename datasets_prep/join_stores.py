@@ -6,33 +6,54 @@ reads a patch without decoding the image.
 """
 
 import argparse
-import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
+import pairs
 from wrcan_arch.errors import InputError
-from wrcan_arch.train.lmdb_store import RAW_ENDING, StoreWriter, key_for, open_store
-
-ENDINGS = {'blur': '.jpg', 'sharp': '.png'}
+from wrcan_arch.train.lmdb_store import RAW_ENDING, Store, StoreWriter, key_for, open_store
 
 
-def join(sources: list[Path], out: Path, role: str, *, raw: bool) -> int:
-    """Writes OUT_role.lmdb. Returns how many images it has."""
+def read_rows(store: Store, key: str) -> bytes:
+    """The rows of an encoded image."""
+    image = cv2.imdecode(np.frombuffer(store.get(key), np.uint8), cv2.IMREAD_COLOR)
+    if image is None or image.shape != store.shape(key):
+        raise InputError(f"{store.path}: '{key}' is damaged; prepare it again")
+    return image.tobytes()
+
+
+def open_pair(source: Path) -> dict[str, Store]:
+    """Both stores of a source, by role; InputError unless they are encoded and hold the same names."""
+    stores = {role: open_store(f'{source}_{role}.lmdb') for role in pairs.FILE_ENDINGS}
+    for role, store in stores.items():
+        if store.kind != 'encoded':
+            raise InputError(f'{source}_{role}.lmdb: is raw; join the encoded stores that it was made from')
+    if stores['blur'].keys() != stores['sharp'].keys():
+        raise InputError(f'{source}_blur.lmdb and {source}_sharp.lmdb: hold different names; prepare them again')
+    return stores
+
+
+def join(sources: list[Path], out: Path, *, raw: bool) -> int:
+    """Writes OUT_blur.lmdb and OUT_sharp.lmdb, both or neither. Returns how many pairs they have."""
+    found = {source: open_pair(source) for source in sources}
     count = 0
-    with StoreWriter(f'{out}_{role}.lmdb', kind='raw' if raw else 'encoded') as joined:
-        for source in sources:
-            store = open_store(f'{source}_{role}.lmdb')
-            if store.kind != 'encoded':
-                raise InputError(f'{source}_{role}.lmdb: is raw; join the encoded stores that it was made from')
-            for key in tqdm(store.keys(), unit='image', desc=f'{source.name}_{role}', leave=False):
-                value, ending = store.get(key), ENDINGS[role]
-                if raw:
-                    image = cv2.imdecode(np.frombuffer(value, np.uint8), cv2.IMREAD_COLOR)
-                    value, ending = np.asarray(image).tobytes(), RAW_ENDING
-                joined.put(f'{key_for(source.name)}_{key}', ending, value, store.shape(key))
+    with ExitStack() as stack:
+        kinds = {'blur': 'encoded', 'sharp': 'raw' if raw else 'encoded'}
+        joined = {
+            role: stack.enter_context(StoreWriter(f'{out}_{role}.lmdb', kind=kind)) for role, kind in kinds.items()
+        }
+        for source, stores in found.items():
+            for key in tqdm(stores['blur'].keys(), unit='pair', desc=source.name, leave=False):
+                for role, store in stores.items():
+                    if kinds[role] == 'raw':
+                        value, ending = read_rows(store, key), RAW_ENDING
+                    else:
+                        value, ending = store.get(key), pairs.FILE_ENDINGS[role]
+                    joined[role].put(f'{key_for(source.name)}_{key}', ending, value, store.shape(key))
                 count += 1
     return count
 
@@ -43,13 +64,9 @@ def main() -> None:
     parser.add_argument('-o', '--out', type=Path, required=True, help='OUT_blur.lmdb and OUT_sharp.lmdb are written')
     parser.add_argument('--store', choices=('encoded', 'raw'), default='encoded', help='how sharp images are stored')
     arguments = parser.parse_args()
-    try:
-        count = join(arguments.sources, arguments.out, 'blur', raw=False)
-        join(arguments.sources, arguments.out, 'sharp', raw=arguments.store == 'raw')
-    except (InputError, OSError) as error:
-        print(f'join_stores: {error}', file=sys.stderr)
-        sys.exit(2)
-    print(f'{arguments.out}: {count} pairs of {len(arguments.sources)} kinds')
+    with pairs.errors_in_one_line():
+        count = join(arguments.sources, arguments.out, raw=arguments.store == 'raw')
+        print(f'{arguments.out}: {count} pairs of {len(arguments.sources)} kinds')
 
 
 if __name__ == '__main__':

@@ -6,6 +6,7 @@ where the picture was on the average of the exposure.
 """
 
 import argparse
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,8 @@ def find_photos(inputs: list[Path]) -> dict[str, Path]:
     for entry in inputs:
         if not entry.exists():
             raise InputError(f'{entry}: no such photograph or folder')
+        if not entry.is_dir() and entry.suffix.lower() not in pairs.IMAGE_ENDINGS:
+            raise InputError(f'{entry}: is none of {" ".join(pairs.IMAGE_ENDINGS)}; convert it to PNG')
         found = sorted(entry.rglob('*')) if entry.is_dir() else [entry]
         for path in (path for path in found if path.suffix.lower() in pairs.IMAGE_ENDINGS):
             other = photos.setdefault(key_for(path.stem), path)
@@ -94,6 +97,8 @@ def make_pairs(
             )
             quality = pairs.draw_quality(rng, arguments.quality)
             top, left = rng.integers(arguments.grid + 1, size=2)  # where JPEG's blocks begin
+            if top >= view.shape[0] or left >= view.shape[1]:
+                raise InputError(f'--grid {arguments.grid}: {photo} is {view.shape[1]} x {view.shape[0]}; leave it out')
             pair = {
                 'blur': pairs.encode(blurred[top:, left:], 'blur', quality),
                 'sharp': pairs.encode(view[top:, left:], 'sharp', quality),
@@ -103,22 +108,22 @@ def make_pairs(
 
 def write_pairs(arguments: argparse.Namespace) -> None:
     shortest, longest = arguments.length
-    if not 0 <= shortest <= longest:
+    if not 0 <= shortest <= longest < math.inf:
         raise InputError(f'--length {shortest} {longest}: give the shortest, then the longest, from 0 up')
     if arguments.copies < 1:
         raise InputError(f'--copies {arguments.copies}: at least 1')
     if not 0 <= arguments.depth < 1:
         raise InputError(f'--depth {arguments.depth}: from 0 to less than 1')
     smallest, largest = arguments.zoom
-    if not 0 < smallest <= largest:
+    if not 0 < smallest <= largest < math.inf:
         raise InputError(f'--zoom {smallest} {largest}: give the smallest factor, above 0, then the largest')
     if not 0 <= arguments.dim < 1:
         raise InputError(f'--dim {arguments.dim}: from 0 to less than 1')
     if not 0 <= arguments.objects <= 1:
         raise InputError(f'--objects {arguments.objects}: a probability, from 0 to 1')
     for name in ('soft', 'rotation', 'noise', 'glare', 'grid'):
-        if getattr(arguments, name) < 0:
-            raise InputError(f'--{name} {getattr(arguments, name)}: at least 0')
+        if not 0 <= getattr(arguments, name) < math.inf:
+            raise InputError(f'--{name} {getattr(arguments, name)}: a number from 0 up')
     photos = find_photos(arguments.photos)
     sizes = dict.fromkeys(photos, arguments.copies)
     with pairs.pair_stores(arguments, sizes, 'photographs') as put:

@@ -133,10 +133,26 @@ def prepare(arguments: argparse.Namespace) -> None:
     arguments.quality = quality_range(arguments.quality)
     if arguments.val is not None and not 0 < arguments.val < 1:
         raise InputError(f'--val {arguments.val}: give a fraction between 0 and 1, such as 0.1')
+    if arguments.seed < 0:
+        raise InputError(f'--seed {arguments.seed}: at least 0')
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """A wrong request ends the script with one line and exit code 2, Ctrl+C with 130."""
+    name = Path(sys.argv[0]).stem
+    try:
+        yield
+    except (InputError, OSError) as error:
+        print(f'{name}: {error}', file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(f'{name}: stopped', file=sys.stderr)
+        sys.exit(130)
 
 
 def run(parser: argparse.ArgumentParser, write_pairs: Callable[[argparse.Namespace], None]) -> None:
-    """Adds the common options, and does the work: a wrong request is one line and exit code 2."""
+    """Adds the common options, and does the work."""
     parser.add_argument('-o', '--out', type=Path, required=True, help='OUT_blur.lmdb and OUT_sharp.lmdb are written')
     parser.add_argument(
         '--val', type=float, metavar='FRACTION',
@@ -146,13 +162,6 @@ def run(parser: argparse.ArgumentParser, write_pairs: Callable[[argparse.Namespa
     parser.add_argument('--seed', type=int, default=0, help='of all that is drawn at random (default 0)')
     parser.add_argument('--files', action='store_true', help='also write the images as files: OUT_blur/, OUT_sharp/')
     arguments = parser.parse_args()
-    name = Path(sys.argv[0]).stem
-    try:
+    with errors_in_one_line():
         prepare(arguments)
         write_pairs(arguments)
-    except (InputError, OSError) as error:
-        print(f'{name}: {error}', file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(f'{name}: stopped', file=sys.stderr)
-        sys.exit(130)

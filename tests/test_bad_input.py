@@ -261,8 +261,7 @@ OTHERS = {
     'form that is unknown': (['convert', 'weights.pth', '-o', 'x.onnx'], 2, 'x.onnx: weights are written as .safetensors or .pth'),
     'result over its source': (['convert', 'weights.pth', '-o', 'weights.pth'], 2, 'would overwrite the file that is read'),
     'result in no folder': (['convert', 'weights.pth', '-o', 'no/x.pth'], 2, 'no/x.pth'),
-    'doctor of nothing': (['doctor', '--data', 'nowhere'], 2, 'nowhere: there is no such option file'),
-    'doctor of a folder': (['doctor', '--data', 'data_blur'], 1, 'data_blur: not an LMDB data set, there is no data.mdb'),
+    'doctor of nothing': (['doctor', '--data', 'nowhere'], 2, 'nowhere: there is no such store, folder or option file'),
     'report without a test': (['report', '-opt', 'test.yml'], 2, 'results/small_test'),
     'photo without weights': (['restore', 'photo.png', '-o', 'out', '-w', 'no.pth'], 2, 'no.pth: cannot be opened'),
 }  # fmt: skip
@@ -377,6 +376,22 @@ def test_doctor_examines_stores_value_by_value(place, capfd):
     said = capfd.readouterr()
     assert said.out.splitlines() == ['data_blur.lmdb: 1 problems', 'data_sharp.lmdb: sound']
     assert "data_blur.lmdb: 'photo3_000' was changed: 7 bytes with CRC-32" in said.err
+
+
+def test_doctor_decodes_every_file_of_folders(place, capfd):
+    text = Path('train.yml').read_text()
+    Path('disk.yml').write_text(text.replace('{type: lmdb}', '{type: disk}').replace('.lmdb', ''))
+    assert main(['doctor', '--data', 'disk.yml']) == 0
+    assert 'data_blur: sound\ndata_sharp: sound' in capfd.readouterr().out
+    Path('data_blur/photo3_000.jpg').write_bytes(b'rubbish')
+    Path('data_sharp/photo1_000.jpg').write_bytes(Path('data_blur/photo2_000.jpg').read_bytes())
+    assert main(['doctor', '--data', 'disk.yml']) == 1
+    said = capfd.readouterr()
+    assert 'data_blur: 1 problems' in said.out and 'data_blur/photo3_000.jpg: cannot be decoded' in said.err
+    assert 'data_sharp/photo1_000.jpg and data_sharp/photo1_000.png are one name; remove one of them' in said.err
+    swap('io_backend', 'io_backed', 'disk.yml')()
+    assert main(['doctor', '--data', 'disk.yml']) == 1
+    assert 'there is no such option here; did you mean io_backend?' in capfd.readouterr().err
 
 
 FAULTS = {

@@ -50,6 +50,8 @@ def test_safetensors_and_averaged_weights_and_module_prefix(tmp_path):
     torch.nn.init.zeros_(averaged.tail.bias)
     save_file(network.state_dict(), tmp_path / 'a.safetensors')
     assert_same(load_network(tmp_path / 'a.safetensors'), network)
+    save_file(network.state_dict(), tmp_path / 'a.safetensors', {'format': 'pt', 'patch_size': '96'})
+    assert load_network(tmp_path / 'a.safetensors').metadata == {'format': 'pt', 'patch_size': 96}
     write_atomically(tmp_path / 'a.pth', {'params': network.state_dict(), 'params_ema': averaged.state_dict()})
     assert_same(load_network(tmp_path / 'a.pth'), averaged)
     assert torch.equal(read_weights(tmp_path / 'a.pth', 'params')[0]['tail.bias'], network.tail.bias)

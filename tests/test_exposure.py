@@ -101,8 +101,8 @@ def test_noise_is_as_strong_as_asked_at_a_middle_grey_and_leaves_the_mean():
     rng = np.random.default_rng(0)
     grey = np.full((256, 256, 3), 128, np.uint8)
     motion = exposure.draw_motion(rng, 256, 256, length=0)
-    noisy = exposure.expose(rng, grey, motion, noise=4)
-    assert noisy.std() == pytest.approx(4, rel=0.1) and noisy.mean() == pytest.approx(128, abs=0.5)
+    noisy = exposure.expose(rng, grey, motion, noise=8)
+    assert noisy.std() == pytest.approx(8, rel=0.02) and noisy.mean() == pytest.approx(128, abs=0.5)
 
 
 def test_what_is_over_white_leaves_a_brighter_trace():

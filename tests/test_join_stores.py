@@ -1,11 +1,14 @@
 """Stores joined to one: every pair, unchanged, under a name that says where it is from."""
 
+import shutil
+
 import cv2
+import lmdb
 import numpy as np
 import pytest
 
 import join_stores
-from wrcan_arch.train.lmdb_store import open_store
+from wrcan_arch.train.lmdb_store import StoreWriter, open_store
 
 
 @pytest.mark.parametrize('store', ['encoded', 'raw'])
@@ -27,6 +30,26 @@ def test_every_pair_is_there_unchanged(prepared, run_script, tmp_path, store):
                     np.testing.assert_array_equal(image, cv2.imread(str(prepared / 'data_sharp' / f'{key}.png')))
             else:
                 assert value == source.get(key)
+
+
+def test_damaged_images_and_halves_of_pairs_leave_nothing(prepared, run_script, tmp_path):
+    for name in ('data_blur', 'data_sharp'):
+        shutil.copytree(prepared / f'{name}.lmdb', tmp_path / f'{name}.lmdb')
+    with (
+        lmdb.open(str(tmp_path / 'data_sharp.lmdb'), max_dbs=1) as environment,
+        environment.begin(write=True) as transaction,
+    ):
+        transaction.put(b'photo1_000', b'rubbish')
+    printed = run_script(join_stores, 'data', '-o', 'all', '--store', 'raw', exit_code=2)
+    assert "join_stores: data_sharp.lmdb: 'photo1_000' is damaged; prepare it again" in printed.err
+    with StoreWriter(tmp_path / 'less_blur.lmdb') as less:
+        less.put('photo0_000', '.jpg', b'', (8, 8, 3))
+    (tmp_path / 'less_sharp.lmdb').symlink_to(prepared / 'data_sharp.lmdb')
+    printed = run_script(join_stores, 'less', '-o', 'all', exit_code=2)
+    assert printed.err == (
+        'join_stores: less_blur.lmdb and less_sharp.lmdb: hold different names; prepare them again\n'
+    )
+    assert not list(tmp_path.glob('all*'))
 
 
 def test_what_is_not_there_is_one_line(run_script, tmp_path):

@@ -46,6 +46,12 @@ def test_tables_of_sixteen_bits_and_behind_other_segments_are_read():
     assert estimate_quality(io.BytesIO(content)) == 50
 
 
+def test_tables_that_share_a_segment_are_read():
+    content = with_table(TABLES[40 - 1]).getvalue()
+    both = content[:4] + (2 + 2 * 65).to_bytes(2, 'big') + content[6:] + b'\1' + bytes(range(1, 65))
+    assert estimate_quality(io.BytesIO(both)) == 40
+
+
 @pytest.mark.parametrize('content', [b'', b'\xff\xd8', b'\xff\xd8\xff\xdb\0\0', b'\xff\xd8\xff\xdb\0\x20' + bytes(30)])
 def test_no_table_is_no_quality(content):
     assert estimate_quality(io.BytesIO(content)) is None

@@ -164,6 +164,18 @@ def test_exif_of_tiff_is_kept_in_either_byte_order(tmp_path, order):
     np.testing.assert_array_equal(tifffile.imread(tmp_path / 'b.tif'), deep_picture(8, 9))
 
 
+@pytest.mark.parametrize('ending', ['.jpg', '.png', '.tif'])
+def test_resolution_is_kept_without_exif_too(tmp_path, ending):
+    for resolution in ({}, {'dpi': (300, 300)}):
+        Image.fromarray(picture(16, 24)).save(tmp_path / f'a{ending}', **resolution)
+        write_photo(tmp_path / f'b{ending}', read_photo(tmp_path / f'a{ending}'))
+        written = Image.open(tmp_path / f'b{ending}')
+        if resolution:
+            assert written.info['dpi'] == pytest.approx((300, 300), abs=1)
+        elif ending == '.jpg':
+            assert 'dpi' not in written.info and not written.getexif()
+
+
 def test_file_without_metadata_gets_none(tmp_path):
     write_photo(tmp_path / 'a.png', Photo(pixels=picture(8, 8)))
     written = Image.open(tmp_path / 'a.png')

@@ -158,7 +158,7 @@ def read_file(path: Path | str) -> dict[str, Any]:
     try:
         if path.suffix == '.safetensors':
             with safe_open(path, 'pt') as file:
-                metadata = {key: json.loads(text) for key, text in (file.metadata() or {}).items()}
+                metadata = {key: _value(text) for key, text in (file.metadata() or {}).items()}
                 return {'params': {name: file.get_tensor(name) for name in file.keys()}, 'metadata': metadata}
         if damaged := _damaged_part(path):
             raise InputError(f'{path}: its checksum is wrong at {damaged}, it was damaged; fetch or save it again')
@@ -171,6 +171,14 @@ def read_file(path: Path | str) -> dict[str, Any]:
         raise InputError(
             f'{path}: not a readable weight file, it may be cut or damaged; fetch or save it again'
         ) from error
+
+
+def _value(text: str) -> Any:
+    """Of a .safetensors file's metadata, which holds text alone: ours is JSON, another program's may be anything."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _damaged_part(path: Path) -> str | None:

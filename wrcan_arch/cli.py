@@ -26,7 +26,6 @@ def train_or_test(arguments: argparse.Namespace) -> int:
         Path(arguments.opt).name,
         launcher=arguments.launcher or pipelines.launcher_of_environment(),
         auto_resume=arguments.auto_resume,
-        debug=arguments.debug,
     )
     return 0
 
@@ -79,8 +78,8 @@ def _bytes(text: str) -> int:
     """'4G', '500M', '64K' or a plain number."""
     units = {'K': 1 << 10, 'M': 1 << 20, 'G': 1 << 30}
     try:
-        return int(float(text.rstrip('KMG')) * units.get(text[-1:], 1))
-    except ValueError as error:
+        return int(float(text[:-1]) * units[text[-1]] if text[-1:] in units else float(text))
+    except (ValueError, OverflowError) as error:
         raise argparse.ArgumentTypeError(f"'{text}' is not a size as 4G, 500M") from error
 
 
@@ -148,15 +147,22 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 
 def examine_data(sources: list[str]) -> int:
-    from .train import audit, options
+    from .errors import InputError
+    from .train import audit, option_checks, options
 
     roots: dict[str, None] = {}  # each once, in their order
     problems: list[str] = []
     for source in sources:
         if Path(source).is_dir():
             roots[source] = None
+        elif not Path(source).exists():
+            raise InputError(f'{source}: there is no such store, folder or option file')
         else:
-            for phase, dataset in options.read_options(source).values.get('datasets', {}).items():
+            file = options.read_options(source)
+            if wrong := [*file.problems, *option_checks.wrong_keys(file)]:
+                problems += wrong
+                continue
+            for phase, dataset in file.values['datasets'].items():
                 roots |= dict.fromkeys(audit.roots_of(dataset).values())
                 problems += audit.quick_problems(dataset, phase.split('_')[0])
     for root in roots:
@@ -236,7 +242,10 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = add('doctor', doctor, 'say which versions are there, what was repaired, what is missing')
     command.add_argument(
-        '--data', nargs='+', metavar='STORE_OR_OPTION_FILE', help='examine data instead: decode every frame of stores'
+        '--data',
+        nargs='+',
+        metavar='DATA',
+        help='decode every frame of these stores, folders, option files instead',
     )
     return parser
 

@@ -23,7 +23,7 @@ CHOP_SHAVE = 36  # pixels by which the authors' quadrants overlap the image's ha
 CHOP_PIXELS = 1_280_000  # their quadrants are cut again while the image has at least this many
 
 
-STRIP_BYTES = {'cpu': 3 << 19, 'cuda': 128 << 20}  # of the features in one strip: what the caches like
+CPU_STRIP, GPU_STRIP = 3 << 19, 128 << 20  # bytes of the features in one strip: what the caches like
 FREE_SHARE = 0.8  # of the memory that is free, for one image
 
 
@@ -119,6 +119,8 @@ def check_request(
     for name, value in {'patch_size': patch_size, 'max_memory': max_memory}.items():
         if value is not None and not (isinstance(value, int) and value > 0):
             raise InputError(f"{name} is a whole number from 1 up, not '{value}'")
+    if max_memory is not None and mode not in ('exact', 'local'):
+        raise InputError(f'max_memory is for the modes exact and local, whose strips it sizes, not for {mode}')
 
 
 def describe(
@@ -186,16 +188,17 @@ class _Restoring:
 
     def __call__(self, image: np.ndarray, result: np.ndarray) -> None:
         """(H, W, C) in, written to another of that shape."""
+        must_be_finite = self.dtype != torch.float32 or result.dtype in PEAKS
         if not self.ensemble:
-            self._run(image, result, _store)
+            self._run(image, result, _store, must_be_finite)
             return
         total = np.zeros(image.shape, np.float32)
         for turn in ALL_TURNS:
-            self._run(turn(image), turn(total), _add)
+            self._run(turn(image), turn(total), _add, must_be_finite)
         for start, stop in spans(len(total), 256):
             _store(result, (start, stop), total[start:stop] / len(ALL_TURNS))
 
-    def _run(self, image: np.ndarray, result: np.ndarray, write: Write) -> None:
+    def _run(self, image: np.ndarray, result: np.ndarray, write: Write, must_be_finite: bool) -> None:
         height, width = image.shape[:2]
 
         def read(span: Span) -> Tensor:
@@ -203,7 +206,7 @@ class _Restoring:
             return torch.from_numpy(rows).permute(2, 0, 1)[None]
 
         def write_tensor(span: Span, rows: Tensor) -> None:
-            if (self.dtype != torch.float32 or result.dtype in PEAKS) and not rows.isfinite().all():
+            if must_be_finite and not rows.isfinite().all():
                 raise _NotFinite
             write(result, span, rows[0].permute(1, 2, 0).cpu().numpy())
 
@@ -227,7 +230,7 @@ class _Restoring:
         assert isinstance(self.network, WRCAN)
         config = self.network.config
         row_bytes = 4 * config['num_feat'] * self.dtype.itemsize * -(-width // SIZE_MULTIPLE)
-        rows = max(4, STRIP_BYTES[self.device.type] // row_bytes)
+        rows = max(4, (CPU_STRIP if self.device.type == 'cpu' else GPU_STRIP) // row_bytes)
         budget = self.max_memory or int(FREE_SHARE * free_memory(self.device))
 
         def needed(rows: int) -> int:
@@ -237,9 +240,10 @@ class _Restoring:
         while rows > 1 and needed(rows) > budget:
             rows //= 2
         if needed(rows) > budget:
+            hint = 'raise --max-memory (max_memory)' if self.max_memory else 'free some'
             raise InputError(
-                f'{width} x {height} pixels need {needed(rows) / 1e9:.1f} GB of memory, and {budget / 1e9:.1f} GB are '
-                'there for it; scale the image down, or free some'
+                f'{width} x {height} pixels need {needed(rows) / 1e6:,.0f} MB of memory, and {budget / 1e6:,.0f} MB '
+                f'are there for it; scale the image down, or {hint}'
             )
         return rows
 

@@ -29,11 +29,10 @@ def luminance_table(file: BinaryIO) -> np.ndarray | None:
     file.seek(2)
     while len(head := file.read(4)) == 4 and head[0] == 0xFF and head[1] != START_OF_SCAN:
         body = file.read(max(0, int.from_bytes(head[2:], 'big') - 2))
-        if head[1] == QUANTISATION and body:
-            table = np.frombuffer(
-                body[1:], np.dtype('>u2') if body[0] >> 4 else np.uint8, count=-1 if len(body) % 2 else 0
-            )
-            return table[:64].astype(int) if len(table) >= 64 else None
+        if head[1] == QUANTISATION and body:  # one table or several, each after a byte: 16 for two bytes a value
+            kind = np.dtype('>u2') if body[0] >> 4 else np.dtype(np.uint8)
+            values = body[1 : 1 + 64 * kind.itemsize]
+            return np.frombuffer(values, kind).astype(int) if len(values) == 64 * kind.itemsize else None
     return None
 
 

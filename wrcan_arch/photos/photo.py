@@ -41,6 +41,8 @@ PHOTO_ENDINGS = (*(ending for endings in ENDINGS.values() for ending in endings)
 # Metadata that is handed on: libvips's name of it, and of the flag that keeps it.
 KEPT = {'exif-data': 'exif', 'xmp-data': 'xmp', 'iptc-data': 'iptc', 'icc-profile-data': 'icc'}
 
+NO_RESOLUTION = (1, 72 / 25.4)  # pixels per mm, as libvips says of files that say nothing
+
 LUMA = [0.299, 0.587, 0.114]  # ITU-R BT.601, as in JPEG
 
 pyvips.cache_set_max(0)  # libvips would keep the last hundred photographs
@@ -211,7 +213,10 @@ def write_photo(path: Path | str, photo: Photo, *, quality: int = DEFAULT_QUALIT
         'avif': {'Q': quality, 'compression': 'av1', 'bitdepth': 12 if deep else 8, 'effort': 0},  # 4: 55 s, not 4 s
     }
     image = _image_of(photo, name)
-    keep = '|'.join(flag for field_name, flag in KEPT.items() if field_name in image.get_fields()) or 'none'
+    kept = {flag for field_name, flag in KEPT.items() if field_name in image.get_fields()}
+    if name == 'jpeg' and not np.isclose(photo.pixels_per_mm[0], NO_RESOLUTION).any():
+        kept.add('exif')  # without it libvips leaves the resolution out too
+    keep = '|'.join(kept) or 'none'
     save = getattr(image, {'avif': 'heif'}.get(name, name) + 'save_target')
     try:
         with written_whole(path) as file:

@@ -4,6 +4,7 @@ import glob
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,10 +32,11 @@ def plan(
     """Every photograph and where its restored one goes.
 
     Args:
-        entries: files, folders with all that is below them, and patterns (`'holiday/**/*.jpg'`).
+        entries: files, folders with all that is below them, and patterns (`'holiday/**/*.jpg'`). What is named
+            twice is restored once.
         listed: more photographs, which are not looked at yet.
-        out: the folder of the results: OUT/NAME.EXT; a folder's own folders are kept, and the whole path of what is
-            listed. None: beside the photograph, as NAME_restored.EXT.
+        out: the folder of the results: OUT/NAME.EXT; folders below a folder, or below what is fixed of a pattern, are
+            kept, and the whole path of what is listed. None: beside the photograph, as NAME_restored.EXT.
         compare: a folder for pictures of before and after, whose content is no photograph; nor is that of `out`.
         format: of the results; None: the photograph's own where it can be written, else PNG.
 
@@ -44,15 +46,15 @@ def plan(
     if format is not None and format not in ENDINGS:
         raise InputError(f"format '{format}' is not one of {', '.join(ENDINGS)}")
     avoid = {folder.resolve() for folder in (out, compare) if folder is not None}
-    jobs = []
+    jobs: dict[str, Job] = {}
     for source, below in _sources(entries, listed, out is None, avoid):
         name = Path(source.stem + _result_ending(source, format))
         target = out / below / name if out else source.with_name(name.stem + RESTORED + name.suffix)
-        jobs.append(Job(str(source), str(target)))
+        jobs.setdefault(str(source.absolute()), Job(str(source), str(target)))
     if not jobs:
         raise InputError('the following arguments are required: photographs, folders, or --list FILE')
-    _check_nothing_is_overwritten(jobs)
-    return jobs
+    _check_nothing_is_overwritten(list(jobs.values()))
+    return list(jobs.values())
 
 
 def read_list(path: str, *, processes: int = 1) -> Iterator[str]:
@@ -65,6 +67,8 @@ def read_list(path: str, *, processes: int = 1) -> Iterator[str]:
     try:
         with sys.stdin.buffer if path == '-' else Path(path).open('rb') as file:
             for line in file:
+                if b'\0' in line:
+                    raise InputError(f'{path}: the list has a zero byte in it; write one photograph on each line')
                 if line.strip():
                     yield os.fsdecode(line.rstrip(b'\r\n'))
     except OSError as error:
@@ -81,21 +85,36 @@ def _sources(
     entries: Iterable[Path | str], listed: Iterable[str], beside: bool, avoid: set[Path]
 ) -> Iterator[tuple[Path, Path]]:
     """Each photograph, and the folder below the results' that its result goes to."""
-    for entry in entries:
-        # Path.glob, which the linter would have, refuses a pattern that begins at the root.
-        found = [str(entry)] if Path(entry).exists() else sorted(glob.glob(str(entry), recursive=True))  # noqa: PTH207
-        if not found:
-            raise InputError(f'{entry}: no such photograph or folder')
-        for path in map(Path, found):
-            if not path.is_dir():
-                yield path, Path()
-                continue
-            photos = [photo for photo in _photos_in(path, avoid) if not (beside and photo.stem.endswith(RESTORED))]
-            if not photos and len(found) == 1:
-                raise InputError(f'{path}: no photographs in it ({" ".join(PHOTO_ENDINGS)})')
-            yield from ((photo, photo.parent.relative_to(path)) for photo in photos)
+
+    def is_result(photo: Path) -> bool:
+        return beside and photo.stem.endswith(RESTORED)
+
+    for entry in map(Path, entries):
+        if entry.is_dir():
+            photos = [photo for photo in _photos_in(entry, avoid) if not is_result(photo)]
+            if not photos:
+                raise InputError(f'{entry}: no photographs in it ({" ".join(PHOTO_ENDINGS)})')
+            yield from ((photo, photo.parent.relative_to(entry)) for photo in photos)
+        elif entry.exists():
+            yield entry, Path()
+        else:
+            found = [photo for photo in _photos_like(entry, avoid) if not is_result(photo)]
+            if not found:
+                raise InputError(f'{entry}: no such photograph or folder')
+            fixed = Path(*takewhile(lambda part: not glob.has_magic(part), entry.parts))
+            yield from ((photo, photo.parent.relative_to(fixed)) for photo in found)
     for path in map(Path, listed):
         yield path, path_below(path).parent
+
+
+def _photos_like(pattern: Path, avoid: set[Path]) -> Iterator[Path]:
+    """The files that fit a pattern, in order, and the photographs in folders that do; none in a folder to avoid."""
+    # Path.glob, which the linter would have, refuses a pattern that begins at the root.
+    for path in map(Path, sorted(glob.glob(str(pattern), recursive=True))):  # noqa: PTH207
+        if path.is_dir():
+            yield from _photos_in(path, avoid)
+        elif avoid.isdisjoint(path.resolve().parents):
+            yield path
 
 
 def _photos_in(folder: Path, avoid: set[Path]) -> Iterator[Path]:
@@ -118,7 +137,8 @@ def _check_nothing_is_overwritten(jobs: list[Job]) -> None:
     for source, target in jobs:
         place = os.path.realpath(target)
         if place in sources:
-            raise InputError(f'{source}: its result would overwrite the photograph {target}; choose another -o')
+            hint = 'leave that one out, or choose another -o'
+            raise InputError(f'{source}: its result would overwrite the photograph {target}; {hint}')
         if place in taken:
             raise InputError(f'{source} and {taken[place]}: both results would be {target}; restore them separately')
         taken[place] = source

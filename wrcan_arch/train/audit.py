@@ -11,21 +11,19 @@ from typing import Any
 from PIL import Image
 
 from ..errors import InputError
-from .jpeg_deblur_dataset import ROLES, JPEGDeblurDataset
+from .jpeg_deblur_dataset import IMAGE_ENDINGS, ROLES, JPEGDeblurDataset
 from .lmdb_store import open_store, verify_store
 
 
 def roots_of(dataset: Mapping[str, Any]) -> dict[str, str]:
-    """A data set's stores, by role; none where it reads files."""
-    if (dataset.get('io_backend') or {}).get('type') != 'lmdb':
-        return {}
+    """A data set's stores or folders, by role."""
     roots = {role: dataset.get(f'dataroot_{role}') for role in ROLES}
     return {role: str(Path(root).expanduser()) for role, root in roots.items() if root}
 
 
 def quick_problems(dataset: Mapping[str, Any], phase: str) -> Iterator[str]:
     """Of one data set of an option file: its stores, their pairing, the frames' sizes. No value is read."""
-    roots = roots_of(dataset)
+    roots = roots_of(dataset) if (dataset.get('io_backend') or {}).get('type') == 'lmdb' else {}
     try:
         for root in roots.values():
             yield from (f'{root}: {each}; prepare it again' for each in open_store(root).disagreements())
@@ -65,12 +63,23 @@ def _text(size: tuple[int, ...]) -> str:
 
 
 def all_problems(root: Path | str) -> list[str]:
-    """Of one store, every value decoded; in a process of its own, which a damaged LMDB can end."""
+    """Of one store or folder, every image decoded; in a process of its own, which a damaged LMDB can end."""
+    if Path(root).suffix != '.lmdb':
+        return list(_faults_of_files(Path(root)))
     with ProcessPoolExecutor(1) as pool:
         try:
             return pool.submit(_read_all, root).result()
         except BrokenProcessPool:
             return [f'{root}: data.mdb is damaged, reading it ended the process; copy or prepare it again']
+
+
+def _faults_of_files(folder: Path) -> Iterator[str]:
+    images = sorted(path for path in folder.rglob('*') if path.suffix.lower() in IMAGE_ENDINGS)
+    if not images:
+        yield f'{folder}: there are no images in it'
+    for path in images:
+        if fault := _image_fault(path.read_bytes()):
+            yield f'{path}: {fault}'
 
 
 def _read_all(root: Path | str) -> list[str]:
@@ -82,18 +91,22 @@ def _read_all(root: Path | str) -> list[str]:
         if store.kind == 'encoded' and not problems:
             faults = ((key, _image_fault(store.get(key), store.shape(key))) for key in store.keys())
             problems = [f"{root}: '{key}' {fault}" for key, fault in faults if fault]
+        elif not problems:
+            for key in store.keys():
+                with store.view(key):  # whose size is not its shape's is an InputError
+                    pass
     except InputError as error:
         return [str(error)]
     return problems
 
 
-def _image_fault(value: bytes, shape: tuple[int, int, int]) -> str | None:
+def _image_fault(value: bytes, shape: tuple[int, int, int] | None = None) -> str | None:
     """What is wrong with an image file; one of another size than meta_info's is not decoded, whatever it says it is."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(value)) as image:
-                if image.size != (shape[1], shape[0]):
+                if shape and image.size != (shape[1], shape[0]):
                     return f'is {image.size[0]} x {image.size[1]}, meta_info.txt says {_text(shape)}'
                 image.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -27,12 +27,12 @@ REQUIRED_OF_TRAINING_DATA = ('num_worker_per_gpu', 'gt_size')
 
 def check(file: OptionFile, command: str) -> None:
     """Raise InputError, a line for each problem, if the toolbox could not run `command` ('train' or 'test')."""
-    wrong_keys = list(_wrong_keys(file))
+    wrong = list(wrong_keys(file))
     problems = [
         *file.problems,
-        *wrong_keys,
+        *wrong,
         *_missing(file, command),
-        *_wrong_classes(file, build=not wrong_keys),
+        *_wrong_classes(file, build=not wrong),
         *_missing_data(file),
         *_wrong_machine(file),
     ]
@@ -42,7 +42,7 @@ def check(file: OptionFile, command: str) -> None:
         raise InputError('\n'.join(problems))
 
 
-def _wrong_keys(file: OptionFile) -> Iterator[str]:
+def wrong_keys(file: OptionFile) -> Iterator[str]:
     """What the schema refuses: unknown keys, wrong types, values out of range."""
     from basicsr.utils.registry import MODEL_REGISTRY
 

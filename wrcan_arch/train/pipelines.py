@@ -273,13 +273,10 @@ def with_hash(options: dict[str, Any]) -> dict[str, Any]:
 
 
 @master_only
-def _keep_test_options(options: dict[str, Any], debug: bool) -> None:
+def _keep_test_options(options: dict[str, Any]) -> None:
     """results/NAME/options.yml; the toolbox keeps those of a training alone."""
-    name = options['name']
-    if debug and not name.startswith('debug'):
-        name = f'debug_{name}'  # as the toolbox calls it then
-    text = yaml.safe_dump({**with_hash(options), 'name': name}, sort_keys=False)
-    Path('results', name, 'options.yml').write_text(text, encoding='utf-8')
+    text = yaml.safe_dump(with_hash(options), sort_keys=False)
+    Path('results', options['name'], 'options.yml').write_text(text, encoding='utf-8')
 
 
 def run(
@@ -289,7 +286,6 @@ def run(
     *,
     launcher: str = 'none',
     auto_resume: bool = False,
-    debug: bool = False,
 ) -> None:
     """Run the toolbox's pipeline; experiments/ and results/ go under the current folder.
 
@@ -299,11 +295,10 @@ def run(
         name: the file name that this copy gets.
         launcher: 'none', 'pytorch' or 'slurm'.
         auto_resume: go on from the newest training state, where there is one.
-        debug: the toolbox's debug mode: an experiment named debug_..., validated and saved every 8 iterations.
     """
     global _run
     pipeline = importlib.import_module(f'basicsr.{command}')
-    flags = [flag for flag, given in {'--auto_resume': auto_resume, '--debug': debug}.items() if given]
+    flags = ['--auto_resume'] if auto_resume else []
     with tempfile.TemporaryDirectory(prefix='basicsr-options-') as folder:
         path = Path(folder, name)
         path.write_text(yaml.safe_dump(with_hash(options), sort_keys=False), encoding='utf-8')
@@ -317,7 +312,7 @@ def run(
             try:
                 getattr(pipeline, f'{command}_pipeline')(str(Path.cwd()))
                 if command == 'test':
-                    _keep_test_options(options, debug)
+                    _keep_test_options(options)
                 if distributed.is_initialized():
                     distributed.barrier()  # processes that leave one by one can take the others down
             finally:
