@@ -15,6 +15,7 @@ setup(
     long_description=(HERE / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
+    classifiers=['Operating System :: POSIX :: Linux', 'Topic :: Scientific/Engineering :: Image Processing'],
     packages=find_packages(include=['wrcan_arch', 'wrcan_arch.*']),
     package_data={'wrcan_arch': ['weights/*']},
     python_requires='>=3.10,<3.13',

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from wrcan_arch import WRCAN, restore
-from wrcan_arch.inference import free_memory, has_bf16_units
+from wrcan_arch.free_memory import free_memory
+from wrcan_arch.inference import has_bf16_units
 
 PATCH_SIZE = 256  # of local's window
 BOUNDS = {'fp32': 240, 'bf16': 130}  # bytes a pixel, images included, that exact is held to

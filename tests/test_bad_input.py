@@ -166,8 +166,8 @@ OPTIONS = {
     'name that leads elsewhere': (swap('name: small\n', 'name: ../../small\n'), 'name: input should be a name, without /'),
     'name that is the folder': (swap('name: small\n', 'name: ..\n'), 'name: input should be a name, without / and more'),
     'too many GPUs': (swap('num_gpu: 0', 'num_gpu: 99'), 'num_gpu: 99 asked for, this machine has'),
-    'workers that are none': (
-        swap('num_worker_per_gpu: 1', 'num_worker_per_gpu: 0\n    persistent_workers: true'), 'needs num_worker_per_gpu of'),
+    'workers where there are none': (
+        swap('name: small_val', 'name: small_val\n    persistent_workers: true'), 'persistent_workers: is for training alone'),
     'prefetching without pinned memory': (swap('gt_size: 32', 'gt_size: 32\n    prefetch_mode: cuda'), 'cuda needs a GPU and'),
     'patch larger than the frames': (swap('gt_size: 32', 'gt_size: 81'), 'is 96 x 80, smaller than gt_size 81'),
     'no frame of that name': (swap('gt_size: 32', 'gt_size: 32\n    names: zzz*'), "is named 'zzz*'"),
@@ -217,6 +217,7 @@ STORES = {
 
 WEIGHTS = {
     'no file': (lambda: None, 'bad.pth: cannot be opened (No such file or directory)'),
+    'two sets': (save(lambda: {'params': weights(), 'params_ema': weights()}), 'holds two sets of weights; '),
     'a folder': (lambda: Path('bad.pth').mkdir(), 'bad.pth: cannot be opened (Is a directory)'),
     'empty': (write('bad.pth', b''), 'bad.pth: not a readable weight file, it may be cut or damaged'),
     'text': (write('bad.pth', b'hello ' * 99), 'bad.pth: not a readable weight file'),

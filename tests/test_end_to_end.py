@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -89,6 +90,11 @@ def test_train_test_restore_report(workplace):
     assert main(['report', '-opt', 'test.yml', '--experiment', 'experiments/small', '-o', 'page/report.html']) == 0
     page = Path('page/report.html').read_text()
     assert f'{np.mean(psnr):.2f}' in page and page.count('<svg') == 3 and page.count('<h3>') == 6
+    with mock.patch('wrcan_arch.look.report.SHOWN', 2):
+        assert main(['report', '-opt', 'test.yml', '-o', 'page/short.html']) == 0
+    short = Path('page/short.html').read_text()
+    assert '2 of 6 images' in short and re.findall('<h3>(.*?)</h3>', short) == ['photo0_000', 'photo5_000']
+    assert f'{np.mean(psnr):.2f}' in short, 'the mean is of all'
 
 
 def test_metrics_of_the_toolbox_are_scikit_images():

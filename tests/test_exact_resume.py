@@ -4,6 +4,7 @@ more than the iterations since the one before. Kills at random moments are in be
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -118,6 +119,33 @@ def test_stopped_and_resumed_run_is_the_undisturbed_one(quick, capsys, changes, 
     assert_equal(outcome(), expected)
     if changes.get('amp') == 'fp16':
         assert expected[0]['scaler']['_growth_tracker'] > 0, 'there is a state of the scaler to keep'
+
+
+@pytest.mark.parametrize('workers', [0, 1])
+def test_frame_that_turns_out_unreadable_costs_no_iteration(quick, capsys, workers):
+    text = set_options(Path('train.yml').read_text(), num_worker_per_gpu=workers, save_checkpoint_freq=10)
+    Path('train.yml').write_text(text.replace('{type: lmdb}', '{type: disk}').replace('.lmdb', ''))
+    assert train() == 0
+    expected = outcome()
+    FOLDER.rename('undisturbed')
+    check = StepGuard.check
+
+    def check_and_damage(self, current, *rest):
+        if current == 2:
+            Path('data_blur').rename('away')
+            shutil.copytree('data_sharp', 'data_blur')  # with no .jpg in it
+        return check(self, current, *rest)
+
+    with mock.patch.object(StepGuard, 'check', check_and_damage):
+        assert train() == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(r'basicsr train: .*data_blur.*; the run ends, mend that and go on with --auto_resume', said)
+    (iteration,) = run_folder.iterations(FOLDER)
+    assert 2 <= iteration < 10
+    shutil.rmtree('data_blur')
+    Path('away').rename('data_blur')
+    assert train(resume=True) == 0
+    assert_equal(outcome(), expected)
 
 
 @pytest.mark.slow

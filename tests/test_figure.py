@@ -171,3 +171,8 @@ def test_wrong_requests_say_what_to_do(frames, results, crops, message):
     Path('results/unsaved/visualization/small').rmdir()
     with pytest.raises(InputError, match=re.escape(message)):
         read_rows([Path('results', name) for name in results], crops)
+
+
+def test_page_is_not_written_over_by_its_picture(frames):
+    with pytest.raises(InputError, match=r'fig\.png: is where the picture goes; name the page, as in fig\.html'):
+        make_figure([Path('results/first')], [], Path('fig.png'))

@@ -157,7 +157,7 @@ MISTAKES = [  # text, what it becomes, what is said of it and of which line (0: 
     ('pretrain_network_g: small', 'pretrain_network_g: [small]', 'path:pretrain_network_g: input should be a valid string'),
     ('num_gpu: auto', 'num_gpu: 99', 'num_gpu: 99 asked for, this machine has'),
     ('num_gpu: auto', 'num_gpu: all', "num_gpu: input should be a valid integer, not 'all', or input should be 'auto', not 'all'"),
-    ('num_worker_per_gpu: 1', 'num_worker_per_gpu: 0', 'persistent_workers: needs num_worker_per_gpu of at least 1'),
+    ('name: demo_val', 'name: demo_val\n    persistent_workers: true', 'persistent_workers: is for training alone'),
     ('  batch_size_per_gpu: 8\n', '\n', 'datasets:train:batch_size_per_gpu: is missing'),
     ('name: train_wrcan_demo', 'names: train_wrcan_demo', 'names: there is no such option here; did you mean name?'),
     ('manual_seed: 0', 'manual_seed: 0\nmanual_seed: 1', "the key 'manual_seed' stands twice"),

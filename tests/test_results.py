@@ -29,7 +29,7 @@ def test_sequences_have_their_own_means(tmp_path):
     assert rows[0] == ['key', 'psnr'] and float(rows[3][1]) == 1 / 3
 
 
-def test_set_without_sharp_frames_becomes_the_challenges_submission(workplace):
+def test_set_without_sharp_frames_becomes_the_challenges_submission(workplace, capsys):
     for number in range(6):  # frames as REDS names them
         Path('frames').mkdir(exist_ok=True)
         source = Path(f'data_blur/photo{number}_000.jpg')
@@ -51,6 +51,9 @@ def test_set_without_sharp_frames_becomes_the_challenges_submission(workplace):
     assert lines[2:] == ['Extra Data [1] / No Extra Data [0] : 1', 'Other description : a small test']
     result = json.loads(Path('results/small_test/result_frames.json').read_text())
     assert (result['images'], result['metrics'], result['weights']) == (6, {}, None)
+    Path('frames/000_00000008.jpg').rename('frames/coffee.jpg')
+    assert main(['test', '-opt', 'submit.yml']) == 2
+    assert "'coffee' does not end in a frame's number, as val:submission needs" in capsys.readouterr().err
 
 
 def test_input_itself_is_a_method(workplace):

@@ -189,6 +189,11 @@ def _damaged_part(path: Path) -> str | None:
         return archive.testzip()
 
 
+def holds_two_sets(content: Any) -> bool:
+    """Whether what `read_file` gave has weights and averaged weights."""
+    return isinstance(content, Mapping) and {'params', 'params_ema'} <= content.keys()
+
+
 def read_weights(path: Path | str, key: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors by our names, and the metadata (empty where the file has none).
 
@@ -295,7 +300,7 @@ def convert(
     if out.resolve() == Path(path).resolve():
         raise InputError(f'{out}: would overwrite the file that is read; choose another name')
     content = read_file(path)
-    if key is None and isinstance(content, Mapping) and {'params', 'params_ema'} <= content.keys():
+    if key is None and holds_two_sets(content):
         raise InputError(f'{path}: holds two sets of weights; choose with --key params or --key params_ema')
     tensors, metadata = read_weights(path, key)
     network = network_of(tensors, path)

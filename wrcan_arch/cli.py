@@ -118,10 +118,10 @@ def report(arguments: argparse.Namespace) -> int:
 
     file = options.read_options(arguments.opt)
     option_checks.check(file, 'test')
-    results = write_report(file.values, arguments.experiment, arguments.out)
-    for metric, (blurred, restored) in mean_scores(results).items():
+    images = write_report(file.values, arguments.experiment, arguments.out)
+    for metric, (blurred, restored) in mean_scores(images).items():
         scores = f'blurred {rounded(metric, blurred)}, restored {rounded(metric, restored)}'
-        print(f'{metric.upper()} of {len(results)} images: {scores} ({rounded(metric, restored - blurred, sign="+")})')
+        print(f'{metric.upper()} of {len(images)} images: {scores} ({rounded(metric, restored - blurred, sign="+")})')
     print(f'wrote {arguments.out}')
     return 0
 
@@ -307,13 +307,12 @@ def _tell_torchrun(line: str) -> None:
 
 def _message_for_user(error: Exception) -> str | None:
     """What to say of an error that the request caused; None for a defect, whose traceback shows."""
-    from .errors import InputError, RunError
+    from .errors import InputError, RunError, one_line
 
     if isinstance(error, RunError):
         return str(error)
     if isinstance(error, InputError):
-        # A loader's worker hands its traceback on as the message; its last line is the one that was raised.
-        return str(error).strip().rpartition('wrcan_arch.errors.InputError: ')[2]
+        return one_line(error)
     if isinstance(error, ModuleNotFoundError):
         return f'{error}; basicsr doctor says what is missing'
     if isinstance(error, OSError):

@@ -10,13 +10,16 @@ Row = tuple[str, str, str]
 
 def requirements() -> list[Requirement]:
     """What setup.py asks for, extras left out."""
-    needed = map(Requirement, metadata.requires('wrcan-arch') or [])
+    try:
+        needed = map(Requirement, metadata.requires('wrcan-arch') or [])
+    except metadata.PackageNotFoundError:  # run from its folder, and not installed
+        return []
     return [each for each in needed if each.marker is None or each.marker.evaluate({'extra': ''})]
 
 
 def _installed() -> list[Row]:
-    rows = [('Python', platform.python_version(), ''), ('wrcan-arch', metadata.version('wrcan-arch'), '')]
-    for each in requirements():
+    rows = [('Python', platform.python_version(), '')]
+    for each in [Requirement('wrcan-arch'), *requirements()]:
         try:
             version = metadata.version(each.name)
         except metadata.PackageNotFoundError:

@@ -5,6 +5,11 @@ class InputError(ValueError):
     """
 
 
+def one_line(error: InputError) -> str:
+    """Its message. A data worker's error comes with a traceback before it, whose last line is the one raised."""
+    return str(error).strip().rpartition('wrcan_arch.errors.InputError: ')[2]
+
+
 class RunError(RuntimeError):
     """A run that was under way has to end. The message is one line, as InputError's; the exit code is `exit_code`."""
 

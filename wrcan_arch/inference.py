@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import product
-from pathlib import Path
 from typing import NamedTuple, overload
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError
+from .free_memory import free_memory
 from .strips import Span, bytes_needed, restore_in_strips, spans
 from .wrcan_arch import SIZE_MULTIPLE, WRCAN
 
@@ -85,20 +85,6 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision == 'auto':
         return torch.bfloat16 if has_bf16_units(device) else torch.float32
     return PRECISIONS[precision]
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that can be had on `device`."""
-    if device.type == 'cuda':
-        return torch.cuda.mem_get_info(device)[0]
-    limits = []
-    for path, key in (('/proc/meminfo', 'MemAvailable:'), ('/sys/fs/cgroup/memory.max', '')):
-        try:
-            words = Path(path).read_text().split()
-            limits.append(1024 * int(words[words.index(key) + 1]) if key else int(words[0]))
-        except (OSError, ValueError):  # not on Linux; or 'max', no limit
-            continue
-    return min(limits, default=8 << 30)
 
 
 def check_request(

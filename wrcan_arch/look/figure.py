@@ -248,8 +248,10 @@ def make_figure(results: Sequence[Path], crops: Sequence[str], out: Path) -> Pat
     Returns:
         the PNG's path, `out` with another ending.
     """
-    rows = read_rows(results, crops)
     image = out.with_suffix('.png')
+    if image == out:
+        raise InputError(f'{out}: is where the picture goes; name the page, as in {out.with_suffix(".html")}')
+    rows = read_rows(results, crops)
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(_html_page(rows), encoding='utf-8')
     Image.fromarray(draw(rows)).save(image)

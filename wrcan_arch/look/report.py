@@ -7,7 +7,7 @@ import base64
 import html
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,18 @@ from ..errors import InputError
 
 CROP = 160  # pixels, the side of the pictures at 1:1
 CROPS_PER_PICTURE = 2
+SHOWN = 60  # pictures on a page; of more than that, some from all over the test
+
+Scores = Mapping[str, tuple[float, float]]  # (blurred, restored) by metric
 
 
 @dataclass(frozen=True)
 class Result:
-    """One test image. Pictures are uint8 (H, W, 3), BGR; scores are (blurred, restored) by metric."""
+    """One test image. Pictures are uint8 (H, W, 3), BGR."""
 
     key: str
     pictures: dict[str, np.ndarray]
-    scores: dict[str, tuple[float, float]]
+    scores: Scores
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,8 @@ class Curves:
     metrics: dict[str, list[tuple[int, float]]]
 
 
-def read_results(opt: Mapping[str, Any]) -> list[Result]:
+def read_results(opt: Mapping[str, Any]) -> Iterator[Result]:
     """The finished test's restored images beside their inputs and sharp images."""
-    results = []
     for phase, dataset_opt in opt['datasets'].items():
         ending = opt['val'].get('suffix') or opt['name']
         folder = Path('results', opt['name'], 'visualization', dataset_opt['name'])
@@ -54,8 +56,7 @@ def read_results(opt: Mapping[str, Any]) -> list[Result]:
             key = key_of(item)
             restored = read_restored(folder / f'{key}_{ending}.png')
             pictures = {'blurred': tensor2img(item['lq']), 'restored': restored, 'sharp': tensor2img(item['gt'])}
-            results.append(Result(key, pictures, _scores(pictures, opt['val'].get('metrics') or {})))
-    return results
+            yield Result(key, pictures, _scores(pictures, opt['val'].get('metrics') or {}))
 
 
 def open_test_set(opt: Mapping[str, Any], phase: str) -> Sequence[Mapping[str, Any]]:
@@ -76,7 +77,7 @@ def read_restored(path: Path) -> np.ndarray:
     return image
 
 
-def _scores(pictures: dict[str, np.ndarray], metrics: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
+def _scores(pictures: dict[str, np.ndarray], metrics: Mapping[str, Any]) -> Scores:
     def score(name: str, metric: dict[str, Any]) -> float:
         return float(calculate_metric({'img': pictures[name], 'img2': pictures['sharp']}, metric))
 
@@ -178,17 +179,14 @@ def _row(result: Result) -> str:
     return f'<h3>{html.escape(result.key)}</h3><table><tr>{"".join(columns)}</tr></table>'
 
 
-def mean_scores(results: Sequence[Result]) -> dict[str, tuple[float, float]]:
-    """Means over all images, (blurred, restored) by metric."""
-    return {
-        metric: tuple(np.mean([result.scores[metric] for result in results], axis=0).tolist())
-        for metric in results[0].scores
-    }
+def mean_scores(scores: Sequence[Scores]) -> Scores:
+    """Means over all images."""
+    return {metric: tuple(np.mean([each[metric] for each in scores], axis=0).tolist()) for metric in scores[0]}
 
 
-def _summary(results: Sequence[Result]) -> str:
+def _summary(scores: Sequence[Scores]) -> str:
     rows = []
-    for metric, (blurred, restored) in mean_scores(results).items():
+    for metric, (blurred, restored) in mean_scores(scores).items():
         cells = [metric.upper(), rounded(metric, blurred), rounded(metric, restored)]
         cells.append(rounded(metric, restored - blurred, sign='+'))
         rows.append(f'<tr><td>{"</td><td>".join(cells)}</td></tr>')
@@ -216,27 +214,35 @@ def page(title: str, body: str, style: str = '') -> str:
     )
 
 
-def write_report(opt: Mapping[str, Any], experiment: Path | None, out: Path) -> list[Result]:
-    """Write the page of a finished test, and return what it shows.
+def write_report(opt: Mapping[str, Any], experiment: Path | None, out: Path) -> list[Scores]:
+    """Write the page of a finished test, and return its images' scores.
 
     Args:
         opt: the test's resolved options. Its results/ are looked for under the current folder.
         experiment: folder of the training run whose curves are shown; None for none.
         out: the page.
     """
-    results = read_results(opt)
-    if not results:
+    count = sum(len(open_test_set(opt, phase)) for phase in opt['datasets'])
+    shown = {round(each) for each in np.linspace(0, count - 1, min(count, SHOWN))}
+    scores, rows = [], []
+    for number, result in enumerate(read_results(opt)):
+        scores.append(result.scores)
+        if number in shown:
+            rows.append(_row(result))
+    if not scores:
         raise InputError(f'{opt["name"]}: its data sets hold no images to report on')
-    sections = [_summary(results)]
+    sections = [_summary(scores)]
     if experiment is not None:
         curves = read_curves(experiment)
         plots = [plot('training loss', curves.losses, logarithmic=True)] if curves.losses else []
         plots += [plot(f'validation {name.upper()}', {name: points}) for name, points in curves.metrics.items()]
         sections.append(f'<h2>Training</h2><div class="plots">{"".join(plots)}</div>')
-    sections.append('<h2>Pictures</h2><p>The whole image, then crops at 1:1 where the blur cost most.</p>')
-    sections += [_row(result) for result in results]
-    inference = ', '.join(f'{key}: {value}' for key, value in (opt['val'].get('inference') or {}).items())
-    about = f'<p>{len(results)} images; inference: {html.escape(inference)}.</p>'
+    of_all = f' {len(rows)} of {count} images, from all over the test.' if len(rows) < count else ''
+    sections.append(f'<h2>Pictures</h2><p>The whole image, then crops at 1:1 where the blur cost most.{of_all}</p>')
+    sections += rows
+    chosen = {'mode': 'exact', **(opt['val'].get('inference') or {})}
+    inference = ', '.join(f'{key}: {value}' for key, value in chosen.items())
+    about = f'<p>{count} images; inference: {html.escape(inference)}.</p>'
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page(opt['name'], about + '\n'.join(sections)), encoding='utf-8')
-    return results
+    return scores

@@ -1,6 +1,7 @@
 """What is wrong with the frames of a run: quickly, before it starts, or value by value (`basicsr doctor --data`)."""
 
 import io
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -21,14 +22,23 @@ def roots_of(dataset: Mapping[str, Any]) -> dict[str, str]:
     return {role: str(Path(root).expanduser()) for role, root in roots.items() if root}
 
 
-def quick_problems(dataset: Mapping[str, Any], phase: str) -> Iterator[str]:
-    """Of one data set of an option file: its stores, their pairing, the frames' sizes. No value is read."""
+def quick_problems(dataset: Mapping[str, Any], phase: str, *, numbered: bool = False) -> Iterator[str]:
+    """Of one data set of an option file: its stores, their pairing, the frames' sizes. No value is read.
+
+    Args:
+        dataset: the section of the option file.
+        phase: 'train' or another.
+        numbered: whether names have to end in the frame's number, as in 000_00000012.
+    """
     roots = roots_of(dataset) if (dataset.get('io_backend') or {}).get('type') == 'lmdb' else {}
     try:
         for root in roots.values():
             yield from (f'{root}: {each}; prepare it again' for each in open_store(root).disagreements())
         if dataset['type'] == 'JPEGDeblurDataset':
             keys = [frame['key'] for frame in JPEGDeblurDataset({**dataset, 'phase': phase}).frames]
+            unnumbered = (key for key in keys if numbered and not re.search(r'(^|[_/])\d+$', key))
+            if (key := next(unnumbered, None)) is not None:
+                yield f"data set {dataset['name']}: '{key}' does not end in a frame's number, as val:submission needs"
             yield from _wrong_sizes(dataset, roots, keys, dataset.get('gt_size') if phase == 'train' else None)
     except InputError as error:
         yield str(error)

@@ -202,7 +202,7 @@ def _found_late(file: OptionFile) -> Iterator[str]:
     if logger.get('use_tb_logger') and not importlib.util.find_spec('tensorboard'):
         yield said('logger', 'use_tb_logger', message='needs tensorboard; pip install tensorboard, or set it to false')
     if (logger.get('wandb') or {}).get('project'):
-        if not logger['use_tb_logger']:
+        if not logger.get('use_tb_logger'):
             yield said('logger', 'wandb', message='needs use_tb_logger: true')
         if not importlib.util.find_spec('wandb'):
             yield said('logger', 'wandb', message='needs wandb; pip install wandb, or leave it out')
@@ -216,8 +216,9 @@ def _found_late(file: OptionFile) -> Iterator[str]:
         yield said('train', 'autoencoder_opt', message=f'needs the sharp frames after JPEG: {hint}')
     scheduler = train.get('scheduler') or {}
     periods = scheduler.get('periods')
-    if periods and sum(periods) < train['total_iter'] - 1:
-        message = f'the periods end at iteration {sum(periods)}, the run at {train["total_iter"]}'
+    last = train.get('total_iter', 0)
+    if periods and sum(periods) < last - 1:
+        message = f'the periods end at iteration {sum(periods)}, the run at {last}'
         yield said('train', 'scheduler', 'periods', message=message)
     weights, parts = scheduler.get('restart_weights', [1]), periods or scheduler.get('restarts', [0])
     if scheduler and len(weights) != len(parts):
@@ -236,13 +237,17 @@ def _found_late(file: OptionFile) -> Iterator[str]:
 
 
 def _unfit_weights(file: OptionFile) -> Iterator[str]:
-    """A weight file that cannot be read, or is of another network."""
+    """A weight file that cannot be read, is of another network, or leaves open which of its weights are meant."""
     paths, network = file.values.get('path') or {}, dict(file.values.get('network_g') or {})
     weights = paths.get('pretrain_network_g')
     if not weights or network.pop('type', None) != 'WRCAN' or not paths.get('strict_load_g', True):
         return
     place = f'{file.origin(("path", "pretrain_network_g"))}: path:pretrain_network_g'
     try:
+        if 'param_key_g' not in paths and checkpoint.holds_two_sets(checkpoint.read_file(Path(weights).expanduser())):
+            hint = 'set path:param_key_g to params_ema, which is averaged and what restore takes, or to params'
+            yield f'{place}: {weights}: holds two sets of weights; {hint}'
+            return
         tensors, _ = checkpoint.read_weights(Path(weights).expanduser(), paths.get('param_key_g', 'params'))
         found = checkpoint.network_of(tensors, weights).config
     except InputError as error:
@@ -257,7 +262,8 @@ def _unfit_weights(file: OptionFile) -> Iterator[str]:
 def _unfit_frames(file: OptionFile) -> Iterator[str]:
     for phase, dataset in sections(file.values, ('datasets',)).items():
         if dataset['type'] in ('JPEGDeblurDataset', 'PairedImageDataset'):
-            for problem in audit.quick_problems(dataset, phase.split('_')[0]):
+            numbered = phase != 'train' and bool(find(file.values, ('val', 'submission')))
+            for problem in audit.quick_problems(dataset, phase.split('_')[0], numbered=numbered):
                 yield f'{file.origin(("datasets", phase))}: datasets:{phase}: {problem}'
 
 
@@ -269,9 +275,9 @@ def _wrong_machine(file: OptionFile) -> Iterator[str]:
         yield f'{file.origin(("num_gpu",))}: num_gpu: {wanted} asked for, this machine has {found}; {hint}'
     for phase, dataset in sections(file.values, ('datasets',)).items():
         place = f'datasets:{phase}'
-        if dataset.get('persistent_workers') and not dataset.get('num_worker_per_gpu'):
+        if dataset.get('persistent_workers') and phase != 'train':  # these are read without workers
             where = file.origin(('datasets', phase, 'persistent_workers'))
-            yield f'{where}: {place}:persistent_workers: needs num_worker_per_gpu of at least 1'
+            yield f'{where}: {place}:persistent_workers: is for training alone, which has it anyway; leave it out'
         if dataset.get('prefetch_mode') == 'cuda' and not (found and dataset.get('pin_memory')):
             where = file.origin(('datasets', phase, 'prefetch_mode'))
             yield f'{where}: {place}:prefetch_mode: cuda needs a GPU and pin_memory: true'

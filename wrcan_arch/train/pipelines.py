@@ -36,7 +36,7 @@ from ..processes import STARTED_BY_TORCHRUN, Team, take_own_gpu, take_slurms_env
 from ..processes import launcher_of_environment as launcher_of_environment  # as part of this module
 from . import results, run_folder
 from .draws import DrawSampler
-from .step_guard import ending_data_workers, ignore_signals, signals_ask
+from .step_guard import UntilUnreadable, ending_data_workers, ignore_signals, signals_ask
 
 TIMEOUT = 600  # seconds that processes wait for each other, unless dist_params:timeout says otherwise
 
@@ -166,11 +166,15 @@ def create_train_val_dataloader(opt: dict[str, Any], logger: Any) -> tuple:
     train['manual_seed'] = opt['manual_seed']
     # Started once, before there are threads of the backward pass: to fork beside these can leave a worker locked.
     train['persistent_workers'] = train['num_worker_per_gpu'] > 0
+    if train.get('prefetch_mode') == 'cpu':  # a thread before the workers; it would wait for ever once one has failed
+        train['prefetch_mode'] = None
     with mock.patch('basicsr.train.EnlargedSampler', sampler):
         loaders = _toolbox_create_loaders(opt, logger)
     train_loader, train_sampler, val_loaders, _, total_iters = loaders
     if _run.resume_state:
         _run.resume_state['epoch'] = train_sampler.start_epoch  # an epoch that was just full, or of another batch size
+    if not opt['dist']:  # or the other processes would wait for this one's step
+        train_loader = UntilUnreadable(train_loader)
     return train_loader, train_sampler, val_loaders, train_sampler.last_epoch, total_iters
 
 

@@ -1,29 +1,30 @@
-"""What can end a run between two iterations: a signal, or too many steps whose losses or gradients are not finite."""
+"""What can end a run between two iterations: a signal, an unreadable frame, too many steps that are not finite."""
 
 import logging
 import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
 
-from ..errors import RunError
+from ..errors import InputError, RunError, one_line
 
 ASKED = b'\nbasicsr: the run ends and is saved after this iteration; Ctrl+\\ ends it at once\n'
 logger = logging.getLogger('basicsr')  # the toolbox's
 _asked: signal.Signals | None = None  # the signal that asked this process to stop
+_unreadable: InputError | None = None  # of the batch that would be next
 
 
 @contextmanager
 def signals_ask() -> Iterator[None]:
     """SIGTERM and Ctrl+C ask the run to end where it can go on, and no longer end it anywhere."""
-    global _asked
-    _asked = None
+    global _asked, _unreadable
+    _asked = _unreadable = None
 
     def ask(number: int, _: Any) -> None:
         global _asked
@@ -56,6 +57,29 @@ def ending_data_workers() -> Iterator[None]:
             worker.kill()
             worker.join()
         signal.signal(signal.SIGCHLD, handler)
+
+
+class UntilUnreadable:
+    """A data loader, of a single process, whose frames may turn out unreadable when a run is long under way.
+
+    It then gives the batch before once more: the loop begins an iteration, which saves and ends the run before a step.
+    """
+
+    def __init__(self, loader: Iterable[Any]) -> None:
+        self.loader = loader
+        self.last: Any = None
+
+    def __iter__(self) -> Iterator[Any]:
+        global _unreadable
+        try:
+            for batch in self.loader:
+                self.last = batch
+                yield batch
+        except InputError as error:
+            if self.last is not None:
+                _unreadable = error
+                yield self.last
+            raise
 
 
 class StepGuard:
@@ -99,6 +123,8 @@ class StepGuard:
         """Why the run has to end here, between two iterations, if it has to."""
         while len(self.unread) > self.delay:
             self._read(*self.unread.popleft())
+        if _unreadable:
+            return RunError(f'{one_line(_unreadable)}; the run ends, mend that and go on with --auto_resume')
         if self.in_a_row > self.limit:
             return RunError(
                 f'{self.in_a_row} steps in a row had a loss or a gradient that is not finite and were skipped; '

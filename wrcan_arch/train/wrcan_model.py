@@ -58,7 +58,7 @@ class WRCANModel(RecordedModel):
         train.start_from_image: begin as a network that gives its input back, for a short training. False by default.
         train.optim_g.type: 'Adam', or 'Muon', see `muon.Muon`, for a short training on a CPU.
         train.optim_g.fused: Adam in one pass over the weights, which the host does not wait for; true by default.
-        val.inference: `{mode, ensemble, precision}`, see `wrcan_arch.restore`.
+        val.inference: `{mode, ensemble, precision, patch_size, max_memory}`, see `wrcan_arch.restore`.
         val.best_metric: the metric, by its name under val.metrics, whose best network on the first validation set is
             kept as net_g_best.pth; by default the first that is a calculate_psnr.
         train.max_skipped_steps: steps in a row that may be skipped because a loss or gradient is not finite.

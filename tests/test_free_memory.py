@@ -1,0 +1,47 @@
+"""What is free, where containers and jobs limit it: control groups of both versions, made of files."""
+
+import pytest
+import torch
+
+from wrcan_arch import free_memory as memory
+
+GB = 1 << 30
+
+
+@pytest.fixture
+def free(tmp_path):
+    """A function of the lines of /proc/self/cgroup and of each group's files, to what is free by its groups."""
+
+    def found(own, groups):
+        (tmp_path / 'own').write_text(own)
+        for name, files in groups.items():
+            folder = tmp_path / 'root' / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for file, content in files.items():
+                (folder / file).write_text(content)
+        return list(memory._free_in_groups(tmp_path / 'own', tmp_path / 'root'))
+
+    return found
+
+
+def test_this_machine_has_some():
+    assert 1 << 20 < memory.free_memory(torch.device('cpu')) < 1 << 50
+
+
+def test_a_job_has_its_limit_less_what_it_uses_but_its_cache(free):
+    limit = {'memory.max': str(4 * GB), 'memory.current': str(3 * GB), 'memory.stat': f'anon 1\ninactive_file {GB}\n'}
+    nothing = {'memory.max': 'max\n', 'memory.current': '5\n'}
+    assert free('0::/a/job\n', {'': {}, 'a': limit, 'a/job': nothing}) == [2 * GB]
+    above = {'memory.max': str(GB), 'memory.current': '0\n'}
+    assert sorted(free('0::/a/job\n', {'': above})) == [GB, 2 * GB], 'the limit of each group above holds too'
+    assert free('0::/\n', {'': {**above, 'memory.current': str(2 * GB)}}) == [0]
+
+
+def test_version_1_and_a_container_that_shows_itself_as_the_root(free):
+    container = {'memory.limit_in_bytes': str(2 * GB), 'memory.usage_in_bytes': str(GB), 'memory.stat': 'cache 7\n'}
+    assert free('9:cpu,memory:/docker/4f\n8:pids:/docker/4f\n', {'memory': container}) == [GB]
+
+
+def test_a_system_without_control_groups(tmp_path):
+    assert not list(memory._free_in_groups(tmp_path / 'nowhere'))
+    assert not list(memory._free_in_machine(tmp_path / 'nowhere'))

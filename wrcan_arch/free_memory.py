@@ -1,0 +1,63 @@
+"""How many bytes can be had: of a GPU, or of this machine and of the containers and jobs that limit this process."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+UNKNOWN = 8 << 30  # what is taken to be there where the system does not say
+
+# A control group's limit, what it uses, and what of that is cache it would give back: in version 2 and version 1.
+GROUP_FILES = {
+    2: ('memory.max', 'memory.current', 'inactive_file'),
+    1: ('memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_inactive_file'),
+}
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be had on `device`."""
+    if device.type == 'cuda':
+        return torch.cuda.mem_get_info(device)[0]
+    return min([*_free_in_machine(), *_free_in_groups()], default=UNKNOWN)
+
+
+def _free_in_machine(meminfo: Path = Path('/proc/meminfo')) -> Iterator[int]:
+    kilobytes = _number_after('MemAvailable:', meminfo)
+    if kilobytes is not None:
+        yield 1024 * kilobytes
+
+
+def _free_in_groups(own: Path = Path('/proc/self/cgroup'), root: Path = Path('/sys/fs/cgroup')) -> Iterator[int]:
+    """Of each control group that this process is in, and of those above it: a container's, a job's."""
+    try:
+        lines = own.read_text().splitlines()  # 0::/job, or 9:cpu,memory:/job
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(':', 2)
+        if not controllers:
+            top, version = root, 2
+        elif 'memory' in controllers.split(','):
+            top, version = root / 'memory', 1
+        else:
+            continue
+        group = top / path.lstrip('/')  # in a container it may be the host's path, and be there in no folder but top
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(top):
+                yield from _free_in_group(folder, *GROUP_FILES[version])
+
+
+def _free_in_group(folder: Path, limit_file: str, used_file: str, cache: str) -> Iterator[int]:
+    try:
+        limit, used = (int((folder / name).read_text()) for name in (limit_file, used_file))
+    except (OSError, ValueError):  # no such group; or 'max', no limit
+        return
+    yield max(0, limit - used + (_number_after(cache, folder / 'memory.stat') or 0))
+
+
+def _number_after(word: str, path: Path) -> int | None:
+    try:
+        words = path.read_text().split()
+        return int(words[words.index(word) + 1])
+    except (OSError, ValueError, IndexError):
+        return None
