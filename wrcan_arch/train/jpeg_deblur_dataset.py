@@ -64,7 +64,7 @@ def augment(
         rgb_permute_prob,
         noise_prob,
     )
-    channels = rng.permutation(3) if permute else ()
+    channels = rng.permutation(3) if permute else None
     if noise:  # before the turns, which do not change what it is, while the rows are whole
         levels = rounded_noise(noise_sigma).take(rng.integers(QUANTILES, size=patches['lq'].shape, dtype=np.uint16))
         patches = {**patches, 'lq': (patches['lq'] + levels).clip(0, 255).astype(np.uint8)}
@@ -74,10 +74,7 @@ def augment(
             patch = cv2.flip(patch, -1 if hflip and vflip else int(hflip))
         if transpose:
             patch = cv2.transpose(patch)
-        if permute:
-            planes = cv2.split(patch)
-            patch = cv2.merge([planes[channel] for channel in channels])
-        return patch
+        return patch[:, :, channels] if permute else patch
 
     return {role: turned(patch) for role, patch in patches.items()}
 
@@ -227,4 +224,5 @@ class JPEGDeblurDataset(Dataset):
 
 def _to_tensor(image: np.ndarray) -> Tensor:
     """BGR uint8 (H, W, 3) to RGB float (3, H, W) in [0, 1]."""
-    return torch.from_numpy(np.stack(cv2.split(image)[::-1])) / 255  # OpenCV parts planes faster than NumPy does
+    rgb = np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1))
+    return torch.from_numpy(rgb).float().div_(255)
