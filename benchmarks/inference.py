@@ -129,7 +129,7 @@ def rows_of(
             each = times[f'{mode} {precision}']
             row |= {
                 'seconds': each.median,
-                'spread': 'one run' if large else f'{each.spread:.0%}',
+                'spread': 'one run' if len(each.seconds) == 1 else f'{each.spread:.0%}',
                 'time / plain': 1 / each.times_faster_than(plain_times) if plain_times else None,
                 'of the ceiling': f'{operations(network, pixels) / each.median / ceiling:.0%}',
                 'bytes a pixel': round(memory[precision, mode]),

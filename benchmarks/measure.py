@@ -5,6 +5,7 @@ the median over the rounds of two times that were taken one after the other.
 """
 
 import json
+import math
 import multiprocessing
 import platform
 import re
@@ -37,7 +38,9 @@ class Times:
 
     @property
     def spread(self) -> float:
-        """Half the distance between the quartiles, over the median."""
+        """Half the distance between the quartiles, over the median; not a number of a single round."""
+        if len(self.seconds) == 1:
+            return math.nan
         low, _, high = statistics.quantiles(self.seconds, n=4, method='inclusive')
         return (high - low) / 2 / self.median
 

@@ -354,22 +354,34 @@ class Store:
         self._environment.close()
 
 
-_open_stores: dict[str, tuple[tuple[int, int], Store]] = {}
+Identity = tuple[int, int, int]  # of a process and a file
+_open_stores: dict[str, tuple[Identity, Store]] = {}  # by their real paths, and by the names that they were asked for
 
 
 def open_store(path: Path | str) -> Store:
     """The store at `path`, opened once in each process: LMDB refuses a second time, and one must not cross a fork."""
-    data = Path(path).resolve() / 'data.mdb'
-    identity = (os.getpid(), data.stat().st_ino if data.exists() else 0)
-    opened = _open_stores.get(str(data))
-    if opened and opened[0] == identity:
+    name = str(path)
+    identity = _identity(name)
+    opened = _open_stores.get(name)
+    if opened and opened[0] == identity:  # for every frame of a training: nothing slower than one look at the file
         return opened[1]
-    if opened:  # inherited over a fork, or the store was made anew
-        del _open_stores[str(data)]
+    real = str(Path(path).resolve())
+    opened = _open_stores.get(real)
+    if opened and opened[0] != identity:  # inherited over a fork, or the store was made anew
+        del _open_stores[real]
         opened[1].close()
-    store = Store(path)
-    _open_stores[str(data)] = identity, store
-    return store
+        opened = None
+    opened = opened or (identity, Store(path))
+    _open_stores[name] = _open_stores[real] = opened
+    return opened[1]
+
+
+def _identity(path: str) -> Identity:
+    try:
+        data = os.stat(f'{path}/data.mdb')  # noqa: PTH116  (Path takes ten times as long)
+    except OSError:
+        return os.getpid(), 0, 0
+    return os.getpid(), data.st_dev, data.st_ino
 
 
 def verify_store(path: Path | str, progress: Callable[[list[str]], Iterable[str]] = iter) -> list[str]:
