@@ -104,7 +104,7 @@ def test_float_arrays_are_neither_clamped_nor_rounded():
 def test_what_is_not_finite_is_computed_again_in_fp32():
     network = small_network()
     with torch.no_grad():
-        for parameter in network.tail.parameters():
+        for parameter in network.decoders[0].conv.parameters():
             parameter *= 3e6  # fp16 ends at 65,504
     image = torch.rand(1, 3, 8, 8)
     with pytest.warns(RuntimeWarning, match='torch.float16 was not finite; computed again in fp32'):
@@ -155,6 +155,17 @@ def test_lower_precision_stays_near_fp32(golden, official_weights, precision):
     assert near.dtype == torch.float32
     assert (near - exact).norm() / exact.norm() < 0.01
     assert (near - exact).abs().max() < 0.01
+
+
+@pytest.mark.parametrize('precision', ['bf16', 'fp16'])
+def test_lower_precision_leaves_a_photograph_its_depth(precision):
+    """The image goes past the network in fp32: bf16 has 8 bits, and less than 128 levels between 0.5 and 1."""
+    ramp = np.broadcast_to(np.linspace(0.5, 0.95, 512)[None, :, None], (32, 512, 3))
+    image = (ramp * 65535).astype(np.uint16)
+    network = load_network()
+    exact, near = (restore(network, image, precision=each).astype(int) for each in ('fp32', precision))
+    assert len(np.unique(near[..., 1])) > 0.9 * len(np.unique(exact[..., 1])) > 3000
+    assert np.abs(near - exact).mean() < 0.1 * 257, 'a tenth of a grey level'
 
 
 def test_auto_precision_is_bf16_where_there_are_units(monkeypatch):

@@ -89,11 +89,12 @@ class Flow:
         self.top, self.stop = top, self.stop + count
         return self.held[:, :, kept : kept + count]
 
-    def out(self) -> Tensor:
+    def out(self, at_most: int | None = None) -> Tensor:
         """The rows of the output that can be made by now, after those that were given; perhaps none."""
         conv, start = self.conv, self.done
         last_known = (self.stop - conv.rate - 1) // conv.stride
         stop = self.height // conv.stride if self.stop == self.height else max(start, last_known + 1)
+        stop = stop if at_most is None else min(stop, start + at_most)
         self.done = stop
         if start == stop:
             return _empty_map(conv.weight.shape[0], 0, self.width // conv.stride, like=self.held)
@@ -122,7 +123,6 @@ class Queue:
 class Encoded(NamedTuple):
     """What the encoder knows after some more rows of the image: the next rows of each map."""
 
-    shallow: Tensor  # (1, F, rows, W)
     skip0: Tensor  # (1, F, rows, W)
     skip1: Tensor  # (1, 2F, rows, W/2)
     expanded: Tensor  # (1, 4F, rows, W/4)
@@ -139,19 +139,22 @@ class Encoding:
 
         outer, inner = network.encoders
         assert isinstance(outer, Encoder) and isinstance(inner, Encoder)  # a ModuleList forgets their type
-        self.head, self.expand = flow(network.head, 1), flow(network.expand, 4)
+        self.head, self.expand = Flow(Convolution(network.head, torch.float32), *size), flow(network.expand, 4)
         self.conv0, self.down0 = flow(outer.conv, 1), flow(outer.down, 1)
         self.conv1, self.down1 = flow(inner.conv, 2), flow(inner.down, 2)
 
     def __call__(self, image: Tensor) -> Encoded:
-        shallow = self.head(image)
-        skip0 = F.relu_(self.conv0(shallow))
+        skip0 = F.relu_(self.conv0(self.head(image)))
         skip1 = F.relu_(self.conv1(self.down0(skip0)))
-        return Encoded(shallow, skip0, skip1, self.expand(self.down1(skip1)))
+        return Encoded(skip0, skip1, self.expand(self.down1(skip1)))
 
 
 class Decoding:
-    """Body conv, decoder and tail, beside an encoder whose rows they need again."""
+    """Body conv, decoder and tail, beside an encoder whose rows they need again.
+
+    The image goes past the network, by way of the head, to the tail. These two compute in fp32: bf16 would leave 8 bits
+    of it. So the head is run once more here, on rows of the image, which take less room than its shallow features.
+    """
 
     def __init__(self, network: WRCAN, size: tuple[int, int], dtype: torch.dtype, features: Tensor) -> None:
         height, width = size
@@ -165,13 +168,13 @@ class Decoding:
         self.body_conv = Convolution(network.body_conv, dtype)
         self.up1, self.conv1 = flow(inner.up, 4), flow(inner.conv, 2)
         self.up0, self.conv0 = flow(outer.up, 2), flow(outer.conv, 1)
-        self.tail = flow(network.tail, 1)
-        self.shallow, self.skip0, self.skip1 = Queue(), Queue(), Queue()
+        self.head, self.tail = (Flow(Convolution(conv, torch.float32), *size) for conv in (network.head, network.tail))
+        self.skip0, self.skip1 = Queue(), Queue()
         self.done = 0  # rows of the features
 
-    def __call__(self, encoded: Encoded) -> Tensor:
-        """The next rows of the restored image, (1, C, rows, W); perhaps none."""
-        self.shallow.put(encoded.shallow)
+    def __call__(self, image: Tensor, encoded: Encoded) -> Tensor:
+        """The next rows of the restored image, (1, C, rows, W), fp32; perhaps none."""
+        self.head.room(image.shape[2]).copy_(image)
         self.skip0.put(encoded.skip0)
         self.skip1.put(encoded.skip1)
         count = encoded.expanded.shape[2]
@@ -183,7 +186,13 @@ class Decoding:
             self.done += count
         decoded1 = _decode(self.up1.out(), self.skip1, self.conv1)
         decoded0 = _decode(self.up0(decoded1), self.skip0, self.conv0)
-        return self.tail(decoded0.add_(self.shallow.take(decoded0.shape[2])))
+        restored = [self.tail.out()]  # nothing
+        # The last strip frees many rows at once, which would take their memory at once.
+        for start, stop in spans(decoded0.shape[2], _end_rows(self.tail.width)):
+            shallow = self.head.out(at_most=stop - start)
+            torch.add(shallow, decoded0[:, :, start:stop], out=self.tail.room(stop - start))
+            restored.append(self.tail.out())
+        return torch.cat(restored, dim=2)
 
 
 def _decode(upsampled: Tensor, skips: Queue, conv: Flow) -> Tensor:
@@ -323,7 +332,8 @@ def _empty_map(channels: int, height: int, width: int, *, like: Tensor) -> Tenso
 def _expand(network: WRCAN, strips: Iterator[Tensor], size: tuple[int, int], dtype: torch.dtype) -> Tensor:
     """f_EXP of the image, (1, 4F, H/4, W/4)."""
     encoding = Encoding(network, size, dtype)
-    out = _empty_map(4 * network.head.out_channels, *(side // SIZE_MULTIPLE for side in size), like=encoding.head.held)
+    height, width = (side // SIZE_MULTIPLE for side in size)
+    out = _empty_map(4 * network.head.out_channels, height, width, like=encoding.expand.held)
     done = 0
     for image in strips:
         expanded = encoding(image).expanded
@@ -371,7 +381,7 @@ def restore_in_strips(
         size: the image's height and width.
         rows: the strips' height, in rows of the features at a quarter of the size. It changes time and memory alone.
         window: pool the attention over a window of that many positions a side, instead of the whole image.
-        dtype: what is computed in.
+        dtype: what is computed in, but for what of the image goes past the network: that is fp32.
     """
     height, width = size
     device = network.head.weight.device
@@ -381,7 +391,7 @@ def restore_in_strips(
         """As the network pads: by its last rows and columns."""
         start, stop = min(span[0], height - 1), min(span[1], height)
         missing = (0, padded[1] - width, 0, span[1] - span[0] - (stop - start))
-        image = read((start, stop)).to(device, dtype)
+        image = read((start, stop)).to(device, torch.float32)
         image = F.pad(image, missing, mode='replicate') if any(missing) else image
         return image.contiguous(memory_format=torch.channels_last)
 
@@ -395,8 +405,8 @@ def restore_in_strips(
     encoding, decoding = Encoding(network, padded, dtype), Decoding(network, padded, dtype, entry)
     done = 0
     for image in map(read_padded, strips):
-        restored = decoding(encoding(image))
+        restored = decoding(image, encoding(image))
         stop = min(done + restored.shape[2], height)  # the padding is left out
         if stop > done:
-            write((done, stop), restored[:, :, : stop - done, :width].float())
+            write((done, stop), restored[:, :, : stop - done, :width])
         done = stop
