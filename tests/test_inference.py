@@ -1,5 +1,7 @@
 """The inference modes against the official code's results and against their definitions."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
@@ -60,6 +62,30 @@ def test_chop_joins_the_right_parts(monkeypatch):
     assert len(sizes) == 16 and max(height * width for height, width in sizes) < 21 * 30 / 4
 
 
+def test_chop_cuts_a_frame_of_reds_once():
+    sizes = []
+    inference.restore_chop(lambda part: sizes.append(tuple(part.shape[2:])) or part, torch.rand(1, 3, 720, 1280))
+    assert sizes == [(360 + 36, 640 + 36)] * 4
+
+
+def test_fp32_is_not_rounded_to_tf32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', True)
+    network, seen = small_network(), []
+    network.head.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    restore(network, torch.rand(1, 3, 8, 8), mode='chop', precision='fp32')
+    assert seen and not any(seen) and torch.backends.cudnn.allow_tf32
+
+
+def test_without_a_limit_most_of_what_is_free_is_used(monkeypatch):
+    network, image = small_network(), np.zeros((800, 300, 3), np.uint8)
+    needed = inference.bytes_needed(network.config, (800, 300), rows=1, dtype=torch.float32) + 6 * 800 * 300
+    monkeypatch.setattr(inference, 'free_memory', lambda device: int(needed / 0.8) + 1000)
+    restore(network, image, precision='fp32')
+    monkeypatch.setattr(inference, 'free_memory', lambda device: int(needed / 0.9))
+    with pytest.raises(InputError, match='are there for it; scale the image down, or free some'):
+        restore(network, image, precision='fp32')
+
+
 @pytest.mark.parametrize('mode', ['exact', 'local'])
 def test_ensemble_is_the_mean_over_flips_and_transposes(mode):
     network, image = small_network(), torch.rand(1, 3, 9, 14)
@@ -80,6 +106,10 @@ def test_local_takes_the_patch_size_of_the_weights():
     network.metadata = {'patch_size': 16}
     local = restore(network, image, mode='local')
     assert torch.equal(local, restore(network, image, mode='local', patch_size=16))
+    windows = []
+    with mock.patch.object(inference, 'restore_in_strips', lambda *_, **options: windows.append(options['window'])):
+        restore(network, image, mode='local')
+    assert windows == [16 // 4], 'of the features, at a quarter of the size'
     assert not torch.equal(local, restore(network, image))
     assert torch.equal(restore(network, image, mode='local', patch_size=40), restore(network, image))
 

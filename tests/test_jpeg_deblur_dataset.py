@@ -1,4 +1,5 @@
 import pickle
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -82,6 +83,17 @@ def test_patches_show_one_place_of_frame_and_of_its_whole_jpeg(options):
             item['lq'], cv2.imdecode(np.frombuffer(blurred, np.uint8), cv2.IMREAD_COLOR)[place]
         )
         np.testing.assert_array_equal(item['gt_jpeg'], jpeg_roundtrip(sharp, 25)[place])
+
+
+def test_patches_lie_anywhere_in_a_frame_and_are_as_large_as_it(options):
+    place = np.add.outer(np.arange(60) * 4, np.zeros(72, int)), np.add.outer(np.zeros(60, int), np.arange(72) * 3)
+    with mock.patch.object(JPEGDeblurDataset, '_decode', lambda *_: np.dstack([*place, place[0]]).astype(np.uint8)):
+        dataset = JPEGDeblurDataset({**options, **NO_AUGMENTATION, 'jpeg_quality': None})
+        corners = {tuple(as_bgr(dataset[Draw(0, number)]['gt'])[0, 0, :2] // (4, 3)) for number in range(600)}
+        whole = JPEGDeblurDataset({**options, **NO_AUGMENTATION, 'gt_size': 60, 'jpeg_quality': None})[Draw(0, 0)]
+    assert {top for top, _ in corners} == set(range(60 - 24 + 1))
+    assert {left for _, left in corners} == set(range(72 - 24 + 1))
+    assert whole['gt'].shape == (3, 60, 60)
 
 
 def test_third_root_takes_the_place_of_compressing(options, tmp_path):

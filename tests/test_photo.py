@@ -164,6 +164,20 @@ def test_exif_of_tiff_is_kept_in_either_byte_order(tmp_path, order):
     np.testing.assert_array_equal(tifffile.imread(tmp_path / 'b.tif'), deep_picture(8, 9))
 
 
+@pytest.mark.parametrize('ending', ['.jpg', '.tif'])
+def test_captions_are_kept(tmp_path, ending):
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"/></x:xmpmeta>'
+    iptc = b'Photoshop 3.0\0' + b'8BIM\x04\x04\0\0\0\0\0\x0c' + b'\x1c\x02\x78\x00\x07a title'
+    image = pyvips.Image.new_from_array(picture(16, 24)).copy(interpretation='srgb')
+    image.set_type(pyvips.GValue.blob_type, 'xmp-data', xmp)
+    image.set_type(pyvips.GValue.blob_type, 'iptc-data', iptc)
+    image.write_to_file(str(tmp_path / f'a{ending}'))
+    write_photo(tmp_path / f'b{ending}', read_photo(tmp_path / f'a{ending}'))
+    written = pyvips.Image.new_from_file(str(tmp_path / f'b{ending}'))
+    assert xmp in written.get('xmp-data')
+    assert ending == '.tif' or b'a title' in written.get('iptc-data')
+
+
 @pytest.mark.parametrize('ending', ['.jpg', '.png', '.tif'])
 def test_resolution_is_kept_without_exif_too(tmp_path, ending):
     for resolution in ({}, {'dpi': (300, 300)}):

@@ -158,6 +158,7 @@ def test_start_from_image_gives_the_image_and_lets_every_weight_learn():
     blurred, jpeg_sharp, sharp = torch.rand(3, 1, 3, 21, 14)
     for given, result in zip((blurred, jpeg_sharp), network(blurred, jpeg_sharp), strict=True):
         torch.testing.assert_close(result, given, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(network.head.weight[3:].sum((2, 3)), torch.zeros(5, 3), rtol=0, atol=1e-5)  # sees detail
     optimizer = torch.optim.Adam(network.parameters())
     for _ in range(2):
         optimizer.zero_grad()

@@ -97,6 +97,16 @@ def test_fp16_scales_the_loss_and_keeps_the_scale(opt, tmp_path):
     assert other.scaler.get_scale() == 1024.0
 
 
+def test_parts_of_a_batch_that_memory_asked_for_are_kept(opt, tmp_path):
+    opt['train']['accumulate'] = 'auto'
+    model = build_model(opt)
+    model.accumulate = 4
+    model.save(0, 3)
+    other = build_model(opt)
+    other.resume_training(read_file(tmp_path / 'training_states' / '3.state'))
+    assert other.accumulate == 4, 'other parts would round otherwise'
+
+
 def test_saved_file_says_what_it_is(opt, tmp_path):
     opt['datasets']['train']['blurred_quality'] = [15, 95]  # of what is restored; the loss's own is 25
     model = build_model(opt)

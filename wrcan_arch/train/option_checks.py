@@ -218,7 +218,7 @@ def _found_late(file: OptionFile) -> Iterator[str]:
     periods = scheduler.get('periods')
     last = train.get('total_iter', 0)
     if periods and sum(periods) < last - 1:
-        message = f'the periods end at iteration {sum(periods)}, the run at {last}'
+        message = f'the periods end at iteration {sum(periods)}, the run at {last}; set them to [{last}], say'
         yield said('train', 'scheduler', 'periods', message=message)
     weights, parts = scheduler.get('restart_weights', [1]), periods or scheduler.get('restarts', [0])
     if scheduler and len(weights) != len(parts):
