@@ -72,7 +72,7 @@ def frames_in_zip(path: Path) -> Iterator[tuple[str, Frame]]:
     try:
         with zipfile.ZipFile(path) as file:
             members = file.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, OSError) as error:  # the second: of a newer version of the format
         raise InputError(f'{path}: not a whole zip file ({error}); download it again or move it away') from error
     for member in members:
         if name := FRAME_PATH.fullmatch(member.filename):

@@ -419,6 +419,13 @@ def test_doctor_decodes_every_frame_of_stores_without_a_manifest(tmp_path, capfd
     assert f"{store}: 'b' {message}" in capfd.readouterr().err
 
 
+def test_doctor_holds_raw_images_against_their_sizes(tmp_path, capfd):
+    with StoreWriter(tmp_path / 'raw.lmdb', kind='raw') as store:
+        store.put('a', lmdb_store.RAW_ENDING, bytes(8), (4, 4, 3))
+    assert main(['doctor', '--data', str(tmp_path / 'raw.lmdb')]) == 1
+    assert "'a' has 8 bytes, a raw image of 4 x 4 has 48" in capfd.readouterr().err
+
+
 def test_store_whose_tree_is_damaged_does_not_end_doctor(place, capfd):
     """LMDB follows its own pointers: a process of its own may die of it."""
     data = bytearray((STORE / 'data.mdb').read_bytes())

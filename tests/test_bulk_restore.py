@@ -262,8 +262,9 @@ def test_list_from_standard_input(tmp_path, monkeypatch, weights):
 
 def test_sizes_are_read_with_their_unit():
     assert [cli._bytes(text) for text in ('4G', '1.5M', '64K', '12')] == [4 << 30, 3 << 19, 64 << 10, 12]
-    with pytest.raises(SystemExit):
-        cli.main(['restore', 'a.png', '--max-memory', '4X'])
+    for text in ('4X', '4GM', 'G', '', 'inf', 'nan'):
+        with pytest.raises(SystemExit):
+            cli.main(['restore', 'a.png', '--max-memory', text])
 
 
 @pytest.mark.parametrize('ending', [signal.SIGINT, signal.SIGTERM])

@@ -121,9 +121,10 @@ def test_stopped_and_resumed_run_is_the_undisturbed_one(quick, capsys, changes, 
         assert expected[0]['scaler']['_growth_tracker'] > 0, 'there is a state of the scaler to keep'
 
 
-@pytest.mark.parametrize('workers', [0, 1])
-def test_frame_that_turns_out_unreadable_costs_no_iteration(quick, capsys, workers):
+@pytest.mark.parametrize(('workers', 'prefetch'), [(0, '~'), (1, '~'), (1, 'cpu')])
+def test_frame_that_turns_out_unreadable_costs_no_iteration(quick, capsys, workers, prefetch):
     text = set_options(Path('train.yml').read_text(), num_worker_per_gpu=workers, save_checkpoint_freq=10)
+    text = text.replace('gt_size: 16\n', f'gt_size: 16\n    prefetch_mode: {prefetch}\n', 1)
     Path('train.yml').write_text(text.replace('{type: lmdb}', '{type: disk}').replace('.lmdb', ''))
     assert train() == 0
     expected = outcome()

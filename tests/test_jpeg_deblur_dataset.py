@@ -1,4 +1,5 @@
 import pickle
+from pathlib import Path
 from unittest import mock
 
 import cv2
@@ -83,6 +84,12 @@ def test_patches_show_one_place_of_frame_and_of_its_whole_jpeg(options):
             item['lq'], cv2.imdecode(np.frombuffer(blurred, np.uint8), cv2.IMREAD_COLOR)[place]
         )
         np.testing.assert_array_equal(item['gt_jpeg'], jpeg_roundtrip(sharp, 25)[place])
+
+
+def test_roots_may_begin_with_the_home_folder(options, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    at_home = {key: f'~/{Path(options[key]).name}' for key in ('dataroot_lq', 'dataroot_gt')}
+    assert len(JPEGDeblurDataset({**options, **at_home})) == 4
 
 
 def test_patches_lie_anywhere_in_a_frame_and_are_as_large_as_it(options):

@@ -165,6 +165,10 @@ def test_finetuning_takes_what_is_written_with_a_split(prepared, run, tmp_path, 
         (['photo.png', '--objects', '2'], '--objects 2.0: a probability, from 0 to 1'),
         (['photo.png', '--soft', '-1'], '--soft -1.0: a number from 0 up'),
         (['photo.png', '--noise', '-1'], '--noise -1.0: a number from 0 up'),
+        (['photo.png', '--noise', 'nan'], '--noise nan: a number from 0 up'),
+        (['photo.png', '--seed', '-1'], '--seed -1: at least 0'),
+        (['photo.png', '--grid', '15'], '--grid 15: photo.png is 8 x 8; leave it out'),
+        (['photo.png', 'broken/broken.txt'], 'broken/broken.txt: is none of .jpg'),
         (['photo.png', '--length', '5', '2'], '--length 5.0 2.0: give the shortest'),
         (['photo.png', '--zoom', '2', '1'], '--zoom 2.0 1.0: give the smallest factor, above 0, then the largest'),
         (['photo.png', '--zoom', '0', '1'], '--zoom 0.0 1.0: give the smallest factor'),
@@ -179,7 +183,8 @@ def test_finetuning_takes_what_is_written_with_a_split(prepared, run, tmp_path, 
 def test_bad_input_is_one_line_and_leaves_nothing(run, tmp_path, arguments, message):
     for folder in ('empty', 'broken', 'other'):
         (tmp_path / folder).mkdir()
-    (tmp_path / 'broken' / 'broken.png').write_text('broken')
+    for name in ('broken.png', 'broken.txt'):
+        (tmp_path / 'broken' / name).write_text('broken')
     for name in ('photo.png', 'other/photo.jpg'):
         cv2.imwrite(str(tmp_path / name), np.zeros((8, 8, 3), np.uint8))
     before = sorted(tmp_path.rglob('*'))

@@ -238,7 +238,6 @@ def alive(process_id):
         return False
 
 
-@pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='looks for the processes in /proc')
 @pytest.mark.parametrize(('method', 'count'), [('fork', 2), pytest.param('spawn', 1, marks=pytest.mark.slow)])
 def test_killed_program_leaves_no_process_and_no_store(downloads, method, count):
     """The real program, killed from outside while its workers run; a slow disk stands for a long run."""
@@ -430,7 +429,6 @@ def test_partial_store_of_the_other_kind_or_cut_is_started_anew(reds, downloads,
     assert content(downloads / 'out' / 'train_sharp.lmdb') == content(reds / 'stores' / 'train_sharp.lmdb')
 
 
-@pytest.mark.skipif(sys.platform == 'win32', reason='sets a limit that Windows does not have')
 def test_full_disk_is_named_and_the_next_run_goes_on(reds, downloads, monkeypatch, capsys):
     """A limit on the size of files stands for the disk's end: the writer meets it in the same system call."""
     import resource

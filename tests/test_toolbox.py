@@ -1,11 +1,11 @@
 """Each repair and each replacement is shown to be needed: without it, the toolbox does the wrong thing."""
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
 import basicsr  # noqa: F401  (the repairs are made, and noted in toolbox.applied, when it is imported)
-import pytest
 
 from wrcan_arch.train import toolbox
 
@@ -26,8 +26,9 @@ def test_basicsr_imports_after_the_repairs():
 
 def test_torchvision_repair_is_needed_and_suffices():
     result = run_python('import torchvision')
-    if result.returncode == 0:
-        pytest.skip('torch and torchvision are a matching pair here')
+    if result.returncode == 0:  # a matching pair: then nothing may be put in its place
+        assert repair_named('nms') not in toolbox.applied
+        return
     assert 'operator torchvision::nms does not exist' in result.stderr
     assert repair_named('nms') in toolbox.applied
     result = run_python(
@@ -46,8 +47,9 @@ def test_another_failure_of_torchvision_is_not_hidden(tmp_path):
 
 def test_functional_tensor_repair_is_needed():
     repair = repair_named('functional_tensor')
-    if repair not in toolbox.applied:
-        pytest.skip('this torchvision still has functional_tensor')
+    if repair not in toolbox.applied:  # then this torchvision still has it
+        assert importlib.util.find_spec('torchvision.transforms.functional_tensor').origin
+        return
     code = 'import wrcan_arch, basicsr, sys; del sys.modules["torchvision.transforms.functional_tensor"]\n'
     result = run_python(code + 'import importlib, basicsr.data.degradations as d; importlib.reload(d)')
     assert "No module named 'torchvision.transforms.functional_tensor'" in result.stderr

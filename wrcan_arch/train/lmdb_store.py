@@ -378,8 +378,8 @@ def open_store(path: Path | str) -> Store:
 
 def _identity(path: str) -> Identity:
     try:
-        data = os.stat(f'{path}/data.mdb')  # noqa: PTH116  (Path takes ten times as long)
-    except OSError:
+        data = Path(path, 'data.mdb').stat()
+    except OSError:  # which Store tells, with what is missing
         return os.getpid(), 0, 0
     return os.getpid(), data.st_dev, data.st_ino
 
