@@ -42,6 +42,8 @@ def restore(arguments: argparse.Namespace) -> int:
     chosen = {name: getattr(arguments, name) for name in Options.__dataclass_fields__}
     options = Options(**{name: value for name, value in chosen.items() if value is not None})
     team = Team.from_environment()
+    if team.noted_before_restart('told failures'):  # all is done and told; torchrun starts again whatever ends with 1
+        return 1
     jobs = plan(
         arguments.photos,
         listed=read_list(arguments.list, processes=team.size) if arguments.list else (),
@@ -62,6 +64,8 @@ def restore(arguments: argparse.Namespace) -> int:
         print(printable(line))
     for failure in summary.failures:
         print(printable(failure), file=sys.stderr)
+    if summary.failures:
+        team.note_for_restarts('told failures')
     return 1 if summary.failures else 0
 
 
