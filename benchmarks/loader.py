@@ -2,7 +2,8 @@
 
 The stock way is what BasicSR's PairedImageDataset does, with its own functions, for a third frame too: all frames are
 decoded whole and made floats, then cropped. Ours makes I_JPEG(HR) from the sharp crop, reads raw frames where they lie,
-and works on the crop alone. Ours also permutes channels and adds noise, which the stock way does not.
+works on the crop alone, and leaves it to the model's device to make floats of it (`as_bytes`; one row makes them here).
+Ours also permutes channels and adds noise, which the stock way does not.
 """
 
 import tempfile
@@ -22,7 +23,7 @@ PATCH = 256
 QUALITY = 25
 FRAMES = 12
 SAMPLES = 12  # in one time: of each frame one
-SAMPLE_BYTES = 3 * 3 * PATCH**2 * 4  # lq, gt, gt_jpeg as floats
+SAMPLE_BYTES = 3 * 3 * PATCH**2  # lq, gt, gt_jpeg
 
 
 def sharp_frame(number: int) -> np.ndarray:
@@ -81,7 +82,7 @@ def stock(folder: Path):
     return samples
 
 
-def ours(folder: Path, blurred: str, sharp: str):
+def ours(folder: Path, blurred: str, sharp: str, *, as_bytes: bool = True):
     dataset = JPEGDeblurDataset(
         {
             'name': 'benchmark',
@@ -91,6 +92,7 @@ def ours(folder: Path, blurred: str, sharp: str):
             'dataroot_gt': str(folder / f'{sharp}.lmdb'),
             'gt_size': PATCH,
             'jpeg_quality': QUALITY,
+            'as_bytes': as_bytes,
         }
     )
 
@@ -112,6 +114,7 @@ def main() -> None:
             'ours: JPEG blurred, PNG sharp': ours(folder, 'blurred', 'sharp'),
             'ours: JPEG blurred, raw sharp': ours(folder, 'blurred', 'sharp_raw'),
             'ours: both raw': ours(folder, 'blurred_raw', 'sharp_raw'),
+            'ours: both raw, floats': ours(folder, 'blurred_raw', 'sharp_raw', as_bytes=False),
         }
         copy, copied = measure.copy()
         times = measure.take_turns({**ways, 'copy': copy}, rounds=9)

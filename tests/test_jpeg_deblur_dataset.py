@@ -1,4 +1,5 @@
 import pickle
+from itertools import permutations
 from pathlib import Path
 from unittest import mock
 
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader
 from wrcan_arch import InputError, JPEGDeblurDataset
 from wrcan_arch.train.draws import Draw, DrawSampler
 from wrcan_arch.train.jpeg import jpeg_roundtrip
-from wrcan_arch.train.jpeg_deblur_dataset import augment, rounded_noise
+from wrcan_arch.train.jpeg_deblur_dataset import augment, planes, rounded_noise
 from wrcan_arch.train.lmdb_store import StoreWriter
 
 NO_AUGMENTATION = dict.fromkeys(['hflip_prob', 'vflip_prob', 'transpose_prob', 'rgb_permute_prob', 'noise_prob'], 0)
@@ -184,6 +185,24 @@ def test_plain_indices_take_pytorchs_randomness(options):
     assert torch.equal(dataset[0]['gt'], first) and not torch.equal(first, second)
 
 
+def test_patches_as_bytes_are_the_same_patches(options):
+    for draw in range(8):
+        floats, pixels = (JPEGDeblurDataset({**options, **more})[Draw(1, draw)] for more in ({}, {'as_bytes': True}))
+        for role in ('lq', 'gt', 'gt_jpeg'):
+            assert pixels[role].dtype == torch.uint8 and torch.equal(pixels[role].float() / 255, floats[role])
+    frame = JPEGDeblurDataset({**options, 'phase': 'val', 'as_bytes': True})[0]
+    assert frame['lq'].dtype == torch.float32, 'whole frames are floats to whoever reads them'
+
+
+@pytest.mark.parametrize('shape', [(1, 1, 3), (1, 7, 3), (5, 1, 3), (33, 65, 3)])
+def test_planes_are_the_channels_in_order(shape):
+    frame = np.random.default_rng(0).integers(0, 256, (shape[0] + 2, shape[1] + 2, 3), np.uint8)
+    for image in (frame[1:-1, 1:-1], np.ascontiguousarray(frame[1:-1, 1:-1])):
+        for order in permutations(range(3)):
+            np.testing.assert_array_equal(planes(image, order), image.transpose(2, 0, 1)[list(order)])
+        np.testing.assert_array_equal(planes(image), image.transpose(2, 0, 1)[::-1])
+
+
 def test_it_can_be_pickled_after_it_was_read(options):
     dataset = JPEGDeblurDataset(options)
     item = dataset[Draw(1, 9)]
@@ -200,6 +219,7 @@ def test_all_patches_get_one_orientation_and_one_channel_order():
     seen = set()
     for seed in range(200):
         turned = augment({'lq': image, 'gt': image, 'gt_jpeg': image}, np.random.default_rng(seed), noise_prob=0)
+        turned = {role: planes.transpose(1, 2, 0)[:, :, ::-1] for role, planes in turned.items()}
         np.testing.assert_array_equal(turned['lq'], turned['gt'])
         np.testing.assert_array_equal(turned['gt_jpeg'], turned['gt'])
         matches = [
@@ -219,7 +239,7 @@ def test_each_augmentation_happens_as_often_as_its_option_says(name):
         changed = 0
         for seed in range(200):
             turned = augment({'lq': image}, np.random.default_rng(seed), **{**NO_AUGMENTATION, name: probability})
-            changed += not np.array_equal(turned['lq'], image)
+            changed += not np.array_equal(turned['lq'], image.transpose(2, 0, 1)[::-1])
         # a permutation of the channels is the identity in one of six
         assert abs(changed - expected * (5 / 6 if name == 'rgb_permute_prob' else 1)) <= (0 if expected == 0 else 25)
 

@@ -65,6 +65,14 @@ def test_step_is_equation_9(opt):
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-6)
 
 
+def test_bytes_become_floats_on_the_device(opt):
+    model = build_model(opt)
+    pixels = {name: (255 * value).byte() for name, value in batch().items()}
+    model.feed_data(pixels)
+    for name, value in pixels.items():
+        assert torch.equal(getattr(model, name), value.float() / 255)
+
+
 def test_losses_are_read_only_when_the_log_asks(opt):
     """Reading a loss makes the host wait for the GPU."""
     model = build_model(opt)

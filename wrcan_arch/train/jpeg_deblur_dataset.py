@@ -1,7 +1,8 @@
 """Blurred and sharp frames, from stores or folders, to the patches that WRCAN trains on (sections 4.1 and 4.2)."""
 
 import inspect
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatch
 from functools import cache
@@ -23,7 +24,7 @@ from .lmdb_store import open_store
 
 IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 ROLES = ('lq', 'gt', 'gt_jpeg')
-QUANTILES = 1 << 16  # of the noise
+QUANTILES = 1 << 16  # of the noise: two random bytes choose one
 
 
 @cache
@@ -35,6 +36,22 @@ def rounded_noise(sigma: float) -> np.ndarray:
     """
     probabilities = (torch.arange(QUANTILES, dtype=torch.float64) + 0.5) / QUANTILES
     return (sigma * torch.special.ndtri(probabilities)).round().clamp(-255, 255).short().numpy()
+
+
+def draw_noise(shape: tuple[int, ...], sigma: float, rng: np.random.Generator) -> np.ndarray:
+    """Rounded noise, int16 of that shape."""
+    count = math.prod(shape)
+    words = rng.integers(
+        1 << 64, size=-(-count // 4), dtype=np.uint64
+    )  # of four quantiles each: twice as fast as one by one
+    return rounded_noise(sigma).take(words.view(np.uint16)[:count]).reshape(shape)
+
+
+def planes(image: np.ndarray, order: Sequence[int] = (2, 1, 0)) -> np.ndarray:
+    """(3, H, W) of a uint8 (H, W, 3): plane i is channel order[i], so RGB of BGR. NumPy would read it three times."""
+    out = np.empty((3, *image.shape[:2]), np.uint8)
+    cv2.split(image, [out[order.index(channel)] for channel in range(3)])
+    return out
 
 
 def augment(
@@ -51,11 +68,14 @@ def augment(
     """The paper's augmentations (section 4.2): one draw for all patches, and noise on 'lq' alone.
 
     Args:
-        patches: uint8 (H, W, 3), by role.
+        patches: uint8 (H, W, 3), BGR, by role.
         rng: the draw's generator.
         hflip_prob, vflip_prob, transpose_prob, rgb_permute_prob: how often each happens.
         noise_prob: how often 'lq' gets Gaussian noise, rounded and clipped to 8 bit.
         noise_sigma: its standard deviation, on the 0-255 scale.
+
+    Returns:
+        uint8 (3, H, W), RGB but for the permutation, by role.
     """
     hflip, vflip, transpose, permute, noise = rng.random(5) < (
         hflip_prob,
@@ -64,17 +84,17 @@ def augment(
         rgb_permute_prob,
         noise_prob,
     )
-    channels = rng.permutation(3) if permute else None
+    order = rng.permutation(3).tolist() if permute else [2, 1, 0]
     if noise:  # before the turns, which do not change what it is, while the rows are whole
-        levels = rounded_noise(noise_sigma).take(rng.integers(QUANTILES, size=patches['lq'].shape, dtype=np.uint16))
-        patches = {**patches, 'lq': (patches['lq'] + levels).clip(0, 255).astype(np.uint8)}
+        noisy = patches['lq'] + draw_noise(patches['lq'].shape, noise_sigma, rng)
+        patches = {**patches, 'lq': noisy.clip(0, 255).astype(np.uint8)}
 
     def turned(patch: np.ndarray) -> np.ndarray:  # OpenCV copies a turned patch faster than NumPy reads a view of one
         if hflip or vflip:
             patch = cv2.flip(patch, -1 if hflip and vflip else int(hflip))
         if transpose:
             patch = cv2.transpose(patch)
-        return patch[:, :, channels] if permute else patch
+        return planes(patch, order)
 
     return {role: turned(patch) for role, patch in patches.items()}
 
@@ -98,14 +118,16 @@ class JPEGDeblurDataset(Dataset):
         gt_size: side of the square patches.
         hflip_prob, vflip_prob, transpose_prob, rgb_permute_prob, noise_prob, noise_sigma: see `augment`; the paper's
             by default.
+        as_bytes: patches stay uint8, a quarter of the bytes to copy and send; `WRCANModel` makes them floats on its
+            device. False by default: the toolbox's own models take floats alone.
         phase: 'train' for patches; anything else for whole frames.
         manual_seed: of all draws; the trainer sets it.
 
     An item's patch and augmentation depend on the seed and the number of its draw alone (see draws.py). Indexed with a
     plain int, as by a sampler of PyTorch's own, the number comes from PyTorch's random state.
 
-    Items: `lq`, `gt` and, for training, `gt_jpeg`: float (3, H, W), RGB in [0, 1]; `lq_path`, `gt_path`; `key`, the
-    frame's name.
+    Items: `lq`, `gt` and, for training, `gt_jpeg`: float (3, H, W), RGB in [0, 1], or with `as_bytes` uint8; `lq_path`,
+    `gt_path`; `key`, the frame's name.
     """
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
@@ -163,8 +185,12 @@ class JPEGDeblurDataset(Dataset):
             if self.training:
                 number = index.number if isinstance(index, Draw) else int(torch.randint(2**62, ()))
                 rng = draw_generator(self.opt.get('manual_seed', 0), number)
-                images = augment(self._patches(images, frame['gt'], rng), rng, **self.augmentation)
-            tensors = {role: _to_tensor(image) for role, image in images.items()}
+                pixels = augment(self._patches(images, frame['gt'], rng), rng, **self.augmentation)
+            else:
+                pixels = {role: planes(image) for role, image in images.items()}
+        tensors = {role: torch.from_numpy(each) for role, each in pixels.items()}
+        if not (self.training and self.opt.get('as_bytes')):
+            tensors = {role: tensor.float().div_(255) for role, tensor in tensors.items()}
         paths = {f'{role}_path': frame[role] for role in ('lq', 'gt') if role in frame}
         return {**tensors, **paths, 'key': frame['key'].replace('/', '_')}
 
@@ -220,9 +246,3 @@ class JPEGDeblurDataset(Dataset):
             backend = dict(self.opt['io_backend'])
             self.file_client = FileClient(backend.pop('type'), **backend)
         return self.file_client.get(name, role)
-
-
-def _to_tensor(image: np.ndarray) -> Tensor:
-    """BGR uint8 (H, W, 3) to RGB float (3, H, W) in [0, 1]."""
-    rgb = np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1))
-    return torch.from_numpy(rgb).float().div_(255)

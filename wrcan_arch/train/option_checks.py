@@ -194,6 +194,9 @@ def _missing_data(file: OptionFile) -> Iterator[str]:
 
 def _found_late(file: OptionFile) -> Iterator[str]:
     """What the toolbox takes and fails on when it gets there, of options that are sound one by one."""
+    from basicsr.utils.registry import MODEL_REGISTRY
+
+    from .wrcan_model import WRCANModel
 
     def said(*keys: str, message: str) -> str:
         return f'{file.origin(keys)}: {":".join(keys)}: {message}'
@@ -214,6 +217,9 @@ def _found_late(file: OptionFile) -> Iterator[str]:
     if train.get('autoencoder_opt') and not (data.get('jpeg_quality') or data.get('dataroot_gt_jpeg')):
         hint = 'set jpeg_quality in datasets:train of a JPEGDeblurDataset, or leave the loss out'
         yield said('train', 'autoencoder_opt', message=f'needs the sharp frames after JPEG: {hint}')
+    model = file.values['model_type']
+    if data.get('as_bytes') and not issubclass(MODEL_REGISTRY.get(model), WRCANModel):
+        yield said('datasets', 'train', 'as_bytes', message=f'{model} takes floats alone; leave it out')
     scheduler = train.get('scheduler') or {}
     periods = scheduler.get('periods')
     last = train.get('total_iter', 0)

@@ -82,6 +82,7 @@ class JPEGDeblurData(PairData):
     rgb_permute_prob: Probability = 0.5
     noise_prob: Probability = 0.5
     noise_sigma: NotNegative = 2
+    as_bytes: bool = False
 
 
 class PairedImageData(PairData):

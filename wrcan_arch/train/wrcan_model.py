@@ -44,6 +44,11 @@ def as_bf16(group: distributed.ProcessGroup, bucket: distributed.GradBucket) -> 
     return bf16_compress_hook(group, bucket)
 
 
+def _as_float(pixels: Tensor) -> Tensor:
+    """uint8 to [0, 1]; what is float stays as it is."""
+    return pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels
+
+
 @MODEL_REGISTRY.register()
 class WRCANModel(RecordedModel):
     """SRModel with the auto-encoder loss, mixed precision, every inference mode, and the best checkpoint kept.
@@ -139,7 +144,7 @@ class WRCANModel(RecordedModel):
         if 'gt' not in data and hasattr(self, 'gt'):
             del self.gt  # of the item before
         data = {
-            name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
+            name: _as_float(value.to(self.device, non_blocking=True)) if isinstance(value, Tensor) else value
             for name, value in data.items()
         }
         super().feed_data(data)
