@@ -165,6 +165,25 @@ def test_run_makes_the_iterations_it_was_asked_for(workplace, batch):
     assert [iteration for iteration, _ in curves.metrics['psnr']] == [7], 'validated once, at the end, under its number'
 
 
+def test_weights_that_are_trained_on_are_scored_first_and_kept_where_training_spoils_them(workplace):
+    assert train() == 0
+    start = read_curves(Path('experiments/small')).metrics['psnr'][-1]
+    weights = read_file(MODELS / 'net_g_latest.pth')['params']
+    spoils = ('name=spoilt', f'path:pretrain_network_g={MODELS}/net_g_latest.pth', 'train:optim_g:lr=0.5')
+    assert train(*spoils) == 0
+    scores = read_curves(Path('experiments/spoilt')).metrics['psnr']
+    assert [iteration for iteration, _ in scores] == [0, 4, 8, 12]
+    assert scores[0][1] == start[1] > max(score for _, score in scores[1:])
+    best = read_file(Path('experiments/spoilt/models/net_g_best.pth'))
+    assert best['metadata']['iter'] == 0 and best['metadata']['metrics']['psnr'] == pytest.approx(start[1], abs=1e-4)
+    for name, tensor in best['params'].items():
+        assert torch.equal(tensor, weights[name])
+
+    assert train(*spoils, 'train:total_iter=16', resume=True) == 0
+    assert log_text(folder='experiments/spoilt').count('at iteration 0\n') == 1
+    assert read_file(Path('experiments/spoilt/models/net_g_best.pth'))['metadata']['iter'] == 0
+
+
 def test_toolboxs_own_data_set_trains_and_resumes(workplace):
     text = Path('train.yml').read_text().replace('JPEGDeblurDataset', 'PairedImageDataset')
     text = re.sub(r'    jpeg_quality.*\n', '    use_hflip: true\n    use_rot: true\n', text)

@@ -36,6 +36,7 @@ from ..processes import STARTED_BY_TORCHRUN, Team, take_own_gpu, take_slurms_env
 from ..processes import launcher_of_environment as launcher_of_environment  # as part of this module
 from . import results, run_folder
 from .draws import DrawSampler
+from .recorded_model import RecordedModel
 from .step_guard import UntilUnreadable, ending_data_workers, ignore_signals, signals_ask
 
 TIMEOUT = 600  # seconds that processes wait for each other, unless dist_params:timeout says otherwise
@@ -98,6 +99,7 @@ class _Run:
     team: Team | None = None  # of several processes
     resume_state: dict[str, Any] | None = None  # the loaders correct the epoch in it
     passed_over: list[str] = field(default_factory=list)  # there is no log yet when this is known
+    val_loaders: list[Any] = field(default_factory=list)
 
 
 _run = _Run()
@@ -171,6 +173,7 @@ def create_train_val_dataloader(opt: dict[str, Any], logger: Any) -> tuple:
     with mock.patch('basicsr.train.EnlargedSampler', sampler):
         loaders = _toolbox_create_loaders(opt, logger)
     train_loader, train_sampler, val_loaders, _, total_iters = loaders
+    _run.val_loaders = val_loaders
     if _run.resume_state:
         _run.resume_state['epoch'] = train_sampler.start_epoch  # an epoch that was just full, or of another batch size
     if not opt['dist']:  # or the other processes would wait for this one's step
@@ -179,6 +182,19 @@ def create_train_val_dataloader(opt: dict[str, Any], logger: Any) -> tuple:
 
 
 _toolbox_create_loaders = basicsr.train.create_train_val_dataloader
+
+
+def build_model(opt: dict[str, Any]) -> Any:
+    """The toolbox's. Weights to train on are scored before the first iteration, for the best network to be no worse."""
+    model = _toolbox_build_model(opt)
+    trains_on = opt['path'].get('pretrain_network_g') and not _run.resume_state
+    if trains_on and opt.get('val') and isinstance(model, RecordedModel):
+        for val_loader in _run.val_loaders:
+            model.validation(val_loader, 0, None, opt['val']['save_img'])
+    return model
+
+
+_toolbox_build_model = basicsr.train.build_model
 
 
 def worker_init_fn(worker_id: int, **_: Any) -> None:
@@ -223,6 +239,12 @@ REPLACEMENTS = (
         why='epochs are rounded up but the last batch is dropped, so runs end early; the order ignores the seed and '
         'starts over on resume',
         until='BasicSR makes as many iterations as asked, from the iteration it resumes at',
+    ),
+    Replacement(
+        target='basicsr.train.build_model',
+        by=build_model,
+        why='weights that are trained on are not validated, so the best network can be worse than they were',
+        until='BasicSR validates them',
     ),
     Replacement(
         target='basicsr.data.worker_init_fn',
