@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # The data of the weights that ship (options/train_small.yml), from nothing, into the current folder: dead leaves and
 # the photographs of scikit-image's wheel. coffee and chelsea are in photos/test, which nothing here is made of.
-#
-#     mkdir small && cd small && PATH=/path/to/project/.venv/bin:$PATH /path/to/project/datasets_prep/small_data.sh
+# `make small` runs this first.
 set -eu
 prep=$(cd "$(dirname "$0")" && pwd)
 
