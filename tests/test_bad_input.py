@@ -252,8 +252,8 @@ PHOTOS = {
 }
 
 OTHERS = {
-    'override of nothing': ([*TRAIN, '--force_yml', 'train:iters=3'], 2, "there is no option 'train:iters' in train.yml to set"),
-    'override without a value': ([*TRAIN, '--force_yml', 'train'], 2, "there is no option 'train'"),
+    'override of nothing': ([*TRAIN, '--force_yml', 'train:iters=3'], 2, '--force_yml train:iters=3: train:iters: there is no such option here'),
+    'override without a value': ([*TRAIN, '--force_yml', 'train'], 2, 'write SECTION:OPTION=VALUE'),
     'override that is no YAML': ([*TRAIN, '--force_yml', 'name=[1'], 2, '--force_yml name=[1:'),
     'override with code': ([*TRAIN, '--force_yml', 'name=!!python/object/apply:os.system ["touch written"]'], 2, 'constructor'),
     'no state': ([*TRAIN, '--force_yml', 'path={resume_state: no.state}'], 2, "path:resume_state: there is no file 'no.state'"),

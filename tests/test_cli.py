@@ -78,6 +78,7 @@ def test_missing_option_file_is_one_line(workplace, capsys):
         (['photo.png', '-w', 'photo.png'], 'photo.png: not a readable weight file'),
         (['photo.png', '-w', 'good.pth', '--mode', 'tile'], "inference mode 'tile' is not one of exact, local, chop"),
         (['photo.png', '-w', 'good.pth', '--precision', 'fp8'], "precision 'fp8' is not one of"),
+        (['photo.png', '-w', 'good.pth', '--mode', 'local'], 'mode local: the weights do not say their patch size'),
     ],
 )
 def test_wrong_restore_is_one_line(tmp_path, monkeypatch, capsys, official_weights, arguments, message):

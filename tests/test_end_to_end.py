@@ -184,6 +184,16 @@ def test_weights_that_are_trained_on_are_scored_first_and_kept_where_training_sp
     assert read_file(Path('experiments/spoilt/models/net_g_best.pth'))['metadata']['iter'] == 0
 
 
+def test_run_does_not_put_aside_the_weights_it_begins_with(workplace, capsys):
+    assert train('train:total_iter=6') == 0
+    own = f'path:pretrain_network_g={MODELS}/net_g_latest.pth'
+    assert train(own) == 2
+    assert 'give the run another name' in capsys.readouterr().err.splitlines()[-1]
+    assert (MODELS / 'net_g_latest.pth').is_file() and not list(Path('experiments').glob('*archived*'))
+    assert train(own, 'name=other', 'train:total_iter=6') == 0
+    assert train(own, 'train:total_iter=7', resume=True) == 0 and not list(Path('experiments').glob('*archived*'))
+
+
 def test_toolboxs_own_data_set_trains_and_resumes(workplace):
     text = Path('train.yml').read_text().replace('JPEGDeblurDataset', 'PairedImageDataset')
     text = re.sub(r'    jpeg_quality.*\n', '    use_hflip: true\n    use_rot: true\n', text)

@@ -14,10 +14,12 @@ from unittest import mock
 import pytest
 import torch
 
+from wrcan_arch import InputError
 from wrcan_arch.checkpoint import read_file
 from wrcan_arch.cli import main
 from wrcan_arch.look.report import read_curves
 from wrcan_arch.train import run_folder
+from wrcan_arch.train.recorded_model import RecordedModel
 from wrcan_arch.train.step_guard import StepGuard
 
 FOLDER = Path('experiments/small')
@@ -147,6 +149,21 @@ def test_frame_that_turns_out_unreadable_costs_no_iteration(quick, capsys, worke
     Path('away').rename('data_blur')
     assert train(resume=True) == 0
     assert_equal(outcome(), expected)
+
+
+def test_validation_that_fails_costs_no_iteration(quick, capsys):
+    Path('train.yml').write_text(set_options(Path('train.yml').read_text(), save_checkpoint_freq=10, val_freq=4))
+    assert train() == 0
+    expected = read_file(FOLDER / 'models/net_g_10.pth')['params']
+    FOLDER.rename('undisturbed')
+    with mock.patch.object(RecordedModel, '_score_images', side_effect=InputError("'x' is not a readable image")):
+        assert train() == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.endswith("train: 'x' is not a readable image; the run ends, mend that and go on with --auto_resume")
+    assert run_folder.iterations(FOLDER) == [4]
+    assert train(resume=True) == 0
+    for name, tensor in read_file(FOLDER / 'models/net_g_10.pth')['params'].items():
+        assert torch.equal(tensor, expected[name])
 
 
 @pytest.mark.slow

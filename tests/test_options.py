@@ -52,14 +52,14 @@ def test_a_section_of_another_type_replaces_the_bases(tmp_path):
     assert train == {'optim': {'type': 'Muon'}, 'loss': {'type': 'L1Loss', 'weight': 1, 'reduction': 'mean'}}
 
 
-def test_overrides_set_what_is_there_and_are_parsed_not_run(tmp_path):
+def test_overrides_set_keys_of_sections_and_are_parsed_not_run(tmp_path):
     path = write(tmp_path / 'a.yml', 'train: {total_iter: 10, betas: [0, 1]}\n')
     read = options.read_options(path, ['train:total_iter=1e2', 'train:betas=[0.5, 0.9]']).values
     assert read['train'] == {'total_iter': 100, 'betas': [0.5, 0.9]}
     evil = options.read_options(path, ['train:total_iter=__import__("os").system("touch evil")']).values
     assert evil['train']['total_iter'] == '__import__("os").system("touch evil")'
-    for override in ('train:iters=3', 'nothing', 'train:total_iter:x=3'):
-        with pytest.raises(InputError, match='there is no option'):
+    for override in ('nothing', 'train', 'train:total_iter:x=3', 'elsewhere:x=3'):
+        with pytest.raises(InputError, match='write SECTION:OPTION=VALUE, of a section that is in'):
             options.read_options(path, [override])
 
 
@@ -144,6 +144,7 @@ MISTAKES = [  # text, what it becomes, what is said of it and of which line (0: 
     ('  total_iter: 400\n', '', 'train:total_iter: is missing'),
     ('calculate_psnr,', 'calculate_pnsr,', 'val:metrics:psnr:type: there is no \'calculate_pnsr\'; did you mean calculate_psnr?'),
     ('psnr: {type: calculate_psnr, crop_border: 0}', 'psnr: {type: calculate_psnr}', 'val:metrics:psnr:crop_border: is missing'),
+    ('psnr: {type: calculate_psnr', 'psnr: {type: calculate_lpips', 'val:metrics:psnr: less LPIPS is better; add better: lower'),
     ('save_img: false', 'save_image: false', 'val:save_img: is missing'),
     ('val_freq: 100', 'pbar: true', 'val:val_freq: is missing'),
     ('val_freq: 100', 'val_freq: 100\n  best_metric: sim', "val:best_metric: there is no 'sim'; did you mean ssim?"),
@@ -218,6 +219,13 @@ def test_start_from_image_is_for_wrcan_alone(demo):
     text = demo.replace(network, '  type: MSRResNet\n').replace('network_g: small', 'network_g: ~')
     (said,) = problems_of(text.replace('  amp: auto', '  start_from_image: true\n  amp: auto'))
     assert said.endswith('train:start_from_image: is for WRCAN, not for MSRResNet')
+
+
+def test_override_may_be_a_key_that_no_file_has(demo):
+    write(Path('own.yml'), demo)
+    file = options.read_options('own.yml', ['path:param_key_g=params'])
+    assert file.values['path']['param_key_g'] == 'params'
+    option_checks.check(file, 'train')
 
 
 def test_show_prints_valid_yaml_with_each_origin(demo):

@@ -129,6 +129,18 @@ def _exact_convolutions() -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = allowed
 
 
+def window_of(network: nn.Module, mode: str, patch_size: int | None) -> int | None:
+    """Positions along a side of the attention's window in mode local; None, the whole image, in the others."""
+    if mode != 'local':
+        return None
+    if not isinstance(network, WRCAN):
+        raise InputError(f'mode local is for WRCAN, not for {type(network).__name__}')
+    patch_size = patch_size or network.metadata.get('patch_size')
+    if patch_size is None:
+        raise InputError('mode local: the weights do not say their patch size; give --patch-size (patch_size)')
+    return max(1, patch_size // SIZE_MULTIPLE)
+
+
 class _NotFinite(Exception):
     """The result has a NaN or an infinity in it."""
 
@@ -163,14 +175,7 @@ class _Restoring:
         self.network, self.dtype, self.mode, self.ensemble = network, dtype, mode, ensemble
         self.device = next(network.parameters()).device
         self.max_memory = max_memory
-        self.window = None
-        if mode == 'local':
-            if not isinstance(network, WRCAN):
-                raise InputError(f'mode local is for WRCAN, not for {type(network).__name__}')
-            patch_size = patch_size or network.metadata.get('patch_size')
-            if patch_size is None:
-                raise InputError('mode local: the weights do not say their patch size; give --patch-size (patch_size)')
-            self.window = max(1, patch_size // SIZE_MULTIPLE)
+        self.window = window_of(network, mode, patch_size)
 
     def __call__(self, image: np.ndarray, result: np.ndarray) -> None:
         """(H, W, C) in, written to another of that shape."""

@@ -16,7 +16,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..errors import InputError
-from ..inference import check_request, restore
+from ..inference import check_request, restore, window_of
 from ..processes import Team
 from .comparison import write_page, write_side_by_side
 from .files import printable
@@ -202,6 +202,7 @@ def restore_photos(
 
     Returns what became of all of them, in the first process; None in the others.
     """
+    window_of(network, options.mode, options.patch_size)  # its error is the request's, not each photograph's
     team = team or Team()
     if team.size > 1:  # or one process could begin the largest when the others are done
         jobs = sorted(jobs, key=_size, reverse=True)

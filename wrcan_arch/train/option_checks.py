@@ -217,6 +217,9 @@ def _found_late(file: OptionFile) -> Iterator[str]:
     if train.get('autoencoder_opt') and not (data.get('jpeg_quality') or data.get('dataroot_gt_jpeg')):
         hint = 'set jpeg_quality in datasets:train of a JPEGDeblurDataset, or leave the loss out'
         yield said('train', 'autoencoder_opt', message=f'needs the sharp frames after JPEG: {hint}')
+    for name, metric in sections(file.values, ('val', 'metrics')).items():
+        if metric.get('type') == 'calculate_lpips' and metric.get('better') != 'lower':
+            yield said('val', 'metrics', name, message='less LPIPS is better; add better: lower')
     model = file.values['model_type']
     if data.get('as_bytes') and not issubclass(MODEL_REGISTRY.get(model), WRCANModel):
         yield said('datasets', 'train', 'as_bytes', message=f'{model} takes floats alone; leave it out')

@@ -104,7 +104,7 @@ def read_options(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) 
 
     Args:
         path: the option file.
-        overrides: 'train:total_iter=20', each the path of a key that is there, and its new value in YAML.
+        overrides: 'train:total_iter=20', each the path of a key, in a section that is there, and its new value in YAML.
     """
     file = _read_with_bases(Path(path), ())
     file.values |= {key: value for key, value in DEFAULTS.items() if key not in file.values}
@@ -112,8 +112,8 @@ def read_options(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) 
         name, equals, text = override.partition('=')
         keys = tuple(name.strip().split(':'))
         section = find(file.values, keys[:-1])
-        if not equals or not isinstance(section, dict) or keys[-1] not in section:
-            raise InputError(f"--force_yml {override}: there is no option '{name.strip()}' in {path} to set")
+        if not equals or not isinstance(section, dict):
+            raise InputError(f'--force_yml {override}: write SECTION:OPTION=VALUE, of a section that is in {path}')
         section[keys[-1]] = parse_value(text, f'--force_yml {override}')
         file.origins[keys] = f'--force_yml {override}'
     weights = find(file.values, ('path', 'pretrain_network_g'))

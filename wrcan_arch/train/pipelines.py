@@ -27,7 +27,7 @@ import basicsr.utils.logger
 import numpy as np
 import torch
 import yaml
-from basicsr.utils import check_resume
+from basicsr.utils import check_resume, get_root_logger
 from basicsr.utils.dist_util import master_only
 from torch import distributed
 
@@ -132,8 +132,20 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
         keep = opt['logger'].get('keep_last')
         if keep and opt['auto_resume'] and opt['rank'] == 0:  # a kill may have come before the last save's removals
             run_folder.remove_old(folder, state['iter'], keep)
+    else:
+        _check_weights_stay(opt, folder)
     _run.resume_state = state
     return state
+
+
+def _check_weights_stay(opt: dict[str, Any], folder: Path) -> None:
+    """A new run puts an older one's folder of its name aside, and what it would begin with along with it."""
+    for key, path in opt['path'].items():
+        if key.startswith('pretrain_network') and path and folder.resolve() in Path(path).resolve().parents:
+            raise InputError(
+                f"path:{key}: {path} is in this run's own folder, which a new run puts aside; give the run another "
+                'name, or go on with --auto_resume'
+            )
 
 
 def share_of_batch(train: dict[str, Any], parts: int) -> int:
@@ -188,7 +200,8 @@ def build_model(opt: dict[str, Any]) -> Any:
     """The toolbox's. Weights to train on are scored before the first iteration, for the best network to be no worse."""
     model = _toolbox_build_model(opt)
     trains_on = opt['path'].get('pretrain_network_g') and not _run.resume_state
-    if trains_on and opt.get('val') and isinstance(model, RecordedModel):
+    if trains_on and (opt.get('val') or {}).get('metrics') and isinstance(model, RecordedModel):
+        get_root_logger().info('Validating the weights that the training goes on from.')
         for val_loader in _run.val_loaders:
             model.validation(val_loader, 0, None, opt['val']['save_img'])
     return model

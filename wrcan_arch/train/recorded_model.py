@@ -15,7 +15,7 @@ from torch.utils.data import default_collate
 from tqdm import tqdm
 
 from .. import checkpoint, inference
-from ..errors import InputError
+from ..errors import InputError, RunError, one_line
 from . import results, run_folder
 
 
@@ -67,6 +67,13 @@ class RecordedModel(SRModel):
             return
         try:
             self._validate(dataloader.dataset, name, current_iter, tb_logger, save_img)
+        except InputError as error:
+            if self.saved_iter is None or self.opt['dist']:  # a test, or nothing is learnt yet; or the others go on
+                raise
+            self.pending_save = None
+            if self.saved_iter < current_iter:
+                self.save_pair(0, current_iter)  # the loaders find the epoch out
+            raise RunError(f'{one_line(error)}; the run ends, mend that and go on with --auto_resume') from error
         finally:
             self.validated.add((name, current_iter))
             self._save_pending()
