@@ -3,9 +3,9 @@ import sys
 import numpy as np
 import pytest
 import torch
-import torchvision
 from basicsr.metrics import calculate_metric
 from conftest import picture
+from torchvision.models import alexnet as untrained_alexnet  # after basicsr, whose import repairs it
 
 from wrcan_arch import InputError
 from wrcan_arch.train.lpips_metric import BACKBONE, calculate_lpips, lpips_network
@@ -30,7 +30,7 @@ def checkpoints(tmp_path, monkeypatch):
 def alexnet():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return torchvision.models.alexnet().features
+        return untrained_alexnet().features
 
 
 @pytest.fixture

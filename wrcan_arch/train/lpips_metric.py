@@ -1,6 +1,7 @@
 """LPIPS on the `lpips` package: AlexNet, version 0.1, as the challenge used. Nothing is downloaded here."""
 
 import functools
+import importlib.util
 import re
 import warnings
 from pathlib import Path
@@ -20,12 +21,10 @@ BACKBONE_ADDRESS = f'https://download.pytorch.org/models/{BACKBONE}'
 
 def find_backbone() -> Path:
     """Where AlexNet's weights are; InputError says where to put them, or that the package is missing."""
-    try:
-        import lpips  # noqa: F401  (is it there?)
-    except ModuleNotFoundError as error:
+    if not importlib.util.find_spec('lpips'):
         raise InputError(
             'calculate_lpips: no lpips package here; pip install wrcan-arch[lpips], or leave the metric out'
-        ) from error
+        )
     path = Path(torch.hub.get_dir(), 'checkpoints', BACKBONE)
     if not path.is_file():
         raise InputError(

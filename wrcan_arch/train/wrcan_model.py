@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 
 from .. import inference
 from ..errors import InputError
-from ..wrcan_arch import ResidualBlock, start_from_image
+from ..wrcan_arch import WRCAN, ResidualBlock, start_from_image
 from .muon import Muon
 from .recorded_model import RecordedModel
 from .step_guard import StepGuard
@@ -29,7 +29,7 @@ def checkpoint_blocks(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, ResidualBlock):
             forward = partial(recomputed, module.forward, use_reentrant=False, preserve_rng_state=False)
-            module.forward = forward  # type: ignore[method-assign]
+            module.forward = forward  # type: ignore[method-assign]  # of this block alone, which torch calls by that name
 
 
 def be_deterministic() -> None:
@@ -100,7 +100,8 @@ class WRCANModel(RecordedModel):
     def model_to_device(self, net: nn.Module) -> nn.Module:
         train_opt = self.opt.get('train') or {}
         if train_opt.get('start_from_image', False):
-            start_from_image(net)  # type: ignore[arg-type]  # weights that are loaded come after this
+            assert isinstance(net, WRCAN)  # or the options are refused
+            start_from_image(net)  # weights that are loaded come after this
         if train_opt.get('channels_last', True):
             net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's own types
         if train_opt.get('checkpointing', False):
