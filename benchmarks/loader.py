@@ -7,6 +7,7 @@ Ours also permutes channels and adds noise, which the stock way does not.
 """
 
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import cv2
@@ -43,23 +44,22 @@ def write_stores(folder: Path) -> None:
     kinds = dict.fromkeys(('blurred', 'sharp', 'jpeg_sharp'), 'encoded') | dict.fromkeys(
         ('blurred_raw', 'sharp_raw'), 'raw'
     )
-    stores = {name: StoreWriter(folder / f'{name}.lmdb', kind=kind) for name, kind in kinds.items()}
-    for store in stores.values():
-        store.__enter__()
-    for number in range(FRAMES):
-        sharp = sharp_frame(number)
-        blurred = jpeg(cv2.blur(sharp, (9, 3)))
-        decoded = cv2.imdecode(np.frombuffer(blurred, np.uint8), cv2.IMREAD_COLOR)
-        for name, ending, value in (
-            ('blurred', '.jpg', blurred),
-            ('sharp', '.png', cv2.imencode('.png', sharp)[1].tobytes()),
-            ('jpeg_sharp', '.jpg', jpeg(sharp)),
-            ('blurred_raw', RAW_ENDING, decoded.tobytes()),
-            ('sharp_raw', RAW_ENDING, sharp.tobytes()),
-        ):
-            stores[name].put(f'000_{number:08d}', ending, value, sharp.shape)
-    for store in stores.values():
-        store.__exit__(None, None, None)
+    with ExitStack() as stack:
+        stores = {
+            name: stack.enter_context(StoreWriter(folder / f'{name}.lmdb', kind=kind)) for name, kind in kinds.items()
+        }
+        for number in range(FRAMES):
+            sharp = sharp_frame(number)
+            blurred = jpeg(cv2.blur(sharp, (9, 3)))
+            decoded = cv2.imdecode(np.frombuffer(blurred, np.uint8), cv2.IMREAD_COLOR)
+            for name, ending, value in (
+                ('blurred', '.jpg', blurred),
+                ('sharp', '.png', cv2.imencode('.png', sharp)[1].tobytes()),
+                ('jpeg_sharp', '.jpg', jpeg(sharp)),
+                ('blurred_raw', RAW_ENDING, decoded.tobytes()),
+                ('sharp_raw', RAW_ENDING, sharp.tobytes()),
+            ):
+                stores[name].put(f'000_{number:08d}', ending, value, sharp.shape)
 
 
 def stock(folder: Path):

@@ -8,6 +8,7 @@ speed of the link. It is no measurement.
 """
 
 import argparse
+import itertools
 import os
 import pickle
 import tempfile
@@ -103,7 +104,7 @@ def tasks(rank: int, folder: Path) -> Iterator[tuple[str, Callable[[int], object
 
     network = WRCAN(**NETWORK).eval()
     jobs = plan([folder / 'photos'], out=folder / 'restored')
-    store, number = dist.distributed_c10d._get_default_store(), iter(range(1_000_000))
+    store, number = dist.distributed_c10d._get_default_store(), itertools.count()
 
     def restore(processes: int) -> None:
         team = None

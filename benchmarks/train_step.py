@@ -20,7 +20,7 @@ from wrcan_arch.wrcan_arch import ResidualBlock
 
 # Full width. (groups, blocks, patch, batch)
 SIZES = {'small': (1, 2, 128, 2), 'full': (4, 16, 256, 1)}
-TURNED_OFF: dict[str, dict[str, Any]] = {
+VARIANTS: dict[str, dict[str, Any]] = {
     'ours': {},
     'without amp': {'amp': 'off'},
     'without channels_last': {'channels_last': False},
@@ -28,7 +28,7 @@ TURNED_OFF: dict[str, dict[str, Any]] = {
     'with checkpointing': {'checkpointing': True},
     'without the auto-encoder loss': {'autoencoder_opt': None},
 }
-SHOWN = {'small': [*TURNED_OFF], 'full': ['ours', 'without the auto-encoder loss']}
+SHOWN = {'small': [*VARIANTS], 'full': ['ours', 'without the auto-encoder loss']}
 
 # Of the full network at 64 features. (in, out, side of the map as a part of the patch, stride, atrous rate)
 CONVOLUTIONS = {
@@ -123,7 +123,7 @@ def step_rows(size: str, rounds: int) -> list[dict[str, Any]]:
     groups, blocks, patch, batch = SIZES[size]
     data = batch_of(batch, patch)
     steps = {'plain': plain_step(groups, blocks, data)}
-    steps |= {name: our_step(groups, blocks, data, TURNED_OFF[name]) for name in SHOWN[size]}
+    steps |= {name: our_step(groups, blocks, data, VARIANTS[name]) for name in SHOWN[size]}
     products = {dtype: measure.matrix_product(dtype) for dtype in (torch.float32, torch.bfloat16)}
     times = measure.take_turns({**steps, **{str(dtype): run for dtype, (run, _) in products.items()}}, rounds=rounds)
 
@@ -175,7 +175,7 @@ def convolution_rows(rounds: int, patch: int = 256, batch: int = 1) -> list[dict
         row: dict[str, Any] = {'convolution': name, 'GFLOP': work / 1e9}
         for each in passes:
             row[f'{each}, ms'] = 1e3 * times[each].median
-            row['of the matrix product' + ' ' * len(row)] = f'{work / times[each].median / ceiling:.0%}'
+            row[f'{each}, of the matrix product'] = f'{work / times[each].median / ceiling:.0%}'
         rows.append(row)
     return rows
 

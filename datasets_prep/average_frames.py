@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 import pairs
 from wrcan_arch.errors import InputError
-from wrcan_arch.train.lmdb_store import key_for
+from wrcan_arch.train.lmdb_store import IMAGE_ENDINGS, key_for
 
 VIDEO_ENDINGS = ('.mp4', '.mov', '.m4v', '.avi', '.mkv', '.webm', '.mpg', '.mpeg', '.mts', '.m2ts', '.wmv', '.3gp')
 
@@ -54,7 +54,7 @@ def in_order(path: Path) -> list[str | int]:
 
 
 def frame_files(folder: Path) -> list[Path]:
-    return sorted((path for path in folder.iterdir() if path.suffix.lower() in pairs.IMAGE_ENDINGS), key=in_order)
+    return sorted((path for path in folder.iterdir() if path.suffix.lower() in IMAGE_ENDINGS), key=in_order)
 
 
 def find_videos(inputs: list[Path]) -> dict[str, Path]:
@@ -63,7 +63,7 @@ def find_videos(inputs: list[Path]) -> dict[str, Path]:
     for entry in inputs:
         if not entry.exists():
             raise InputError(f'{entry}: no such video or folder')
-        if entry.suffix.lower() in pairs.IMAGE_ENDINGS and entry.is_file():
+        if entry.suffix.lower() in IMAGE_ENDINGS and entry.is_file():
             raise InputError(f'{entry}: a single image; give the folder that holds the frames')
         found = [entry]
         if entry.is_dir():

@@ -19,7 +19,6 @@ from tqdm import tqdm
 import pairs
 from wrcan_arch.errors import InputError
 
-SIZE_EXPONENT = 3.0  # of the radii's density, r^-3: objects in photographs look alike at every distance
 MIN_RADIUS = 2.5  # pixels, of the smallest leaf in the busiest image
 COVER = 3.0  # leaves' area over the image's: about e^-3 of the ground stays to be seen
 PATTERN_RADIUS = 10.0  # pixels: below it, a leaf has no pattern and no texture
@@ -185,7 +184,8 @@ class Scene:
 def draw_radii(rng: np.random.Generator, size: int) -> np.ndarray:
     """Radii of leaves that cover a `size` x `size` image COVER times, in pixels, in the order of painting."""
     low, high = MIN_RADIUS * np.exp(rng.uniform(0, 2.4)), size * rng.uniform(0.2, 0.7)
-    mean_area = 2 * np.pi * np.log(high / low) / (low**-2 - high**-2)  # of radii with density r^-3
+    # Of radii with density r^-3: objects look alike at every distance.
+    mean_area = 2 * np.pi * np.log(high / low) / (low**-2 - high**-2)
     count = int(COVER * size**2 / mean_area) + 1
     share = rng.random(count)
     return (low**-2 - share * (low**-2 - high**-2)) ** -0.5

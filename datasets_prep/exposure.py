@@ -1,9 +1,9 @@
 """What a camera records of a sharp picture while it shakes and things move: motion, light, noise.
 
 The camera moves and rolls; what is near moves more than what is far; an object in front moves in its own way. Light is
-averaged before the camera's response, where light adds up. On the average of the exposure everything is where the sharp
-picture has it. Where things were half-way is hardly to be seen in what is blurred; where motion is steady, as in REDS's
-short exposures, the two are the same.
+averaged before the camera's response, where light adds up. The sharp picture shows everything at its average position
+over the exposure. Where it was half-way through cannot be told from the blurred picture; with steady motion, as in
+REDS's short exposures, the two positions are the same.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 import pairs
-from dead_leaves import outline
+from dead_leaves import SUBPIXEL_BITS, outline
 
 PATH_POINTS = 128  # moments of the exposure
 MOMENTS_PER_PIXEL = 1.0  # fewer would leave steps in the average; more take time
@@ -75,7 +75,7 @@ def draw_mask(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     radius = rng.uniform(0.1, 0.3) * min(height, width)
     points = outline(rng, radius) + rng.uniform((0, 0), (width, height))
     mask = np.zeros((height, width), np.uint8)
-    cv2.fillPoly(mask, [np.rint(points * 16).astype(np.int32)], 255, cv2.LINE_AA, 4)
+    cv2.fillPoly(mask, [np.rint(points * 2**SUBPIXEL_BITS).astype(np.int32)], 255, cv2.LINE_AA, SUBPIXEL_BITS)
     return mask.astype(np.float32) / 255
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 import exposure
 import pairs
 from wrcan_arch.errors import InputError
-from wrcan_arch.train.lmdb_store import key_for
+from wrcan_arch.train.lmdb_store import IMAGE_ENDINGS, key_for
 
 
 def find_photos(inputs: list[Path]) -> dict[str, Path]:
@@ -26,15 +26,15 @@ def find_photos(inputs: list[Path]) -> dict[str, Path]:
     for entry in inputs:
         if not entry.exists():
             raise InputError(f'{entry}: no such photograph or folder')
-        if not entry.is_dir() and entry.suffix.lower() not in pairs.IMAGE_ENDINGS:
-            raise InputError(f'{entry}: is none of {" ".join(pairs.IMAGE_ENDINGS)}; convert it to PNG')
+        if not entry.is_dir() and entry.suffix.lower() not in IMAGE_ENDINGS:
+            raise InputError(f'{entry}: is none of {" ".join(IMAGE_ENDINGS)}; convert it to PNG')
         found = sorted(entry.rglob('*')) if entry.is_dir() else [entry]
-        for path in (path for path in found if path.suffix.lower() in pairs.IMAGE_ENDINGS):
+        for path in (path for path in found if path.suffix.lower() in IMAGE_ENDINGS):
             other = photos.setdefault(key_for(path.stem), path)
             if other is not path:
                 raise InputError(f'{other} and {path} have the same name; rename one of them or leave it out')
     if not photos:
-        raise InputError(f'{", ".join(map(str, inputs))}: no photographs ({" ".join(pairs.IMAGE_ENDINGS)}) found')
+        raise InputError(f'{", ".join(map(str, inputs))}: no photographs ({" ".join(IMAGE_ENDINGS)}) found')
     return photos
 
 

@@ -17,7 +17,6 @@ import numpy as np
 from wrcan_arch.errors import InputError
 from wrcan_arch.train.lmdb_store import StoreWriter
 
-IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 FILE_ENDINGS = {'blur': '.jpg', 'sharp': '.png'}
 
 Put = Callable[[str, str, dict[str, bytes], tuple], None]
@@ -138,8 +137,8 @@ def prepare(arguments: argparse.Namespace) -> None:
 
 
 @contextmanager
-def errors_in_one_line() -> Iterator[None]:
-    """A wrong request ends the script with one line and exit code 2, Ctrl+C with 130."""
+def errors_in_one_line(*, stopped: str = 'stopped') -> Iterator[None]:
+    """A wrong request ends the script with one line and exit code 2, Ctrl+C with 130 and what `stopped` says."""
     name = Path(sys.argv[0]).stem
     try:
         yield
@@ -147,7 +146,7 @@ def errors_in_one_line() -> Iterator[None]:
         print(f'{name}: {error}', file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f'{name}: stopped', file=sys.stderr)
+        print(f'{name}: {stopped}', file=sys.stderr)
         sys.exit(130)
 
 

@@ -30,6 +30,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+import pairs
 from wrcan_arch.errors import InputError
 from wrcan_arch.train.lmdb_store import RAW_ENDING, StoreWriter, open_store, verify_store
 
@@ -64,7 +65,7 @@ def placed(name: re.Match[str], path: Path, member: str, source: str) -> tuple[s
     frame = Frame(f'{sequence}_{number}', path, member, source)
     expected = ENDINGS[set_name.partition('_')[2]]
     if ending != expected:
-        raise InputError(f'{frame}: the frames of {set_name} are {expected} files; take it away or download REDS again')
+        raise InputError(f'{frame}: the frames of {set_name} are {expected} files; move it away or download REDS again')
     return set_name, frame
 
 
@@ -358,22 +359,14 @@ def main() -> None:
     arguments = parser.parse_args()
     if bool(arguments.downloads) == bool(arguments.verify):
         parser.error('give DOWNLOADS to prepare, or --verify STORE')
-    try:
+    with pairs.errors_in_one_line(stopped='stopped; run it again to go on'):
         if arguments.verify:
             sys.exit(1 if verify(arguments.verify) else 0)
-        prepare(arguments)
-    except (InputError, OSError) as error:
-        print(f'prepare_reds: {error}', file=sys.stderr)
-        sys.exit(2)
-    except BrokenProcessPool:
-        print(
-            'prepare_reds: a worker was killed, perhaps memory ran out; run it again, with fewer --workers',
-            file=sys.stderr,
-        )
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print('prepare_reds: stopped; run it again to go on', file=sys.stderr)
-        sys.exit(130)
+        try:
+            prepare(arguments)
+        except BrokenProcessPool as error:
+            hint = 'run it again, with fewer --workers'
+            raise InputError(f'a worker was killed, perhaps because memory ran out; {hint}') from error
 
 
 if __name__ == '__main__':

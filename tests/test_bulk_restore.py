@@ -84,10 +84,19 @@ def test_photo_too_large_for_the_memory_is_named(tmp_path, monkeypatch):
     for error in errors:
         monkeypatch.setattr('wrcan_arch.photos.bulk_restore.restore', mock.Mock(side_effect=error))
         assert 'a.png: too large for the memory' in restore_photos(network(), jobs, options=FP32).failures[0]
-    monkeypatch.setattr('wrcan_arch.photos.bulk_restore.restore', mock.Mock(side_effect=RuntimeError('a defect')))
-    with pytest.raises(RuntimeError, match='a defect'):
-        restore_photos(network(), jobs, options=FP32)
+    for defect in ('a defect', 'CUDA error: an illegal memory access was encountered'):
+        monkeypatch.setattr('wrcan_arch.photos.bulk_restore.restore', mock.Mock(side_effect=RuntimeError(defect)))
+        with pytest.raises(RuntimeError, match=defect):
+            restore_photos(network(), jobs, options=FP32)
     assert names(tmp_path) == ['a.png']
+
+
+def test_page_that_cannot_be_written_leaves_the_rest_told(tmp_path):
+    (tmp_path / 'look' / 'index.html').mkdir(parents=True)
+    options = Options(precision='fp32', compare=tmp_path / 'look')
+    summary = restore_photos(Same(), plan([save(tmp_path / 'a.png')], out=tmp_path / 'out'), options=options)
+    assert summary.lines()[0] == '1 of 1 restored' and names(tmp_path / 'out') == ['a.png']
+    assert len(summary.failures) == 1 and 'index.html: cannot be written' in summary.failures[0]
 
 
 def test_what_has_a_result_can_be_left_out(tmp_path):
@@ -146,9 +155,10 @@ def test_warnings_are_told_with_the_photographs_they_are_about(tmp_path, monkeyp
     assert lines[:2] == ['6 of 6 restored', 'JPEG quality: 25 to 90']
     first = f'{tmp_path}/in/0.jpg, {tmp_path}/in/1.jpg, {tmp_path}/in/2.jpg and 3 more'
     assert f'warning: {first}: it was computed again in fp32' in lines
-    assert any(f'{first}: its brightness or colours changed over large areas' in line for line in lines)
+    assert any(f'{first}: the result differs in brightness or colour over large areas' in line for line in lines)
     others = f'{tmp_path}/in/1.jpg, {tmp_path}/in/2.jpg, {tmp_path}/in/3.jpg and 1 more'
-    assert f'warning: {others}: its JPEG quality is 90, the weights were trained for 20 to 30; expect less' in lines
+    said = 'its JPEG quality is 90, the weights were trained for 20 to 30; expect a weaker result'
+    assert f'warning: {others}: {said}' in lines
     assert len(lines) == 5
 
 

@@ -110,10 +110,14 @@ def test_damaged_files_are_named(tmp_path):
 def test_files_of_something_else_are_named(tmp_path):
     with pytest.raises(InputError, match=r'nowhere.pth: cannot be opened \(No such file'):
         load_network(tmp_path / 'nowhere.pth')
+    tensors = network_of().state_dict()
     contents = {
         'list.pth': ([1, 2], 'holds a list, not weights'),
         'state.pth': ({'iter': 3, 'epoch': 1}, "holds no weights under 'params'; found iter, epoch"),
         'other.pth': ({'params': {'conv.weight': torch.zeros(1)}}, 'not the weights of a WRCAN'),
+        'nested.pth': ({'params': [1, 2]}, "holds no weights under 'params'; found params"),
+        'flat.pth': ({'params': {**tensors, 'head.weight': torch.zeros(3)}}, 'not the weights of a WRCAN'),
+        'odd.pth': ({'params': {**tensors, 'head.weight': torch.zeros(6, 3, 3, 3)}}, 'not the weights of a WRCAN'),
     }
     for name, (content, message) in contents.items():
         write_atomically(tmp_path / name, content)
@@ -170,6 +174,23 @@ def test_metadata_goes_along_and_damage_is_found(tmp_path):
         (tmp_path / f'flipped_{name}').write_bytes(content)
         with pytest.raises(InputError, match=f'flipped_{name}: its checksum is wrong'):
             read_weights(tmp_path / f'flipped_{name}')
+
+
+@pytest.mark.parametrize('metadata', ['x', None, {'checksum': 'abc'}, {'checksum': None}])
+def test_metadata_of_another_program_is_no_checksum(tmp_path, metadata):
+    tensors = network_of().state_dict()
+    write_atomically(tmp_path / 'a.pth', {'params': tensors, 'metadata': metadata})
+    texts = {key: str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else None
+    save_file(tensors, tmp_path / 'a.safetensors', texts)
+    for ending in ('pth', 'safetensors'):
+        assert load_network(tmp_path / f'a.{ending}').config == network_of().config
+
+
+def test_averaged_weights_that_are_not_there_are_not_replaced(tmp_path):
+    write_atomically(tmp_path / 'a.pth', {'params': network_of().state_dict()})
+    with pytest.raises(InputError, match=r'a\.pth: holds no averaged weights \(params_ema\); leave --key out'):
+        convert(tmp_path / 'a.pth', tmp_path / 'b.pth', key='params_ema')
+    assert not (tmp_path / 'b.pth').exists()
 
 
 def test_two_sets_of_weights_ask_which(tmp_path):

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import pytest
@@ -104,6 +105,14 @@ def test_debug_adds_the_traceback(workplace, capsys):
     code, lines = basicsr(capsys, 'train', '--debug', '-opt', 'nowhere.yml')
     assert code == 2 and 'Traceback (most recent call last):' in lines
     assert lines[-1].endswith('nowhere.yml: there is no such option file')
+
+
+@pytest.mark.parametrize('flags', [[], ['--debug']])
+def test_a_defects_traceback_shows_once(monkeypatch, capsys, flags):
+    monkeypatch.setattr('wrcan_arch.doctor.report', mock.Mock(side_effect=KeyError('a defect')))
+    with pytest.raises(KeyError, match='a defect'):  # which Python prints
+        cli.main(['doctor', *flags])
+    assert 'Traceback' not in capsys.readouterr().err
 
 
 def test_reader_that_leaves_early_is_no_error(workplace):

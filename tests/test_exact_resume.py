@@ -142,7 +142,7 @@ def test_frame_that_turns_out_unreadable_costs_no_iteration(quick, capsys, worke
     with mock.patch.object(StepGuard, 'check', check_and_damage):
         assert train() == 1
     said = capsys.readouterr().err.splitlines()[-1]
-    assert re.fullmatch(r'basicsr train: .*data_blur.*; the run ends, mend that and go on with --auto_resume', said)
+    assert re.fullmatch(r'basicsr train: .*data_blur.*; the run ends; fix that and go on with --auto_resume', said)
     (iteration,) = run_folder.iterations(FOLDER)
     assert 2 <= iteration < 10
     shutil.rmtree('data_blur')
@@ -159,7 +159,7 @@ def test_validation_that_fails_costs_no_iteration(quick, capsys):
     with mock.patch.object(RecordedModel, '_score_images', side_effect=InputError("'x' is not a readable image")):
         assert train() == 1
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.endswith("train: 'x' is not a readable image; the run ends, mend that and go on with --auto_resume")
+    assert said.endswith("train: 'x' is not a readable image; the run ends; fix that and go on with --auto_resume")
     assert run_folder.iterations(FOLDER) == [4]
     assert train(resume=True) == 0
     for name, tensor in read_file(FOLDER / 'models/net_g_10.pth')['params'].items():

@@ -110,6 +110,15 @@ def test_one_result_is_compared_with_its_input(frames):
     assert frame == '002/00000000' and int(left) >= 44
 
 
+def test_crops_of_low_images_are_as_wide_as_they_can_be(frames):
+    low = {key: image[:100] for key, image in frames['second'].items()}
+    for store, column in (('blur.lmdb', 'input'), ('sharp.lmdb', 'sharp')):
+        shutil.rmtree(store)
+        make_store(store, {key: image[:100] for key, image in frames[column].items()})
+    rows = read_rows([make_result('low', low)], ['000/00000000', '001/00000000'])
+    assert {cell.crop.shape for row in rows for cell in row.cells} == {(100, 160, 3)}
+
+
 def test_figure_without_sharp_images(frames):
     shutil.rmtree('results')
     result = make_result('third', frames['first'], sharp=None)

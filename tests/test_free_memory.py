@@ -28,6 +28,12 @@ def test_this_machine_has_some():
     assert 1 << 20 < memory.free_memory(torch.device('cpu')) < 1 << 50
 
 
+def test_what_pytorch_keeps_of_a_gpu_can_be_had(monkeypatch):
+    for name, value in {'mem_get_info': (GB, 8 * GB), 'memory_reserved': 5 * GB, 'memory_allocated': 2 * GB}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert memory.free_memory(torch.device('cuda')) == 4 * GB
+
+
 def test_a_job_has_its_limit_less_what_it_uses_but_its_cache(free):
     limit = {'memory.max': str(4 * GB), 'memory.current': str(3 * GB), 'memory.stat': f'anon 1\ninactive_file {GB}\n'}
     nothing = {'memory.max': 'max\n', 'memory.current': '5\n'}

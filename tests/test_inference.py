@@ -204,12 +204,6 @@ def test_auto_precision_is_bf16_where_there_are_units(monkeypatch):
         assert inference.autocast_dtype('auto', torch.device('cpu')) == dtype
 
 
-def test_weights_are_left_without_gradients():
-    network = small_network()
-    restore(network, torch.rand(1, 3, 8, 8))
-    assert all(parameter.grad is None for parameter in network.parameters())
-
-
 @pytest.mark.parametrize(
     ('image', 'options', 'message'),
     [

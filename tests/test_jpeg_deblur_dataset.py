@@ -273,6 +273,9 @@ def test_names_choose_a_sequence_of_stores_and_of_nested_folders(options, tmp_pa
     nested = {'name': 'nested', 'phase': 'val', 'io_backend': {'type': 'disk'}, 'names': '001_*',
               'dataroot_lq': str(tmp_path / 'nested/lq'), 'dataroot_gt': str(tmp_path / 'nested/gt')}  # fmt: skip
     assert [item['key'] for item in JPEGDeblurDataset(nested)] == ['001_00000000']
+    cv2.imwrite(str(tmp_path / 'nested/gt/001_00000000.png'), picture(8, 8))
+    with pytest.raises(InputError, match='gt/001/00000000.png and .*gt/001_00000000.png are one name; remove one'):
+        JPEGDeblurDataset(nested)
 
 
 def test_frame_smaller_than_the_patch_is_named(options):

@@ -36,9 +36,9 @@ def test_shift_over_a_tenth_of_the_blocks_is_drift_and_edges_are_not():
 
 @pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
 def test_blend_is_the_weighted_mean(dtype):
-    one, other = picture(130, 7).astype(dtype), picture(130, 7, 1).astype(dtype) * np.iinfo(dtype).bits // 8
+    one, other = (picture(130, 7, seed).astype(dtype) * dtype(np.iinfo(dtype).max // 255) for seed in (0, 1))
     for strength in (0, 0.3, 1):
         expected = np.rint(one.astype(float) * (1 - strength) + other.astype(float) * strength)
-        blended = blend(one, other.astype(dtype), strength)
+        blended = blend(one, other, strength)
         np.testing.assert_array_equal(blended, expected)
         assert blended.dtype == dtype

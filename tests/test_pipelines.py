@@ -121,10 +121,3 @@ def test_replacements_are_taken_back():
     with pipelines.replaced():
         assert current() == {each.target: each.by for each in pipelines.REPLACEMENTS}
     assert current() == before
-
-
-def test_launcher_is_found_from_the_environment(monkeypatch):
-    monkeypatch.delenv('TORCHELASTIC_RUN_ID', raising=False)
-    assert pipelines.launcher_of_environment() == 'none'
-    monkeypatch.setenv('TORCHELASTIC_RUN_ID', '1')
-    assert pipelines.launcher_of_environment() == 'pytorch'

@@ -62,6 +62,7 @@ def test_patterns_are_expanded_unless_a_file_is_called_so():
     assert plan(['in/*/*.tiff', 'i*/deep', 'in/deep/d.tiff'], out=Path('out')) == [
         Job('in/deep/d.tiff', 'out/deep/d.tiff'), Job('in/deep/c.heic', 'out/in/deep/c.png')
     ]  # fmt: skip
+    assert plan(['a.jpg', 'in/../a.jpg', Path('a.jpg').absolute()], out=Path('out')) == [Job('a.jpg', 'out/a.jpg')]
     Path('[a].jpg').touch()
     assert [job.source for job in plan(['[a].jpg'], out=Path('out'))] == ['[a].jpg']
 

@@ -41,10 +41,10 @@ def test_processes_begin_with_the_largest(pair, tmp_path, monkeypatch):
 
 
 def test_processes_with_different_lists_are_told_apart(pair):
-    pair[0].agree_on(JOBS)
-    pair[1].agree_on(list(JOBS))
+    pair[0].check_same_jobs(JOBS)
+    pair[1].check_same_jobs(list(JOBS))
     with pytest.raises(InputError, match='process 1 sees other photographs than process 0'):
-        pair[1].agree_on(JOBS[:-1])
+        pair[1].check_same_jobs(JOBS[:-1])
 
 
 def test_the_first_gathers_and_the_others_wait_for_it(pair):
@@ -69,7 +69,7 @@ def test_a_run_without_torchrun_is_alone(monkeypatch):
     monkeypatch.delenv('WORLD_SIZE', raising=False)
     alone = Team.from_environment()
     assert (alone.rank, alone.size) == (0, 1)
-    alone.agree_on(JOBS)
+    alone.check_same_jobs(JOBS)
     assert list(alone.share_of(JOBS)) == JOBS and alone.gather('text', lambda: None) == ['text']
 
 

@@ -54,11 +54,11 @@ def test_crops_are_inside_apart_and_where_the_blur_cost_most(size):
     blurred = sharp.copy()
     blurred[size[0] // 2, size[1] // 2] = 200
     corners = busiest_crops([blurred, sharp])
-    side = min(160, *size)
-    assert all(0 <= top <= size[0] - side and 0 <= left <= size[1] - side for top, left in corners)
+    high, wide = min(160, size[0]), min(160, size[1])
+    assert all(0 <= top <= size[0] - high and 0 <= left <= size[1] - wide for top, left in corners)
     top, left = corners[0]
-    assert top <= size[0] // 2 < top + side and left <= size[1] // 2 < left + side
-    assert all(abs(top - other) >= side or abs(left - beside) >= side for other, beside in corners[1:])
+    assert top <= size[0] // 2 < top + high and left <= size[1] // 2 < left + wide
+    assert all(abs(top - other) >= high or abs(left - beside) >= wide for other, beside in corners[1:])
 
 
 def test_scores_have_the_papers_digits_and_no_minus_zero():

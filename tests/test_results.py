@@ -80,7 +80,7 @@ def test_batch_is_divided_over_processes_or_gpus(parts, share):
 
 @pytest.mark.parametrize(('parts', 'hint'), [(3, '15 or 18 would'), (5, '15 or 20 would'), (32, '32 would')])
 def test_batch_that_does_not_divide_says_which_would(parts, hint):
-    with pytest.raises(InputError, match=f'16 does not divide over {parts} processes or GPUs; {hint}'):
+    with pytest.raises(InputError, match=f'16 cannot be divided over {parts} processes or GPUs; {hint}'):
         pipelines.share_of_batch({'batch_size_total': 16}, parts)
 
 

@@ -209,10 +209,6 @@ def test_deterministic_kernels_are_taken_where_asked_for(opt, monkeypatch):
         torch.use_deterministic_algorithms(False)
 
 
-def test_options_are_plain_yaml(opt):
-    assert yaml.safe_load(yaml.safe_dump(opt)) == opt
-
-
 @pytest.mark.parametrize('parts', [2, 3, 4])
 def test_accumulated_parts_are_the_whole_batch(opt, parts):
     """16 patches at once, and in parts of unequal size too, give the same weights."""

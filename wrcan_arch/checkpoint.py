@@ -204,15 +204,18 @@ def read_weights(path: Path | str, key: str | None = None) -> tuple[dict[str, Te
     content = read_file(path)
     if not isinstance(content, Mapping):
         raise InputError(f'{path}: holds a {type(content).__name__}, not weights')
-    metadata = content.get('metadata', {})
+    metadata = content.get('metadata')
+    metadata = metadata if isinstance(metadata, dict) else {}  # another program's may be anything
     if key is None:
         key = 'params_ema' if 'params_ema' in content else 'params'
     if key == 'params_ema' and key not in content:
         key = 'params'  # as the toolbox does
     tensors = content.get(key, content)
-    if not tensors or not all(isinstance(value, Tensor) for value in tensors.values()):
+    is_weights = isinstance(tensors, Mapping) and all(isinstance(value, Tensor) for value in tensors.values())
+    if not tensors or not is_weights:
         raise InputError(f'{path}: holds no weights under {key!r}; found {", ".join(map(str, content)) or "nothing"}')
-    expected = metadata.get('checksum', {}).get(key)
+    checksums = metadata.get('checksum')
+    expected = checksums.get(key) if isinstance(checksums, dict) else None
     if expected and checksum(tensors) != expected:
         raise InputError(f'{path}: its checksum is wrong, the weights were damaged; fetch or save the file again')
     tensors = {
@@ -253,6 +256,8 @@ def network_of(tensors: Tensors, source: Path | str) -> WRCAN:
             network = WRCAN(**infer_config(tensors))
     except KeyError as error:
         raise InputError(f'{source}: not the weights of a WRCAN, there is no {error}') from error
+    except ValueError as error:  # of shapes that no WRCAN has
+        raise InputError(f'{source}: not the weights of a WRCAN ({error})') from error
     expected = network.state_dict()
     problems = [f'{name} is missing' for name in sorted(expected.keys() - tensors.keys())]
     problems += [f'{name} is left over' for name in sorted(tensors.keys() - expected.keys())]
@@ -302,6 +307,8 @@ def convert(
     content = read_file(path)
     if key is None and holds_two_sets(content):
         raise InputError(f'{path}: holds two sets of weights; choose with --key params or --key params_ema')
+    if key == 'params_ema' and not (isinstance(content, Mapping) and key in content):
+        raise InputError(f'{path}: holds no averaged weights (params_ema); leave --key out')
     tensors, metadata = read_weights(path, key)
     network = network_of(tensors, path)
     if dtype is not None:

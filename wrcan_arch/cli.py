@@ -16,6 +16,7 @@ from pathlib import Path
 
 
 def train_or_test(arguments: argparse.Namespace) -> int:
+    from .processes import launcher_of_environment
     from .train import option_checks, options, pipelines
 
     file = options.read_options(arguments.opt, arguments.force_yml or ())
@@ -24,7 +25,7 @@ def train_or_test(arguments: argparse.Namespace) -> int:
         arguments.command,
         file.values,
         Path(arguments.opt).name,
-        launcher=arguments.launcher or pipelines.launcher_of_environment(),
+        launcher=arguments.launcher or launcher_of_environment(),
         auto_resume=arguments.auto_resume,
     )
     return 0
@@ -84,7 +85,7 @@ def _bytes(text: str) -> int:
     try:
         return int(float(text[:-1]) * units[text[-1]] if text[-1:] in units else float(text))
     except (ValueError, OverflowError) as error:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a size as 4G, 500M") from error
+        raise argparse.ArgumentTypeError(f"'{text}' is not a size such as 4G or 500M") from error
 
 
 def convert(arguments: argparse.Namespace) -> int:
@@ -122,10 +123,10 @@ def report(arguments: argparse.Namespace) -> int:
 
     file = options.read_options(arguments.opt)
     option_checks.check(file, 'test')
-    images = write_report(file.values, arguments.experiment, arguments.out)
-    for metric, (blurred, restored) in mean_scores(images).items():
-        scores = f'blurred {rounded(metric, blurred)}, restored {rounded(metric, restored)}'
-        print(f'{metric.upper()} of {len(images)} images: {scores} ({rounded(metric, restored - blurred, sign="+")})')
+    scores = write_report(file.values, arguments.experiment, arguments.out)
+    for metric, (blurred, restored) in mean_scores(scores).items():
+        line = f'blurred {rounded(metric, blurred)}, restored {rounded(metric, restored)}'
+        print(f'{metric.upper()} of {len(scores)} images: {line} ({rounded(metric, restored - blurred, sign="+")})')
     print(f'wrote {arguments.out}')
     return 0
 
@@ -152,7 +153,7 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 def examine_data(sources: list[str]) -> int:
     from .errors import InputError
-    from .train import audit, option_checks, options
+    from .train import audit, jpeg_deblur_dataset, option_checks, options
 
     roots: dict[str, None] = {}  # each once, in their order
     problems: list[str] = []
@@ -167,7 +168,7 @@ def examine_data(sources: list[str]) -> int:
                 problems += wrong
                 continue
             for phase, dataset in file.values['datasets'].items():
-                roots |= dict.fromkeys(audit.roots_of(dataset).values())
+                roots |= dict.fromkeys(jpeg_deblur_dataset.roots_of(dataset).values())
                 problems += audit.quick_problems(dataset, phase.split('_')[0])
     for root in roots:
         found = audit.all_problems(root)
@@ -195,7 +196,7 @@ def build_parser() -> argparse.ArgumentParser:
         command = add(name, train_or_test, about)
         command.add_argument('-opt', required=True, help='the option file')
         command.add_argument('--auto_resume', action='store_true', help='go on from the newest training state')
-        command.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], help='found out under torchrun')
+        command.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], help='default: detected')
         command.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
         command.add_argument('--force_yml', nargs='+', metavar='KEYS=VALUE', help='set options: train:total_iter=20')
 
@@ -212,11 +213,11 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument('--quality', type=int, help='of jpeg, webp and avif, 1 to 100 (default 95)')
     command.add_argument('--skip-existing', action='store_true', help='leave out what has a result already')
     command.add_argument('--strength', type=float, help='0 for the photograph as it was, to 1 (default)')
-    command.add_argument('--compare', type=Path, metavar='FOLDER', help='pictures of before and after, and a page')
+    command.add_argument('--compare', type=Path, metavar='FOLDER', help='write before | after, and a page of sliders')
     command.add_argument('--mode', help="exact (default), local: attention as in training, or chop: the authors' way")
     command.add_argument('--ensemble', action='store_true', help='mean of 8 flips and transposes, 8 x the work')
     command.add_argument('--precision', help='auto (default), fp32, bf16, fp16')
-    command.add_argument('--patch-size', type=int, help='for local; default: as the weight file says')
+    command.add_argument('--patch-size', type=int, help="pixels, for local (default: the training patch's)")
     command.add_argument('--max-memory', type=_bytes, metavar='4G', help='to work in (default: most of what is free)')
     command.add_argument('--max-pixels', type=int, help='refuse larger photographs (default 200000000)')
 
@@ -249,7 +250,7 @@ def build_parser() -> argparse.ArgumentParser:
         '--data',
         nargs='+',
         metavar='DATA',
-        help='decode every frame of these stores, folders, option files instead',
+        help='instead, decode every frame of these stores, folders or option files',
     )
     return parser
 
@@ -267,12 +268,12 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if _is_one_of_several():
             return _end_of_several(error, arguments)
-        if arguments.debug:
-            traceback.print_exc()
         message = _message_for_user(error)
         if message is None:
             raise
-        if not arguments.debug:
+        if arguments.debug:
+            traceback.print_exc()
+        else:
             print(f'basicsr {arguments.command}: {message}', file=sys.stderr)
         return getattr(error, 'exit_code', 2)
 

@@ -6,7 +6,7 @@ class InputError(ValueError):
 
 
 def one_line(error: InputError) -> str:
-    """Its message. A data worker's error comes with a traceback before it, whose last line is the one raised."""
+    """The error's own message: one that a data worker raised comes with the worker's traceback before it."""
     return str(error).strip().rpartition('wrcan_arch.errors.InputError: ')[2]
 
 

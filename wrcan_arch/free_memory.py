@@ -17,7 +17,8 @@ GROUP_FILES = {
 def free_memory(device: torch.device) -> int:
     """Bytes that can be had on `device`."""
     if device.type == 'cuda':
-        return torch.cuda.mem_get_info(device)[0]
+        kept_for_reuse = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept_for_reuse
     return min([*_free_in_machine(), *_free_in_groups()], default=UNKNOWN)
 
 

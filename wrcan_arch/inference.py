@@ -58,9 +58,9 @@ def _halves(size: int) -> list[tuple[slice, slice]]:
 class Turn(NamedTuple):
     """One of the eight flips and transposes of an image. Views, so that writing to one writes to the image."""
 
-    transpose: bool = False
-    flip_rows: bool = False
-    flip_columns: bool = False
+    transpose: bool
+    flip_rows: bool
+    flip_columns: bool
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """(H, W, C), or (W, H, C)."""
@@ -68,7 +68,6 @@ class Turn(NamedTuple):
         return turned[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
 
 
-UPRIGHT = Turn()
 ALL_TURNS = [Turn(*each) for each in product((False, True), repeat=3)]
 
 
@@ -286,11 +285,11 @@ def restore(network, image, *, mode='exact', ensemble=False, precision='auto', p
             of the training patch's size; 'chop', the authors' overlapping quadrants; 'input', the image as it is.
         ensemble: average over the eight flips and transposes; eight times the work.
         precision: 'fp32', 'bf16', 'fp16', or 'auto': bf16 where the processor has units for it, else fp32. A result
-            that is not finite is computed again in fp32, with a RuntimeWarning; if it then is not, integers are an
-            InputError.
+            that is not finite is computed again in fp32, with a RuntimeWarning. If it still is not, an integer image
+            is an InputError, a float one comes back as it was computed.
         patch_size: of the training, for 'local', in pixels; by default what the weights' file says.
-        max_memory: bytes to work in, above the weights; by default most of what is free. More is asked of nobody: an
-            image that needs more is an InputError.
+        max_memory: bytes to work in, above the weights; by default most of what is free. An image that needs more is an
+            InputError.
 
     Returns:
         The same kind, shape and type as `image`: floats neither clamped nor rounded, integers rounded and clipped.

@@ -102,15 +102,14 @@ class Team:
         self.size = size
 
     @classmethod
-    def from_environment(cls, *, port: int | None = None, timeout: timedelta = JOINING) -> 'Team':
+    def from_environment(cls, *, timeout: timedelta = JOINING) -> 'Team':
         """As torchrun or srun started it; alone if nobody did.
 
         Args:
-            port: where the first process listens, where srun started them.
             timeout: for the first process to be there, and for everything that is then waited for in the store.
         """
         if launcher_of_environment() == 'slurm':
-            take_slurms_environment(port)
+            take_slurms_environment()
         rank, size = (int(os.environ.get(name, alone)) for name, alone in (('RANK', 0), ('WORLD_SIZE', 1)))
         if size == 1 and STARTED_BY_TORCHRUN not in os.environ:
             return cls()
@@ -169,7 +168,7 @@ class Team:
                 time.sleep(0.05)
         return first
 
-    def agree_on(self, jobs: Sequence[Job]) -> None:
+    def check_same_jobs(self, jobs: Sequence[Job]) -> None:
         """InputError unless the first process has the same list: they share it out by number."""
         digest = hashlib.sha256()
         for job in jobs:

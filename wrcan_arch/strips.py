@@ -105,6 +105,11 @@ class Flow:
         return self.out()
 
 
+def _flow(conv: nn.Module, size: tuple[int, int], dtype: torch.dtype, scale: int = 1) -> Flow:
+    """Of a convolution whose input is `scale` times smaller than the image, along each side."""
+    return Flow(Convolution(conv, dtype), size[0] // scale, size[1] // scale)
+
+
 class Queue:
     """Rows that wait for the decoder."""
 
@@ -132,16 +137,11 @@ class Encoding:
     """Head, encoder and f_EXP; one image's rows go through it once."""
 
     def __init__(self, network: WRCAN, size: tuple[int, int], dtype: torch.dtype) -> None:
-        height, width = size
-
-        def flow(conv: nn.Module, scale: int) -> Flow:
-            return Flow(Convolution(conv, dtype), height // scale, width // scale)
-
         outer, inner = network.encoders
         assert isinstance(outer, Encoder) and isinstance(inner, Encoder)  # a ModuleList forgets their type
-        self.head, self.expand = Flow(Convolution(network.head, torch.float32), *size), flow(network.expand, 4)
-        self.conv0, self.down0 = flow(outer.conv, 1), flow(outer.down, 1)
-        self.conv1, self.down1 = flow(inner.conv, 2), flow(inner.down, 2)
+        self.head, self.expand = _flow(network.head, size, torch.float32), _flow(network.expand, size, dtype, scale=4)
+        self.conv0, self.down0 = _flow(outer.conv, size, dtype), _flow(outer.down, size, dtype)
+        self.conv1, self.down1 = _flow(inner.conv, size, dtype, scale=2), _flow(inner.down, size, dtype, scale=2)
 
     def __call__(self, image: Tensor) -> Encoded:
         skip0 = F.relu_(self.conv0(self.head(image)))
@@ -157,18 +157,13 @@ class Decoding:
     """
 
     def __init__(self, network: WRCAN, size: tuple[int, int], dtype: torch.dtype, features: Tensor) -> None:
-        height, width = size
-
-        def flow(conv: nn.Module, scale: int) -> Flow:
-            return Flow(Convolution(conv, dtype), height // scale, width // scale)
-
         outer, inner = network.decoders
         assert isinstance(outer, Decoder) and isinstance(inner, Decoder)  # a ModuleList forgets their type
         self.features = features  # (1, 4F, H/4, W/4), the groups' output
         self.body_conv = Convolution(network.body_conv, dtype)
-        self.up1, self.conv1 = flow(inner.up, 4), flow(inner.conv, 2)
-        self.up0, self.conv0 = flow(outer.up, 2), flow(outer.conv, 1)
-        self.head, self.tail = (Flow(Convolution(conv, torch.float32), *size) for conv in (network.head, network.tail))
+        self.up1, self.conv1 = _flow(inner.up, size, dtype, scale=4), _flow(inner.conv, size, dtype, scale=2)
+        self.up0, self.conv0 = _flow(outer.up, size, dtype, scale=2), _flow(outer.conv, size, dtype)
+        self.head, self.tail = (_flow(conv, size, torch.float32) for conv in (network.head, network.tail))
         self.skip0, self.skip1 = Queue(), Queue()
         self.done = 0  # rows of the features
 
@@ -381,7 +376,7 @@ def restore_in_strips(
         size: the image's height and width.
         rows: the strips' height, in rows of the features at a quarter of the size. It changes time and memory alone.
         window: pool the attention over a window of that many positions a side, instead of the whole image.
-        dtype: what is computed in, but for what of the image goes past the network: that is fp32.
+        dtype: what is computed in, except for what of the image goes past the network: that is fp32.
     """
     height, width = size
     device = network.head.weight.device

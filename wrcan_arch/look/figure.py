@@ -17,8 +17,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import InputError
 from ..train.jpeg_deblur_dataset import JPEGDeblurDataset
-from ..train.results import sequence_of
-from .report import CROP, busiest_crops, key_of, open_test_set, page, picture, read_restored, rounded
+from ..train.results import key_of, sequence_of
+from .report import CROP, busiest_crops, open_test_set, page, picture, read_restored, rounded
 
 PAPER_FRAMES = ('003/00000060', '026/00000054', '004/00000093', '010/00000098')
 OTHER_COLUMNS = ('input', 'sharp')
@@ -108,7 +108,7 @@ def _read_options(result: Path) -> Mapping[str, Any]:
 def _keys(dataset: TestSet) -> list[str]:
     """What the restored images are called, in the data set's order."""
     if isinstance(dataset, JPEGDeblurDataset):
-        return [_key(frame['key']) for frame in dataset.frames]
+        return [frame['key'] for frame in dataset.frames]
     return [key_of(item) for item in dataset]  # other classes say it with the images only
 
 

@@ -20,6 +20,7 @@ from basicsr.utils import tensor2img
 from matplotlib.figure import Figure
 
 from ..errors import InputError
+from ..train.results import key_of
 
 CROP = 160  # pixels, the side of the pictures at 1:1
 CROPS_PER_PICTURE = 2
@@ -62,11 +63,6 @@ def read_results(opt: Mapping[str, Any]) -> Iterator[Result]:
 def open_test_set(opt: Mapping[str, Any], phase: str) -> Sequence[Mapping[str, Any]]:
     """The data set that a test's options name under datasets: `phase`."""
     return build_dataset({**opt['datasets'][phase], 'phase': phase.split('_')[0], 'scale': opt['scale']})
-
-
-def key_of(item: Mapping[str, Any]) -> str:
-    """What a test calls the image of a data set's item; the toolbox's own data sets give paths alone."""
-    return item.get('key', Path(item['lq_path']).stem)
 
 
 def read_restored(path: Path) -> np.ndarray:
@@ -132,14 +128,14 @@ def busiest_crops(images: Sequence[np.ndarray], count: int = CROPS_PER_PICTURE) 
     """Top left corners of `count` crops that do not overlap, where the images are furthest from one another."""
     difference = np.ptp(np.stack(images), axis=0).astype(np.float32).sum(axis=2)  # (H, W)
     height, width = difference.shape
-    size = min(CROP, height, width)
-    sums = cv2.boxFilter(difference, -1, (size, size), anchor=(0, 0), normalize=False, borderType=cv2.BORDER_CONSTANT)
-    sums = sums[: height - size + 1, : width - size + 1].copy()
+    high, wide = min(CROP, height), min(CROP, width)
+    sums = cv2.boxFilter(difference, -1, (wide, high), anchor=(0, 0), normalize=False, borderType=cv2.BORDER_CONSTANT)
+    sums = sums[: height - high + 1, : width - wide + 1].copy()
     corners: list[tuple[int, int]] = []
     while len(corners) < count and (sums >= 0).any():
         top, left = divmod(int(sums.argmax()), sums.shape[1])
         corners.append((top, left))
-        sums[max(0, top - size + 1) : top + size, max(0, left - size + 1) : left + size] = -1
+        sums[max(0, top - high + 1) : top + high, max(0, left - wide + 1) : left + wide] = -1
     return corners
 
 

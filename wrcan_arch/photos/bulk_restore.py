@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,6 +31,7 @@ R = TypeVar('R')
 
 INFERENCE_OPTIONS = ('mode', 'ensemble', 'precision', 'patch_size', 'max_memory')
 NAMES_SHOWN = 3  # of the photographs that a warning is about
+NO_MEMORY = re.compile('out of memory|not enough memory|allocate memory')  # in PyTorch's messages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +70,16 @@ class Options:
 class Summary:
     """What became of the photographs; it does not grow with those that went well."""
 
+    attempted: int = 0
     restored: int = 0
     skipped: int = 0
-    failures: list[str] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)  # what to say of each
     warnings: Counter[str] = field(default_factory=Counter)  # of how many photographs each is true
     examples: dict[str, list[str]] = field(default_factory=dict)  # names of some of them
     qualities: Counter[int] = field(default_factory=Counter)  # how many JPEGs are of each
 
     def add(self, other: 'Summary') -> None:
+        self.attempted += other.attempted
         self.restored += other.restored
         self.skipped += other.skipped
         self.failures += other.failures
@@ -94,8 +98,8 @@ class Summary:
         return cls(**{**values, 'warnings': Counter(values['warnings']), 'qualities': qualities})
 
     def lines(self) -> list[str]:
-        """What to tell of it, but for the failures."""
-        done = f'{self.restored:,} of {self.restored + len(self.failures):,} restored'
+        """What to tell of it, except the failures."""
+        done = f'{self.restored:,} of {self.attempted:,} restored'
         lines = [f'{done}, {self.skipped:,} had a result already' if self.skipped else done]
         if self.qualities:
             low, high = min(self.qualities), max(self.qualities)
@@ -119,9 +123,10 @@ class Work:
 
     def summary(self) -> Summary:
         if self.failure is not None:
-            return Summary(failures=[self.failure])
+            return Summary(attempted=1, failures=[self.failure])
         quality = self.photo.jpeg_quality
         return Summary(
+            attempted=1,
             restored=1,
             warnings=Counter(self.warnings),
             examples={warning: [self.job.source] for warning in self.warnings},
@@ -136,11 +141,11 @@ def _read(options: Options, trained_quality: int | list[int] | None, work: Work)
     work.photo = photo = read_photo(work.job.source, max_pixels=options.max_pixels)
     check_fits(Path(work.job.target), photo)
     if photo.pictures > 1:
-        work.warnings.append('it holds more pictures; the first was restored')
+        work.warnings.append('the file holds several pictures; the first was restored')
     if photo.jpeg_quality is not None and trained_quality is not None and is_far(photo.jpeg_quality, trained_quality):
         trained = trained_quality if isinstance(trained_quality, int) else '{} to {}'.format(*trained_quality)
         work.warnings.append(
-            f'its JPEG quality is {photo.jpeg_quality}, the weights were trained for {trained}; expect less'
+            f'its JPEG quality is {photo.jpeg_quality}, the weights were trained for {trained}; expect a weaker result'
         )
 
 
@@ -154,7 +159,9 @@ def _compute(network: nn.Module, options: Options, work: Work) -> None:
             raise InputError(f'{work.job.source}: {error}') from error
     work.warnings += [str(warning.message) for warning in caught if warning.category is RuntimeWarning]
     if drifts(before, after):
-        work.warnings.append('its brightness or colours changed over large areas; it may be unlike what was trained on')
+        work.warnings.append(
+            'the result differs in brightness or colour over large areas; it may be unlike the training data'
+        )
     if options.strength < 1:
         after = blend(before, after, options.strength)
     work.restored = work.photo.with_pixels(after)
@@ -174,7 +181,7 @@ def _attempt(step: Callable[[Work], None], work: Work) -> Work:
         except InputError as error:
             work.failure = str(error)
         except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) and 'memory' not in str(error):
+            if not isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) and not NO_MEMORY.search(str(error)):
                 raise
             work.failure = f'{work.job.source}: too large for the memory of this machine; scale it down'
     return work
@@ -206,7 +213,7 @@ def restore_photos(
     team = team or Team()
     if team.size > 1:  # or one process could begin the largest when the others are done
         jobs = sorted(jobs, key=_size, reverse=True)
-    team.agree_on(jobs)
+    team.check_same_jobs(jobs)
     summary = Summary()
     trained_quality = getattr(network, 'metadata', {}).get('jpeg_quality')
 
@@ -237,7 +244,10 @@ def restore_photos(
     for message in messages:
         total.add(Summary.from_json(message))
     if options.compare is not None:
-        write_page(options.compare, (path_below(Path(job.source)) for job in jobs))
+        try:
+            write_page(options.compare, (path_below(Path(job.source)) for job in jobs))
+        except InputError as error:
+            total.failures.append(str(error))
     return total
 
 

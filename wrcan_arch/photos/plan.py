@@ -50,7 +50,7 @@ def plan(
     for source, below in _sources(entries, listed, out is None, avoid):
         name = Path(source.stem + _result_ending(source, format))
         target = out / below / name if out else source.with_name(name.stem + RESTORED + name.suffix)
-        jobs.setdefault(str(source.absolute()), Job(str(source), str(target)))
+        jobs.setdefault(str(source.parent.resolve() / source.name), Job(str(source), str(target)))
     if not jobs:
         raise InputError('the following arguments are required: photographs, folders, or --list FILE')
     _check_nothing_is_overwritten(list(jobs.values()))

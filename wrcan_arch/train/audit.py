@@ -12,14 +12,8 @@ from typing import Any
 from PIL import Image
 
 from ..errors import InputError
-from .jpeg_deblur_dataset import IMAGE_ENDINGS, ROLES, JPEGDeblurDataset
-from .lmdb_store import open_store, verify_store
-
-
-def roots_of(dataset: Mapping[str, Any]) -> dict[str, str]:
-    """A data set's stores or folders, by role."""
-    roots = {role: dataset.get(f'dataroot_{role}') for role in ROLES}
-    return {role: str(Path(root).expanduser()) for role, root in roots.items() if root}
+from .jpeg_deblur_dataset import JPEGDeblurDataset, roots_of
+from .lmdb_store import IMAGE_ENDINGS, open_store, verify_store
 
 
 def quick_problems(dataset: Mapping[str, Any], phase: str, *, numbered: bool = False) -> Iterator[str]:
@@ -36,7 +30,7 @@ def quick_problems(dataset: Mapping[str, Any], phase: str, *, numbered: bool = F
             yield from (f'{root}: {each}; prepare it again' for each in open_store(root).disagreements())
         if dataset['type'] == 'JPEGDeblurDataset':
             keys = [frame['key'] for frame in JPEGDeblurDataset({**dataset, 'phase': phase}).frames]
-            unnumbered = (key for key in keys if numbered and not re.search(r'(^|[_/])\d+$', key))
+            unnumbered = (key for key in keys if numbered and not re.search(r'(^|_)\d+$', key))
             if (key := next(unnumbered, None)) is not None:
                 yield f"data set {dataset['name']}: '{key}' does not end in a frame's number, as val:submission needs"
             yield from _wrong_sizes(dataset, roots, keys, dataset.get('gt_size') if phase == 'train' else None)
@@ -95,9 +89,10 @@ def _faults_of_files(folder: Path) -> Iterator[str]:
 def _read_all(root: Path | str) -> list[str]:
     try:
         store = open_store(root)
-        problems = [f'{root}: {each}' for each in store.disagreements()]
         if (Path(root) / 'manifest.json').is_file():
             problems = verify_store(root)
+        else:
+            problems = [f'{root}: {each}' for each in store.disagreements()]
         if store.kind == 'encoded' and not problems:
             faults = ((key, _image_fault(store.get(key), store.shape(key))) for key in store.keys())
             problems = [f"{root}: '{key}' {fault}" for key, fault in faults if fault]

@@ -20,9 +20,8 @@ from torch.utils.data import Dataset
 from ..errors import InputError
 from .draws import Draw, draw_generator
 from .jpeg import jpeg_crop
-from .lmdb_store import open_store
+from .lmdb_store import IMAGE_ENDINGS, open_store
 
-IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 ROLES = ('lq', 'gt', 'gt_jpeg')
 QUANTILES = 1 << 16  # of the noise: two random bytes choose one
 
@@ -75,7 +74,7 @@ def augment(
         noise_sigma: its standard deviation, on the 0-255 scale.
 
     Returns:
-        uint8 (3, H, W), RGB but for the permutation, by role.
+        uint8 (3, H, W), RGB except for the permutation, by role.
     """
     hflip, vflip, transpose, permute, noise = rng.random(5) < (
         hflip_prob,
@@ -102,6 +101,12 @@ def augment(
 AUGMENTATIONS = [name for name in inspect.signature(augment).parameters if name.endswith(('_prob', '_sigma'))]
 
 
+def roots_of(opt: Mapping[str, Any]) -> dict[str, str]:
+    """A data set's stores or folders, by role."""
+    roots = {role: opt.get(f'dataroot_{role}') for role in ROLES}
+    return {role: str(Path(root).expanduser()) for role, root in roots.items() if root}
+
+
 @DATASET_REGISTRY.register()
 class JPEGDeblurDataset(Dataset):
     """Pairs of a blurred JPEG frame and its sharp frame; for training, patches, with I_JPEG(HR) where it is wanted.
@@ -109,7 +114,7 @@ class JPEGDeblurDataset(Dataset):
     Options:
         dataroot_lq, dataroot_gt: blurred and sharp frames, `.lmdb` stores or folders, with the same names in both.
             A test can do without the sharp ones.
-        names: a pattern that the names must match, such as `000_*` for one sequence.
+        names: a pattern that the names must match, such as `000_*` for one sequence. In names, `/` has become `_`.
         dataroot_gt_jpeg: a third one that holds I_JPEG(HR); without it `jpeg_quality` makes it from the sharp frame.
         jpeg_quality: 1 to 100, the paper's is 25. Leave both out when the auto-encoder loss is off.
         blurred_quality: of the blurred frames, one or `[lowest, highest]`, where it is not jpeg_quality; kept with the
@@ -136,15 +141,14 @@ class JPEGDeblurDataset(Dataset):
         self.training = opt['phase'] == 'train'
         self.augmentation = {name: opt[name] for name in AUGMENTATIONS if name in opt}
         self.jpeg_quality = opt.get('jpeg_quality')
-        roots = {role: opt.get(f'dataroot_{role}') for role in ROLES}
-        self.roots = {role: str(Path(root).expanduser()) for role, root in roots.items() if root}
+        self.roots = roots_of(opt)
         self.guide = 'gt' if 'gt' in self.roots else 'lq'  # whose names and sizes the others must have
         if self.training and self.guide == 'lq':
             raise InputError(f'data set {opt["name"]}: training needs dataroot_gt, the sharp frames')
         self.file_client: FileClient | None = None
         names = {role: self._names(root) for role, root in self.roots.items()}
         self._check_pairing(names)
-        keys = sorted(key for key in names[self.guide] if fnmatch(key.replace('/', '_'), opt.get('names') or '*'))
+        keys = sorted(key for key in names[self.guide] if fnmatch(key, opt.get('names') or '*'))
         if not keys:
             raise InputError(f"data set {opt['name']}: nothing in {self.roots[self.guide]} is named '{opt['names']}'")
         self.frames = [{'key': key, **{role: names[role][key] for role in names}} for key in keys]
@@ -152,14 +156,17 @@ class JPEGDeblurDataset(Dataset):
     def _names(self, root: str) -> dict[str, str]:
         """What the backend calls each frame, by the name that pairs it."""
         if self.opt['io_backend']['type'] == 'lmdb':
-            return {key: key for key in open_store(root).keys()}
-        if not Path(root).is_dir():
+            called = [(key, key) for key in open_store(root).keys()]
+        elif Path(root).is_dir():
+            images = sorted(path for path in Path(root).rglob('*') if path.suffix.lower() in IMAGE_ENDINGS)
+            called = [(str(path.relative_to(root).with_suffix('')), str(path)) for path in images]
+        else:
             raise InputError(f"data set {self.opt['name']}: no folder '{root}'")
         names: dict[str, str] = {}
-        for path in sorted(path for path in Path(root).rglob('*') if path.suffix.lower() in IMAGE_ENDINGS):
-            other = names.setdefault(str(path.relative_to(root).with_suffix('')), str(path))
-            if other != str(path):
-                raise InputError(f'data set {self.opt["name"]}: {other} and {path} are one name; remove one of them')
+        for name, frame in called:
+            other = names.setdefault(name.replace('/', '_'), frame)  # results are files, all in one folder
+            if other != frame:
+                raise InputError(f'data set {self.opt["name"]}: {other} and {frame} are one name; remove one of them')
         return names
 
     def _check_pairing(self, names: dict[str, dict[str, str]]) -> None:
@@ -192,7 +199,7 @@ class JPEGDeblurDataset(Dataset):
         if not (self.training and self.opt.get('as_bytes')):
             tensors = {role: tensor.float().div_(255) for role, tensor in tensors.items()}
         paths = {f'{role}_path': frame[role] for role in ('lq', 'gt') if role in frame}
-        return {**tensors, **paths, 'key': frame['key'].replace('/', '_')}
+        return {**tensors, **paths, 'key': frame['key']}
 
     def _check_sizes(self, images: Mapping[str, np.ndarray], frame: Mapping[str, str]) -> None:
         sharp = images[self.guide]

@@ -30,6 +30,7 @@ from ..errors import InputError
 
 FORMAT = 1  # of manifest.json and of the records
 RAW_ENDING = '.raw'
+IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')  # of files that frames are read from
 FIRST_MAP_SIZE = 64 << 20  # bytes; doubled whenever it is full
 BATCH_SIZE = 32 << 20  # bytes that are written to the disk at a time; a killed writer loses no more
 UNLISTED = 'meta_info.txt does not list what manifest.json does'

@@ -45,7 +45,8 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         params: tensors.
-        lr: of kernels, the largest singular value of a step; sqrt(out / columns) times that if there are fewer columns.
+        lr: of kernels. The singular values of a step are about `lr`, times sqrt(out / columns) where a kernel's matrix
+            has fewer columns than rows.
         adam_lr: of the others.
         momentum: how much of a kernel's averaged gradient stays at each step (Nesterov's).
         betas, eps: of Adam (Kingma and Ba, 2015).
@@ -61,7 +62,7 @@ class Muon(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-8,
     ) -> None:
-        for name, value in {'momentum': momentum, 'betas': betas[0], 'betas[1]': betas[1]}.items():
+        for name, value in {'momentum': momentum, 'betas[0]': betas[0], 'betas[1]': betas[1]}.items():
             if not 0 <= value < 1:
                 raise ValueError(f'{name} must be from 0 to less than 1, not {value}')
         if min(lr, adam_lr) < 0:

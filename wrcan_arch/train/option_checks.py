@@ -64,7 +64,7 @@ def wrong_keys(file: OptionFile) -> Iterator[str]:
                 message = f'{each["msg"][0].lower()}{each["msg"][1:]}, not {each["input"]!r}'
             messages.setdefault(keys, []).append(message)
         for keys, each_said in messages.items():
-            yield f'{file.origin(keys)}: {":".join(keys)}: {", or ".join(each_said)}'
+            yield f'{file.at(*keys)}: {", or ".join(each_said)}'
 
 
 def _present_keys(location: tuple[int | str, ...], values: Any) -> Keys:
@@ -80,19 +80,19 @@ def _present_keys(location: tuple[int | str, ...], values: Any) -> Keys:
 def _missing(file: OptionFile, command: str) -> Iterator[str]:
     def absent(*keys: str) -> Iterator[str]:
         if find(file.values, keys) is None:
-            yield f'{file.origin(keys)}: {":".join(keys)}: is missing'
+            yield f'{file.at(*keys)}: is missing'
 
     for keys in REQUIRED[command]:
         yield from absent(*keys.split())
     for phase, dataset in sections(file.values, ('datasets',)).items():
         place = ('datasets', phase)
         if command == 'train' and phase != 'train' and phase.split('_')[0] != 'val':
-            yield f'{file.origin(place)}: {":".join(place)}: data sets are called train, val, val_2 ...'
+            yield f'{file.at(*place)}: data sets are called train, val, val_2 ...'
         scored = phase != 'train' and sections(file.values, ('val', 'metrics'))
         if (phase == 'train' or scored) and dataset.get('type') in ('JPEGDeblurDataset', 'PairedImageDataset'):
             yield from absent('datasets', phase, 'dataroot_gt')
     if find(file.values, ('val', 'submission')) and not find(file.values, ('val', 'save_img')):
-        yield f'{file.origin(("val", "submission"))}: val:submission: needs save_img: true'
+        yield f'{file.at("val", "submission")}: needs save_img: true'
     if command == 'train':
         if find(file.values, ('datasets', 'train')) is not None:
             for key in REQUIRED_OF_TRAINING_DATA:
@@ -111,7 +111,13 @@ def _wrong_classes(file: OptionFile, *, build: bool) -> Iterator[str]:
         if name is not None and name not in classes:
             near = difflib.get_close_matches(str(name), classes.keys(), n=1)
             hint = f'did you mean {near[0]}?' if near else f'there are {", ".join(sorted(classes.keys()))}'
-            yield f"{file.origin(keys)}: {':'.join(keys)}: there is no '{name}'; {hint}"
+            yield f"{file.at(*keys)}: there is no '{name}'; {hint}"
+
+    def fits(made: Callable, arguments: dict[str, Any], keys: Keys) -> Iterator[str]:
+        unfit = list(_unfit_arguments(file, made, arguments, keys))
+        yield from unfit
+        if build and not unfit:
+            yield from _unfit_values(file, made, arguments, keys)
 
     def built(keys: Keys, classes: Any) -> Iterator[str]:
         section = find(file.values, keys)
@@ -119,10 +125,7 @@ def _wrong_classes(file: OptionFile, *, build: bool) -> Iterator[str]:
         name = arguments.pop('type', None)
         yield from known(name, (*keys, 'type'), classes)
         if name in classes:
-            unfit = list(_unfit_arguments(file, classes.get(name), arguments, keys))
-            yield from unfit
-            if build and not unfit:
-                yield from _unfit_values(file, classes.get(name), arguments, keys)
+            yield from fits(classes.get(name), arguments, keys)
 
     yield from known(file.values.get('model_type'), ('model_type',), registry.MODEL_REGISTRY)
     for phase, dataset in sections(file.values, ('datasets',)).items():
@@ -133,7 +136,7 @@ def _wrong_classes(file: OptionFile, *, build: bool) -> Iterator[str]:
             taken = inspect.signature(registry.METRIC_REGISTRY.get(metric['type'])).parameters.keys()
             for key in metric.keys() - taken - {'type', 'better'}:
                 place = ('val', 'metrics', name, key)
-                yield f'{file.origin(place)}: {":".join(place)}: {metric["type"]} does not take it'
+                yield f'{file.at(*place)}: {metric["type"]} does not take it'
     best = find(file.values, ('val', 'best_metric'))
     yield from known(best, ('val', 'best_metric'), sections(file.values, ('val', 'metrics')))
     yield from built(('network_g',), registry.ARCH_REGISTRY)
@@ -145,10 +148,7 @@ def _wrong_classes(file: OptionFile, *, build: bool) -> Iterator[str]:
         arguments = {key: value for key, value in training['optim_g'].items() if key != 'type'}
         arguments['params'] = [torch.zeros(1)]
         optimizer = Muon if training['optim_g'].get('type') == 'Muon' else torch.optim.Adam
-        unfit = list(_unfit_arguments(file, optimizer, arguments, ('train', 'optim_g')))
-        yield from unfit
-        if build and not unfit:
-            yield from _unfit_values(file, optimizer, arguments, ('train', 'optim_g'))
+        yield from fits(optimizer, arguments, ('train', 'optim_g'))
 
 
 def _unfit_arguments(file: OptionFile, known: Callable, arguments: dict[str, Any], keys: Keys) -> Iterator[str]:
@@ -158,11 +158,11 @@ def _unfit_arguments(file: OptionFile, known: Callable, arguments: dict[str, Any
             near = difflib.get_close_matches(name, taken, n=1)
             hint = f'did you mean {near[0]}?' if near else f'it takes {", ".join(taken)}'
             place = (*keys, name)
-            yield f'{file.origin(place)}: {":".join(place)}: {known.__name__} does not take it; {hint}'
+            yield f'{file.at(*place)}: {known.__name__} does not take it; {hint}'
     for name, each in taken.items():
         given = name in arguments or each.default is not each.empty
         if not given and each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY):
-            yield f'{file.origin(keys)}: {":".join(keys)}: {known.__name__} needs {name}'
+            yield f'{file.at(*keys)}: {known.__name__} needs {name}'
 
 
 def _unfit_values(file: OptionFile, known: Callable, arguments: dict[str, Any], keys: Keys) -> Iterator[str]:
@@ -172,7 +172,7 @@ def _unfit_values(file: OptionFile, known: Callable, arguments: dict[str, Any], 
             with torch.device('meta'):
                 known(**arguments)
         except (TypeError, ValueError) as error:
-            yield f'{file.origin(keys)}: {":".join(keys)}: {error}'
+            yield f'{file.at(*keys)}: {error}'
 
 
 def _missing_data(file: OptionFile) -> Iterator[str]:
@@ -181,7 +181,7 @@ def _missing_data(file: OptionFile) -> Iterator[str]:
             if key.startswith('dataroot') and isinstance(root, str) and not Path(root).expanduser().exists():
                 place = ('datasets', phase, key)
                 hint = 'prepare it (see datasets_prep/) or name another'
-                yield f"{file.origin(place)}: {':'.join(place)}: there is no '{root}'; {hint}"
+                yield f"{file.at(*place)}: there is no '{root}'; {hint}"
     paths = find(file.values, ('path',))
     for key, path in paths.items() if isinstance(paths, dict) else ():
         if (
@@ -189,7 +189,7 @@ def _missing_data(file: OptionFile) -> Iterator[str]:
             and isinstance(path, str)
             and not Path(path).expanduser().is_file()
         ):
-            yield f"{file.origin(('path', key))}: path:{key}: there is no file '{path}'"
+            yield f"{file.at('path', key)}: there is no file '{path}'"
 
 
 def _found_late(file: OptionFile) -> Iterator[str]:
@@ -198,51 +198,48 @@ def _found_late(file: OptionFile) -> Iterator[str]:
 
     from .wrcan_model import WRCANModel
 
-    def said(*keys: str, message: str) -> str:
-        return f'{file.origin(keys)}: {":".join(keys)}: {message}'
-
     logger = file.values.get('logger') or {}
     if logger.get('use_tb_logger') and not importlib.util.find_spec('tensorboard'):
-        yield said('logger', 'use_tb_logger', message='needs tensorboard; pip install tensorboard, or set it to false')
+        yield f'{file.at("logger", "use_tb_logger")}: needs tensorboard; pip install tensorboard, or set it to false'
     if (logger.get('wandb') or {}).get('project'):
         if not logger.get('use_tb_logger'):
-            yield said('logger', 'wandb', message='needs use_tb_logger: true')
+            yield f'{file.at("logger", "wandb")}: needs use_tb_logger: true'
         if not importlib.util.find_spec('wandb'):
-            yield said('logger', 'wandb', message='needs wandb; pip install wandb, or leave it out')
+            yield f'{file.at("logger", "wandb")}: needs wandb; pip install wandb, or leave it out'
 
     train = file.values.get('train') or {}
     data = file.values['datasets'].get('train') or {}
     if train and not (train.get('pixel_opt') or train.get('perceptual_opt')):
-        yield said('train', message='needs pixel_opt or perceptual_opt')
+        yield f'{file.at("train")}: needs pixel_opt or perceptual_opt'
     if train.get('autoencoder_opt') and not (data.get('jpeg_quality') or data.get('dataroot_gt_jpeg')):
         hint = 'set jpeg_quality in datasets:train of a JPEGDeblurDataset, or leave the loss out'
-        yield said('train', 'autoencoder_opt', message=f'needs the sharp frames after JPEG: {hint}')
+        yield f'{file.at("train", "autoencoder_opt")}: needs the sharp frames after JPEG: {hint}'
     for name, metric in sections(file.values, ('val', 'metrics')).items():
         if metric.get('type') == 'calculate_lpips' and metric.get('better') != 'lower':
-            yield said('val', 'metrics', name, message='less LPIPS is better; add better: lower')
+            yield f'{file.at("val", "metrics", name)}: lower LPIPS is better; add better: lower'
     model = file.values['model_type']
     if data.get('as_bytes') and not issubclass(MODEL_REGISTRY.get(model), WRCANModel):
-        yield said('datasets', 'train', 'as_bytes', message=f'{model} takes floats alone; leave it out')
+        yield f'{file.at("datasets", "train", "as_bytes")}: {model} takes floats alone; leave it out'
     scheduler = train.get('scheduler') or {}
     periods = scheduler.get('periods')
     last = train.get('total_iter', 0)
     if periods and sum(periods) < last - 1:
         message = f'the periods end at iteration {sum(periods)}, the run at {last}; set them to [{last}], say'
-        yield said('train', 'scheduler', 'periods', message=message)
+        yield f'{file.at("train", "scheduler", "periods")}: {message}'
     weights, parts = scheduler.get('restart_weights', [1]), periods or scheduler.get('restarts', [0])
     if scheduler and len(weights) != len(parts):
         message = f'{len(weights)} of them for {len(parts)} {"periods" if periods else "restarts"}'
-        yield said('train', 'scheduler', 'restart_weights', message=message)
+        yield f'{file.at("train", "scheduler", "restart_weights")}: {message}'
     network = file.values.get('network_g') or {}
     if train.get('start_from_image'):
         if network.get('type') != 'WRCAN':
-            yield said('train', 'start_from_image', message=f'is for WRCAN, not for {network.get("type")}')
+            yield f'{file.at("train", "start_from_image")}: is for WRCAN, not for {network.get("type")}'
         if (file.values.get('path') or {}).get('pretrain_network_g'):
             message = 'weights are loaded over it; leave path:pretrain_network_g out, or this'
-            yield said('train', 'start_from_image', message=message)
+            yield f'{file.at("train", "start_from_image")}: {message}'
     for key in ('num_in_ch', 'num_out_ch'):
         if network.get('type') == 'WRCAN' and network.get(key, 3) != 3:
-            yield said('network_g', key, message=f'the data sets give frames of 3 channels, not {network[key]}')
+            yield f'{file.at("network_g", key)}: the data sets give frames of 3 channels, not {network[key]}'
 
 
 def _unfit_weights(file: OptionFile) -> Iterator[str]:
@@ -251,7 +248,7 @@ def _unfit_weights(file: OptionFile) -> Iterator[str]:
     weights = paths.get('pretrain_network_g')
     if not weights or network.pop('type', None) != 'WRCAN' or not paths.get('strict_load_g', True):
         return
-    place = f'{file.origin(("path", "pretrain_network_g"))}: path:pretrain_network_g'
+    place = f'{file.at("path", "pretrain_network_g")}'
     try:
         if 'param_key_g' not in paths and checkpoint.holds_two_sets(checkpoint.read_file(Path(weights).expanduser())):
             hint = 'set path:param_key_g to params_ema, which is averaged and what restore takes, or to params'
@@ -273,7 +270,7 @@ def _unfit_frames(file: OptionFile) -> Iterator[str]:
         if dataset['type'] in ('JPEGDeblurDataset', 'PairedImageDataset'):
             numbered = phase != 'train' and bool(find(file.values, ('val', 'submission')))
             for problem in audit.quick_problems(dataset, phase.split('_')[0], numbered=numbered):
-                yield f'{file.origin(("datasets", phase))}: datasets:{phase}: {problem}'
+                yield f'{file.at("datasets", phase)}: {problem}'
 
 
 def _wrong_machine(file: OptionFile) -> Iterator[str]:
@@ -281,12 +278,11 @@ def _wrong_machine(file: OptionFile) -> Iterator[str]:
     wanted = file.values['num_gpu']
     if isinstance(wanted, int) and wanted > found:
         hint = 'auto takes what is there'
-        yield f'{file.origin(("num_gpu",))}: num_gpu: {wanted} asked for, this machine has {found}; {hint}'
+        yield f'{file.at("num_gpu")}: {wanted} asked for, this machine has {found}; {hint}'
     for phase, dataset in sections(file.values, ('datasets',)).items():
-        place = f'datasets:{phase}'
         if dataset.get('persistent_workers') and phase != 'train':  # these are read without workers
-            where = file.origin(('datasets', phase, 'persistent_workers'))
-            yield f'{where}: {place}:persistent_workers: is for training alone, which has it anyway; leave it out'
+            where = file.at('datasets', phase, 'persistent_workers')
+            yield f'{where}: is for training alone, which has it anyway; leave it out'
         if dataset.get('prefetch_mode') == 'cuda' and not (found and dataset.get('pin_memory')):
-            where = file.origin(('datasets', phase, 'prefetch_mode'))
-            yield f'{where}: {place}:prefetch_mode: cuda needs a GPU and pin_memory: true'
+            where = file.at('datasets', phase, 'prefetch_mode')
+            yield f'{where}: cuda needs a GPU and pin_memory: true'

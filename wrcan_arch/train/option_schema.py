@@ -20,7 +20,7 @@ Text = Annotated[str, Field(min_length=1)]
 
 def _is_name(text: str) -> str:
     if set(text) & set('/\\\x00') or not text.strip('.'):
-        raise PydanticCustomError('name', 'input should be a name, without / and more than dots')
+        raise PydanticCustomError('name', 'input should be a name: no / in it, and not dots alone')
     return text
 
 

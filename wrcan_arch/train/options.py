@@ -53,6 +53,10 @@ class OptionFile:
             keys = keys[:-1]
         return self.origins.get(keys, self.source)
 
+    def at(self, *keys: str) -> str:
+        """What a message about `keys` begins with: FILE:LINE: a:b."""
+        return f'{self.origin(keys)}: {":".join(keys)}'
+
 
 class _Reader:
     """One file's text to values and origins."""

@@ -33,7 +33,6 @@ from torch import distributed
 
 from ..errors import InputError
 from ..processes import STARTED_BY_TORCHRUN, Team, take_own_gpu, take_slurms_environment
-from ..processes import launcher_of_environment as launcher_of_environment  # as part of this module
 from . import results, run_folder
 from .draws import DrawSampler
 from .recorded_model import RecordedModel
@@ -42,26 +41,23 @@ from .step_guard import UntilUnreadable, ending_data_workers, ignore_signals, si
 TIMEOUT = 600  # seconds that processes wait for each other, unless dist_params:timeout says otherwise
 
 
-def init_dist(launcher: str, backend: str | None = None, **_: Any) -> None:
+def init_dist(launcher: str, **_: Any) -> None:
     """Join the processes that torchrun or srun started: NCCL with GPUs, gloo without; all must see the same."""
+    chosen = _run.options.get('dist_params') or {}  # the toolbox passes them on for slurm alone
     if launcher == 'slurm' and STARTED_BY_TORCHRUN not in os.environ:
-        take_slurms_environment((_run.options.get('dist_params') or {}).get('port'))
-    chosen = _run.options.get('dist_params') or {}
+        take_slurms_environment(chosen.get('port'))
     timeout = timedelta(seconds=chosen.get('timeout', TIMEOUT))
     team = Team.from_environment(timeout=timeout)
     team.agree(_what_decides(_run.options), timeout=timeout)
     take_own_gpu()
     distributed.init_process_group(
-        chosen.get('backend') or backend or ('nccl' if torch.cuda.is_available() else 'gloo'),
+        chosen.get('backend') or ('nccl' if torch.cuda.is_available() else 'gloo'),
         store=distributed.PrefixStore('group', team.store),
         rank=team.rank,
         world_size=team.size,
         timeout=timeout,
     )
     _run.team = team
-
-
-_toolbox_init_dist = basicsr.utils.dist_util.init_dist
 
 
 def _what_decides(options: dict[str, Any]) -> dict[str, str]:
@@ -72,8 +68,8 @@ def _what_decides(options: dict[str, Any]) -> dict[str, str]:
             if key.startswith('dataroot') and root:
                 seen[f'datasets:{phase}:{key} {root} with'] = _describe_data(Path(root).expanduser())
     for key, path in (options.get('path') or {}).items():
-        if path and key.startswith('pretrain_network') and Path(path).is_file():
-            seen[f'path:{key} {path} with SHA-256'] = (results.describe_weights(path) or {})['sha256'][:16]
+        if path and key.startswith('pretrain_network') and Path(path).expanduser().is_file():
+            seen[f'path:{key} {path} with SHA-256'] = results.describe_weights(path)['sha256'][:16]
     return seen
 
 
@@ -156,7 +152,7 @@ def share_of_batch(train: dict[str, Any], parts: int) -> int:
     if total % parts:
         near = [each for each in (total - total % parts, total - total % parts + parts) if each]
         raise InputError(
-            f'datasets:train:batch_size_total: {total} does not divide over {parts} processes or GPUs; '
+            f'datasets:train:batch_size_total: {total} cannot be divided over {parts} processes or GPUs; '
             f'{" or ".join(map(str, near))} would'
         )
     return total // parts

@@ -11,7 +11,7 @@ def psnr_loss(restored: Tensor, sharp: Tensor) -> Tensor:
     """Minus the mean PSNR in dB.
 
     With the paper's L1 a badly blurred patch weighs many times as much as a good one. Data that hold both need another
-    balance, or what is good is spoiled: here to lose a decibel costs as much as to gain one elsewhere.
+    balance, or what is good is spoiled: here a decibel lost on one patch weighs as much as one gained on another.
 
     Args:
         restored, sharp: (B, C, H, W), in [0, 1].

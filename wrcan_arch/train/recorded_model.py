@@ -73,7 +73,7 @@ class RecordedModel(SRModel):
             self.pending_save = None
             if self.saved_iter < current_iter:
                 self.save_pair(0, current_iter)  # the loaders find the epoch out
-            raise RunError(f'{one_line(error)}; the run ends, mend that and go on with --auto_resume') from error
+            raise RunError(f'{one_line(error)}; the run ends; fix that and go on with --auto_resume') from error
         finally:
             self.validated.add((name, current_iter))
             self._save_pending()
@@ -99,7 +99,7 @@ class RecordedModel(SRModel):
         seconds = 0.0
         for index in tqdm(range(rank, len(dataset), world_size), disable=rank > 0 or not self.opt['val'].get('pbar')):
             item = dataset[index]
-            key = item.get('key', Path(item['lq_path']).stem)
+            key = results.key_of(item)
             self.feed_data(default_collate([item]))
             started = time.perf_counter()
             self.test()
@@ -129,10 +129,11 @@ class RecordedModel(SRModel):
 
     def _write_results(self, dataset_name: str, scores: results.Scores, seconds: float, save_img: bool) -> None:
         folder = Path(self.opt['path']['results_root'])
+        weights = self.opt['path'].get('pretrain_network_g')
         about = {
             'name': self.opt['name'],
             'protocol': inference.describe(self.device, **self.inference_options),
-            'weights': results.describe_weights(self.opt['path'].get('pretrain_network_g')),
+            'weights': results.describe_weights(weights) if weights else None,
             'network_g': self.opt['network_g'],
             'seconds_per_image': seconds,
             'options_sha256': self.opt.get('options_sha256'),
@@ -165,7 +166,7 @@ class RecordedModel(SRModel):
         return self.opt['val'].get('best_metric') or next(by_psnr, None)
 
     def save(self, epoch: int, current_iter: int) -> None:
-        """Save the networks and, but for the end's 'latest' (-1), the training state.
+        """Save the networks and, except for the end's 'latest' (-1), the training state.
 
         The toolbox saves before it validates at the same iteration. A state without that validation's best results
         would resume to another best network, so the saving waits for it, also where it fails.

@@ -21,6 +21,11 @@ def mean_scores(scores: Scores) -> dict[str, float]:
     return {name: math.fsum(each[name] for each in scores.values()) / len(scores) for name in metrics}
 
 
+def key_of(item: Mapping[str, Any]) -> str:
+    """What a test calls the image of a data set's item; the toolbox's own data sets give paths alone."""
+    return item.get('key', Path(item['lq_path']).stem)
+
+
 def sequence_of(key: str) -> str:
     """The sequence of a frame: what stands before the last underscore, as in 000_00000012."""
     return key.rpartition('_')[0] or key
@@ -51,11 +56,9 @@ def _write_csv(path: Path, header: list[str], rows: Iterable[list]) -> None:
         writer.writerows(rows)
 
 
-def describe_weights(path: str | None) -> dict[str, str] | None:
+def describe_weights(path: str) -> dict[str, str]:
     """The weight file that a result is of: its path, and the SHA-256 of its bytes."""
-    if path is None:
-        return None
-    with Path(path).open('rb') as file:
+    with Path(path).expanduser().open('rb') as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):
             digest.update(block)

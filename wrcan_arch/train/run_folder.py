@@ -114,7 +114,7 @@ def newest_pair(folder: Path, networks: list[str]) -> tuple[dict[str, Any] | Non
 
 
 def remove_partial(folder: Path) -> None:
-    """What a save leaves that is killed."""
+    """Remove what a killed save left behind."""
     for part in ('models', 'training_states'):
         for path in (folder / part).glob('*.partial'):
             path.unlink()

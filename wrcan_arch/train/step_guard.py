@@ -105,7 +105,9 @@ class StepGuard:
         self.asked: int | None = None
 
     def check(self, iteration: int, tensors: list[Tensor], keys: Sequence[str]) -> Tensor:
-        """1 where a norm in `tensors` is not finite, in any process; else 0. Adam would square what is near to that.
+        """1 where a norm in `tensors` is not finite, in any process; else 0.
+
+        Norms, and not values: Adam squares gradients, and a finite one above 1.8e19 would overflow there.
 
         Args:
             iteration: the one that these losses and gradients are of.
@@ -124,7 +126,7 @@ class StepGuard:
         while len(self.unread) > self.delay:
             self._read(*self.unread.popleft())
         if _unreadable:
-            return RunError(f'{one_line(_unreadable)}; the run ends, mend that and go on with --auto_resume')
+            return RunError(f'{one_line(_unreadable)}; the run ends; fix that and go on with --auto_resume')
         if self.in_a_row > self.limit:
             return RunError(
                 f'{self.in_a_row} steps in a row had a loss or a gradient that is not finite and were skipped; '

@@ -55,7 +55,8 @@ class WRCANModel(RecordedModel):
 
     Options beyond SRModel's:
         train.autoencoder_opt: the loss of the auto-encoder path, JPEGAutoEncoderLoss; without it that path is not run.
-        train.accumulate: parts that a process's share of the batch goes in, 'auto' for as many as the memory needs.
+        train.accumulate: parts that a process's share of the batch goes in, 1 by default; 'auto': as many as the memory
+            needs.
         train.amp: 'off', 'bf16', 'fp16' (with a loss scaler), or 'auto', the default: bf16 if there are units for it.
         train.channels_last: keep weights and feature maps in that memory layout; true by default.
         train.checkpointing: keep each block's input alone and compute the block again for its gradient: a third more
@@ -66,7 +67,8 @@ class WRCANModel(RecordedModel):
         val.inference: `{mode, ensemble, precision, patch_size, max_memory}`, see `wrcan_arch.restore`.
         val.best_metric: the metric, by its name under val.metrics, whose best network on the first validation set is
             kept as net_g_best.pth; by default the first that is a calculate_psnr.
-        train.max_skipped_steps: steps in a row that may be skipped because a loss or gradient is not finite.
+        train.max_skipped_steps: steps in a row that may be skipped because a loss or gradient is not finite; 20 by
+            default.
         train.gradient_compression: 'bf16' halves what several processes send; 'none' by default.
         logger.keep_last: how many checkpoints are kept; all by default.
         deterministic: take kernels alone that give the same bits each time, for an exact resume on a GPU.
