@@ -129,8 +129,22 @@ def test_refused_computation_names_the_photograph(tmp_path):
     assert len(summary.failures) == 1 and summary.failures[0].startswith(f'{tmp_path}/a.png: ')
 
 
+def test_network_of_other_images_is_refused_before_the_first(tmp_path):
+    grey = WRCAN(num_feat=4, num_group=1, num_block=1, num_in_ch=1, num_out_ch=1)
+    with pytest.raises(InputError, match='the network is for images of 1 channels; a photograph has 3'):
+        restore_photos(grey, plan([save(tmp_path / 'a.png')], out=tmp_path / 'out'), options=FP32)
+
+
 @pytest.mark.parametrize(
-    'wrong', [{'strength': 1.1}, {'strength': float('nan')}, {'quality': 0}, {'mode': 'tile'}, {'max_memory': 0}]
+    'wrong',
+    [
+        {'strength': 1.1},
+        {'strength': float('nan')},
+        {'quality': 0},
+        {'mode': 'tile'},
+        {'max_memory': 0},
+        {'max_pixels': 0},
+    ],
 )
 def test_wrong_options_are_refused(wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):

@@ -107,6 +107,16 @@ def test_debug_adds_the_traceback(workplace, capsys):
     assert lines[-1].endswith('nowhere.yml: there is no such option file')
 
 
+def test_names_that_a_terminal_cannot_show_are_escaped(tmp_path, official_weights):
+    Path(tmp_path / '海.png').write_text('broken')
+    cv2.imwrite(str(tmp_path / 'a.png'), picture(16, 16))
+    command = [sys.executable, '-m', 'wrcan_arch', 'restore', '.', '-o', 'out', '-w', str(official_weights)]
+    environment = {**os.environ, 'PYTHONIOENCODING': 'ascii'}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout.startswith('1 of 2 restored')
+    assert '\\u6d77.png: not an image' in done.stderr and 'Traceback' not in done.stderr
+
+
 @pytest.mark.parametrize('flags', [[], ['--debug']])
 def test_a_defects_traceback_shows_once(monkeypatch, capsys, flags):
     monkeypatch.setattr('wrcan_arch.doctor.report', mock.Mock(side_effect=KeyError('a defect')))

@@ -1,13 +1,14 @@
 import os
 import re
-from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
+import pytest
 from conftest import picture
 from PIL import Image, ImageCms
 
-from wrcan_arch.photos.comparison import write_page, write_side_by_side
+from wrcan_arch import InputError
+from wrcan_arch.photos.comparison import check_page, write_page, write_side_by_side
 from wrcan_arch.photos.photo import Photo
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
@@ -18,7 +19,7 @@ def test_halves_are_blurred_and_restored(tmp_path):
     photo = Photo(
         pixels=picture(40, 30), alpha=alpha, metadata={'icc-profile-data': SRGB, 'exif-data': b'Exif\0\0where'}
     )
-    write_side_by_side(tmp_path / 'a.png', photo, 255 - photo.pixels)
+    write_side_by_side(tmp_path, 'a.png', photo, 255 - photo.pixels)
     written = Image.open(tmp_path / 'a.png.jpg')
     expected = np.concatenate([photo.pixels, 255 - photo.pixels], axis=1).astype(int)
     assert np.abs(np.asarray(written) - expected).mean() < 4
@@ -27,25 +28,34 @@ def test_halves_are_blurred_and_restored(tmp_path):
 
 def test_wide_photographs_are_compared_as_png(tmp_path):
     pixels = np.zeros((1, 40_000, 3), np.uint8)
-    write_side_by_side(tmp_path / 'wide.jpg', Photo(pixels=pixels), pixels + 9)
+    write_side_by_side(tmp_path, 'wide.jpg', Photo(pixels=pixels), pixels + 9)
     assert Image.open(tmp_path / 'wide.jpg.png').size == (80_000, 1)
 
 
 def test_cmyk_and_grey_are_compared_as_browsers_show_them(tmp_path):
     for mode, expected in (('cmyk', 'RGB'), ('grey', 'L')):
         photo = Photo(pixels=picture(9, 9), mode=mode)
-        write_side_by_side(tmp_path / mode, photo, photo.pixels)
+        write_side_by_side(tmp_path, mode, photo, photo.pixels)
         assert Image.open(tmp_path / f'{mode}.jpg').mode == expected
 
 
 def test_page_links_and_escapes_any_name(tmp_path):
     names = ['a b/Zoë 海 & <b>"x".png', os.fsdecode(b'latin\xe9#.png'), 'missing.png']
     for name in names[:2]:
-        write_side_by_side(tmp_path / name, Photo(pixels=picture(8, 8)), picture(8, 8, 1))
-    write_page(tmp_path, map(Path, names))
+        write_side_by_side(tmp_path, name, Photo(pixels=picture(8, 8)), picture(8, 8, 1))
+    write_page(tmp_path, names)
     page = (tmp_path / 'index.html').read_text(encoding='utf-8')
     links = re.findall(r'<img src="([^"]*)" alt="blurred"', page)
     assert len(links) == 2 and all((tmp_path / os.fsdecode(unquote_to_bytes(link))).is_file() for link in links)
     assert 'Zoë 海 &amp; &lt;b&gt;&quot;x&quot;.png</a>' in page and '<b>' not in page
     assert 'latin\\udce9#.png</a>' in page and 'missing' not in page
     assert not re.search('https?:', page)
+
+
+def test_a_page_that_is_not_ours_stays(tmp_path):
+    check_page(tmp_path)
+    write_page(tmp_path, [])
+    check_page(tmp_path)
+    (tmp_path / 'index.html').write_text('<!doctype html><title>My holiday</title>')
+    with pytest.raises(InputError, match=r'index\.html: is another page; choose another --compare'):
+        check_page(tmp_path)

@@ -217,8 +217,30 @@ def test_auto_precision_is_bf16_where_there_are_units(monkeypatch):
         (torch.rand(1, 3, 8, 8), {'patch_size': 0}, "patch_size is a whole number from 1 up, not '0'"),
         (torch.rand(1, 3, 8, 8), {'max_memory': 1, 'mode': 'chop'}, 'max_memory is for the modes exact and local'),
         (torch.rand(1, 3, 8, 8), {'max_memory': '4G'}, "max_memory is a whole number from 1 up, not '4G'"),
+        ([[1, 2, 3]], {}, 'an image must be a NumPy array or a tensor, not list'),
     ],
 )
 def test_wrong_requests_are_clear_errors(image, options, message):
     with pytest.raises(InputError, match=message):
         restore(small_network(), image, **options)
+
+
+def test_wrong_networks_are_clear_errors():
+    with pytest.raises(InputError, match=r'the weights are torch.float16; give network.float\(\)'):
+        restore(small_network().half(), torch.rand(1, 3, 8, 8))
+    with pytest.raises(InputError, match='the network makes 1 channels of 3, no restored image'):
+        restore(WRCAN(num_feat=4, num_group=1, num_block=1, num_out_ch=1), torch.rand(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize('mode', ['exact', 'local', 'chop'])
+def test_result_is_the_same_within_autocast_and_whatever_the_default_type(mode):
+    network, image = small_network(), torch.rand(1, 3, 21, 30)
+    options = {'mode': mode, 'precision': 'fp32', 'patch_size': np.int64(8)}
+    expected = restore(network, image, **options)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert torch.equal(restore(network, image, **options), expected)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(restore(network, image, **options), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)

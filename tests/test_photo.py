@@ -1,6 +1,7 @@
 """What goes in comes out upright, of the same size, mode and depth; Pillow, OpenCV and tifffile are the references."""
 
 import io
+import os
 import warnings
 from pathlib import Path
 from unittest import mock
@@ -19,6 +20,7 @@ from wrcan_arch import InputError
 from wrcan_arch.photos.photo import ENDINGS, Photo, read_photo, write_photo
 
 ORIENTATION, MAKE, EXPOSURE, EXIF_IFD = 0x0112, 0x010F, 0x829A, 0x8769
+RATING, XP_TITLE, INTEROPERABILITY = 0x4746, 0x9C9B, 0xA005
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
 LOSSLESS = ('.png', '.tif')
 RELATIVE = ImageCms.Intent.RELATIVE_COLORIMETRIC
@@ -175,7 +177,34 @@ def test_captions_are_kept(tmp_path, ending):
     write_photo(tmp_path / f'b{ending}', read_photo(tmp_path / f'a{ending}'))
     written = pyvips.Image.new_from_file(str(tmp_path / f'b{ending}'))
     assert xmp in written.get('xmp-data')
-    assert ending == '.tif' or b'a title' in written.get('iptc-data')
+    if ending == '.jpg':
+        assert written.get('iptc-data') == iptc
+        write_photo(tmp_path / 'c.tif', read_photo(tmp_path / 'a.jpg'))
+        assert tifffile.TiffFile(tmp_path / 'c.tif').pages[0].tags[34377].value == iptc.removeprefix(b'Photoshop 3.0\0')
+
+
+@pytest.mark.parametrize('kind', ['B', 'I'])
+def test_captions_of_tiff_are_kept_whole(tmp_path, kind):
+    iptc = b'\x1c\x02\x78\x00\x07a title\x1c\x02\x05\x00\x05hello\0\0'
+    value = iptc if kind == 'B' else np.frombuffer(iptc, '<u4').tolist()
+    tifffile.imwrite(tmp_path / 'a.tif', picture(8, 9), extratags=[(33723, kind, len(value), value, True)])
+    write_photo(tmp_path / 'b.tif', read_photo(tmp_path / 'a.tif'))
+    assert tifffile.TiffFile(tmp_path / 'b.tif').pages[0].tags[33723].value == iptc
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / 'b.tif'), picture(8, 9))
+
+
+def test_exif_of_cameras_is_followed_and_of_the_old_size_left_out(tmp_path):
+    image = Image.fromarray(picture(16, 24))
+    exif = image.getexif()
+    exif[ORIENTATION], exif[RATING], exif[XP_TITLE] = 6, 4, 'title'.encode('utf-16-le')
+    exif[EXIF_IFD] = {EXPOSURE: 0.01, 0xA002: 24, 0xA003: 16, INTEROPERABILITY: {1: 'R03'}}
+    image.save(tmp_path / 'a.jpg', exif=exif)
+    write_photo(tmp_path / 'b.tif', read_photo(tmp_path / 'a.jpg'))
+    written = Image.open(tmp_path / 'b.tif').getexif()
+    assert written[RATING] == 4 and bytes(written[XP_TITLE]).decode('utf-16-le') == 'title'
+    below = written.get_ifd(EXIF_IFD)
+    assert below[EXPOSURE] == pytest.approx(0.01) and 0xA002 not in below and 0xA003 not in below
+    assert written.get_ifd(INTEROPERABILITY) == {1: 'R03'}
 
 
 @pytest.mark.parametrize('ending', ['.jpg', '.png', '.tif'])
@@ -303,6 +332,7 @@ def bad_files(folder):
     (folder / 'text.png').write_text('not a picture')
     (folder / 'empty.png').write_bytes(b'')
     (folder / 'folder.png').mkdir()
+    os.mkfifo(folder / 'pipe.png')
     (folder / 'zero.bmp').write_bytes(b'BM' + bytes(12) + (40).to_bytes(4, 'little') + bytes(60))
     tifffile.imwrite(folder / 'float.tif', picture(8, 8).astype(np.float32))
     return {
@@ -311,7 +341,8 @@ def bad_files(folder):
         'cut.png': 'cannot be read, it may be cut or damaged',
         'text.png': 'not an image that can be read',
         'empty.png': 'not an image that can be read',
-        'folder.png': 'cannot be read .Is a directory.',
+        'folder.png': 'not a file',
+        'pipe.png': 'not a file',
         'zero.bmp': 'cannot be read, it may be cut or damaged',
         'float.tif': 'images of kind .* 3 x float are not read; convert it to 8-bit or 16-bit RGB',
         'nowhere.png': 'no such photograph',
@@ -336,6 +367,16 @@ def test_bomb_is_refused_before_it_is_decoded(tmp_path):
     assert read_photo(tmp_path / 'b.png', max_pixels=600).pixels.shape == (20, 30, 3)
 
 
+def test_the_limit_is_ours_for_what_pillow_reads_too(tmp_path, monkeypatch):
+    Image.fromarray(picture(20, 30)).save(tmp_path / 'a.bmp')
+    monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 100)
+    undecoded = mock.patch.object(Image.Image, 'convert', side_effect=AssertionError('decoded'))
+    with undecoded, pytest.raises(InputError, match=r'a\.bmp: 30 x 20 is more than 599 pixels; raise --max-pixels'):
+        read_photo(tmp_path / 'a.bmp', max_pixels=599)
+    np.testing.assert_array_equal(read_photo(tmp_path / 'a.bmp', max_pixels=600).pixels, picture(20, 30))
+    assert Image.MAX_IMAGE_PIXELS == 100
+
+
 def test_folder_that_cannot_be_written_is_an_error_and_leaves_nothing(tmp_path):
     (tmp_path / 'out').write_text('a file where the folder should be')
     with pytest.raises(InputError, match=r'out/b\.png: cannot be written \((File exists|Not a directory)\)'):
@@ -347,14 +388,18 @@ def test_failed_writing_leaves_nothing(tmp_path, monkeypatch):
     wide = np.zeros((1, 65_501, 3), np.uint8)
     with pytest.raises(InputError, match=r'a\.jpg: jpeg holds at most 65,500 pixels a side; choose --format png'):
         write_photo(tmp_path / 'a.jpg', Photo(pixels=wide))
-    monkeypatch.setattr(pyvips.Image, 'pngsave_target', mock.Mock(side_effect=pyvips.Error('disk full')), raising=False)
-    with pytest.raises(InputError, match=r'a\.png: cannot be written \(disk full\)'):
-        write_photo(tmp_path / 'a.png', Photo(pixels=picture(8, 8)))
+    full = 'unable to call pngsave_target\ntarget: write error\nsystem error: No space left on device\nwbuffer_write: '
+    for said, told in (('a reason\nof two lines', 'a reason of two lines'), (full, 'No space left on device')):
+        failing = mock.Mock(side_effect=pyvips.Error('', said))
+        monkeypatch.setattr(pyvips.Image, 'pngsave_target', failing, raising=False)
+        with pytest.raises(InputError, match=rf'a\.png: cannot be written \( ?{told}\)'):
+            write_photo(tmp_path / 'a.png', Photo(pixels=picture(8, 8)))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_cmyk_with_a_broken_profile_is_written_by_the_usual_one(tmp_path):
-    photo = Photo(pixels=picture(8, 8), mode='cmyk', metadata={'icc-profile-data': b'no profile'})
+@pytest.mark.parametrize('profile', [b'no profile', SRGB])
+def test_cmyk_with_an_unfit_profile_is_written_by_the_usual_one(tmp_path, profile):
+    photo = Photo(pixels=picture(8, 8), mode='cmyk', metadata={'icc-profile-data': profile})
     write_photo(tmp_path / 'a.tif', photo)
     assert Image.open(tmp_path / 'a.tif').mode == 'CMYK' and 'icc_profile' not in Image.open(tmp_path / 'a.tif').info
 

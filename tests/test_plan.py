@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from wrcan_arch import InputError
-from wrcan_arch.photos.plan import Job, path_below, plan, read_list
+from wrcan_arch.photos.files import path_below
+from wrcan_arch.photos.plan import Job, plan, read_list
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +64,10 @@ def test_patterns_are_expanded_unless_a_file_is_called_so():
         Job('in/deep/d.tiff', 'out/deep/d.tiff'), Job('in/deep/c.heic', 'out/in/deep/c.png')
     ]  # fmt: skip
     assert plan(['a.jpg', 'in/../a.jpg', Path('a.jpg').absolute()], out=Path('out')) == [Job('a.jpg', 'out/a.jpg')]
+    assert plan(['in', 'in/../in'], out=Path('out')) == plan(['in'], out=Path('out'))
+    assert plan(['in/deep/*.tiff'], out=Path('in')) == [Job('in/deep/d.tiff', 'in/d.tiff')], 'a folder above is no bar'
+    with pytest.raises(InputError, match='an empty name was given'):
+        plan([''], out=Path('out'))
     Path('[a].jpg').touch()
     assert [job.source for job in plan(['[a].jpg'], out=Path('out'))] == ['[a].jpg']
 
@@ -110,6 +115,24 @@ def test_lists_are_of_any_encoding(monkeypatch):
         list(read_list('list'))
     with pytest.raises(InputError, match='nowhere: the list cannot be read'):
         list(read_list('nowhere'))
+
+
+def test_results_that_a_shell_names_are_passed_over_where_nothing_is_overwritten():
+    Path('a_restored.jpg').touch()
+    assert plan(['a.jpg', 'a_restored.jpg'], skip_existing=True) == [Job('a.jpg', 'a_restored.jpg')]
+    assert len(plan(['a.jpg', 'a_restored.jpg'], out=Path('out'), skip_existing=True)) == 2
+
+
+@pytest.mark.parametrize(('out', 'compare'), [('out', '.'), ('look', 'look')])
+def test_pictures_of_before_and_after_overwrite_no_photograph_and_no_result(out, compare):
+    Path('a.jpg.jpg').touch()
+    assert len(plan(['a.jpg', 'a.jpg.jpg'], out=Path('out'), compare=Path('look'))) == 2
+    with pytest.raises(
+        InputError, match=r'a\.jpg: its picture of before and after would overwrite .*/a\.jpg\.jpg; choose'
+    ):
+        plan(['a.jpg', 'a.jpg.jpg'], out=Path(out), compare=Path(compare))
+    with pytest.raises(InputError, match=r'a\.jpg\.jpg: is no folder; choose another --compare'):
+        plan(['a.jpg'], out=Path('out'), compare=Path('a.jpg.jpg'))
 
 
 def test_inputs_and_results_are_never_overwritten():

@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 some inputs failed, named at the end; 2 the request is wro
 """
 
 import argparse
+import io
 import json
 import os
 import signal
@@ -51,6 +52,7 @@ def restore(arguments: argparse.Namespace) -> int:
         out=arguments.out,
         compare=arguments.compare,
         format=arguments.format,
+        skip_existing=arguments.skip_existing,
     )
     network = load_network(arguments.weights or SHIPPED['small'])
     if torch.cuda.is_available():
@@ -257,6 +259,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors='backslashreplace')  # as stderr does: a name may have what a terminal has not
     try:
         return arguments.run(arguments)
     except BrokenPipeError:  # of `basicsr show ... | head`

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import product
+from numbers import Integral
 from typing import NamedTuple, overload
 
 import numpy as np
@@ -102,7 +103,7 @@ def check_request(
     if not isinstance(ensemble, bool):
         raise InputError(f"ensemble is true or false, not '{ensemble}'")
     for name, value in {'patch_size': patch_size, 'max_memory': max_memory}.items():
-        if value is not None and not (isinstance(value, int) and value > 0):
+        if value is not None and not (isinstance(value, Integral) and value > 0):
             raise InputError(f"{name} is a whole number from 1 up, not '{value}'")
     if max_memory is not None and mode not in ('exact', 'local'):
         raise InputError(f'max_memory is for the modes exact and local, whose strips it sizes, not for {mode}')
@@ -279,7 +280,7 @@ def restore(network, image, *, mode='exact', ensemble=False, precision='auto', p
     """Restore one image, or a batch of one size.
 
     Args:
-        network: a WRCAN, on the device it shall run on.
+        network: a WRCAN, on the device it shall run on, of float32 weights.
         image: RGB, a float tensor (B, 3, H, W) in [0, 1]; or an array (H, W, 3), uint8, uint16, or float in [0, 1].
         mode: 'exact', the network's function of the whole image, in strips; 'local', its attention pooled over a window
             of the training patch's size; 'chop', the authors' overlapping quadrants; 'input', the image as it is.
@@ -296,8 +297,13 @@ def restore(network, image, *, mode='exact', ensemble=False, precision='auto', p
     """
     options = {'mode': mode, 'ensemble': ensemble, 'patch_size': patch_size, 'max_memory': max_memory}
     check_request(precision=precision, **options)
+    weight = next(network.parameters())
+    if weight.dtype != torch.float32:
+        raise InputError(f'the weights are {weight.dtype}; give network.float(), and choose with precision')
     channels = network.head.in_channels if isinstance(network, WRCAN) else 3
-    with _exact_convolutions():
+    if isinstance(network, WRCAN) and network.tail.out_channels != channels:
+        raise InputError(f'the network makes {network.tail.out_channels} channels of {channels}, no restored image')
+    with _exact_convolutions(), torch.autocast(weight.device.type, enabled=False):
         if isinstance(image, np.ndarray):
             if image.ndim != 3 or image.shape[2] != channels or 0 in image.shape or not _is_known(image.dtype):
                 raise InputError(
@@ -307,6 +313,8 @@ def restore(network, image, *, mode='exact', ensemble=False, precision='auto', p
             _restore_finite(network, image, result, precision, **options)
             return result
 
+        if not isinstance(image, Tensor):
+            raise InputError(f'an image must be a NumPy array or a tensor, not {type(image).__name__}')
         if image.ndim != 4 or image.shape[1] != channels or 0 in image.shape[2:] or not image.is_floating_point():
             shape = tuple(image.shape)
             raise InputError(f'an image tensor must be float (B, {channels}, H, W), not {image.dtype} {shape}')

@@ -229,7 +229,7 @@ def run_branch(block: ResidualBlock, features: Tensor, update: Update, out: Tens
     parallel = [Convolution(conv, dtype) for conv in layers[0]]
     last = Flow(Convolution(layers[1], dtype), height, width)
     reach = max(conv.rate for conv in parallel)
-    total = torch.zeros(1, out.shape[1], 1, 1, device=features.device)
+    total = torch.zeros(1, out.shape[1], 1, 1, dtype=torch.float32, device=features.device)
     for start, stop in spans(height, rows):
         update.until(min(stop + reach, height))
         hidden = last.room(stop - start).chunk(len(parallel), dim=1)  # (1, 2C, rows, W)

@@ -24,7 +24,7 @@ from .files import printable
 from .jpeg_quality import is_far
 from .judgement import blend, drifts
 from .photo import DEFAULT_QUALITY, MAX_PIXELS, Photo, check_fits, read_photo, write_photo
-from .plan import Job, path_below
+from .plan import Job
 
 T = TypeVar('T')
 R = TypeVar('R')
@@ -59,6 +59,8 @@ class Options:
             raise InputError(f'strength must be from 0 to 1, not {self.strength}')
         if not 1 <= self.quality <= 100:
             raise InputError(f'quality must be from 1 to 100, not {self.quality}')
+        if self.max_pixels < 1:
+            raise InputError(f'max_pixels must be from 1 up, not {self.max_pixels}')
         check_request(**self.inference())
 
     def inference(self) -> dict:
@@ -170,7 +172,7 @@ def _compute(network: nn.Module, options: Options, work: Work) -> None:
 def _write(options: Options, work: Work) -> None:
     write_photo(work.job.target, work.restored, quality=options.quality)
     if options.compare is not None:
-        write_side_by_side(options.compare / path_below(Path(work.job.source)), work.photo, work.restored.pixels)
+        write_side_by_side(options.compare, work.job.source, work.photo, work.restored.pixels)
 
 
 def _attempt(step: Callable[[Work], None], work: Work) -> Work:
@@ -210,6 +212,9 @@ def restore_photos(
     Returns what became of all of them, in the first process; None in the others.
     """
     window_of(network, options.mode, options.patch_size)  # its error is the request's, not each photograph's
+    channels = getattr(network, 'config', {}).get('num_in_ch', 3)
+    if channels != 3:
+        raise InputError(f'the network is for images of {channels} channels; a photograph has 3')
     team = team or Team()
     if team.size > 1:  # or one process could begin the largest when the others are done
         jobs = sorted(jobs, key=_size, reverse=True)
@@ -245,7 +250,7 @@ def restore_photos(
         total.add(Summary.from_json(message))
     if options.compare is not None:
         try:
-            write_page(options.compare, (path_below(Path(job.source)) for job in jobs))
+            write_page(options.compare, (job.source for job in jobs))
         except InputError as error:
             total.failures.append(str(error))
     return total

@@ -8,7 +8,8 @@ from urllib.parse import quote
 
 import numpy as np
 
-from .files import printable, written_whole
+from ..errors import InputError
+from .files import path_below, printable, written_whole
 from .photo import MAX_SIDE, Photo, write_photo
 
 PAGE = 'index.html'
@@ -56,8 +57,21 @@ TAIL = """<script>
 """
 
 
-def write_side_by_side(path: Path, photo: Photo, restored: np.ndarray) -> None:
-    """Write `photo` and what became of its pixels beside each other: PATH.jpg, or PATH.png where it is too wide."""
+def pictures_of(folder: Path, source: str) -> tuple[Path, Path]:
+    """What a photograph's comparison is called below a folder: SOURCE.jpg, or SOURCE.png where it is too wide."""
+    path = folder / path_below(Path(source))
+    return path.with_name(path.name + '.jpg'), path.with_name(path.name + '.png')
+
+
+def check_page(folder: Path) -> None:
+    """InputError where a page lies in the folder that `write_page` has not written."""
+    page = folder / PAGE
+    if page.is_file() and not page.read_bytes().startswith(HEAD[: HEAD.index('<style>')].encode()):
+        raise InputError(f'{page}: is another page; choose another --compare')
+
+
+def write_side_by_side(folder: Path, source: str, photo: Photo, restored: np.ndarray) -> None:
+    """Write `photo`, whose file is `source`, and what became of its pixels beside each other."""
     pair = np.concatenate([photo.pixels, restored], axis=1)  # (H, 2W, 3)
     if photo.mode == 'cmyk':  # in sRGB, as browsers show CMYK as they like
         picture = Photo(pixels=pair)
@@ -65,19 +79,16 @@ def write_side_by_side(path: Path, photo: Photo, restored: np.ndarray) -> None:
         profile = {key: value for key, value in photo.metadata.items() if key == 'icc-profile-data'}
         picture = Photo(pixels=pair, mode=photo.mode, metadata=profile)
     fits = max(pair.shape) <= MAX_SIDE['jpeg']
-    write_photo(_pictures(path)[0 if fits else 1], picture)
+    write_photo(pictures_of(folder, source)[0 if fits else 1], picture)
 
 
-def write_page(folder: Path, names: Iterable[Path]) -> None:
-    """Write the page of the pictures that `write_side_by_side` made of FOLDER/NAME."""
+def write_page(folder: Path, sources: Iterable[str]) -> None:
+    """Write the page of the pictures that `write_side_by_side` made of these photographs."""
     with written_whole(folder / PAGE) as file:
         file.write(HEAD.encode())
-        for name in names:
-            for picture in filter(Path.exists, _pictures(folder / name)):
+        for source in sources:
+            for picture in filter(Path.exists, pictures_of(folder, source)):
                 link = quote(os.fsencode(picture.relative_to(folder)))
-                file.write(FIGURE.format(link=link, name=html.escape(printable(str(name)))).encode())
+                name = html.escape(printable(str(path_below(Path(source)))))
+                file.write(FIGURE.format(link=link, name=name).encode())
         file.write(TAIL.encode())
-
-
-def _pictures(path: Path) -> list[Path]:
-    return [path.with_name(path.name + ending) for ending in ('.jpg', '.png')]

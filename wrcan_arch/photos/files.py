@@ -31,6 +31,12 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
         raise InputError(f'{path}: cannot be written ({error.strerror or error}); choose another folder') from error
 
 
+def path_below(path: Path) -> Path:
+    """`path` as it can be put below any folder: without its root, and without '..'."""
+    inside = path.resolve() if '..' in path.parts else path
+    return inside.relative_to(inside.anchor)
+
+
 def printable(name: str) -> str:
     """`name` on one line of any terminal: what cannot be printed, as bytes that are no UTF-8, is escaped."""
     return ''.join(c if c.isprintable() else c.encode('unicode_escape', 'surrogatepass').decode() for c in name)

@@ -11,6 +11,8 @@ memory beyond the pixels handed in or out):
 Pillow takes 8 of 16 bits of a colour photograph without a word; OpenCV knows no CMYK and no profiles.
 """
 
+import re
+import stat
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -22,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from ..errors import InputError
 from .files import written_whole
 from .jpeg_quality import estimate_quality
-from .tiff_exif import add_exif, read_exif
+from .tiff_exif import add_metadata, read_exif
 
 MAX_PIXELS = 200_000_000
 MAX_SIDE = {'jpeg': 65_500, 'webp': 16_383, 'avif': 16_384}  # what the format, or its encoder, holds
@@ -95,6 +97,8 @@ def read_photo(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Photo:
     """
     path = Path(path)
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+            raise InputError('not a file')
         with path.open('rb', buffering=0) as file:
             return _read(file, max_pixels)
     except FileNotFoundError as error:
@@ -103,9 +107,9 @@ def read_photo(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Photo:
         raise InputError(f'{path}: not an image that can be read; convert it to PNG or JPEG') from error
     except InputError as error:
         raise InputError(f'{path}: {error}') from error
-    except (IsADirectoryError, PermissionError) as error:
+    except PermissionError as error:
         raise InputError(f'{path}: cannot be read ({error.strerror})') from error
-    except (OSError, pyvips.Error, Image.DecompressionBombError, SyntaxError, ValueError, OverflowError) as error:
+    except (OSError, pyvips.Error, SyntaxError, ValueError, OverflowError) as error:
         raise InputError(f'{path}: cannot be read, it may be cut or damaged ({_one_line(error)})') from error
 
 
@@ -116,9 +120,11 @@ def _read(file: BinaryIO, max_pixels: int) -> Photo:
     quality = estimate_quality(file) if content == 'jpeg' else None
     exif = read_exif(file) if content == 'tiff' else None
     file.seek(0)
-    image = _open_with_pillow(file, content) if content in ('bmp', 'heic') else _open_with_vips(file, content)
-    if image.width * image.height > max_pixels:
-        raise InputError(f'{image.width} x {image.height} is more than {max_pixels:,} pixels; raise --max-pixels')
+    if content in ('bmp', 'heic'):
+        image = _open_with_pillow(file, content, max_pixels)
+    else:
+        image = _open_with_vips(file, content)
+    _check_pixels(image.width, image.height, max_pixels)
 
     fields = image.get_fields()
     metadata = {name: image.get(name) for name in KEPT if name in fields}
@@ -147,14 +153,25 @@ def _open_with_vips(file: BinaryIO, content: str) -> pyvips.Image:
     return load(source, access='sequential', fail_on='error')
 
 
-def _open_with_pillow(file: BinaryIO, content: str) -> pyvips.Image:
+def _check_pixels(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise InputError(f'{width} x {height} is more than {max_pixels:,} pixels; raise --max-pixels')
+
+
+def _open_with_pillow(file: BinaryIO, content: str, max_pixels: int) -> pyvips.Image:
     if content == 'heic':
         try:
             import pi_heif
         except ImportError as error:
             raise InputError('HEIC needs pi-heif: pip install "wrcan-arch[heic]"; or convert it to JPEG') from error
         pi_heif.register_heif_opener()
-    with Image.open(file, formats=['BMP', 'HEIF']) as opened:
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # ours is the limit
+    try:
+        opened = Image.open(file, formats=['BMP', 'HEIF'])
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+    with opened:
+        _check_pixels(*opened.size, max_pixels)
         grey = opened.mode in ('1', 'L')
         samples = np.asarray(opened.convert('L' if grey else 'RGBA' if opened.has_transparency_data else 'RGB'))
         image = _vips_image(np.atleast_3d(samples), 'b-w' if grey else 'srgb')
@@ -221,10 +238,11 @@ def write_photo(path: Path | str, photo: Photo, *, quality: int = DEFAULT_QUALIT
     try:
         with written_whole(path) as file:
             save(pyvips.Target.new_to_descriptor(file.fileno()), keep=keep, **options[name])
-            if name == 'tiff' and 'exif-data' in photo.metadata:
-                add_exif(file, photo.metadata['exif-data'])
+            if name == 'tiff':
+                add_metadata(file, *(photo.metadata.get(key, b'') for key in ('exif-data', 'iptc-data')))
     except pyvips.Error as error:
-        raise InputError(f'{path}: cannot be written ({_one_line(error)})') from error
+        reason = re.search('system error: (.+)', str(error))
+        raise InputError(f'{path}: cannot be written ({reason[1] if reason else _one_line(error)})') from error
 
 
 def _image_of(photo: Photo, name: str) -> pyvips.Image:
@@ -249,9 +267,9 @@ def _image_of(photo: Photo, name: str) -> pyvips.Image:
 
 
 def _to_cmyk(image: pyvips.Image, profile: bytes | None, depth: int) -> pyvips.Image:
-    """sRGB to CMYK, by the file's profile; by libvips's own, which is not put in, where that is missing or broken."""
+    """sRGB to CMYK, by the file's profile; by libvips's own, which is not put in, where that is missing or unfit."""
     independent = image.icc_import(input_profile='srgb').copy()
-    if profile is not None:
+    if profile is not None and profile[16:20] == b'CMYK':  # what it is of (ICC.1, 7.2.6)
         independent.set_type(pyvips.GValue.blob_type, 'icc-profile-data', profile)
         try:
             return independent.icc_export(depth=depth).copy()

@@ -1,5 +1,6 @@
 """Which photographs are restored, and where each result goes."""
 
+import codecs
 import glob
 import os
 import sys
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import InputError
+from .comparison import check_page, pictures_of
+from .files import path_below
 from .photo import ENDINGS, PHOTO_ENDINGS
 
 RESTORED = '_restored'  # ends the name of a result that lies beside its photograph
@@ -28,6 +31,7 @@ def plan(
     out: Path | None = None,
     compare: Path | None = None,
     format: str | None = None,
+    skip_existing: bool = False,
 ) -> list[Job]:
     """Every photograph and where its restored one goes.
 
@@ -39,6 +43,8 @@ def plan(
             kept, and the whole path of what is listed. None: beside the photograph, as NAME_restored.EXT.
         compare: a folder for pictures of before and after, whose content is no photograph; nor is that of `out`.
         format: of the results; None: the photograph's own where it can be written, else PNG.
+        skip_existing: what is there is left as it is, so a result named among the photographs (a shell's *.jpg does)
+            can be passed over.
 
     Raises:
         InputError: there is nothing to restore, or a result would overwrite a photograph or another result.
@@ -53,8 +59,12 @@ def plan(
         jobs.setdefault(str(source.parent.resolve() / source.name), Job(str(source), str(target)))
     if not jobs:
         raise InputError('the following arguments are required: photographs, folders, or --list FILE')
-    _check_nothing_is_overwritten(list(jobs.values()))
-    return list(jobs.values())
+    wanted = list(jobs.values())
+    if skip_existing and out is None:
+        results = {os.path.realpath(target) for _, target in wanted}
+        wanted = [job for job in wanted if os.path.realpath(job.source) not in results]
+    _check_nothing_is_overwritten(wanted, compare)
+    return wanted
 
 
 def read_list(path: str, *, processes: int = 1) -> Iterator[str]:
@@ -67,18 +77,13 @@ def read_list(path: str, *, processes: int = 1) -> Iterator[str]:
     try:
         with sys.stdin.buffer if path == '-' else Path(path).open('rb') as file:
             for line in file:
+                line = line.removeprefix(codecs.BOM_UTF8)  # some editors begin a file with it
                 if b'\0' in line:
                     raise InputError(f'{path}: the list has a zero byte in it; write one photograph on each line')
                 if line.strip():
                     yield os.fsdecode(line.rstrip(b'\r\n'))
     except OSError as error:
         raise InputError(f'{path}: the list cannot be read ({error.strerror or error})') from error
-
-
-def path_below(path: Path) -> Path:
-    """`path` as it can be put below any folder: without its root, and without '..'."""
-    inside = path.resolve() if '..' in path.parts else path
-    return inside.relative_to(inside.anchor)
 
 
 def _sources(
@@ -89,7 +94,10 @@ def _sources(
     def is_result(photo: Path) -> bool:
         return beside and photo.stem.endswith(RESTORED)
 
-    for entry in map(Path, entries):
+    for named in entries:
+        if not str(named):
+            raise InputError('an empty name was given, where a photograph or folder should be')
+        entry = Path(named)
         if entry.is_dir():
             photos = [photo for photo in _photos_in(entry, avoid) if not is_result(photo)]
             if not photos:
@@ -98,10 +106,11 @@ def _sources(
         elif entry.exists():
             yield entry, Path()
         else:
-            found = [photo for photo in _photos_like(entry, avoid) if not is_result(photo)]
+            fixed = Path(*takewhile(lambda part: not glob.has_magic(part), entry.parts))
+            below = {folder for folder in avoid if fixed.resolve() in folder.parents}  # or there would be no photograph
+            found = [photo for photo in _photos_like(entry, below) if not is_result(photo)]
             if not found:
                 raise InputError(f'{entry}: no such photograph or folder')
-            fixed = Path(*takewhile(lambda part: not glob.has_magic(part), entry.parts))
             yield from ((photo, photo.parent.relative_to(fixed)) for photo in found)
     for path in map(Path, listed):
         yield path, path_below(path).parent
@@ -131,7 +140,7 @@ def _result_ending(source: Path, format: str | None) -> str:
     return source.suffix if source.suffix.lower() in written else ENDINGS[format or 'png'][0]
 
 
-def _check_nothing_is_overwritten(jobs: list[Job]) -> None:
+def _check_nothing_is_overwritten(jobs: list[Job], compare: Path | None) -> None:
     sources = {os.path.realpath(job.source) for job in jobs}
     taken: dict[str, str] = {}
     for source, target in jobs:
@@ -142,3 +151,13 @@ def _check_nothing_is_overwritten(jobs: list[Job]) -> None:
         if place in taken:
             raise InputError(f'{source} and {taken[place]}: both results would be {target}; restore them separately')
         taken[place] = source
+    if compare is None:
+        return
+    if compare.exists() and not compare.is_dir():
+        raise InputError(f'{compare}: is no folder; choose another --compare')
+    check_page(compare)
+    for source, _ in jobs:
+        for picture in pictures_of(compare.resolve(), source):
+            if str(picture) in sources or str(picture) in taken:
+                hint = 'choose another --compare'
+                raise InputError(f'{source}: its picture of before and after would overwrite {picture}; {hint}')

@@ -1,4 +1,6 @@
-"""EXIF of TIFF files, which libvips neither reads nor writes: there it is no block, but entries among the image's own.
+"""EXIF and IPTC of TIFF files: EXIF is no block there, but entries among the image's own.
+
+libvips 8.18 neither reads nor writes EXIF in TIFF, and writes a quarter of IPTC.
 
 An image file directory (IFD) is a list of tags, each with a type, a count and a value, or the place of a longer value.
 """
@@ -7,12 +9,17 @@ import struct
 from io import BytesIO
 from typing import Any, BinaryIO
 
-EXIF, GPS = 0x8769, 0x8825  # tags whose value is the place of another directory
-# What a photograph is of, of which camera and by whom; all else in the first directory is about how pixels are stored.
-ABOUT = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298, EXIF, GPS)
+EXIF, GPS, INTEROPERABILITY = 0x8769, 0x8825, 0xA005  # tags whose value is the place of another directory
+# What a photograph is of, of which camera and by whom, its rating, Windows's title to subject; all else in the first
+# directory is about how pixels are stored.
+ABOUT = (0x010D, 0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C, 0x4746, 0x4749, 0x8298, *range(0x9C9B, 0x9CA0),
+         EXIF, GPS)  # fmt: skip
+IPTC, PHOTOSHOP = 0x83BB, 0x8649  # captions as they are, and among Photoshop's resources, as JPEG has them
+PHOTOSHOP_HEAD = b'Photoshop 3.0\0'  # of the resources in a JPEG
+SIZES = (0xA002, 0xA003)  # of the picture, in EXIF: for compressed ones, and it may have been turned since
 # Bytes by type; of a rational, those of either half.
 ITEM_SIZES = dict(zip(range(1, 14), (1, 1, 2, 4, 4, 1, 1, 2, 4, 4, 4, 8, 4), strict=True))
-LONG = 4
+LONG, UNDEFINED = 4, 7
 ORDERS = {b'II*\0': '<', b'MM\0*': '>'}  # by what a file begins with; a BigTIFF begins otherwise
 
 Directory = dict[int, Any]  # by tag: (type, count, value in little-endian order), or another Directory
@@ -24,9 +31,14 @@ def read_exif(file: BinaryIO) -> bytes | None:
     return b'Exif\0\0II*\0' + struct.pack('<I', 8) + _directory_bytes(about, at=8) if about else None
 
 
-def add_exif(file: BinaryIO, block: bytes) -> None:
-    """Put a block of EXIF into a little-endian TIFF file: a new first directory at its end replaces the old one."""
-    about = _about(BytesIO(block.removeprefix(b'Exif\0\0')))
+def add_metadata(file: BinaryIO, exif: bytes, iptc: bytes) -> None:
+    """Put blocks as a JPEG has them into a little-endian TIFF file: a new directory at its end replaces the first."""
+    about = _about(BytesIO(exif.removeprefix(b'Exif\0\0')))
+    for tag in SIZES:
+        about.get(EXIF, {}).pop(tag, None)
+    if iptc:
+        captions = iptc.removeprefix(PHOTOSHOP_HEAD)
+        about[IPTC if captions == iptc else PHOTOSHOP] = (UNDEFINED, len(captions), captions)
     file.seek(4)
     first = _read_directory(file, _number(file.read(4), '<'), '<')
     at = file.seek(0, 2)
@@ -51,9 +63,16 @@ def _about(file: BinaryIO) -> Directory:
     first = _read_directory(file, _number(head[4:], order), order)
     about = {tag: entry for tag, entry in first.items() if tag in ABOUT}
     for tag in (EXIF, GPS):
-        if tag in about:
-            about[tag] = _read_directory(file, _number(about[tag][2][:4], '<'), order)
+        _follow(file, about, tag, order)
+    if EXIF in about:
+        _follow(file, about[EXIF], INTEROPERABILITY, order)
     return about
+
+
+def _follow(file: BinaryIO, directory: Directory, tag: int, order: str) -> None:
+    """Have the directory that a tag gives the place of in its stead."""
+    if tag in directory:
+        directory[tag] = _read_directory(file, _number(directory[tag][2][:4], '<'), order)
 
 
 def _read_directory(file: BinaryIO, at: int, order: str) -> Directory:
