@@ -163,7 +163,7 @@ OPTIONS = {
     'no training': (lambda: Path('train.yml').write_text('name: x\n'), 'train.yml: model_type: is missing'),
     'keep none': (swap('print_freq: 1', 'print_freq: 1, keep_last: 0'), 'logger:keep_last: input should be greater than'),
     'wandb alone': (swap('print_freq: 1', 'print_freq: 1, wandb: {project: x}'), 'logger:wandb: needs use_tb_logger: true'),
-    'name that leads elsewhere': (swap('name: small\n', 'name: ../../small\n'), 'name: input should be a name, without /'),
+    'name that leads elsewhere': (swap('name: small\n', 'name: ../../small\n'), 'name: input should be a name: no / in it'),
     'name that is the folder': (swap('name: small\n', 'name: ..\n'), 'name: input should be a name: no / in it'),
     'too many GPUs': (swap('num_gpu: 0', 'num_gpu: 99'), 'num_gpu: 99 asked for, this machine has'),
     'workers where there are none': (
