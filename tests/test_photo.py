@@ -2,6 +2,7 @@
 
 import io
 import os
+import struct
 import warnings
 from pathlib import Path
 from unittest import mock
@@ -14,7 +15,7 @@ import tifffile
 from conftest import DATA, picture
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms, TiffImagePlugin
+from PIL import ExifTags, Image, ImageCms, TiffImagePlugin
 
 from wrcan_arch import InputError
 from wrcan_arch.photos.photo import ENDINGS, Photo, read_photo, write_photo
@@ -191,6 +192,29 @@ def test_captions_of_tiff_are_kept_whole(tmp_path, kind):
     write_photo(tmp_path / 'b.tif', read_photo(tmp_path / 'a.tif'))
     assert tifffile.TiffFile(tmp_path / 'b.tif').pages[0].tags[33723].value == iptc
     np.testing.assert_array_equal(tifffile.imread(tmp_path / 'b.tif'), picture(8, 9))
+
+
+@pytest.mark.parametrize('target', [endings[0] for endings in ENDINGS.values()])
+def test_thumbnail_of_the_photograph_as_it_was_goes_and_xmp_is_upright_too(tmp_path, target):
+    image = Image.fromarray(picture(16, 24))
+    image.resize((6, 4)).save(tmp_path / 'small.jpg')
+    small = (tmp_path / 'small.jpg').read_bytes()
+    first = [(MAKE, 2, 9, 98), (ORIENTATION, 3, 1, 6)]
+    second = [(0x0103, 3, 1, 6), (ORIENTATION, 3, 1, 6), (0x0201, 4, 1, 108), (0x0202, 4, 1, len(small))]
+    exif = b'Exif\0\0II*\0' + struct.pack('<I', 8)
+    for rows, following in ((first, 38), (second, 0)):
+        exif += struct.pack('<H', len(rows)) + b''.join(struct.pack('<HHII', *row) for row in rows)
+        exif += struct.pack('<I', following)
+    exif = exif.ljust(6 + 98) + b'a camera\0\0' + small
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF tiff:Orientation="6"/><tiff:Orientation>6</x:xmpmeta>'
+    image.save(tmp_path / 'a.jpg', exif=exif, xmp=xmp)
+    assert Image.open(tmp_path / 'a.jpg').getexif().get_ifd(ExifTags.IFD.IFD1)[ORIENTATION] == 6
+    photo = read_photo(tmp_path / 'a.jpg')
+    assert photo.metadata['xmp-data'] == xmp.replace(b'6', b'1')
+    write_photo(tmp_path / f'b{target}', photo)
+    written = Image.open(tmp_path / f'b{target}').getexif()
+    assert written[MAKE] == 'a camera' and not written.get_ifd(ExifTags.IFD.IFD1)
+    assert small not in (tmp_path / f'b{target}').read_bytes()
 
 
 def test_exif_of_cameras_is_followed_and_of_the_old_size_left_out(tmp_path):
@@ -406,11 +430,15 @@ def test_cmyk_with_an_unfit_profile_is_written_by_the_usual_one(tmp_path, profil
 
 def test_any_name(tmp_path):
     Image.fromarray(picture(8, 8)).save(tmp_path / 'a.png')
-    for name in (b'Zo\xc3\xab \xe6\xb5\xb7.png', b'latin\xe9.png', b'a[page=1].png', b'-o.png', b'new\nline.png'):
+    longest = '海'.encode() * 83 + b'12.png'
+    names = b'Zo\xc3\xab \xe6\xb5\xb7.png', b'latin\xe9.png', b'a[page=1].png', b'-o.png', b'new\nline.png', longest
+    for name in names:
         path = tmp_path / Path(name.decode('utf-8', 'surrogateescape'))
         (tmp_path / 'a.png').rename(path)
-        write_photo(tmp_path / 'a.png', read_photo(path))
-        np.testing.assert_array_equal(read_photo(tmp_path / 'a.png').pixels, picture(8, 8))
+        write_photo(path, read_photo(path))
+        np.testing.assert_array_equal(read_photo(path).pixels, picture(8, 8))
+        path.rename(tmp_path / 'a.png')
+        assert len(list(tmp_path.iterdir())) == 1
 
 
 def small_files():

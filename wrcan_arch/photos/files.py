@@ -3,10 +3,13 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import BinaryIO
 
 from ..errors import InputError
+
+LONGEST_NAME = 255  # bytes, in most file systems
 
 
 @contextmanager
@@ -15,7 +18,9 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 
     One that is killed leaves `.NAME.partial`, which the next run overwrites. InputError where the disk says no.
     """
-    partial = path.with_name(f'.{path.name}.partial')
+    name = os.fsencode(path.name)
+    fits = len(name) <= LONGEST_NAME - len(b'..partial')
+    partial = path.with_name(f'.{path.name if fits else sha256(name).hexdigest()}.partial')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -24,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from ..errors import InputError
 from .files import written_whole
 from .jpeg_quality import estimate_quality
-from .tiff_exif import add_metadata, read_exif
+from .tiff_exif import add_metadata, read_exif, without_thumbnail
 
 MAX_PIXELS = 200_000_000
 MAX_SIDE = {'jpeg': 65_500, 'webp': 16_383, 'avif': 16_384}  # what the format, or its encoder, holds
@@ -130,6 +130,10 @@ def _read(file: BinaryIO, max_pixels: int) -> Photo:
     metadata = {name: image.get(name) for name in KEPT if name in fields}
     if exif is not None:
         metadata['exif-data'] = exif
+    if 'exif-data' in metadata:
+        metadata['exif-data'] = without_thumbnail(metadata['exif-data'])
+    if 'xmp-data' in metadata:
+        metadata['xmp-data'] = re.sub(rb'(tiff:Orientation(="|>))[1-8]', rb'\g<1>1', metadata['xmp-data'])
     mode, image = _colours(image)
     if 'orientation' in fields and image.get('orientation') > 1:
         image = image.copy_memory().autorot()  # turning needs all rows

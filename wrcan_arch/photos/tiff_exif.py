@@ -49,6 +49,17 @@ def add_metadata(file: BinaryIO, exif: bytes, iptc: bytes) -> None:
     file.write(struct.pack('<I', at))
 
 
+def without_thumbnail(exif: bytes) -> bytes:
+    """The block without its second directory: a small picture of the photograph as it was, and not upright perhaps."""
+    start = len(exif) - len(exif.removeprefix(b'Exif\0\0'))
+    order = ORDERS.get(exif[start : start + 4])
+    if order is None:
+        return exif
+    first = start + _number(exif[start + 4 : start + 8], order)
+    place_of_second = first + 2 + 12 * _number(exif[first : first + 2], order)
+    return exif[:place_of_second] + bytes(4) + exif[place_of_second + 4 :]
+
+
 def _number(value: bytes, order: str) -> int:
     return int.from_bytes(value, 'little' if order == '<' else 'big')
 
