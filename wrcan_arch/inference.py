@@ -223,10 +223,11 @@ class _Restoring:
         row_bytes = 4 * config['num_feat'] * self.dtype.itemsize * -(-width // SIZE_MULTIPLE)
         rows = max(4, (CPU_STRIP if self.device.type == 'cpu' else GPU_STRIP) // row_bytes)
         budget = self.max_memory or int(FREE_SHARE * free_memory(self.device))
+        unfolds = self.device.type == 'cpu' and self.dtype not in (torch.float32, autocast_dtype('auto', self.device))
 
         def needed(rows: int) -> int:
             images = 3 * height * width * image_bytes
-            return bytes_needed(config, (height, width), rows=rows, dtype=self.dtype) + images
+            return bytes_needed(config, (height, width), rows=rows, dtype=self.dtype, unfolds=unfolds) + images
 
         while rows > 1 and needed(rows) > budget:
             rows //= 2

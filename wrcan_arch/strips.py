@@ -32,6 +32,7 @@ Span = tuple[int, int]  # rows [start, stop)
 
 BRANCH_MAPS = 6  # maps of 4F channels that a strip of a block takes, the library's own copies included
 END_MAPS = 14  # maps of F channels that a strip of encoder and decoder takes
+UNFOLDED_MAPS = 18  # more that they take where a convolution unfolds its input: 9 positions of twice as many channels
 END_ROWS = 24  # rows of the image by which the decoder is behind the encoder, about
 END_POSITIONS = 10_240  # pixels in a strip of the encoder and decoder
 WORKSPACE = 32 << 20  # bytes that are taken whatever the size: converted weights, the library's scratch
@@ -347,13 +348,20 @@ def _end_rows(width: int) -> int:
     return max(2, END_POSITIONS // width // SIZE_MULTIPLE) * SIZE_MULTIPLE
 
 
-def bytes_needed(config: Mapping[str, Any], size: tuple[int, int], *, rows: int, dtype: torch.dtype) -> int:
-    """What `restore_in_strips` holds at most, above the weights and what `read` and `write` keep."""
+def bytes_needed(
+    config: Mapping[str, Any], size: tuple[int, int], *, rows: int, dtype: torch.dtype, unfolds: bool = False
+) -> int:
+    """What `restore_in_strips` holds at most, above the weights and what `read` and `write` keep.
+
+    `unfolds`: convolutions write out their input for a matrix product first, as PyTorch's own do on a CPU that has no
+    units for `dtype`.
+    """
+    unfolded = UNFOLDED_MAPS if unfolds else 0
     padded = _padded(size)
     feat, columns = config['num_feat'], padded[1] // SIZE_MULTIPLE
     maps = 3 * 4 * feat * padded[0] // SIZE_MULTIPLE * columns
-    in_blocks = BRANCH_MAPS * 4 * feat * (rows + 8) * columns
-    at_ends = END_MAPS * feat * (_end_rows(padded[1]) + END_ROWS) * padded[1]
+    in_blocks = (BRANCH_MAPS + unfolded) * 4 * feat * (rows + 8) * columns
+    at_ends = (END_MAPS + unfolded) * feat * (_end_rows(padded[1]) + END_ROWS) * padded[1]
     return dtype.itemsize * (maps + max(in_blocks, at_ends)) + WORKSPACE
 
 

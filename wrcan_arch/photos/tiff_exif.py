@@ -1,6 +1,6 @@
-"""EXIF and IPTC of TIFF files: EXIF is no block there, but entries among the image's own.
+"""EXIF as bytes: without its thumbnail, and in TIFF files, where it is no block but entries among the image's own.
 
-libvips 8.18 neither reads nor writes EXIF in TIFF, and writes a quarter of IPTC.
+libvips 8.18 neither reads nor writes it there, and of IPTC it writes a quarter.
 
 An image file directory (IFD) is a list of tags, each with a type, a count and a value, or the place of a longer value.
 """
