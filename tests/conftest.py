@@ -44,6 +44,12 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
     return image
 
 
+def deep_picture(height, width, channels=3):
+    """uint16, with values that eight bits do not hold."""
+    low = np.random.default_rng(1).integers(0, 256, (height, width, channels))
+    return (picture(height, width)[:, :, [0, 1, 2, 0][:channels]].astype(np.uint16) << 8) + low.astype(np.uint16)
+
+
 @pytest.fixture
 def run_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
     """Runs a script's main() in this process, in tmp_path; gives what it prints, on stdout and on stderr."""

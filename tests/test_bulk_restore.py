@@ -129,10 +129,11 @@ def test_refused_computation_names_the_photograph(tmp_path):
     assert len(summary.failures) == 1 and summary.failures[0].startswith(f'{tmp_path}/a.png: ')
 
 
-def test_network_of_other_images_is_refused_before_the_first(tmp_path):
-    grey = WRCAN(num_feat=4, num_group=1, num_block=1, num_in_ch=1, num_out_ch=1)
-    with pytest.raises(InputError, match='the network is for images of 1 channels; a photograph has 3'):
-        restore_photos(grey, plan([save(tmp_path / 'a.png')], out=tmp_path / 'out'), options=FP32)
+@pytest.mark.parametrize(('taken', 'made'), [(1, 1), (3, 4), (4, 3)])
+def test_network_of_other_images_is_refused_before_the_first(tmp_path, taken, made):
+    other = WRCAN(num_feat=4, num_group=1, num_block=1, num_in_ch=taken, num_out_ch=made)
+    with pytest.raises(InputError, match=f'the network makes {made} channels of {taken}; a photograph has 3'):
+        restore_photos(other, plan([save(tmp_path / 'a.png')], out=tmp_path / 'out'), options=FP32)
 
 
 @pytest.mark.parametrize(

@@ -108,12 +108,13 @@ def test_debug_adds_the_traceback(workplace, capsys):
 
 
 def test_names_that_a_terminal_cannot_show_are_escaped(tmp_path, official_weights):
-    Path(tmp_path / '海.png').write_text('broken')
-    cv2.imwrite(str(tmp_path / 'a.png'), picture(16, 16))
+    (tmp_path / '海.png').write_text('broken')
+    cv2.imwritemulti(str(tmp_path / '海.tif'), [picture(16, 16), picture(16, 16)])
     command = [sys.executable, '-m', 'wrcan_arch', 'restore', '.', '-o', 'out', '-w', str(official_weights)]
     environment = {**os.environ, 'PYTHONIOENCODING': 'ascii'}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout.startswith('1 of 2 restored')
+    assert 'warning: \\u6d77.tif: the file holds several pictures' in done.stdout
     assert '\\u6d77.png: not an image' in done.stderr and 'Traceback' not in done.stderr
 
 

@@ -2,7 +2,6 @@
 
 import io
 import os
-import struct
 import warnings
 from pathlib import Path
 from unittest import mock
@@ -12,25 +11,18 @@ import numpy as np
 import pytest
 import pyvips
 import tifffile
-from conftest import DATA, picture
+from conftest import DATA, deep_picture, picture
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import ExifTags, Image, ImageCms, TiffImagePlugin
+from PIL import Image, ImageCms, TiffImagePlugin
 
 from wrcan_arch import InputError
 from wrcan_arch.photos.photo import ENDINGS, Photo, read_photo, write_photo
 
 ORIENTATION, MAKE, EXPOSURE, EXIF_IFD = 0x0112, 0x010F, 0x829A, 0x8769
-RATING, XP_TITLE, INTEROPERABILITY = 0x4746, 0x9C9B, 0xA005
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
 LOSSLESS = ('.png', '.tif')
 RELATIVE = ImageCms.Intent.RELATIVE_COLORIMETRIC
-
-
-def deep_picture(height, width, channels=3):
-    """uint16, with values that eight bits do not hold."""
-    low = np.random.default_rng(1).integers(0, 256, (height, width, channels))
-    return (picture(height, width)[:, :, [0, 1, 2, 0][:channels]].astype(np.uint16) << 8) + low.astype(np.uint16)
 
 
 @pytest.mark.parametrize('ending', LOSSLESS)
@@ -152,83 +144,6 @@ def test_profile_resolution_and_exif_are_kept(tmp_path, source, target):
     assert written.getexif().get_ifd(EXIF_IFD)[EXPOSURE] == pytest.approx(0.01)
     if resolution and target in ('.jpg', '.png', '.tif'):
         assert written.info['dpi'] == pytest.approx((300, 300), abs=1)
-
-
-@pytest.mark.parametrize('order', ['<', '>'])
-def test_exif_of_tiff_is_kept_in_either_byte_order(tmp_path, order):
-    with tifffile.TiffWriter(tmp_path / 'a.tif', byteorder=order) as file:
-        extra = [(MAKE, 's', 0, 'a camera', True), (0x8298, 's', 0, 'me', True), (0x9C9B, 'B', 4, b'a\0b\0', True)]
-        file.write(deep_picture(8, 9), photometric='rgb', datetime='2026:11:23 12:00:00', extratags=extra)
-    photo = read_photo(tmp_path / 'a.tif')
-    np.testing.assert_array_equal(photo.pixels, deep_picture(8, 9))
-    write_photo(tmp_path / 'b.tif', photo)
-    tags = tifffile.TiffFile(tmp_path / 'b.tif').pages[0].tags
-    assert [tags[tag].value for tag in (MAKE, 0x8298, 0x0132)] == ['a camera', 'me', '2026:11:23 12:00:00']
-    np.testing.assert_array_equal(tifffile.imread(tmp_path / 'b.tif'), deep_picture(8, 9))
-
-
-@pytest.mark.parametrize('ending', ['.jpg', '.tif'])
-def test_captions_are_kept(tmp_path, ending):
-    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"/></x:xmpmeta>'
-    iptc = b'Photoshop 3.0\0' + b'8BIM\x04\x04\0\0\0\0\0\x0c' + b'\x1c\x02\x78\x00\x07a title'
-    image = pyvips.Image.new_from_array(picture(16, 24)).copy(interpretation='srgb')
-    image.set_type(pyvips.GValue.blob_type, 'xmp-data', xmp)
-    image.set_type(pyvips.GValue.blob_type, 'iptc-data', iptc)
-    image.write_to_file(str(tmp_path / f'a{ending}'))
-    write_photo(tmp_path / f'b{ending}', read_photo(tmp_path / f'a{ending}'))
-    written = pyvips.Image.new_from_file(str(tmp_path / f'b{ending}'))
-    assert xmp in written.get('xmp-data')
-    if ending == '.jpg':
-        assert written.get('iptc-data') == iptc
-        write_photo(tmp_path / 'c.tif', read_photo(tmp_path / 'a.jpg'))
-        assert tifffile.TiffFile(tmp_path / 'c.tif').pages[0].tags[34377].value == iptc.removeprefix(b'Photoshop 3.0\0')
-
-
-@pytest.mark.parametrize('kind', ['B', 'I'])
-def test_captions_of_tiff_are_kept_whole(tmp_path, kind):
-    iptc = b'\x1c\x02\x78\x00\x07a title\x1c\x02\x05\x00\x05hello\0\0'
-    value = iptc if kind == 'B' else np.frombuffer(iptc, '<u4').tolist()
-    tifffile.imwrite(tmp_path / 'a.tif', picture(8, 9), extratags=[(33723, kind, len(value), value, True)])
-    write_photo(tmp_path / 'b.tif', read_photo(tmp_path / 'a.tif'))
-    assert tifffile.TiffFile(tmp_path / 'b.tif').pages[0].tags[33723].value == iptc
-    np.testing.assert_array_equal(tifffile.imread(tmp_path / 'b.tif'), picture(8, 9))
-
-
-@pytest.mark.parametrize('target', [endings[0] for endings in ENDINGS.values()])
-def test_thumbnail_of_the_photograph_as_it_was_goes_and_xmp_is_upright_too(tmp_path, target):
-    image = Image.fromarray(picture(16, 24))
-    image.resize((6, 4)).save(tmp_path / 'small.jpg')
-    small = (tmp_path / 'small.jpg').read_bytes()
-    first = [(MAKE, 2, 9, 98), (ORIENTATION, 3, 1, 6)]
-    second = [(0x0103, 3, 1, 6), (ORIENTATION, 3, 1, 6), (0x0201, 4, 1, 108), (0x0202, 4, 1, len(small))]
-    exif = b'Exif\0\0II*\0' + struct.pack('<I', 8)
-    for rows, following in ((first, 38), (second, 0)):
-        exif += struct.pack('<H', len(rows)) + b''.join(struct.pack('<HHII', *row) for row in rows)
-        exif += struct.pack('<I', following)
-    exif = exif.ljust(6 + 98) + b'a camera\0\0' + small
-    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF tiff:Orientation="6"/><tiff:Orientation>6</x:xmpmeta>'
-    image.save(tmp_path / 'a.jpg', exif=exif, xmp=xmp)
-    assert Image.open(tmp_path / 'a.jpg').getexif().get_ifd(ExifTags.IFD.IFD1)[ORIENTATION] == 6
-    photo = read_photo(tmp_path / 'a.jpg')
-    assert photo.metadata['xmp-data'] == xmp.replace(b'6', b'1')
-    write_photo(tmp_path / f'b{target}', photo)
-    written = Image.open(tmp_path / f'b{target}').getexif()
-    assert written[MAKE] == 'a camera' and not written.get_ifd(ExifTags.IFD.IFD1)
-    assert small not in (tmp_path / f'b{target}').read_bytes()
-
-
-def test_exif_of_cameras_is_followed_and_of_the_old_size_left_out(tmp_path):
-    image = Image.fromarray(picture(16, 24))
-    exif = image.getexif()
-    exif[ORIENTATION], exif[RATING], exif[XP_TITLE] = 6, 4, 'title'.encode('utf-16-le')
-    exif[EXIF_IFD] = {EXPOSURE: 0.01, 0xA002: 24, 0xA003: 16, INTEROPERABILITY: {1: 'R03'}}
-    image.save(tmp_path / 'a.jpg', exif=exif)
-    write_photo(tmp_path / 'b.tif', read_photo(tmp_path / 'a.jpg'))
-    written = Image.open(tmp_path / 'b.tif').getexif()
-    assert written[RATING] == 4 and bytes(written[XP_TITLE]).decode('utf-16-le') == 'title'
-    below = written.get_ifd(EXIF_IFD)
-    assert below[EXPOSURE] == pytest.approx(0.01) and 0xA002 not in below and 0xA003 not in below
-    assert written.get_ifd(INTEROPERABILITY) == {1: 'R03'}
 
 
 @pytest.mark.parametrize('ending', ['.jpg', '.png', '.tif'])

@@ -6,6 +6,7 @@ import random
 import re
 import subprocess
 import sys
+from hashlib import sha256
 from unittest import mock
 
 import basicsr.train
@@ -121,3 +122,10 @@ def test_replacements_are_taken_back():
     with pipelines.replaced():
         assert current() == {each.target: each.by for each in pipelines.REPLACEMENTS}
     assert current() == before
+
+
+def test_weights_in_the_home_folder_are_compared_too(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path / 'w.pth').write_bytes(b'weights')
+    seen = pipelines._what_decides({'datasets': {}, 'path': {'pretrain_network_g': '~/w.pth'}})
+    assert seen['path:pretrain_network_g ~/w.pth with SHA-256'] == sha256(b'weights').hexdigest()[:16]

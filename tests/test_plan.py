@@ -1,3 +1,4 @@
+import codecs
 import io
 import os
 import sys
@@ -108,6 +109,8 @@ def test_lists_are_of_any_encoding(monkeypatch):
     assert list(read_list('list')) == expected
     monkeypatch.setattr(sys, 'stdin', io.TextIOWrapper(io.BytesIO(content)))
     assert list(read_list('-')) == expected
+    Path('list').write_bytes(codecs.BOM_UTF8 + content)
+    assert list(read_list('list')) == expected
     with pytest.raises(InputError, match='several processes cannot share one standard input'):
         list(read_list('-', processes=2))
     Path('list').write_bytes(b'a.jpg\0b.jpg\0')

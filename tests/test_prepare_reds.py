@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 import zipfile
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -273,6 +275,13 @@ def cut_zip(folder):
     os.truncate(path, path.stat().st_size * 2 // 3)
 
 
+def zip_of_a_newer_format(folder):
+    path = folder / 'zips' / 'train_sharp.zip'
+    content = bytearray(path.read_bytes())
+    content[content.index(b'PK\x01\x02') + 6] = 250  # the version that reading it takes
+    path.write_bytes(content)
+
+
 def zip_with_a_flipped_bit(folder):
     path = folder / 'zips' / 'val_sharp.zip'
     with zipfile.ZipFile(path) as file:
@@ -330,6 +339,11 @@ LAST = 'tree/val/val_sharp/001/00000003.png'
     ('spoil', 'arguments', 'expected'),
     [
         (cut_zip, ['zips'], r'zips/train_sharp\.zip: not a whole zip file .*; download it again'),
+        (
+            zip_of_a_newer_format,
+            ['zips'],
+            r'train_sharp\.zip: not a whole zip file \(zip file version 25\.0\)',
+        ),
         (
             zip_with_a_flipped_bit,
             ['zips'],
@@ -470,3 +484,20 @@ def test_verify_finds_a_flipped_bit_and_a_changed_list(reds, tmp_path, monkeypat
 def test_downloads_or_stores_must_be_given(monkeypatch, capsys):
     assert run(monkeypatch) == 2
     assert 'give DOWNLOADS to prepare, or --verify STORE' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('error', 'code', 'expected'),
+    [
+        (KeyboardInterrupt(), 130, 'prepare_reds: stopped; run it again to go on'),
+        (
+            BrokenProcessPool(),
+            2,
+            'prepare_reds: a worker was killed, perhaps because memory ran out; run it again, with',
+        ),
+    ],
+)
+def test_what_ends_it_from_outside_says_how_to_go_on(monkeypatch, capsys, error, code, expected):
+    monkeypatch.setattr(prepare_reds, 'prepare', mock.Mock(side_effect=error))
+    assert run(monkeypatch, 'tree') == code
+    assert capsys.readouterr().err.startswith(expected)

@@ -61,6 +61,15 @@ def test_crops_are_inside_apart_and_where_the_blur_cost_most(size):
     assert all(abs(top - other) >= high or abs(left - beside) >= wide for other, beside in corners[1:])
 
 
+@pytest.mark.parametrize('size', [(100, 400), (400, 100), (180, 200)])
+def test_first_crop_is_the_one_of_the_largest_sum(size):
+    first, second = np.random.default_rng(0).integers(0, 256, (2, *size, 3), dtype=np.uint8)
+    crop = min(160, size[0]), min(160, size[1])
+    difference = np.abs(first.astype(int) - second).sum(axis=2)
+    sums = np.lib.stride_tricks.sliding_window_view(difference, crop).sum(axis=(2, 3))
+    assert busiest_crops([first, second], 1)[0] == np.unravel_index(sums.argmax(), sums.shape)
+
+
 def test_scores_have_the_papers_digits_and_no_minus_zero():
     assert [rounded('psnr', 28.936), rounded('psnr', 0.036, '+'), rounded('psnr', -0.003, '+')] == [
         '28.94', '+0.04', '+0.00'

@@ -212,9 +212,10 @@ def restore_photos(
     Returns what became of all of them, in the first process; None in the others.
     """
     window_of(network, options.mode, options.patch_size)  # its error is the request's, not each photograph's
-    channels = getattr(network, 'config', {}).get('num_in_ch', 3)
-    if channels != 3:
-        raise InputError(f'the network is for images of {channels} channels; a photograph has 3')
+    config = getattr(network, 'config', {})
+    taken, made = (config.get(name, 3) for name in ('num_in_ch', 'num_out_ch'))
+    if not taken == made == 3:
+        raise InputError(f'the network makes {made} channels of {taken}; a photograph has 3')
     team = team or Team()
     if team.size > 1:  # or one process could begin the largest when the others are done
         jobs = sorted(jobs, key=_size, reverse=True)

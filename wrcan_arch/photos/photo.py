@@ -237,6 +237,8 @@ def write_photo(path: Path | str, photo: Photo, *, quality: int = DEFAULT_QUALIT
     kept = {flag for field_name, flag in KEPT.items() if field_name in image.get_fields()}
     if name == 'jpeg' and not np.isclose(photo.pixels_per_mm[0], NO_RESOLUTION).any():
         kept.add('exif')  # without it libvips leaves the resolution out too
+    if name == 'tiff':
+        kept.discard('iptc')  # it is written here: libvips writes a quarter
     keep = '|'.join(kept) or 'none'
     save = getattr(image, {'avif': 'heif'}.get(name, name) + 'save_target')
     try:

@@ -118,7 +118,7 @@ def _sources(
 
 def _photos_like(pattern: Path, avoid: set[Path]) -> Iterator[Path]:
     """The files that fit a pattern, in order, and the photographs in folders that do; none in a folder to avoid."""
-    # Path.glob, which the linter would have, refuses a pattern that begins at the root.
+    # Path.glob, which the linter would have, takes hidden files for * and refuses a pattern that begins at the root.
     for path in map(Path, sorted(glob.glob(str(pattern), recursive=True))):  # noqa: PTH207
         if path.is_dir():
             yield from _photos_in(path, avoid)
@@ -156,8 +156,9 @@ def _check_nothing_is_overwritten(jobs: list[Job], compare: Path | None) -> None
     if compare.exists() and not compare.is_dir():
         raise InputError(f'{compare}: is no folder; choose another --compare')
     check_page(compare)
+    folder = compare.resolve()
     for source, _ in jobs:
-        for picture in pictures_of(compare.resolve(), source):
+        for picture in pictures_of(folder, source):
             if str(picture) in sources or str(picture) in taken:
                 hint = 'choose another --compare'
                 raise InputError(f'{source}: its picture of before and after would overwrite {picture}; {hint}')

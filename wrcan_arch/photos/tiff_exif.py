@@ -39,6 +39,8 @@ def add_metadata(file: BinaryIO, exif: bytes, iptc: bytes) -> None:
     if iptc:
         captions = iptc.removeprefix(PHOTOSHOP_HEAD)
         about[IPTC if captions == iptc else PHOTOSHOP] = (UNDEFINED, len(captions), captions)
+    if not about:
+        return
     file.seek(4)
     first = _read_directory(file, _number(file.read(4), '<'), '<')
     at = file.seek(0, 2)

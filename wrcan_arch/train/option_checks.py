@@ -248,7 +248,7 @@ def _unfit_weights(file: OptionFile) -> Iterator[str]:
     weights = paths.get('pretrain_network_g')
     if not weights or network.pop('type', None) != 'WRCAN' or not paths.get('strict_load_g', True):
         return
-    place = f'{file.at("path", "pretrain_network_g")}'
+    place = file.at('path', 'pretrain_network_g')
     try:
         if 'param_key_g' not in paths and checkpoint.holds_two_sets(checkpoint.read_file(Path(weights).expanduser())):
             hint = 'set path:param_key_g to params_ema, which is averaged and what restore takes, or to params'
