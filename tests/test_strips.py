@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from wrcan_arch import WRCAN, restore
+from wrcan_arch.convolution import packs_weights
 from wrcan_arch.inference import has_bf16_units
 from wrcan_arch.strips import bytes_needed, restore_in_strips
 from wrcan_arch.wrcan_arch import BLOCKS, ChannelAttention
@@ -55,7 +56,12 @@ def test_every_strip_height_gives_the_whole_image(block, size):
 
 
 @pytest.mark.parametrize('rows', [1, 4, 1000])
-def test_the_full_width_too(rows):
+@pytest.mark.parametrize('packs', [True, False])
+def test_the_full_width_too_with_and_without_packed_weights(rows, packs, monkeypatch):
+    if not packs:
+        monkeypatch.setattr('wrcan_arch.convolution.packs_weights', lambda *_: False)
+    elif not packs_weights(torch.device('cpu'), torch.float32):
+        pytest.skip('oneDNN packs no weights on this machine')
     torch.manual_seed(0)
     network, image = WRCAN(num_group=1, num_block=1).eval(), torch.rand(1, 3, 45, 62)
     with torch.no_grad():

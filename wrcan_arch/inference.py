@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .convolution import Span
 from .errors import InputError
 from .free_memory import free_memory
-from .strips import Span, bytes_needed, restore_in_strips, spans
+from .strips import bytes_needed, restore_in_strips, spans
 from .wrcan_arch import SIZE_MULTIPLE, WRCAN
 
 MODES = ('exact', 'local', 'chop', 'input')
@@ -23,8 +24,7 @@ PEAKS = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}  # of integers; fl
 CHOP_SHAVE = 36  # pixels by which the authors' quadrants overlap the image's halves
 CHOP_PIXELS = 1_280_000  # their quadrants are cut again while the image has at least this many
 
-
-CPU_STRIP, GPU_STRIP = 3 << 19, 128 << 20  # bytes of the features in one strip: what the caches like
+CPU_STRIP, GPU_STRIP = 3 << 18, 32 << 20  # numbers in the features of one strip: what caches and kernels like
 FREE_SHARE = 0.8  # of the memory that is free, for one image
 
 
@@ -220,8 +220,8 @@ class _Restoring:
         """The strips' height: what the caches like, or less where the memory asks for it."""
         assert isinstance(self.network, WRCAN)
         config = self.network.config
-        row_bytes = 4 * config['num_feat'] * self.dtype.itemsize * -(-width // SIZE_MULTIPLE)
-        rows = max(4, (CPU_STRIP if self.device.type == 'cpu' else GPU_STRIP) // row_bytes)
+        row_size = 4 * config['num_feat'] * -(-width // SIZE_MULTIPLE)
+        rows = max(4, (CPU_STRIP if self.device.type == 'cpu' else GPU_STRIP) // row_size)
         budget = self.max_memory or int(FREE_SHARE * free_memory(self.device))
         unfolds = self.device.type == 'cpu' and self.dtype not in (torch.float32, autocast_dtype('auto', self.device))
 

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .convolution import Convolution, Span
 from .wrcan_arch import (
     SIZE_MULTIPLE,
     WRCAN,
@@ -28,45 +29,12 @@ from .wrcan_arch import (
     WideReceptiveField,
 )
 
-Span = tuple[int, int]  # rows [start, stop)
-
 BRANCH_MAPS = 6  # maps of 4F channels that a strip of a block takes, the library's own copies included
 END_MAPS = 14  # maps of F channels that a strip of encoder and decoder takes
 UNFOLDED_MAPS = 18  # more that they take where a convolution unfolds its input: 9 positions of twice as many channels
 END_ROWS = 24  # rows of the image by which the decoder is behind the encoder, about
-END_POSITIONS = 10_240  # pixels in a strip of the encoder and decoder
+END_POSITIONS = 5_120  # pixels in a strip of the encoder and decoder
 WORKSPACE = 32 << 20  # bytes that are taken whatever the size: converted weights, the library's scratch
-
-
-class Convolution:
-    """A 3 x 3 convolution of the network, for any rows of its output; weights in the type that is computed in."""
-
-    def __init__(self, conv: nn.Module, dtype: torch.dtype) -> None:
-        assert isinstance(conv, nn.Conv2d) and conv.bias is not None
-        self.weight = conv.weight.to(dtype, memory_format=torch.channels_last)
-        self.bias = conv.bias.to(dtype)
-        self.stride, self.rate = conv.stride[0], conv.dilation[0]
-
-    def __call__(self, rows: Tensor, top: int, height: int, span: Span) -> Tensor:
-        """Rows `span` of the output, (1, C', stop - start, W / stride).
-
-        Args:
-            rows: (1, C, n, W), rows of the input from `top` on, at least those that these rows are made from.
-            top: the number of the first of them.
-            height: of the whole input, beyond which all is zero.
-            span: which rows of the output.
-        """
-        start, stop = span
-        first, last = start * self.stride - self.rate, (stop - 1) * self.stride + self.rate + 1
-        inside = first >= 0 and last <= height
-        first, last = max(first, 0), min(last, height)
-        padding = (0 if inside else self.rate, self.rate)
-        read = rows[:, :, first - top : last - top]
-        out = F.conv2d(read, self.weight, self.bias, self.stride, padding, self.rate)
-        if inside:
-            return out
-        padded = start - first // self.stride  # rows that were padded although the map goes on
-        return out[:, :, padded : padded + stop - start]
 
 
 class Flow:
@@ -74,7 +42,7 @@ class Flow:
 
     def __init__(self, conv: Convolution, height: int, width: int) -> None:
         self.conv, self.height, self.width = conv, height, width
-        self.held = _empty_map(conv.weight.shape[1], 0, width, like=conv.weight)  # input rows [top, stop)
+        self.held = _empty_map(conv.in_channels, 0, width, like=conv.bias)  # input rows [top, stop)
         self.top = self.stop = self.done = 0  # done: output rows that were given
 
     def room(self, count: int) -> Tensor:
@@ -98,7 +66,7 @@ class Flow:
         stop = stop if at_most is None else min(stop, start + at_most)
         self.done = stop
         if start == stop:
-            return _empty_map(conv.weight.shape[0], 0, self.width // conv.stride, like=self.held)
+            return _empty_map(conv.out_channels, 0, self.width // conv.stride, like=self.held)
         return conv(self.held, self.top, self.height, (start, stop))
 
     def __call__(self, rows: Tensor) -> Tensor:
