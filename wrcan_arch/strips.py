@@ -51,7 +51,8 @@ class Flow:
         still_needed = self.held[:, :, top - self.top : self.stop - self.top]
         kept = still_needed.shape[2]
         if kept + count > self.held.shape[2]:
-            self.held = _empty_map(self.held.shape[1], kept + count, self.width, like=self.held)
+            room_for = kept + count + (0 if kept else 2 * self.conv.rate)  # what is kept once rows were made
+            self.held = _empty_map(self.held.shape[1], room_for, self.width, like=self.held)
         else:
             still_needed = still_needed.clone()  # it may overlap the place that it goes to
         self.held[:, :, :kept] = still_needed
