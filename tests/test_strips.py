@@ -112,10 +112,10 @@ def test_each_row_of_the_image_is_read_twice_and_few_at_a_time():
 
     def read(span):
         spans.append(span)
-        return torch.zeros(1, 3, span[1] - span[0], 3072)
+        return torch.zeros(1, 3, span[1] - span[0], 24_576)
 
     with torch.no_grad():
-        restore_in_strips(network, read, lambda *_: None, (62, 3072), rows=8)
+        restore_in_strips(network, read, lambda *_: None, (62, 24_576), rows=8)
     assert max(stop - start for start, stop in spans) <= 8
     rows = [row for span in spans for row in range(*span)]
     assert rows == [*range(62), *range(62)]

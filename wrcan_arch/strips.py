@@ -33,7 +33,7 @@ BRANCH_MAPS = 6  # maps of 4F channels that a strip of a block takes, the librar
 END_MAPS = 14  # maps of F channels that a strip of encoder and decoder takes
 UNFOLDED_MAPS = 18  # more that they take where a convolution unfolds its input: 9 positions of twice as many channels
 END_ROWS = 24  # rows of the image by which the decoder is behind the encoder, about
-END_POSITIONS = 5_120  # pixels in a strip of the encoder and decoder
+END_STRIP = 5 << 16  # numbers in F channels of a strip of the encoder and decoder
 WORKSPACE = 32 << 20  # bytes that are taken whatever the size: converted weights, the library's scratch
 
 
@@ -135,6 +135,7 @@ class Decoding:
         self.up0, self.conv0 = _flow(outer.up, size, dtype, scale=2), _flow(outer.conv, size, dtype)
         self.head, self.tail = (_flow(conv, size, torch.float32) for conv in (network.head, network.tail))
         self.skip0, self.skip1 = Queue(), Queue()
+        self.end_rows = _end_rows(network.head.out_channels, size[1])
         self.done = 0  # rows of the features
 
     def __call__(self, image: Tensor, encoded: Encoded) -> Tensor:
@@ -153,7 +154,7 @@ class Decoding:
         decoded0 = _decode(self.up0(decoded1), self.skip0, self.conv0)
         restored = [self.tail.out()]  # nothing
         # The last strip frees many rows at once, which would take their memory at once.
-        for start, stop in spans(decoded0.shape[2], _end_rows(self.tail.width)):
+        for start, stop in spans(decoded0.shape[2], self.end_rows):
             shallow = self.head.out(at_most=stop - start)
             torch.add(shallow, decoded0[:, :, start:stop], out=self.tail.room(stop - start))
             restored.append(self.tail.out())
@@ -312,9 +313,9 @@ def _padded(size: tuple[int, int]) -> tuple[int, int]:
     return height + -height % SIZE_MULTIPLE, width + -width % SIZE_MULTIPLE
 
 
-def _end_rows(width: int) -> int:
+def _end_rows(feat: int, width: int) -> int:
     """The height of the encoder's and decoder's strips, in rows of the image."""
-    return max(2, END_POSITIONS // width // SIZE_MULTIPLE) * SIZE_MULTIPLE
+    return max(2, END_STRIP // (feat * width * SIZE_MULTIPLE)) * SIZE_MULTIPLE
 
 
 def bytes_needed(
@@ -330,7 +331,7 @@ def bytes_needed(
     feat, columns = config['num_feat'], padded[1] // SIZE_MULTIPLE
     maps = 3 * 4 * feat * padded[0] // SIZE_MULTIPLE * columns
     in_blocks = (BRANCH_MAPS + unfolded) * 4 * feat * (rows + 8) * columns
-    at_ends = (END_MAPS + unfolded) * feat * (_end_rows(padded[1]) + END_ROWS) * padded[1]
+    at_ends = (END_MAPS + unfolded) * feat * (_end_rows(feat, padded[1]) + END_ROWS) * padded[1]
     return dtype.itemsize * (maps + max(in_blocks, at_ends)) + WORKSPACE
 
 
@@ -367,7 +368,7 @@ def restore_in_strips(
         image = F.pad(image, missing, mode='replicate') if any(missing) else image
         return image.contiguous(memory_format=torch.channels_last)
 
-    strips = list(spans(padded[0], _end_rows(padded[1])))
+    strips = list(spans(padded[0], _end_rows(network.head.out_channels, padded[1])))
     entry = _expand(network, map(read_padded, strips), padded, dtype)
     features, branch = torch.empty_like(entry), torch.empty_like(entry)
     for group in network.groups:
