@@ -156,6 +156,7 @@ def test_damaged_weights_do_not_become_black_pixels(mode, ensemble):
 def test_the_memory_given_is_kept_to_or_refused(monkeypatch):
     network, image = small_network(), np.zeros((800, 300, 3), np.uint8)
     rows = []
+    monkeypatch.setattr(inference, 'CPU_STRIP', 4 * inference.CPU_STRIP)  # as a GPU's: more than the encoder's take
     monkeypatch.setattr(inference, 'restore_in_strips', lambda *_, **options: rows.append(options['rows']))
     needed = inference.bytes_needed(network.config, (800, 300), rows=1, dtype=torch.float32)
     for budget in (None, 10 * needed, needed + 10 * 800 * 300):
