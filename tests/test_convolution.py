@@ -1,5 +1,7 @@
 """Rows of a convolution's output against the whole convolution, and how often weights are packed."""
 
+import platform
+
 import pytest
 import torch
 from torch import nn
@@ -7,9 +9,6 @@ from torch import nn
 from wrcan_arch.convolution import Convolution, packs_weights
 
 CPU = torch.device('cpu')
-needs_packing = pytest.mark.skipif(
-    not packs_weights(CPU, torch.float32), reason='oneDNN packs no weights on this machine'
-)
 
 
 def conv_of(stride=1, rate=1):
@@ -17,22 +16,32 @@ def conv_of(stride=1, rate=1):
     return nn.Conv2d(6, 10, 3, stride=stride, padding=rate, dilation=rate)
 
 
-@pytest.mark.parametrize('packs', [pytest.param(True, marks=needs_packing), False])
+@pytest.mark.parametrize('may_pack', [True, False])
 @pytest.mark.parametrize(('stride', 'rate'), [(1, 1), (1, 2), (1, 3), (1, 4), (2, 1)])
 @pytest.mark.parametrize('width', [2, 12])
 @torch.no_grad()
-def test_any_rows_are_those_of_the_whole_convolution(packs, stride, rate, width, monkeypatch):
-    if not packs:
+def test_any_rows_are_those_of_the_whole_convolution(may_pack, stride, rate, width, monkeypatch):
+    if not may_pack:
         monkeypatch.setattr('wrcan_arch.convolution.packs_weights', lambda *_: False)
     plain, image = conv_of(stride, rate), torch.rand(1, 6, 14, width)
     conv, expected = Convolution(plain, torch.float32), plain(image)
-    for span in ((0, 1), (0, 3), (2, 5), (3, 6), (6, 7), (0, 7)):
+    end = expected.shape[2]
+    for span in ((0, 1), (0, 3), (2, 5), (3, end - 1), (end - 3, end), (end - 1, end), (0, end)):
         top = max(0, span[0] * stride - rate)  # the rows above are not there
         found = conv(image[:, :, top:], top, 14, span)
         torch.testing.assert_close(found, expected[:, :, slice(*span)], rtol=1e-5, atol=1e-6)
 
 
-@needs_packing
+def test_weights_are_packed_for_onednn_on_x86_in_fp32(monkeypatch):
+    on_x86 = platform.machine() in ('x86_64', 'AMD64')
+    assert packs_weights(CPU, torch.float32) == (on_x86 and torch.backends.mkldnn.is_available())
+    assert not packs_weights(CPU, torch.bfloat16)
+    assert not packs_weights(torch.device('cuda'), torch.float32)
+    monkeypatch.setattr('platform.machine', lambda: 'aarch64')
+    assert not packs_weights(CPU, torch.float32)
+
+
+@pytest.mark.skipif(not packs_weights(CPU, torch.float32), reason='no oneDNN for x86 here, so nothing is packed')
 @torch.no_grad()
 def test_weights_are_packed_once_for_strips_of_one_height():
     conv, image = Convolution(conv_of(rate=4), torch.float32), torch.rand(1, 6, 30, 9)

@@ -154,15 +154,17 @@ def test_damaged_weights_do_not_become_black_pixels(mode, ensemble):
 
 
 def test_the_memory_given_is_kept_to_or_refused(monkeypatch):
-    network, image = small_network(), np.zeros((800, 300, 3), np.uint8)
+    network, image = (
+        small_network(),
+        np.zeros((3200, 300, 3), np.uint8),
+    )  # so high that blocks take more than encoder and decoder
     rows = []
-    monkeypatch.setattr(inference, 'CPU_STRIP', 4 * inference.CPU_STRIP)  # as a GPU's: more than the encoder's take
     monkeypatch.setattr(inference, 'restore_in_strips', lambda *_, **options: rows.append(options['rows']))
-    needed = inference.bytes_needed(network.config, (800, 300), rows=1, dtype=torch.float32)
-    for budget in (None, 10 * needed, needed + 10 * 800 * 300):
+    needed = inference.bytes_needed(network.config, (3200, 300), rows=1, dtype=torch.float32)
+    for budget in (None, 10 * needed, needed + 10 * 3200 * 300):
         restore(network, image, precision='fp32', max_memory=budget)
     assert rows[0] == rows[1] > rows[2] >= 1
-    with pytest.raises(InputError, match=r'300 x 800 pixels need .* MB .* 1 MB are there .* raise --max-memory'):
+    with pytest.raises(InputError, match=r'300 x 3200 pixels need .* MB .* 1 MB are there .* raise --max-memory'):
         restore(network, image, precision='fp32', max_memory=1 << 20)
 
 

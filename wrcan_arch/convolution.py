@@ -10,15 +10,13 @@ Span = tuple[int, int]  # rows [start, stop)
 
 
 def packs_weights(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether oneDNN, which computes PyTorch's convolutions on a CPU, takes packed weights for `dtype` there."""
+    """Whether oneDNN, which computes PyTorch's convolutions on a CPU, is given packed weights there.
+
+    In fp32 alone: packed weights in bf16 are to be had where processors have units for it, and were not tried.
+    """
+    has_onednn = hasattr(torch.ops.mkldnn, '_convolution_pointwise')  # what torch.compile calls
     of_x86 = device.type == 'cpu' and platform.machine() in ('x86_64', 'AMD64')
-    if not of_x86 or not hasattr(torch.ops.mkldnn, '_convolution_pointwise'):  # what torch.compile calls
-        return False
-    if dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    if dtype == torch.float16:
-        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
-    return dtype == torch.float32
+    return has_onednn and of_x86 and dtype == torch.float32
 
 
 class Convolution:
@@ -32,7 +30,7 @@ class Convolution:
     def __init__(self, conv: nn.Module, dtype: torch.dtype) -> None:
         assert isinstance(conv, nn.Conv2d) and conv.bias is not None
         self.out_channels, self.in_channels = conv.weight.shape[:2]
-        self.stride, self.rate, self.dtype = conv.stride[0], conv.dilation[0], dtype
+        self.stride, self.rate = conv.stride[0], conv.dilation[0]
         self.packs = packs_weights(conv.weight.device, dtype)
         self.weight = conv.weight if self.packs else conv.weight.to(dtype, memory_format=torch.channels_last)
         self.bias = conv.bias.to(dtype)
@@ -60,9 +58,9 @@ class Convolution:
     def _with_packed_weights(self, read: Tensor) -> Tensor:
         padding, stride, rate, groups = [0, self.rate], [self.stride] * 2, [self.rate] * 2, 1
         if read.shape != self.packed_for:
-            self.packed = self.weight.to(self.dtype).to_mkldnn()  # and the one before is gone
-            pack = torch._C._nn.mkldnn_reorder_conv2d_weight
-            self.packed = pack(self.packed, padding, stride, rate, groups, read.shape)  # type: ignore[call-arg]
+            self.packed = self.weight.to_mkldnn()  # and the one before is gone
+            pack = torch.ops.aten.mkldnn_reorder_conv2d_weight
+            self.packed = pack(self.packed, padding, stride, rate, groups, read.shape)
             self.packed_for = read.shape
         convolve = torch.ops.mkldnn._convolution_pointwise
         return convolve(read, self.packed, self.bias, padding, stride, rate, groups, 'none', [], '')

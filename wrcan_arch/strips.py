@@ -30,7 +30,7 @@ from .wrcan_arch import (
 )
 
 BRANCH_MAPS = 6  # maps of 4F channels that a strip of a block takes, the library's own copies included
-END_MAPS = 14  # maps of F channels that a strip of encoder and decoder takes
+END_MAPS = 16  # maps of F channels that a strip of encoder and decoder takes
 UNFOLDED_MAPS = 18  # more that they take where a convolution unfolds its input: 9 positions of twice as many channels
 END_ROWS = 24  # rows of the image by which the decoder is behind the encoder, about
 END_STRIP = 5 << 16  # numbers in F channels of a strip of the encoder and decoder
@@ -329,10 +329,10 @@ def bytes_needed(
     unfolded = UNFOLDED_MAPS if unfolds else 0
     padded = _padded(size)
     feat, columns = config['num_feat'], padded[1] // SIZE_MULTIPLE
-    maps = 3 * 4 * feat * padded[0] // SIZE_MULTIPLE * columns
-    in_blocks = (BRANCH_MAPS + unfolded) * 4 * feat * (rows + 8) * columns
-    at_ends = (END_MAPS + unfolded) * feat * (_end_rows(feat, padded[1]) + END_ROWS) * padded[1]
-    return dtype.itemsize * (maps + max(in_blocks, at_ends)) + WORKSPACE
+    a_map = 4 * feat * padded[0] // SIZE_MULTIPLE * columns
+    in_blocks = 3 * a_map + (BRANCH_MAPS + unfolded) * 4 * feat * (rows + 8) * columns
+    at_ends = a_map + (END_MAPS + unfolded) * feat * (_end_rows(feat, padded[1]) + END_ROWS) * padded[1]
+    return dtype.itemsize * max(in_blocks, at_ends) + WORKSPACE
 
 
 def restore_in_strips(
