@@ -224,9 +224,8 @@ class WRCAN(nn.Module):
         skip0, down0 = self.encoders[0](shallow)  # (B, F, H, W), (B, F, H/2, W/2)
         skip1, down1 = self.encoders[1](down0)  # (B, 2F, H/2, W/2), (B, 2F, H/4, W/4)
         expanded = self.expand(down1)  # (B, 4F, H/4, W/4)
-        blurred, jpeg_sharp = expanded.split(
-            [batch, len(images) - batch]
-        )  # slices' gradients would not be channels last
+        # Split, not sliced: slices' gradients would not be channels last.
+        blurred, jpeg_sharp = expanded.split([batch, len(images) - batch])
         deep = blurred + self.body_conv(self.groups(blurred))  # f_NLT, Eq. 4
         if len(jpeg_sharp):
             deep = torch.cat([deep, jpeg_sharp])  # the auto-encoder path: f_NLT := f_EXP

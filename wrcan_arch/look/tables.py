@@ -179,6 +179,7 @@ def _text_table(table: Table, lines: list[Line]) -> str:
 
 STYLE = """
 body { max-width: 1340px } .numbers { font-variant-numeric: tabular-nums; white-space: nowrap; margin-bottom: 2.5em }
+.numbers { display: block; overflow-x: auto }
 .numbers td, .numbers th { padding: 4px 7px } .numbers .first { padding-left: 22px } .numbers .text { text-align: left }
 .numbers thead { border-bottom: 2px solid #222 } .numbers thead tr { border: 0 } .numbers .metric { text-align: center }
 .numbers .missing { color: #767676; font-size: 13px; white-space: normal; max-width: 360px }
