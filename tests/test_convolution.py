@@ -37,6 +37,8 @@ def test_weights_are_packed_for_onednn_on_x86_in_fp32(monkeypatch):
     assert packs_weights(CPU, torch.float32) == (on_x86 and torch.backends.mkldnn.is_available())
     assert not packs_weights(CPU, torch.bfloat16)
     assert not packs_weights(torch.device('cuda'), torch.float32)
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not packs_weights(CPU, torch.float32)
     monkeypatch.setattr('platform.machine', lambda: 'aarch64')
     assert not packs_weights(CPU, torch.float32)
 

@@ -1,5 +1,6 @@
 """The inference modes against the official code's results and against their definitions."""
 
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -41,8 +42,46 @@ def test_another_network_runs_whole():
     with torch.no_grad():
         expected = network(image)
     torch.testing.assert_close(restore(network, image, precision='fp32'), expected)
-    with pytest.raises(InputError, match='mode local is for WRCAN, not for Conv2d'):
+    with pytest.raises(InputError, match='mode local is for WRCAN as it was built, not for Conv2d'):
         restore(network, image, mode='local')
+    with pytest.raises(InputError, match='max_memory is for WRCAN in strips; Conv2d runs whole'):
+        restore(network, image, max_memory=1 << 30)
+
+
+class Doubled(WRCAN):
+    def forward(self, *images):
+        return 2 * super().forward(*images)
+
+
+def changed_network(change):
+    network = small_network()
+    if change == 'forward':
+        network.__class__ = Doubled
+    elif change == 'padding':
+        network.body_conv.padding_mode = 'reflect'
+    elif change == 'attention':
+        block = network.groups[0].blocks[0]
+        block.attention = torch.nn.Sequential(block.attention)
+    elif change == 'hook':
+        network.expand.register_forward_hook(lambda module, given, made: 2 * made)
+    elif change == 'hook before':
+        network.expand.register_forward_pre_hook(lambda module, given: (2 * given[0],))
+    return network
+
+
+@pytest.mark.parametrize('change', ['forward', 'padding', 'attention', 'hook', 'hook before'])
+def test_a_changed_network_runs_whole(change):
+    network, image = changed_network(change), torch.rand(1, 3, 14, 18)
+    with torch.no_grad():
+        expected = network(image)
+    restored = restore(network, image, precision='fp32')
+    assert (restored - expected).norm() / expected.norm() < 1e-5
+
+
+def test_an_unchanged_network_runs_in_strips():
+    for network in (small_network(), load_network()):
+        with mock.patch.object(network, '_restore_and_autoencode', side_effect=AssertionError('not in strips')):
+            restore(network, torch.rand(1, 3, 14, 18))
 
 
 @pytest.mark.parametrize('size', [(1, 1), (1, 7), (9, 2), (33, 47)])
@@ -68,12 +107,28 @@ def test_chop_cuts_a_frame_of_reds_once():
     assert sizes == [(360 + 36, 640 + 36)] * 4
 
 
-def test_fp32_is_not_rounded_to_tf32(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, 'allow_tf32', True)
+@pytest.mark.parametrize(
+    ('newer', 'name', 'tf32', 'exact'), [(1, 'fp32_precision', 'tf32', 'ieee'), (0, 'allow_tf32', 1, 0)]
+)
+def test_fp32_is_not_rounded_to_tf32(monkeypatch, newer, name, tf32, exact):
+    switch = SimpleNamespace(**{name: tf32})
+    monkeypatch.setattr(torch.backends, 'cudnn', SimpleNamespace(conv=switch) if newer else switch)
     network, seen = small_network(), []
-    network.head.register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    network.head.register_forward_hook(lambda *_: seen.append(getattr(switch, name)))
     restore(network, torch.rand(1, 3, 8, 8), mode='chop', precision='fp32')
-    assert seen and not any(seen) and torch.backends.cudnn.allow_tf32
+    assert set(seen) == {exact} and getattr(switch, name) == tf32
+
+
+def test_what_others_set_of_precision_stays():
+    cudnn = torch.backends.cudnn
+    switch, name, exact = (cudnn.conv, 'fp32_precision', 'ieee') if hasattr(cudnn, 'conv') else (cudnn, 'allow_tf32', 0)
+    before = getattr(switch, name)
+    setattr(switch, name, exact)
+    try:
+        restore(small_network(), torch.rand(1, 3, 8, 8), precision='fp32')
+        assert getattr(switch, name) == exact
+    finally:
+        setattr(switch, name, before)
 
 
 def test_without_a_limit_most_of_what_is_free_is_used(monkeypatch):
@@ -229,8 +284,10 @@ def test_wrong_requests_are_clear_errors(image, options, message):
 
 
 def test_wrong_networks_are_clear_errors():
-    with pytest.raises(InputError, match=r'the weights are torch.float16; give network.float\(\)'):
-        restore(small_network().half(), torch.rand(1, 3, 8, 8))
+    network = small_network()
+    network.tail.half()
+    with pytest.raises(InputError, match=r'weights must be torch.float32 .*: tail.weight is torch.float16 on cpu'):
+        restore(network, torch.rand(1, 3, 8, 8))
     with pytest.raises(InputError, match='the network makes 1 channels of 3, no restored image'):
         restore(WRCAN(num_feat=4, num_group=1, num_block=1, num_out_ch=1), torch.rand(1, 3, 8, 8))
 

@@ -10,17 +10,21 @@ Span = tuple[int, int]  # rows [start, stop)
 
 
 def packs_weights(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether oneDNN, which computes PyTorch's convolutions on a CPU, is given packed weights there.
+    """Whether `Convolution` packs its weights there, for oneDNN, which computes PyTorch's convolutions on a CPU.
 
-    In fp32 alone: packed weights in bf16 are to be had where processors have units for it, and were not tried.
+    In fp32 alone: in bf16 it was not tried, for want of a processor with units for it.
     """
-    has_onednn = hasattr(torch.ops.mkldnn, '_convolution_pointwise')  # what torch.compile calls
     of_x86 = device.type == 'cpu' and platform.machine() in ('x86_64', 'AMD64')
-    return has_onednn and of_x86 and dtype == torch.float32
+    return of_x86 and dtype == torch.float32 and has_onednn()
+
+
+def has_onednn() -> bool:
+    """Whether PyTorch has oneDNN here, and nobody switched it off (`torch.backends.mkldnn.flags`)."""
+    return torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()
 
 
 class Convolution:
-    """A 3 x 3 convolution, for any rows of its output; weights in the type that is computed in.
+    """A convolution of `conv3x3`, for any rows of its output; weights in the type that is computed in.
 
     oneDNN computes with weights in an order of its own, which depends on the size of the input. F.conv2d brings them
     into it on every call, which for a strip of 4 rows of 320 takes up to a quarter of the time. Here they stay in it
@@ -34,7 +38,8 @@ class Convolution:
         self.packs = packs_weights(conv.weight.device, dtype)
         self.weight = conv.weight if self.packs else conv.weight.to(dtype, memory_format=torch.channels_last)
         self.bias = conv.bias.to(dtype)
-        self.packed, self.packed_for = self.weight, torch.Size()  # for no input yet
+        self.packed: Tensor | None = None
+        self.packed_for = torch.Size()  # the input's
 
     def __call__(self, rows: Tensor, top: int, height: int, span: Span) -> Tensor:
         """Rows `span` of the output, (1, C', stop - start, W / stride).
@@ -58,9 +63,9 @@ class Convolution:
     def _with_packed_weights(self, read: Tensor) -> Tensor:
         padding, stride, rate, groups = [0, self.rate], [self.stride] * 2, [self.rate] * 2, 1
         if read.shape != self.packed_for:
-            self.packed = self.weight.to_mkldnn()  # and the one before is gone
+            self.packed = None  # its memory is for the next
             pack = torch.ops.aten.mkldnn_reorder_conv2d_weight
-            self.packed = pack(self.packed, padding, stride, rate, groups, read.shape)
+            self.packed = pack(self.weight.to_mkldnn(), padding, stride, rate, groups, read.shape)
             self.packed_for = read.shape
         convolve = torch.ops.mkldnn._convolution_pointwise
         return convolve(read, self.packed, self.bias, padding, stride, rate, groups, 'none', [], '')

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .convolution import Span
+from .convolution import Span, has_onednn
 from .errors import InputError
 from .free_memory import free_memory
-from .strips import bytes_needed, restore_in_strips, spans
+from .strips import bytes_needed, is_as_built, restore_in_strips, spans
 from .wrcan_arch import SIZE_MULTIPLE, WRCAN
 
 MODES = ('exact', 'local', 'chop', 'input')
@@ -120,21 +120,24 @@ def describe(
 
 @contextmanager
 def _exact_convolutions() -> Iterator[None]:
-    """fp32 means fp32: PyTorch lets cuDNN's convolutions round to TF32 unless it is told not to."""
-    allowed = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
+    """fp32 means fp32: PyTorch lets cuDNN's convolutions round to TF32 unless it is told not to, for all threads."""
+    cudnn = torch.backends.cudnn
+    conv = getattr(cudnn, 'conv', None)  # newer; once somebody has set it, the older switch cannot be read
+    switch, name, exact = (conv, 'fp32_precision', 'ieee') if conv else (cudnn, 'allow_tf32', False)
+    before = getattr(switch, name)
+    setattr(switch, name, exact)
     try:
         yield
     finally:
-        torch.backends.cudnn.allow_tf32 = allowed
+        setattr(switch, name, before)
 
 
 def window_of(network: nn.Module, mode: str, patch_size: int | None) -> int | None:
     """Positions along a side of the attention's window in mode local; None, the whole image, in the others."""
     if mode != 'local':
         return None
-    if not isinstance(network, WRCAN):
-        raise InputError(f'mode local is for WRCAN, not for {type(network).__name__}')
+    if not isinstance(network, WRCAN) or not is_as_built(network):
+        raise InputError(f'mode local is for WRCAN as it was built, not for {type(network).__name__}')
     patch_size = patch_size or network.metadata.get('patch_size')
     if patch_size is None:
         raise InputError('mode local: the weights do not say their patch size; give --patch-size (patch_size)')
@@ -176,6 +179,9 @@ class _Restoring:
         self.device = next(network.parameters()).device
         self.max_memory = max_memory
         self.window = window_of(network, mode, patch_size)
+        self.in_strips = mode in ('exact', 'local') and is_as_built(network)
+        if max_memory is not None and not self.in_strips:
+            raise InputError(f'max_memory is for WRCAN in strips; {type(network).__name__} runs whole')
 
     def __call__(self, image: np.ndarray, result: np.ndarray) -> None:
         """(H, W, C) in, written to another of that shape."""
@@ -201,7 +207,8 @@ class _Restoring:
                 raise _NotFinite
             write(result, span, rows[0].permute(1, 2, 0).cpu().numpy())
 
-        if self.mode in ('exact', 'local') and isinstance(self.network, WRCAN):
+        if self.in_strips:
+            assert isinstance(self.network, WRCAN)
             rows = self._strip_rows(height, width, image.itemsize + result.itemsize)
             restore_in_strips(
                 self.network, read, write_tensor, (height, width), rows=rows, window=self.window, dtype=self.dtype
@@ -223,7 +230,8 @@ class _Restoring:
         row_size = 4 * config['num_feat'] * -(-width // SIZE_MULTIPLE)
         rows = max(4, (CPU_STRIP if self.device.type == 'cpu' else GPU_STRIP) // row_size)
         budget = self.max_memory or int(FREE_SHARE * free_memory(self.device))
-        unfolds = self.device.type == 'cpu' and self.dtype not in (torch.float32, autocast_dtype('auto', self.device))
+        has_units = self.dtype in (torch.float32, autocast_dtype('auto', self.device))
+        unfolds = self.device.type == 'cpu' and not (has_units and has_onednn())
 
         def needed(rows: int) -> int:
             images = 3 * height * width * image_bytes
@@ -281,7 +289,8 @@ def restore(network, image, *, mode='exact', ensemble=False, precision='auto', p
     """Restore one image, or a batch of one size.
 
     Args:
-        network: a WRCAN, on the device it shall run on, of float32 weights.
+        network: a WRCAN, on the device it shall run on, of float32 weights. One that is not as it was built (parts
+            changed or wrapped, hooks, a forward of its own), or another network, runs whole in mode 'exact'.
         image: RGB, a float tensor (B, 3, H, W) in [0, 1]; or an array (H, W, 3), uint8, uint16, or float in [0, 1].
         mode: 'exact', the network's function of the whole image, in strips; 'local', its attention pooled over a window
             of the training patch's size; 'chop', the authors' overlapping quadrants; 'input', the image as it is.
@@ -290,21 +299,25 @@ def restore(network, image, *, mode='exact', ensemble=False, precision='auto', p
             that is not finite is computed again in fp32, with a RuntimeWarning. If it still is not, an integer image
             is an InputError, a float one comes back as it was computed.
         patch_size: of the training, for 'local', in pixels; by default what the weights' file says.
-        max_memory: bytes to work in, above the weights; by default most of what is free. An image that needs more is an
-            InputError.
+        max_memory: bytes to work in, above the weights and the results of a batch; by default most of what is free. An
+            image that needs more is an InputError.
 
     Returns:
         The same kind, shape and type as `image`: floats neither clamped nor rounded, integers rounded and clipped.
     """
     options = {'mode': mode, 'ensemble': ensemble, 'patch_size': patch_size, 'max_memory': max_memory}
     check_request(precision=precision, **options)
-    weight = next(network.parameters())
-    if weight.dtype != torch.float32:
-        raise InputError(f'the weights are {weight.dtype}; give network.float(), and choose with precision')
+    device = next(network.parameters()).device
+    for name, weight in network.named_parameters():
+        if weight.dtype != torch.float32 or weight.device != device or weight.is_meta:
+            raise InputError(
+                f'weights must be torch.float32 (network.float(); choose with precision) and on one device: {name} is '
+                f'{weight.dtype} on {weight.device}, others on {device}'
+            )
     channels = network.head.in_channels if isinstance(network, WRCAN) else 3
     if isinstance(network, WRCAN) and network.tail.out_channels != channels:
         raise InputError(f'the network makes {network.tail.out_channels} channels of {channels}, no restored image')
-    with _exact_convolutions(), torch.autocast(weight.device.type, enabled=False):
+    with _exact_convolutions(), torch.autocast(device.type, enabled=False):
         if isinstance(image, np.ndarray):
             if image.ndim != 3 or image.shape[2] != channels or 0 in image.shape or not _is_known(image.dtype):
                 raise InputError(

@@ -4,13 +4,14 @@ Channel attention pools the whole image, so the network on a tile is another fun
 over the whole map: it computes its branch, strip after strip, and sums it for the mean. What the attention makes of the
 branch is added to the features when the next pass reads them, just ahead of it, while they are in the cache. Encoder
 and decoder are local: rows flow through them and are not kept; the encoder runs a second time beside the decoder. So
-three maps of 4F channels at a sixteenth of the pixels are all that is held.
+three maps of 4F channels at a sixteenth of the pixels are all that is held of the whole image.
 
 Rows beyond an edge of a map are zeros to a convolution. They are so only at the image's own edge: everywhere else a
-strip reads its neighbours' rows, and no row is computed twice.
+strip reads its neighbours' rows, and strips do not overlap.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from .convolution import Convolution, Span
 from .wrcan_arch import (
+    ATROUS_RATES,
     SIZE_MULTIPLE,
     WRCAN,
     ChannelAttention,
@@ -29,12 +31,28 @@ from .wrcan_arch import (
     WideReceptiveField,
 )
 
+BRANCH_MATRICES = 4  # of 4F x 4F at each of 9 places: the weights of a block's convolutions
+WEIGHT_COPIES = 2  # converted or packed, and on the way there
 BRANCH_MAPS = 6  # maps of 4F channels that a strip of a block takes, the library's own copies included
 END_MAPS = 16  # maps of F channels that a strip of encoder and decoder takes
 UNFOLDED_MAPS = 18  # more that they take where a convolution unfolds its input: 9 positions of twice as many channels
 END_ROWS = 24  # rows of the image by which the decoder is behind the encoder, about
 END_STRIP = 5 << 16  # numbers in F channels of a strip of the encoder and decoder
-WORKSPACE = 32 << 20  # bytes that are taken whatever the size: converted weights, the library's scratch
+WORKSPACE = 16 << 20  # bytes of the library's scratch, whatever the size
+
+
+def is_as_built(network: nn.Module) -> bool:
+    """Whether it is a WRCAN whose parts are those it was built of, without hooks: strips do what its forward does."""
+    if not isinstance(network, WRCAN) or type(network).forward is not WRCAN.forward:
+        return False
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+    return not hooked and [repr(part) for part in network.children()] == _parts(**network.config)
+
+
+@cache
+def _parts(**config: Any) -> list[str]:
+    with torch.device('meta'):
+        return [repr(part) for part in WRCAN(**config).children()]
 
 
 class Flow:
@@ -51,8 +69,8 @@ class Flow:
         still_needed = self.held[:, :, top - self.top : self.stop - self.top]
         kept = still_needed.shape[2]
         if kept + count > self.held.shape[2]:
-            room_for = kept + count + (0 if kept else 2 * self.conv.rate)  # what is kept once rows were made
-            self.held = _empty_map(self.held.shape[1], room_for, self.width, like=self.held)
+            room_for_kept = kept or 2 * self.conv.rate  # so many rows, or fewer, are kept from the next time on
+            self.held = _empty_map(self.held.shape[1], room_for_kept + count, self.width, like=self.held)
         else:
             still_needed = still_needed.clone()  # it may overlap the place that it goes to
         self.held[:, :, :kept] = still_needed
@@ -152,7 +170,7 @@ class Decoding:
             self.done += count
         decoded1 = _decode(self.up1.out(), self.skip1, self.conv1)
         decoded0 = _decode(self.up0(decoded1), self.skip0, self.conv0)
-        restored = [self.tail.out()]  # nothing
+        restored = [self.tail.out()]  # no rows, if there are no others
         # The last strip frees many rows at once, which would take their memory at once.
         for start, stop in spans(decoded0.shape[2], self.end_rows):
             shallow = self.head.out(at_most=stop - start)
@@ -225,7 +243,8 @@ class WindowMeans:
         height, width = self.values.shape[:2]
         self.rows, self.columns = min(size, height), min(size, width)
         self.top = 0
-        self.sums = self.values[: self.rows].sum(0, dtype=torch.float32)  # (W, C), of the rows of the window
+        first = self.values[: self.rows].split(4)  # a sum in another type copies what it sums
+        self.sums = sum((rows.sum(0, dtype=torch.float32) for rows in first), torch.zeros(()))  # (W, C), of the window
 
     def __call__(self, span: Span) -> Tensor:
         """(1, C, rows, W - window + 1): one mean for each place of the window along these rows."""
@@ -330,11 +349,14 @@ def bytes_needed(
     padded = _padded(size)
     feat, columns = config['num_feat'], padded[1] // SIZE_MULTIPLE
     a_map = 4 * feat * padded[0] // SIZE_MULTIPLE * columns
-    in_blocks = 3 * a_map + (BRANCH_MAPS + unfolded) * 4 * feat * (rows + 8) * columns
+    strip_rows = rows + 2 * max(ATROUS_RATES)
+    in_blocks = 3 * a_map + (BRANCH_MAPS + unfolded) * 4 * feat * strip_rows * columns
     at_ends = a_map + (END_MAPS + unfolded) * feat * (_end_rows(feat, padded[1]) + END_ROWS) * padded[1]
-    return dtype.itemsize * max(in_blocks, at_ends) + WORKSPACE
+    weights = WEIGHT_COPIES * 9 * BRANCH_MATRICES * (4 * feat) ** 2
+    return dtype.itemsize * (max(in_blocks, at_ends) + weights) + WORKSPACE
 
 
+@torch.no_grad()
 def restore_in_strips(
     network: WRCAN,
     read: Callable[[Span], Tensor],
@@ -348,7 +370,7 @@ def restore_in_strips(
     """Restore one image.
 
     Args:
-        network: a WRCAN, on the device it shall run on.
+        network: a WRCAN that `is_as_built`, of float32 weights, on the device it shall run on; no autocast around it.
         read: gives rows [start, stop) of the image, (1, C, rows, W), RGB in [0, 1], in any type, on any device.
         write: takes rows of the restored image, float32, neither clamped nor rounded, on the network's device.
         size: the image's height and width.
@@ -362,7 +384,7 @@ def restore_in_strips(
 
     def read_padded(span: Span) -> Tensor:
         """As the network pads: by its last rows and columns."""
-        start, stop = min(span[0], height - 1), min(span[1], height)
+        start, stop = span[0], min(span[1], height)
         missing = (0, padded[1] - width, 0, span[1] - span[0] - (stop - start))
         image = read((start, stop)).to(device, torch.float32)
         image = F.pad(image, missing, mode='replicate') if any(missing) else image
