@@ -223,7 +223,8 @@ WEIGHTS = {
     'text': (write('bad.pth', b'hello ' * 99), 'bad.pth: not a readable weight file'),
     'cut': (both(save({'params': weights()}), change('bad.pth', lambda of: of[:-999])), 'bad.pth: not a readable weight file'),
     'a list': (save([1, 2]), 'bad.pth: holds a list, not weights'),
-    'a training state': (save({'iter': 1, 'epoch': 0}), "bad.pth: holds no weights under 'params'; found iter, epoch"),
+    'no weights': (save({'iter': 1, 'epoch': 0}), "bad.pth: holds no weights under 'params'; found iter, epoch"),
+    'a training state': (save({'iter': 1, 'optimizers': []}), 'bad.pth: a training state, not weights; give the models/net_g_'),
     'another network': (save({'params': {'conv.weight': torch.zeros(1)}}), 'bad.pth: not the weights of a WRCAN'),
     'one tensor less': (
         save(lambda: {'params': {name: each for name, each in weights().items() if name != 'tail.bias'}}),
@@ -239,7 +240,7 @@ WEIGHTS = {
         'bad.pth: its checksum is wrong at '),
     'code': (lambda: torch.save({'params': Exploit()}, 'bad.pth'), 'bad.pth: holds objects that could run code when opened'),
     'code in a bare pickle': (write('bad.pth', pickle.dumps(Exploit())), 'bad.pth: '),
-    'of other sizes': (save(lambda: {'params': weights(num_feat=8)}), "set network_g to {'num_in_ch': 3, 'num_out_ch': 3, 'num_feat': 8"),
+    'of other sizes': (save(lambda: {'params': weights(num_feat=8)}), "option file; set network_g:num_feat=8"),
 }  # fmt: skip
 
 PHOTOS = {
@@ -256,6 +257,11 @@ OTHERS = {
     'override without a value': ([*TRAIN, '--force_yml', 'train'], 2, 'write SECTION:OPTION=VALUE'),
     'override that is no YAML': ([*TRAIN, '--force_yml', 'name=[1'], 2, '--force_yml name=[1:'),
     'override with code': ([*TRAIN, '--force_yml', 'name=!!python/object/apply:os.system ["touch written"]'], 2, 'constructor'),
+    'option file that is a folder': (['train', '-opt', 'data_sharp'], 2, 'data_sharp: a folder, no option file'),
+    'test of a training': (
+        ['test', '-opt', 'train.yml'], 2, 'train: this is the option file of a training: it would test what that began with'),
+    'unknown option shown': (
+        ['show', '-opt', 'train.yml', '--force_yml', 'train:total_itr=3'], 2, 'no such option here; did you mean total_iter?'),
     'no state': ([*TRAIN, '--force_yml', 'path={resume_state: no.state}'], 2, "path:resume_state: there is no file 'no.state'"),
     'state that is none': (
         [*TRAIN, '--force_yml', 'path={resume_state: weights.pth}'], 2, 'weights.pth: not a training state; give a .state file'),

@@ -2,6 +2,7 @@
 more than the iterations since the one before. Kills at random moments are in benchmarks/chaos.py."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -123,6 +124,23 @@ def test_stopped_and_resumed_run_is_the_undisturbed_one(quick, capsys, changes, 
         assert expected[0]['scaler']['_growth_tracker'] > 0, 'there is a state of the scaler to keep'
 
 
+@pytest.mark.parametrize('val_freq', [4, 6])
+def test_finished_run_is_trained_on_as_the_option_file_says_by_then(quick, val_freq):
+    """The end is saved whatever its number; the schedule is the option file's, so that its end can be a later one."""
+    text = set_options(Path('train.yml').read_text(), total_iter=6, save_checkpoint_freq=4, val_freq=val_freq)
+    Path('train.yml').write_text(set_options(text, scheduler='{type: CosineAnnealingRestartLR}'))
+    assert train() == 0
+    assert run_folder.iterations(FOLDER) == [6, 4]
+    state = run_folder.read_pair(FOLDER, 6, ['g'])
+    assert state['best_metric_results']['small_val'] and state['schedulers'][0]['periods'] == [6]
+    assert train('train:total_iter=9', resume=True) == 0
+    assert run_folder.iterations(FOLDER) == [9, 8, 6, 4]
+    rate = run_folder.read_pair(FOLDER, 9, ['g'])['optimizers'][0]['param_groups'][0]['lr']
+    assert rate == pytest.approx(0.5 * 1e-3 * (1 + math.cos(math.pi * 8 / 9)))
+    log = max(FOLDER.glob('train_*.log')).read_text()
+    assert re.search(r'Best psnr: [\d.]+ at iteration \d, .*experiments/small/models/net_g_best.pth', log)
+
+
 @pytest.mark.parametrize(('workers', 'prefetch'), [(0, '~'), (1, '~'), (1, 'cpu')])
 def test_frame_that_turns_out_unreadable_costs_no_iteration(quick, capsys, workers, prefetch):
     text = set_options(Path('train.yml').read_text(), num_worker_per_gpu=workers, save_checkpoint_freq=10)
@@ -212,6 +230,24 @@ def test_ctrl_c_saves_too_and_has_its_own_exit_code(quick, capsys):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, 'given back'
 
 
+def test_ctrl_c_before_the_first_iteration_promises_nothing(quick, capfd):
+    """It comes twice, while the weights that are trained on are scored; it is answered once."""
+
+    def stop(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+        return {'photo0_000': {'psnr': 20.0}}, 1.0
+
+    assert train('train:total_iter=2', 'logger:save_checkpoint_freq=5') == 0
+    FOLDER.rename('before')
+    with mock.patch.object(RecordedModel, '_score_images', side_effect=stop):
+        assert train('path:pretrain_network_g=before/models/net_g_latest.pth') == 130
+    said = capfd.readouterr().err
+    assert 'stopped by SIGINT; no iteration was made, so nothing is saved' in said and said.count('Ctrl+') == 1
+    assert train('train:total_iter=2', resume=True) == 0
+    assert f'{FOLDER.name} had no training state to go on from' in max(FOLDER.glob('train_*.log')).read_text()
+
+
 def test_signal_to_the_whole_group_finds_the_data_workers_at_work(quick):
     """As Ctrl+C in a terminal, and some schedulers: a worker that went first would take the run with it."""
     Path('train.yml').write_text(set_options(Path('train.yml').read_text(), total_iter=100_000, num_worker_per_gpu=2))
@@ -257,7 +293,7 @@ DAMAGES = {
 
 def test_resume_takes_the_newest_whole_pair_and_says_what_it_passed_over(quick):
     """After each kind of damage to the newest of two pairs; and the run ends as the undisturbed one."""
-    assert train() == 0
+    assert train('train:total_iter=8') == 0
     expected = outcome(iteration=8)
     whole = {path: path.read_bytes() for part in ('models', 'training_states') for path in (FOLDER / part).iterdir()}
     for name, how, message in DAMAGES.values():
@@ -274,7 +310,7 @@ def test_resume_takes_the_newest_whole_pair_and_says_what_it_passed_over(quick):
             damage(path, how)
         state, passed_over = run_folder.newest_pair(FOLDER, ['g'])
         assert state['iter'] == 4 and len(passed_over) == 1 and message in passed_over[0]
-    assert train(resume=True) == 0
+    assert train('train:total_iter=8', resume=True) == 0
     log = max(FOLDER.glob('train_*.log')).read_text()
     assert 'Passed over: ' in log and 'net_g_8.pth: not the weights that' in log and 'iter: 4.' in log
     assert_equal(outcome(iteration=8), expected)
@@ -362,7 +398,7 @@ def test_failed_save_is_tried_again(quick):
 
     with mock.patch('wrcan_arch.checkpoint.write_atomically', flaky), mock.patch('time.sleep'):
         assert train() == 0
-    assert run_folder.iterations(FOLDER) == [8, 4]
+    assert run_folder.iterations(FOLDER) == [10, 8, 4]
     assert (FOLDER / 'training_states/8.state').stat().st_size > 0
     assert max(FOLDER.glob('train_*.log')).read_text().count('Input/output error; trying again in') == 2
 
@@ -389,7 +425,7 @@ def test_room_on_the_disk_is_checked_before_the_first_iteration(quick, capsys):
     files = {path.name: path.stat().st_size for path in FOLDER.rglob('net_g_*.pth')}
     states = sum(path.stat().st_size for path in FOLDER.rglob('*.state'))
     values = sum(value.numel() for value in read_file(FOLDER / 'models/net_g_8.pth')['params'].values())
-    assert needed == 4 * values * (2 * 3 + 3), 'two pairs of three parts, and the best, the latest and one underway'
+    assert needed == 4 * values * (3 * 3 + 3), 'three pairs of three parts, and the best, the latest and one underway'
     assert needed < 4 * values + sum(files.values()) + states, 'without what the files have around the tensors'
 
 

@@ -69,13 +69,13 @@ def test_broken_step_leaves_no_trace(opt, amp, optimizer, value):
         assert str(then) == str(now)
         torch.testing.assert_close(now, then, rtol=0, atol=0)
     with mock.patch('wrcan_arch.train.step_guard.logger.warning') as warning:
-        assert model.guard.verdict() is None
+        assert model.guard.verdict(made=2) is None
     warning.assert_called_once_with(
         'Iteration 2: a loss or a gradient is not finite, the step is skipped (1 so far). '
         'Samples: first, second, third, fourth'
     )
     step(model, 3, batch())
-    assert model.guard.verdict() is None and model.guard.in_a_row == 0
+    assert model.guard.verdict(made=2) is None and model.guard.in_a_row == 0
     assert not torch.equal(inside(model)[0]['head.weight'], before[0]['head.weight']), 'the next step is made'
 
 
@@ -84,16 +84,16 @@ def test_broken_loss_with_sound_gradients_is_found_too():
     assert guard.check(1, [torch.tensor(float('inf')), torch.ones(3)], []) == 1
     assert guard.check(2, [torch.tensor(1.0), torch.full((3,), 1e18)], []) == 0, 'large is not infinite'
     assert guard.check(3, [torch.tensor(1.0), torch.full((3,), 1e20)], []) == 1, "Adam's second moment would be"
-    assert guard.verdict() is None and (guard.skipped, guard.in_a_row) == (2, 1)
+    assert guard.verdict(made=2) is None and (guard.skipped, guard.in_a_row) == (2, 1)
 
 
 def test_host_reads_a_device_one_step_late():
     guard = StepGuard(limit=0, device=torch.device('cpu'), dist=False)
     guard.delay = 1  # as on a GPU
     guard.check(1, [torch.tensor(float('nan'))], [])
-    assert guard.verdict() is None
+    assert guard.verdict(made=2) is None
     guard.check(2, [torch.tensor(1.0)], [])
-    assert '1 steps in a row' in str(guard.verdict())
+    assert '1 steps in a row' in str(guard.verdict(made=2))
 
 
 def test_too_many_in_a_row_end_the_run_with_the_weights_from_before(workplace, capsys, monkeypatch):

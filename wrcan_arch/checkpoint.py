@@ -213,6 +213,8 @@ def read_weights(path: Path | str, key: str | None = None) -> tuple[dict[str, Te
     tensors = content.get(key, content)
     is_weights = isinstance(tensors, Mapping) and all(isinstance(value, Tensor) for value in tensors.values())
     if not tensors or not is_weights:
+        if 'optimizers' in content:
+            raise InputError(f'{path}: a training state, not weights; give the models/net_g_….pth beside its folder')
         raise InputError(f'{path}: holds no weights under {key!r}; found {", ".join(map(str, content)) or "nothing"}')
     checksums = metadata.get('checksum')
     expected = checksums.get(key) if isinstance(checksums, dict) else None
@@ -247,6 +249,11 @@ def infer_config(tensors: Tensors) -> dict[str, Any]:
             wide, attention
         ],
     }
+
+
+def to_set(found: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """The options that make the network `asked` for the one that was `found`, as --force_yml takes them."""
+    return ' '.join(f'network_g:{name}={value}' for name, value in found.items() if asked.get(name) != value)
 
 
 def network_of(tensors: Tensors, source: Path | str) -> WRCAN:

@@ -134,13 +134,14 @@ def report(arguments: argparse.Namespace) -> int:
 
 
 def show(arguments: argparse.Namespace) -> int:
-    from .train import options
+    from .errors import InputError
+    from .train import option_checks, options
 
     file = options.read_options(arguments.opt, arguments.force_yml or ())
     print(options.show(file))
-    for problem in file.problems:
-        print(problem, file=sys.stderr)
-    return 2 if file.problems else 0
+    if problems := [*file.problems, *option_checks.wrong_keys(file)]:
+        raise InputError('\n'.join(problems))
+    return 0
 
 
 def doctor(arguments: argparse.Namespace) -> int:
@@ -197,7 +198,9 @@ def build_parser() -> argparse.ArgumentParser:
     ):
         command = add(name, train_or_test, about)
         command.add_argument('-opt', required=True, help='the option file')
-        command.add_argument('--auto_resume', action='store_true', help='go on from the newest training state')
+        if name == 'train':
+            command.add_argument('--auto_resume', action='store_true', help='go on from the newest training state')
+        command.set_defaults(auto_resume=False)
         command.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], help='default: detected')
         command.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
         command.add_argument('--force_yml', nargs='+', metavar='KEYS=VALUE', help='set options: train:total_iter=20')

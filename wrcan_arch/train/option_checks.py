@@ -84,6 +84,9 @@ def _missing(file: OptionFile, command: str) -> Iterator[str]:
 
     for keys in REQUIRED[command]:
         yield from absent(*keys.split())
+    if command == 'test' and file.values.get('train'):
+        hint = 'it would test what that began with; take a test_….yml, or leave train out'
+        yield f'{file.at("train")}: this is the option file of a training: {hint}'
     for phase, dataset in sections(file.values, ('datasets',)).items():
         place = ('datasets', phase)
         if command == 'train' and phase != 'train' and phase.split('_')[0] != 'val':
@@ -224,7 +227,7 @@ def _found_late(file: OptionFile) -> Iterator[str]:
     periods = scheduler.get('periods')
     last = train.get('total_iter', 0)
     if periods and sum(periods) < last - 1:
-        message = f'the periods end at iteration {sum(periods)}, the run at {last}; set them to [{last}], say'
+        message = f'the periods end at iteration {sum(periods)}, the run at {last}; left out, they are the run'
         yield f'{file.at("train", "scheduler", "periods")}: {message}'
     weights, parts = scheduler.get('restart_weights', [1]), periods or scheduler.get('restarts', [0])
     if scheduler and len(weights) != len(parts):
@@ -262,7 +265,8 @@ def _unfit_weights(file: OptionFile) -> Iterator[str]:
     with torch.device('meta'):
         asked = WRCAN(**network).config
     if found != asked:
-        yield f'{place}: {weights}: not the weights of the network in the option file; set network_g to {found}'
+        hint = f'set {checkpoint.to_set(found, asked)}'
+        yield f'{place}: {weights}: not the weights of the network in the option file; {hint}'
 
 
 def _unfit_frames(file: OptionFile) -> Iterator[str]:

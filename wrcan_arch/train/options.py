@@ -104,7 +104,8 @@ DEFAULTS = {'num_gpu': 'auto', 'manual_seed': 0, 'scale': 1, 'path': {}}  # of k
 def read_options(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> OptionFile:
     """The options of a file, over those of the file that its `base:` names, under `overrides`.
 
-    The weights that come with this package can be named: `pretrain_network_g: small`.
+    The weights that come with this package can be named: `pretrain_network_g: small`. A cosine without periods is as
+    long as the run.
 
     Args:
         path: the option file.
@@ -118,17 +119,25 @@ def read_options(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) 
         section = find(file.values, keys[:-1])
         if not equals or not isinstance(section, dict):
             raise InputError(f'--force_yml {override}: write SECTION:OPTION=VALUE, of a section that is in {path}')
-        section[keys[-1]] = parse_value(text, f'--force_yml {override}')
+        value = parse_value(text, f'--force_yml {override}')
+        if value is None and isinstance(section.get(keys[-1]), dict):
+            del section[keys[-1]]  # as in a file with a base
+        else:
+            section[keys[-1]] = value
         file.origins[keys] = f'--force_yml {override}'
     weights = find(file.values, ('path', 'pretrain_network_g'))
     if isinstance(weights, str) and weights in checkpoint.SHIPPED:
         file.values['path']['pretrain_network_g'] = str(checkpoint.SHIPPED[weights])
+    scheduler, last = find(file.values, ('train', 'scheduler')), find(file.values, ('train', 'total_iter'))
+    if isinstance(scheduler, dict) and scheduler.get('type') == 'CosineAnnealingRestartLR' and isinstance(last, int):
+        scheduler.setdefault('periods', [last])
     return file
 
 
 def _read_with_bases(path: Path, above: tuple[Path, ...]) -> OptionFile:
     if not path.is_file():
-        raise InputError(f'{path}: there is no such option file' + (f' (the base of {above[-1]})' if above else ''))
+        lacks = 'a folder, no option file' if path.is_dir() else 'there is no such option file'
+        raise InputError(f'{path}: {lacks}' + (f' (the base of {above[-1]})' if above else ''))
     if path.resolve() in (other.resolve() for other in above):
         raise InputError(f'{above[-1]}: base: {path.name} leads back to itself')
     try:

@@ -94,8 +94,9 @@ class _Run:
     options: dict[str, Any] = field(default_factory=dict)
     team: Team | None = None  # of several processes
     resume_state: dict[str, Any] | None = None  # the loaders correct the epoch in it
-    passed_over: list[str] = field(default_factory=list)  # there is no log yet when this is known
+    warnings: list[str] = field(default_factory=list)  # from before there is a log
     val_loaders: list[Any] = field(default_factory=list)
+    model: Any = None
 
 
 _run = _Run()
@@ -115,9 +116,12 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
         run_folder.remove_partial(folder)
     if opt['auto_resume']:
         networks = [key.removeprefix('network_') for key in opt if key.startswith('network_')]
-        state, _run.passed_over = run_folder.newest_pair(folder, networks)
+        state, passed_over = run_folder.newest_pair(folder, networks)
+        _run.warnings = [f'Passed over: {damaged}' for damaged in passed_over]
         if state:
             opt['path']['resume_state'] = str(run_folder.state_path(folder, state['iter']))
+        elif folder.is_dir():
+            _run.warnings.append(f'{folder} had no training state to go on from: the run starts at iteration 0.')
     else:
         path = opt['path'].get('resume_state')
         state = run_folder.read_state(path) if path else None
@@ -162,8 +166,8 @@ def create_train_val_dataloader(opt: dict[str, Any], logger: Any) -> tuple:
     """The toolbox's loaders over draws that start where the run stands and end with its last iteration."""
     if _run.team:
         _run.team.note_for_restarts(f'began {opt["path"]["experiments_root"]}')
-    for damaged in _run.passed_over:
-        logger.warning(f'Passed over: {damaged}')
+    for warning in _run.warnings:
+        logger.warning(warning)
     train = opt['datasets']['train']
     train['batch_size_per_gpu'] = share_of_batch(train, opt['world_size'] if opt['dist'] else max(1, opt['num_gpu']))
     sampler = partial(
@@ -194,7 +198,9 @@ _toolbox_create_loaders = basicsr.train.create_train_val_dataloader
 
 def build_model(opt: dict[str, Any]) -> Any:
     """The toolbox's. Weights to train on are scored before the first iteration, for the best network to be no worse."""
-    model = _toolbox_build_model(opt)
+    model = _run.model = _toolbox_build_model(opt)
+    if isinstance(model, RecordedModel):
+        model.check_room(_run.resume_state['iter'] if _run.resume_state else 0)
     trains_on = opt['path'].get('pretrain_network_g') and not _run.resume_state
     if trains_on and (opt.get('val') or {}).get('metrics') and isinstance(model, RecordedModel):
         get_root_logger().info('Validating the weights that the training goes on from.')
@@ -348,6 +354,8 @@ def run(
                 getattr(pipeline, f'{command}_pipeline')(str(Path.cwd()))
                 if command == 'test':
                     _keep_test_options(options)
+                elif isinstance(_run.model, RecordedModel):
+                    get_root_logger().info(_run.model.outcome())
                 if distributed.is_initialized():
                     distributed.barrier()  # processes that leave one by one can take the others down
             finally:

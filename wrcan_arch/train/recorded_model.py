@@ -18,6 +18,8 @@ from .. import checkpoint, inference
 from ..errors import InputError, RunError, one_line
 from . import results, run_folder
 
+PLACE_IN_SCHEDULE = ('last_epoch', '_step_count', '_last_lr')  # of a scheduler's state
+
 
 class RecordedModel(SRModel):
     """SRModel whose validation, checkpoints and results are ours; how a step is made is left to who inherits.
@@ -49,7 +51,8 @@ class RecordedModel(SRModel):
         return Path(self.opt['path']['experiments_root'])
 
     @master_only
-    def _check_room(self, start: int) -> None:
+    def check_room(self, start: int) -> None:
+        """InputError unless the checkpoints of the iterations after `start` have room on the disk."""
         run_folder.check_room(
             self._folder,
             sum(each.numel() for each in self.net_g.parameters()),
@@ -82,12 +85,12 @@ class RecordedModel(SRModel):
         scores, seconds = self._score_images(dataset, current_iter, save_img)
         self.metric_results = results.mean_scores(scores)
         if self.metric_results:
-            self._initialize_best_metric_results(name)
-            for metric, value in self.metric_results.items():
-                self._update_best_metric_result(name, metric, value, current_iter)
             if self.is_train:
+                self._initialize_best_metric_results(name)
+                for metric, value in self.metric_results.items():
+                    self._update_best_metric_result(name, metric, value, current_iter)
                 self._keep_if_best(name, current_iter)
-            get_root_logger().info(f'Validated {name} at iteration {current_iter}')
+                get_root_logger().info(f'Validated {name} at iteration {current_iter}')
             self._log_validation_metric_values(current_iter, name, tb_logger)
         if not self.is_train and self.opt['rank'] == 0:
             self._write_results(name, scores, seconds, save_img)
@@ -166,18 +169,24 @@ class RecordedModel(SRModel):
         return self.opt['val'].get('best_metric') or next(by_psnr, None)
 
     def save(self, epoch: int, current_iter: int) -> None:
-        """Save the networks and, except for the end's 'latest' (-1), the training state.
+        """Save the networks and the training state; at the end (-1) 'latest' too.
 
         The toolbox saves before it validates at the same iteration. A state without that validation's best results
         would resume to another best network, so the saving waits for it, also where it fails.
         """
-        if current_iter == -1:
-            self._save_networks('latest', {'iter': self.last_iter})
+        at_end = current_iter == -1
+        if at_end:
+            epoch, current_iter = 0, self.last_iter  # the loaders find the epoch out
+            self._save_networks('latest', {'iter': current_iter})
+            if self.saved_iter in (None, current_iter):
+                return
+        self.pending_save = epoch, current_iter
+        validation = self.opt.get('val') or {}
+        frequency = validation.get('val_freq')
+        if validation if at_end else frequency and current_iter % frequency == 0:
+            self._save_pending()
         else:
-            self.pending_save = epoch, current_iter
-            frequency = self.opt['val'].get('val_freq') if self.opt.get('val') else None
-            if not (frequency and current_iter % frequency == 0 and self._validation_sets()):
-                self._save_now()
+            self._save_now()
 
     def _validation_sets(self) -> set[str]:
         return {data['name'] for phase, data in self.opt['datasets'].items() if phase.split('_')[0] == 'val'}
@@ -247,8 +256,21 @@ class RecordedModel(SRModel):
         if keep := self.opt['logger'].get('keep_last'):
             run_folder.remove_old(self._folder, current_iter, keep)
 
+    def outcome(self) -> str:
+        """What the training has come to: the best score, and the weights to go on with."""
+        for scores in getattr(self, 'best_metric_results', {}).values():  # of the first data set
+            if best := scores.get(self._best_metric()):
+                path = run_folder.weights_path(self._folder, 'best')
+                return f'Best {self._best_metric()}: {best["val"]:.4f} at iteration {best["iter"]}, {path}'
+        return f'Trained: {run_folder.weights_path(self._folder, "latest")}'
+
     def resume_training(self, resume_state: dict[str, Any]) -> None:
-        super().resume_training(resume_state)
+        """Where the schedules stand is the state's. What they are is the option file's: it may have a later end."""
+        schedulers = [
+            {key: value for key, value in each.items() if key in PLACE_IN_SCHEDULE}
+            for each in resume_state['schedulers']
+        ]
+        super().resume_training({**resume_state, 'schedulers': schedulers})
         self.last_iter = resume_state['iter']
         if resume_state.get('best_metric_results'):
             self.best_metric_results = resume_state['best_metric_results']
@@ -268,6 +290,6 @@ class RecordedModel(SRModel):
             hint = ' '.join(str(error).split())[:300]
             with suppress(KeyError):  # of another network than WRCAN
                 held = checkpoint.infer_config(tensors)
-                if held.items() - self.opt['network_g'].items():
-                    hint = f'set network_g to {held}'
+                if unlike := checkpoint.to_set(held, self.opt['network_g']):
+                    hint = f'set {unlike}'
             raise InputError(f'{load_path}: not the weights of the network in the option file; {hint}') from error

@@ -150,7 +150,7 @@ def check_room(
     """
     weights = 4 * parameters * (2 if averaged else 1)
     state = 4 * parameters * 2  # Adam's two moments
-    pairs = total // every - start // every
+    pairs = -(-total // every) - start // every  # the last iteration is saved whatever its number
     if keep is not None:  # one more than that while an old one waits for the new one
         pairs = min(pairs, max(1, keep + 1 - len(iterations(folder))))
     needed = pairs * (weights + state) + 3 * weights  # the best, the latest, and one of them while it is rewritten

@@ -14,7 +14,7 @@ from torch import Tensor, distributed
 
 from ..errors import InputError, RunError, one_line
 
-ASKED = b'\nbasicsr: the run ends and is saved after this iteration; Ctrl+\\ ends it at once\n'
+ASKED = b'\nbasicsr: the run ends, and is saved, after this iteration or validation; Ctrl+\\ ends it at once\n'
 logger = logging.getLogger('basicsr')  # the toolbox's
 _asked: signal.Signals | None = None  # the signal that asked this process to stop
 _unreadable: InputError | None = None  # of the batch that would be next
@@ -28,8 +28,9 @@ def signals_ask() -> Iterator[None]:
 
     def ask(number: int, _: Any) -> None:
         global _asked
+        if _asked is None:
+            os.write(2, ASKED)  # print is not safe in here
         _asked = signal.Signals(number)
-        os.write(2, ASKED)  # print is not safe in here
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -121,8 +122,8 @@ class StepGuard:
         self.unread.append((iteration, flags, keys))
         return flags[0]
 
-    def verdict(self) -> RunError | None:
-        """Why the run has to end here, between two iterations, if it has to."""
+    def verdict(self, made: int) -> RunError | None:
+        """Why the run has to end here, after `made` iterations, if it has to."""
         while len(self.unread) > self.delay:
             self._read(*self.unread.popleft())
         if _unreadable:
@@ -137,7 +138,9 @@ class StepGuard:
             self.asked = _asked
         if self.asked:
             name = signal.Signals(self.asked).name
-            return RunError(f'stopped by {name}; go on with --auto_resume', exit_code=128 + self.asked)
+            if not made:
+                return RunError(f'stopped by {name}; no iteration was made, so nothing is saved', 128 + self.asked)
+            return RunError(f'stopped by {name}; go on with --auto_resume', 128 + self.asked)
         return None
 
     def _read(self, iteration: int, flags: Tensor, keys: Sequence[str]) -> None:

@@ -135,9 +135,8 @@ class WRCANModel(RecordedModel):
     def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
         """The toolbox begins an iteration with this: the one before is whole, so a run that has to end ends here."""
         if self.saved_iter is None:
-            self._check_room(current_iter - 1)
             self.saved_iter = current_iter - 1
-        if reason := self.guard.verdict():
+        if reason := self.guard.verdict(made=current_iter - 1):
             if self.saved_iter < current_iter - 1:
                 self.save_pair(0, current_iter - 1)  # the loaders find the epoch out
             raise reason
