@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import picture
+from PIL import ExifTags, Image
 
 from wrcan_arch import WRCAN
 from wrcan_arch.checkpoint import write_atomically, write_weights
@@ -212,6 +213,14 @@ STORES = {
     'no folder': (both(folders, lambda: shutil.rmtree('data_blur')), "there is no 'data_blur'; prepare it"),
     'folder without images': (
         both(folders, lambda: [path.unlink() for path in Path('data_blur').iterdir()]), 'must hold the same names'),
+    'files of another size': (
+        both(folders, write('data_blur/photo3_000.jpg', png(picture(78, 96)))),
+        "'photo3_000' is 96 x 78 in data_blur but 96 x 80 in data_sharp; prepare both from the same frame"),
+    'patch larger than the files': (both(folders, swap('gt_size: 32', 'gt_size: 81')), 'is 96 x 80, smaller than gt_size 81'),
+    'files for a store': (
+        swap('data_blur.lmdb', 'data_blur'), 'data_blur: a folder of images, no store; io_backend: {type: disk} reads it'),
+    'store for files': (
+        swap('type: lmdb', 'type: disk'), 'data_blur.lmdb: a store, no folder of images; io_backend: {type: lmdb} reads it'),
     'file that is no image': (both(folders, write('data_blur/photo3_000.jpg', b'rubbish')), "photo3_000.jpg' in data_blur is not"),
 }  # fmt: skip
 
@@ -399,6 +408,39 @@ def test_doctor_decodes_every_file_of_folders(place, capfd):
     swap('io_backend', 'io_backed', 'disk.yml')()
     assert main(['doctor', '--data', 'disk.yml']) == 1
     assert 'there is no such option here; did you mean io_backend?' in capfd.readouterr().err
+
+
+def test_doctor_compares_the_sizes_of_files_as_they_are_decoded(place, capfd):
+    folders()
+    sideways = Image.Exif()
+    sideways[ExifTags.Base.Orientation] = 6
+    for ending in ('jpg', 'png', 'webp', 'tif'):
+        name = f'photo1_000{"" if ending == "png" else "_" + ending}'
+        Image.fromarray(picture(96, 80)).save(f'data_sharp/{name}.{ending}', exif=sideways)
+        cv2.imwrite(f'data_blur/{name}.jpg', picture(80, 96))
+    assert main(['doctor', '--data', 'train.yml']) == 0, capfd.readouterr().err
+    cv2.imwrite('data_sharp/photo2_000.png', picture(78, 96))
+    swap('gt_size: 32', 'gt_size: 80')()
+    assert main(['doctor', '--data', 'train.yml']) == 1
+    said = capfd.readouterr().err
+    assert "'photo2_000' is 96 x 80 in data_blur but 96 x 78 in data_sharp; prepare both from the same frame" in said
+    assert "'photo2_000' is 96 x 78, smaller than gt_size 80; make gt_size smaller or leave the image out" in said
+
+
+@pytest.mark.parametrize(
+    ('name', 'kind', 'expected'),
+    [
+        ('gone.lmdb', 'lmdb', 'gone.lmdb: there is no such store; prepare it, or correct the path'),
+        ('gone', 'disk', 'gone: there is no such folder; prepare it, or correct the path'),
+        ('data_blur', 'lmdb', 'data_blur: a folder of images, no store; io_backend: {type: disk} reads it'),
+        ('data_blur.lmdb', 'disk', 'data_blur.lmdb: a store, no folder of images; io_backend: {type: lmdb} reads it'),
+    ],
+)
+def test_doctor_says_what_is_there_instead_of_the_data(place, capfd, name, kind, expected):
+    text = Path('train.yml').read_text().replace('type: lmdb', f'type: {kind}')
+    Path('train.yml').write_text(re.sub(r'data_\w+\.lmdb', name, text))
+    assert main(['doctor', '--data', 'train.yml']) == 1
+    assert set(capfd.readouterr().err.splitlines()) == {expected}
 
 
 FAULTS = {

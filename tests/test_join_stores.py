@@ -54,5 +54,5 @@ def test_damaged_images_and_halves_of_pairs_leave_nothing(prepared, run_script, 
 
 def test_what_is_not_there_is_one_line(run_script, tmp_path):
     printed = run_script(join_stores, 'nowhere', '-o', 'all', exit_code=2)
-    assert printed.err.startswith('join_stores: nowhere_blur.lmdb: not an LMDB data set')
+    assert printed.err.startswith('join_stores: nowhere_blur.lmdb: there is no such store')
     assert not list(tmp_path.iterdir())

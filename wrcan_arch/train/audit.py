@@ -6,10 +6,11 @@ import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from ..errors import InputError
 from .jpeg_deblur_dataset import JPEGDeblurDataset, roots_of
@@ -17,49 +18,70 @@ from .lmdb_store import IMAGE_ENDINGS, open_store, verify_store
 
 
 def quick_problems(dataset: Mapping[str, Any], phase: str, *, numbered: bool = False) -> Iterator[str]:
-    """Of one data set of an option file: its stores, their pairing, the frames' sizes. No value is read.
+    """Of one data set of an option file: its stores or folders, their pairing, the frames' sizes. None is decoded.
 
     Args:
         dataset: the section of the option file.
         phase: 'train' or another.
         numbered: whether names have to end in the frame's number, as in 000_00000012.
     """
-    roots = roots_of(dataset) if (dataset.get('io_backend') or {}).get('type') == 'lmdb' else {}
+    stored = (dataset.get('io_backend') or {}).get('type') == 'lmdb'
     try:
-        for root in roots.values():
-            yield from (f'{root}: {each}; prepare it again' for each in open_store(root).disagreements())
+        for root in roots_of(dataset).values():
+            if stored:
+                yield from (f'{root}: {each}; prepare it again' for each in open_store(root).disagreements())
+            else:
+                _check_folder(Path(root))
         if dataset['type'] == 'JPEGDeblurDataset':
-            keys = [frame['key'] for frame in JPEGDeblurDataset({**dataset, 'phase': phase}).frames]
+            frames = JPEGDeblurDataset({**dataset, 'phase': phase})
+            keys = [frame['key'] for frame in frames.frames]
             unnumbered = (key for key in keys if numbered and not re.search(r'(^|_)\d+$', key))
             if (key := next(unnumbered, None)) is not None:
                 yield f"data set {dataset['name']}: '{key}' does not end in a frame's number, as val:submission needs"
-            yield from _wrong_sizes(dataset, roots, keys, dataset.get('gt_size') if phase == 'train' else None)
+            yield from _wrong_sizes(frames, keys, stored)
     except InputError as error:
         yield str(error)
 
 
-def _wrong_sizes(
-    dataset: Mapping[str, Any], roots: Mapping[str, str], keys: list[str], patch: int | None
-) -> Iterator[str]:
+def _check_folder(folder: Path) -> None:
+    if not folder.exists():
+        raise InputError(f'{folder}: there is no such folder; prepare it, or correct the path')
+    if (folder / 'data.mdb').is_file():
+        raise InputError(f'{folder}: a store, no folder of images; io_backend: {{type: lmdb}} reads it')
+
+
+def _wrong_sizes(dataset: JPEGDeblurDataset, keys: list[str], stored: bool) -> Iterator[str]:
     """The first frame whose size is not its partner's, and the first that a patch does not fit into."""
-    stores = {role: open_store(root) for role, root in roots.items()}
-    guide = stores.get('gt') or stores.get('lq')
-    if guide is None:
-        return
-    sizes = {key: guide.shape(key)[:2] for key in keys}
-    for role, store in stores.items():
-        unequal = (key for key in keys if store.shape(key)[:2] != sizes[key])
-        if (key := next(unequal, None)) is not None:
+    size_of = {role: open_store(root).shape if stored else _size_of_file for role, root in dataset.roots.items()}
+    sizes = {role: [size_of[role](frame[role])[:2] for frame in dataset.frames] for role in dataset.roots}
+    name, guide = dataset.opt['name'], dataset.guide
+    for role, root in dataset.roots.items():
+        pairs = zip(keys, sizes[role], sizes[guide], strict=True)
+        unequal = ((key, size, other) for key, size, other in pairs if size and other and size != other)
+        for key, size, other in islice(unequal, 1):
             yield (
-                f"data set {dataset['name']}: '{key}' is {_text(store.shape(key)[:2])} in {roots[role]} but "
-                f'{_text(sizes[key])} in {guide.path}'
+                f"data set {name}: '{key}' is {_text(size)} in {root} but {_text(other)} in {dataset.roots[guide]}; "
+                'prepare both from the same frame'
             )
-    small = (key for key in keys if patch and min(sizes[key]) < patch)
-    if (key := next(small, None)) is not None:
+    patch = dataset.opt.get('gt_size') if dataset.training else None
+    small = ((key, size) for key, size in zip(keys, sizes[guide], strict=True) if patch and size and min(size) < patch)
+    for key, size in islice(small, 1):
         yield (
-            f"data set {dataset['name']}: '{key}' is {_text(sizes[key])}, smaller than gt_size {patch}; "
+            f"data set {name}: '{key}' is {_text(size)}, smaller than gt_size {patch}; "
             'make gt_size smaller or leave the image out'
         )
+
+
+def _size_of_file(path: str) -> tuple[int, ...]:
+    """(H, W) of an image as it is decoded, upright, from its header; () of what is none, which is said elsewhere."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # of what `all_problems` tells
+            with Image.open(path) as image:
+                exif = image.getexif() if 'exif' in image.info else {}  # unasked, Pillow decodes a PNG to look for it
+                return image.size if exif.get(ExifTags.Base.Orientation, 1) > 4 else image.size[::-1]
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return ()
 
 
 def _text(size: tuple[int, ...]) -> str:
@@ -69,7 +91,10 @@ def _text(size: tuple[int, ...]) -> str:
 def all_problems(root: Path | str) -> list[str]:
     """Of one store or folder, every image decoded; in a process of its own, which a damaged LMDB can end."""
     if Path(root).suffix != '.lmdb':
-        return list(_faults_of_files(Path(root)))
+        try:
+            return list(_faults_of_files(Path(root)))
+        except InputError as error:
+            return [str(error)]
     with ProcessPoolExecutor(1) as pool:
         try:
             return pool.submit(_read_all, root).result()
@@ -78,6 +103,7 @@ def all_problems(root: Path | str) -> list[str]:
 
 
 def _faults_of_files(folder: Path) -> Iterator[str]:
+    _check_folder(folder)
     images = sorted(path for path in folder.rglob('*') if path.suffix.lower() in IMAGE_ENDINGS)
     if not images:
         yield f'{folder}: there are no images in it'

@@ -245,8 +245,12 @@ class Store:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        if not self.path.exists():
+            raise InputError(f'{self.path}: there is no such store; prepare it, or correct the path')
         for part in ('data.mdb', 'meta_info.txt'):
             if not (self.path / part).is_file():
+                if any(path.suffix.lower() in IMAGE_ENDINGS for path in self.path.rglob('*')):
+                    raise InputError(f'{self.path}: a folder of images, no store; io_backend: {{type: disk}} reads it')
                 raise InputError(f'{self.path}: not an LMDB data set, there is no {part}; prepare it again')
         try:
             self._environment = lmdb.open(
