@@ -231,9 +231,10 @@ def plan(videos: dict[str, Path], arguments: argparse.Namespace) -> tuple[Plan, 
             changes, over_window, cut_short = survey(read_frames(video), place_windows(arguments, number), progress)
             found, longest = len(changes), arguments.frames[-1]
             if found < longest:
-                raise InputError(f'{video}: {found} frames, too few to average {longest}; leave it out or set --frames')
+                count = pairs.counted(found, 'frame')
+                raise InputError(f'{video}: {count}, too few to average {longest}; leave it out or set --frames')
             if found < 0.9 * counts[name]:
-                notes.append(f'{video}: only {found} of {counts[name]} frames could be read')
+                notes.append(f'{video}: only {found} of {pairs.counted(counts[name], "frame")} could be read')
             left_out['too short'] += cut_short
             planned.append((video, sort_windows(name, changes, over_window, left_out)))
     return planned, left_out, notes
@@ -255,7 +256,7 @@ def write_pairs(arguments: argparse.Namespace) -> None:
     if not sizes:
         raise InputError(f'no pair left, windows left out: {left_out_text}; give other video or fewer --frames')
     with (
-        pairs.pair_stores(arguments, sizes, 'scenes') as put,
+        pairs.pair_stores(arguments, sizes, 'scene') as put,
         tqdm(total=sizes.total(), unit='pair', desc=arguments.out.name) as progress,
     ):
         for number, (video, windows) in enumerate(planned):

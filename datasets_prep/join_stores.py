@@ -66,7 +66,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with pairs.errors_in_one_line():
         count = join(arguments.sources, arguments.out, raw=arguments.store == 'raw')
-        print(f'{arguments.out}: {count} pairs of {len(arguments.sources)} kinds')
+        print(f'{arguments.out}: {pairs.counted(count, "pair")} of {pairs.counted(len(arguments.sources), "kind")}')
 
 
 if __name__ == '__main__':

@@ -126,7 +126,7 @@ def write_pairs(arguments: argparse.Namespace) -> None:
             raise InputError(f'--{name} {getattr(arguments, name)}: a number from 0 up')
     photos = find_photos(arguments.photos)
     sizes = dict.fromkeys(photos, arguments.copies)
-    with pairs.pair_stores(arguments, sizes, 'photographs') as put:
+    with pairs.pair_stores(arguments, sizes, 'photograph') as put:
         made = make_pairs(photos, arguments)
         for pair in tqdm(made, total=sum(sizes.values()), unit='pair', desc=arguments.out.name):
             put(*pair)

@@ -57,8 +57,12 @@ def encode(image: np.ndarray, role: str, quality: int) -> bytes:
     return cv2.imencode(FILE_ENDINGS[role], image, parameters)[1].tobytes()
 
 
+def counted(number: int, noun: str) -> str:
+    return f'{number} {noun}' if number == 1 else f'{number} {noun}s'
+
+
 def choose_validation(sizes: Mapping[str, int], fraction: float, seed: int) -> set[str]:
-    """Scenes with at most `fraction` of all pairs, drawn at random, but at least one scene.
+    """Scenes with about `fraction` of all pairs, drawn at random: one at least, and never all.
 
     Args:
         sizes: how many pairs each scene has; two scenes or more.
@@ -67,12 +71,17 @@ def choose_validation(sizes: Mapping[str, int], fraction: float, seed: int) -> s
     """
     names = sorted(sizes)
     room = fraction * sum(sizes.values())
-    chosen = set()
+    chosen, rest = set(), []
     for index in np.random.default_rng(seed).permutation(len(names)):
         if sizes[names[index]] <= room:
             chosen.add(names[index])
             room -= sizes[names[index]]
-    return chosen or {min(names, key=lambda name: sizes[name])}
+        else:
+            rest.append(names[index])
+    smallest = min(rest, key=lambda name: sizes[name])
+    if not chosen or (len(rest) > 1 and sizes[smallest] <= 2 * room):  # the nearest, not what is below
+        chosen.add(smallest)
+    return chosen
 
 
 def split_scenes(sizes: Mapping[str, int], fraction: float | None, seed: int) -> dict[str, str]:
@@ -99,13 +108,13 @@ def _new_folder(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def pair_stores(arguments: argparse.Namespace, sizes: Mapping[str, int], scenes: str) -> Iterator[Put]:
+def pair_stores(arguments: argparse.Namespace, sizes: Mapping[str, int], noun: str) -> Iterator[Put]:
     """Gives `put(scene, key, {'blur': bytes, 'sharp': bytes}, shape)`, and says at the end what was written.
 
     Args:
         arguments: with the options of `run`.
         sizes: how many pairs each scene has.
-        scenes: what scenes are called in the report: 'photographs'.
+        noun: what a scene is called in the report: 'photograph'.
     """
     sides = split_scenes(sizes, arguments.val, arguments.seed)
     out = arguments.out
@@ -124,7 +133,8 @@ def pair_stores(arguments: argparse.Namespace, sizes: Mapping[str, int], scenes:
         yield put
     for side in sorted(set(sides.values())):
         here = [scene for scene in sizes if sides[scene] == side]
-        print(f'{out}{side}: {sum(sizes[scene] for scene in here)} pairs ({len(here)} of {len(sizes)} {scenes})')
+        count = sum(sizes[scene] for scene in here)
+        print(f'{out}{side}: {counted(count, "pair")} ({len(here)} of {counted(len(sizes), noun)})')
 
 
 def prepare(arguments: argparse.Namespace) -> None:

@@ -131,7 +131,7 @@ def check_names(found: dict[str, dict[str, Frame]], any_size: bool) -> None:
         for what, keys in differences.items():
             if keys and not any_size:
                 raise InputError(
-                    f'{name}: {len(keys)} frames are {what} ({len(frames)} were found, REDS has {len(reds)}), '
+                    f'{name}: {pairs.counted(len(keys), "frame")} {what} ({len(frames)} found, REDS has {len(reds)}), '
                     f'the first is {min(keys).replace("_", "/")}{ENDINGS[role]}; download it again, or give --any-size'
                 )
     for split in SEQUENCES:
@@ -139,9 +139,10 @@ def check_names(found: dict[str, dict[str, Frame]], any_size: bool) -> None:
         if blurred in found and sharp in found and (unpaired := found[blurred].keys() ^ found[sharp].keys()):
             first = min(unpaired)
             frame, partner = (found[blurred], sharp) if first in found[blurred] else (found[sharp], blurred)
+            count = pairs.counted(len(unpaired), 'frame')
             raise InputError(
-                f'{frame[first]}: there is no such frame in {partner}; {len(unpaired)} frames have no partner, '
-                'take them away or download them again'
+                f'{frame[first]}: there is no such frame in {partner} ({count} without a partner); '
+                'take away what has none, or download it again'
             )
 
 
@@ -272,7 +273,7 @@ def write_store(path: Path, frames: dict[str, Frame], ending: str, size: tuple[i
     kind = 'raw' if ending == RAW_ENDING else 'encoded'
     if path.exists():
         check_store(path, frames, kind, size)
-        print(f'{path}: {len(frames)} frames, is there already')
+        print(f'{path}: {pairs.counted(len(frames), "frame")}, is there already')
         return
     with StoreWriter(path, kind=kind, resume=True) as store:
         missing = []
@@ -287,7 +288,7 @@ def write_store(path: Path, frames: dict[str, Frame], ending: str, size: tuple[i
             for frame, value, shape in loader.load(missing, size, kind == 'raw'):
                 store.put(frame.key, ending, value, shape, frame.source)
                 progress.update()
-    print(f'{path}: {len(frames)} frames' + (f', {kept} of them from an earlier run' if kept else ''))
+    print(f'{path}: {pairs.counted(len(frames), "frame")}' + (f', {kept} of them from an earlier run' if kept else ''))
 
 
 def prepare(arguments: argparse.Namespace) -> None:

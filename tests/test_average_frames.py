@@ -74,7 +74,7 @@ def test_frames_of_a_folder_become_pairs_with_the_middle_frame_bit_for_bit(run, 
     write_folder(tmp_path / 'clip.1', frames, '{}.png')  # 10.png comes after 9.png
     printed = run('clip.1', '-o', 'out', '--frames', '5', '--files')
     assert printed.out == (
-        'out: 3 pairs (1 of 1 scenes)\nwindows left out: 0 over a cut, 0 standing still, 1 too short\n'
+        'out: 3 pairs (1 of 1 scene)\nwindows left out: 0 over a cut, 0 standing still, 1 too short\n'
     )
     blurred, sharp = images(tmp_path / 'out_blur.lmdb'), images(tmp_path / 'out_sharp.lmdb')
     assert list(blurred) == list(sharp) == [f'clip_1_000_{first:08d}' for first in (0, 5, 10)]
@@ -220,9 +220,13 @@ def test_a_share_of_the_pairs_is_chosen_in_whole_scenes():
     sizes = {f'scene{number}': 10 * number for number in range(1, 21)}
     for seed in range(20):
         chosen = pairs.choose_validation(sizes, 0.25, seed)
-        assert 0.2 < sum(sizes[name] for name in chosen) / sum(sizes.values()) <= 0.25
+        assert abs(sum(sizes[name] for name in chosen) / sum(sizes.values()) - 0.25) < 0.03
     assert pairs.choose_validation(sizes, 0.001, 0) == {'scene1'}  # one at least, and that the smallest
-    assert pairs.choose_validation({'a': 1, 'b': 1}, 0.999, 0) < {'a', 'b'}
+    assert pairs.choose_validation({'a': 1, 'b': 1}, 0.999, 0) < {'a', 'b'}  # and never all
+    for count, fraction, expected in ((6, 0.3, 2), (6, 0.2, 1), (5, 0.3, 2), (100, 0.29, 29), (9, 0.01, 1)):
+        equal = {str(number): 8 for number in range(count)}
+        found = [pairs.choose_validation(equal, fraction, seed) for seed in range(9)]
+        assert {len(chosen) for chosen in found} == {expected} and len(set(map(frozenset, found))) > 1
 
 
 @pytest.mark.parametrize(

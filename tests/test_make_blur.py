@@ -131,6 +131,13 @@ def test_split_keeps_the_copies_of_a_photograph_together(prepared, run, tmp_path
     assert any(split(f'c{seed}', '--seed', seed) != keys for seed in (1, 2, 3))
 
 
+def test_six_photographs_make_two_for_validation_and_one_pair_is_one(prepared, run):
+    printed = run(prepared / 'photos', '-o', 'a', '--copies', '1', '--val', '0.3')
+    assert printed.out == 'a_train: 4 pairs (4 of 6 photographs)\na_val: 2 pairs (2 of 6 photographs)\n'
+    printed = run(prepared / 'photos' / 'photo1.png', '-o', 'b', '--copies', '1')
+    assert printed.out == 'b: 1 pair (1 of 1 photograph)\n'
+
+
 def test_split_does_not_change_the_pairs(prepared, run, tmp_path):
     run(prepared / 'photos', '-o', 'split', '--copies', '1', '--length', '2', '5', '--val', '0.2')
     whole = open_store(prepared / 'data_blur.lmdb')

@@ -355,22 +355,22 @@ LAST = 'tree/val/val_sharp/001/00000003.png'
         (
             rename('tree/val/val_sharp/001/00000002.png', 'tree/val/val_sharp/001/0000002.png'),
             ['tree'],
-            r'val_sharp: 1 frames are missing \(7 were found, REDS has 8\), the first is 001/00000002\.png; ',
+            r'val_sharp: 1 frame missing \(7 found, REDS has 8\), the first is 001/00000002\.png; ',
         ),
         (
             copy(LAST, 'tree/val/val_sharp/001/00000004.png'),
             ['tree'],
-            r'val_sharp: 1 frames are too many \(9 .*, the first is 001/00000004\.png; ',
+            r'val_sharp: 1 frame too many \(9 .*, the first is 001/00000004\.png; ',
         ),
         (
             rename(LAST, 'tree/frame.png'),
             ['tree', '--any-size'],
-            r'val_blur_jpeg/001/00000003\.jpg: there is no such frame in val_sharp; 1 frames have no partner',
+            r'val_blur_jpeg/001/00000003\.jpg: there is no such frame in val_sharp \(1 frame without a partner\); take',
         ),
         (
             rename('tree/val/val_blur_jpeg/001', 'tree/val/val_blur_jpeg/001_'),
             ['tree', '--any-size'],
-            r'val_sharp/001/00000000\.png: there is no such frame in val_blur_jpeg; 4 frames',
+            r'val_sharp/001/00000000\.png: there is no such frame in val_blur_jpeg \(4 frames',
         ),
         (image(LAST, np.zeros((48, 60, 3), np.uint8)), ['tree'], r'001/00000003\.png: it is 60 x 48, not 64 x 48 as'),
         (image(LAST, np.zeros((40, 64, 3), np.uint8)), ['tree', '--any-size'], r'png: it is 64 x 40, not 64 x 48 as'),
@@ -397,7 +397,7 @@ def test_bad_input_is_named_in_one_line_and_makes_no_store(downloads, monkeypatc
 
 def test_reds_own_numbers_and_size_are_expected(reds, tmp_path, monkeypatch, capsys):
     assert run(monkeypatch, reds / 'zips', '-o', tmp_path / 'out') == 2
-    assert 'train_blur_jpeg: 23988 frames are missing (12 were found, REDS has 24000)' in message(capsys)
+    assert 'train_blur_jpeg: 23988 frames missing (12 found, REDS has 24000)' in message(capsys)
     monkeypatch.setattr(prepare_reds, 'SEQUENCES', SEQUENCES)
     monkeypatch.setattr(prepare_reds, 'FRAMES', FRAMES)
     assert run(monkeypatch, reds / 'zips', '-o', tmp_path / 'out') == 2
