@@ -312,6 +312,17 @@ def prepare(arguments: argparse.Namespace) -> None:
             write_store(arguments.out / f'{name}.lmdb', frames, ending, sizes[split], loader)
 
 
+def find_stores(places: list[Path]) -> list[Path]:
+    """The stores that are given or lie in a folder that is."""
+    stores: list[Path] = []
+    for place in places:
+        found = [place] if (place / 'data.mdb').exists() else sorted(place.glob('*.lmdb'))
+        if not found:
+            raise InputError(f'{place}: no store and no folder of stores; give one, such as datasets/REDS')
+        stores += found
+    return stores
+
+
 def verify(stores: list[Path]) -> int:
     """Prints what is wrong with each store. Returns how many are not sound.
 
@@ -329,7 +340,8 @@ def verify(stores: list[Path]) -> int:
             print(f'prepare_reds: {problem}', file=sys.stderr)
         if problems:
             failed += 1
-            print(f'prepare_reds: {path}: {len(problems)} problems; remove it and prepare it again', file=sys.stderr)
+            count = pairs.counted(len(problems), 'problem')
+            print(f'prepare_reds: {path}: {count}; move it away and prepare it again', file=sys.stderr)
         else:
             print(f'{path}: sound')
     return failed
@@ -355,14 +367,15 @@ def main() -> None:
         '--any-size', action='store_true', help="take frames of another number and size than REDS's, such as a subset"
     )
     parser.add_argument(
-        '--verify', type=Path, nargs='+', metavar='STORE', help='write nothing, compare stores with their manifests'
-    )
+        '--verify', type=Path, nargs='+', metavar='STORE',
+        help='write nothing, compare stores, or all in a folder, with their manifests',
+    )  # fmt: skip
     arguments = parser.parse_args()
     if bool(arguments.downloads) == bool(arguments.verify):
         parser.error('give DOWNLOADS to prepare, or --verify STORE')
     with pairs.errors_in_one_line(stopped='stopped; run it again to go on'):
         if arguments.verify:
-            sys.exit(1 if verify(arguments.verify) else 0)
+            sys.exit(1 if verify(find_stores(arguments.verify)) else 0)
         try:
             prepare(arguments)
         except BrokenProcessPool as error:

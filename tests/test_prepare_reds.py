@@ -473,12 +473,31 @@ def test_verify_finds_a_flipped_bit_and_a_changed_list(reds, tmp_path, monkeypat
     meta_info.write_text(meta_info.read_text().replace('(48,64,3)', '(64,48,3)', 1))
     assert run(monkeypatch, '--verify', tmp_path / 'good.lmdb') == 0
     assert capsys.readouterr().out == f'{tmp_path}/good.lmdb: sound\n'
-    assert run(monkeypatch, '--verify', *(tmp_path / f'{name}.lmdb' for name in ('good', 'bit', 'list', 'none'))) == 1
+    assert run(monkeypatch, '--verify', *(tmp_path / f'{name}.lmdb' for name in ('good', 'bit', 'list'))) == 1
     printed = capsys.readouterr()
     assert printed.out == f'{tmp_path}/good.lmdb: sound\n'
     assert "bit.lmdb: '001_00000003' was changed" in printed.err
     assert 'list.lmdb: meta_info.txt does not list what manifest.json does' in printed.err
-    assert 'none.lmdb: not an LMDB data set' in printed.err
+    assert 'bit.lmdb: 1 problem; move it away and prepare it again' in printed.err
+
+
+def test_verify_takes_a_folder_of_stores(reds, tmp_path, monkeypatch, capsys):
+    shutil.copytree(reds / 'stores', tmp_path / 'stores')
+    assert run(monkeypatch, '--verify', tmp_path / 'stores') == 0
+    expected = sorted(f'{tmp_path}/stores/{name}.lmdb: sound' for name in SETS)
+    assert capsys.readouterr().out.splitlines() == expected
+    (tmp_path / 'stores' / 'val_sharp.lmdb' / 'data.mdb').unlink()
+    assert run(monkeypatch, '--verify', tmp_path / 'stores') == 1
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == len(SETS) - 1 and 'val_sharp.lmdb: not an LMDB data set' in printed.err
+
+
+@pytest.mark.parametrize('place', ['nowhere', 'tree/train', 'zips/train_sharp.zip'])
+def test_verify_of_what_is_no_store_is_one_line(reds, downloads, monkeypatch, capsys, place):
+    assert run(monkeypatch, '--verify', reds / 'stores' / 'train_sharp.lmdb', place) == 2
+    assert (
+        message(capsys) == f'prepare_reds: {place}: no store and no folder of stores; give one, such as datasets/REDS'
+    )
 
 
 def test_downloads_or_stores_must_be_given(monkeypatch, capsys):
