@@ -18,7 +18,7 @@ import threading
 import zipfile
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import cache, partial
@@ -38,6 +38,7 @@ SEQUENCES = {'train': 240, 'val': 30, 'test': 30}
 FRAMES = 100  # in each sequence
 SIZE = (720, 1280)
 SETS = ('train_blur_jpeg', 'train_sharp', 'val_blur_jpeg', 'val_sharp', 'test_blur_jpeg')  # test_sharp is not public
+USES = {'train': 'training', 'val': 'validation and no tests of Tables 1 and 2', 'test': 'Table 3'}
 ENDINGS = {'blur_jpeg': '.jpg', 'sharp': '.png'}
 FRAME_PATH = re.compile(rf'(?:.*/)?({"|".join(SETS)})/(\d{{3}})/(\d{{8}})(\.\w+)', re.ASCII)
 REDS_ZIP = re.compile(r'(train|val|test)_(blur|sharp)(_bicubic|_comp|_jpeg)?')
@@ -291,6 +292,13 @@ def write_store(path: Path, frames: dict[str, Frame], ending: str, size: tuple[i
     print(f'{path}: {pairs.counted(len(frames), "frame")}' + (f', {kept} of them from an earlier run' if kept else ''))
 
 
+def missing_uses(found: Collection[str], arguments: argparse.Namespace) -> list[str]:
+    """What cannot be done with the sets that were found and the stores that are there, and for want of which sets."""
+    wanted = [name for name in SETS if name not in found and not (arguments.out / f'{name}.lmdb').exists()]
+    lacking = {split: [name for name in wanted if name.startswith(split)] for split in arguments.splits}
+    return [f'no {USES[split]} without {" and ".join(names)}' for split, names in lacking.items() if names]
+
+
 def prepare(arguments: argparse.Namespace) -> None:
     if arguments.workers < 1:
         raise InputError(f'--workers {arguments.workers}: at least 1')
@@ -299,9 +307,8 @@ def prepare(arguments: argparse.Namespace) -> None:
         where, wanted = ' '.join(map(str, arguments.downloads)), ' '.join(arguments.splits)
         raise InputError(f'{where}: no frames of REDS ({wanted}) such as train_sharp/000/00000000.png, or zips of them')
     check_names(found, arguments.any_size)
-    for name in SETS:
-        if name.partition('_')[0] in arguments.splits and name not in found:
-            print(f'{name}: not found, left out')
+    if lacking := missing_uses(found.keys(), arguments):
+        print(f'warning: {"; ".join(lacking)}')
     sizes = {} if arguments.any_size else dict.fromkeys(SEQUENCES, SIZE)
     with Loader(arguments.workers) as loader:
         for name, frames in found.items():
@@ -349,7 +356,10 @@ def verify(stores: list[Path]) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('downloads', type=Path, nargs='*', help='folders with REDS or its zip files in them, or those')
+    parser.add_argument(
+        'downloads', type=Path, nargs='*',
+        help=f'the zip files or folders of REDS, or folders with them in it: {", ".join(SETS)}',
+    )  # fmt: skip
     parser.add_argument(
         '-o', '--out', type=Path, default=Path('datasets/REDS'),
         help='folder to write train_blur_jpeg.lmdb, train_sharp.lmdb and so on to (default datasets/REDS)',

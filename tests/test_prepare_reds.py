@@ -134,6 +134,24 @@ def test_zips_and_folders_make_the_same_stores(reds, downloads, monkeypatch, sou
         assert content(downloads / 'out' / f'{name}.lmdb') == content(reds / 'stores' / f'{name}.lmdb')
 
 
+def test_what_cannot_be_done_with_what_is_there_is_said_in_one_line(reds, downloads, monkeypatch, capsys):
+    assert run(monkeypatch, 'tree/train/train_blur_jpeg', '-o', 'out') == 0
+    assert capsys.readouterr().out.splitlines()[0] == (
+        'warning: no training without train_sharp; no validation and no tests of Tables 1 and 2 without val_blur_jpeg '
+        'and val_sharp; no Table 3 without test_blur_jpeg'
+    )
+    assert run(monkeypatch, 'tree/val', '-o', 'out', '--splits', 'train', 'val') == 0
+    assert 'warning: no training without train_sharp\n' in capsys.readouterr().out
+    assert run(monkeypatch, 'tree/train/train_sharp', '-o', 'out', '--splits', 'train') == 0
+    assert 'warning' not in capsys.readouterr().out, 'train_blur_jpeg.lmdb is there already'
+
+
+def test_help_names_the_downloads(monkeypatch, capsys):
+    assert run(monkeypatch, '--help') == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in SETS)
+
+
 def test_workers_start_where_opencv_has_threads_of_its_own(downloads, monkeypatch):
     """As in a program that has used OpenCV: the threads are not there in a forked worker."""
     cv2.setNumThreads(4)
