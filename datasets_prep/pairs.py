@@ -137,8 +137,16 @@ def pair_stores(arguments: argparse.Namespace, sizes: Mapping[str, int], noun: s
         print(f'{out}{side}: {counted(count, "pair")} ({len(here)} of {counted(len(sizes), noun)})')
 
 
+def out_name(text: str) -> Path:
+    """What stores' names begin with, from -o; InputError where it is a folder, beside which they would lie."""
+    if text.endswith('/') or Path(text).is_dir():
+        raise InputError(f'-o {text}: a folder; give a name in it, such as {Path(text, "mine")}')
+    return Path(text)
+
+
 def prepare(arguments: argparse.Namespace) -> None:
-    """Checks the common options; the quality becomes a range."""
+    """Checks the common options; the quality becomes a range, the name a path."""
+    arguments.out = out_name(arguments.out)
     arguments.quality = quality_range(arguments.quality)
     if arguments.val is not None and not 0 < arguments.val < 1:
         raise InputError(f'--val {arguments.val}: give a fraction between 0 and 1, such as 0.1')
@@ -153,7 +161,10 @@ def errors_in_one_line(*, stopped: str = 'stopped') -> Iterator[None]:
     try:
         yield
     except (InputError, OSError) as error:
-        print(f'{name}: {error}', file=sys.stderr)
+        message = str(error)
+        if isinstance(error, OSError) and error.filename:
+            message = f'{error.filename}: cannot be read or written ({error.strerror}); choose another path'
+        print(f'{name}: {message}', file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(f'{name}: {stopped}', file=sys.stderr)
@@ -162,7 +173,7 @@ def errors_in_one_line(*, stopped: str = 'stopped') -> Iterator[None]:
 
 def run(parser: argparse.ArgumentParser, write_pairs: Callable[[argparse.Namespace], None]) -> None:
     """Adds the common options, and does the work."""
-    parser.add_argument('-o', '--out', type=Path, required=True, help='OUT_blur.lmdb and OUT_sharp.lmdb are written')
+    parser.add_argument('-o', '--out', required=True, help='OUT_blur.lmdb and OUT_sharp.lmdb are written')
     parser.add_argument(
         '--val', type=float, metavar='FRACTION',
         help='keep whole scenes with this fraction of the pairs for validation: OUT_train_* and OUT_val_* are written',

@@ -246,6 +246,7 @@ def test_a_share_of_the_pairs_is_chosen_in_whole_scenes():
         (['good', '--val', '0.1'], '--val 0.1: there is only one scene, good_000'),
         (['good', 'other/good'], 'good and other/good have the same name'),
         (['other', 'other/good'], 'other/good: given twice'),
+        (['good', '-o', 'empty'], '-o empty: a folder; give a name in it, such as empty/mine'),
         (['still'], 'no pair left, windows left out: 0 over a cut, 1 standing still, 1 too short'),
     ],
 )
@@ -258,7 +259,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, tmp_path, arguments, mess
     (tmp_path / 'broken' / '3.png').write_text('broken')
     cv2.imwrite(str(tmp_path / 'unequal' / '12.png'), picture(24, 32))
     before = sorted(tmp_path.rglob('*'))
-    printed = run(*arguments, '-o', 'out', exit_code=2)
+    printed = run('-o', 'out', *arguments, exit_code=2)
     lines = [line for line in printed.err.splitlines() if line and '%|' not in line]
     assert len(lines) == 1 and lines[0].startswith('average_frames: ') and message in lines[0]
     assert sorted(tmp_path.rglob('*')) == before

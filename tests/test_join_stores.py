@@ -55,4 +55,6 @@ def test_damaged_images_and_halves_of_pairs_leave_nothing(prepared, run_script, 
 def test_what_is_not_there_is_one_line(run_script, tmp_path):
     printed = run_script(join_stores, 'nowhere', '-o', 'all', exit_code=2)
     assert printed.err.startswith('join_stores: nowhere_blur.lmdb: there is no such store')
+    printed = run_script(join_stores, 'nowhere', '-o', 'new/', exit_code=2)
+    assert printed.err == 'join_stores: -o new/: a folder; give a name in it, such as new/mine\n'
     assert not list(tmp_path.iterdir())

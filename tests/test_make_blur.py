@@ -185,6 +185,14 @@ def test_finetuning_takes_what_is_written_with_a_split(prepared, run, tmp_path, 
         (['photo.png', '--val', '0.5'], '--val 0.5: there is only one scene, photo'),
         (['photo.png', 'broken', '--val', '0.5'], 'broken.png: not a readable image'),
         (['photo.png', 'other'], 'photo.png and other/photo.jpg have the same name'),
+        (['photo.png', '-o', 'new/'], '-o new/: a folder; give a name in it, such as new/mine'),
+        (['photo.png', '-o', 'other'], '-o other: a folder; give a name in it, such as other/mine'),
+        (['photo.png', '-o', '.'], '-o .: a folder; give a name in it, such as mine'),
+        (
+            ['photo.png', '-o', '/proc/nope/x'],
+            '/proc/nope: cannot be read or written (No such file or directory); choose',
+        ),
+        (['photo.png', '-o', 'photo.png/x'], 'cannot be read or written (Not a directory); choose another path'),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(run, tmp_path, arguments, message):
@@ -195,7 +203,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, tmp_path, arguments, mess
     for name in ('photo.png', 'other/photo.jpg'):
         cv2.imwrite(str(tmp_path / name), np.zeros((8, 8, 3), np.uint8))
     before = sorted(tmp_path.rglob('*'))
-    printed = run(*arguments, '-o', 'out', '--files', exit_code=2)
+    printed = run('-o', 'out', *arguments, '--files', exit_code=2)
     lines = [line for line in printed.err.splitlines() if line and '%|' not in line]
     assert len(lines) == 1 and lines[0].startswith('make_blur: ') and message in lines[0]
     assert sorted(tmp_path.rglob('*')) == before
