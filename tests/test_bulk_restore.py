@@ -1,6 +1,7 @@
 import gc
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from torch import nn
 from wrcan_arch import WRCAN, InputError, checkpoint, cli, restore
 from wrcan_arch.checkpoint import write_weights
 from wrcan_arch.photos.bulk_restore import Options, Summary, in_thread, restore_photos
-from wrcan_arch.photos.files import printable
+from wrcan_arch.photos.files import check_writable, printable
 from wrcan_arch.photos.photo import Photo, read_photo, write_photo
 from wrcan_arch.photos.plan import plan
 
@@ -89,6 +90,26 @@ def test_photo_too_large_for_the_memory_is_named(tmp_path, monkeypatch):
         with pytest.raises(RuntimeError, match=defect):
             restore_photos(network(), jobs, options=FP32)
     assert names(tmp_path) == ['a.png']
+
+
+@pytest.mark.parametrize('option', ['out', 'compare'])
+@pytest.mark.parametrize('place', ['file/below', '/proc/nope/below'])
+def test_folder_that_cannot_be_written_is_said_before_the_first(tmp_path, monkeypatch, capsys, weights, option, place):
+    monkeypatch.chdir(tmp_path)
+    save(Path('a.png'))
+    Path('file').touch()
+    monkeypatch.setattr('wrcan_arch.photos.bulk_restore.restore', mock.Mock(side_effect=AssertionError('computed')))
+    before = names(tmp_path)
+    assert cli.main(['restore', 'a.png', '-w', str(weights), f'--{option}', place]) == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(rf'basicsr restore: {place}: cannot be written \(.+\); choose another folder\n', said)
+    assert names(tmp_path) == before
+
+
+def test_writable_folders_are_made_and_stay_empty(tmp_path):
+    check_writable(tmp_path / 'a' / 'b')
+    check_writable(tmp_path / 'a' / 'b')
+    assert not list((tmp_path / 'a' / 'b').iterdir())
 
 
 def test_page_that_cannot_be_written_leaves_the_rest_told(tmp_path):

@@ -20,7 +20,7 @@ from ..errors import InputError
 from ..inference import check_request, restore, window_of
 from ..processes import Team
 from .comparison import write_page, write_side_by_side
-from .files import printable
+from .files import check_writable, printable
 from .jpeg_quality import is_far
 from .judgement import blend, drifts
 from .photo import DEFAULT_QUALITY, MAX_PIXELS, Photo, check_fits, read_photo, write_photo
@@ -39,8 +39,8 @@ class Options:
     """How photographs are restored.
 
     `mode`, `ensemble`, `precision`, `patch_size` and `max_memory` are those of `inference.restore`. `strength` is 0 for
-    the photograph as it was, to 1; `quality` 1 to 100, of lossy formats; `compare` a folder for pictures of before and
-    after.
+    the photograph as it was, to 1; `quality` 1 to 100, of lossy formats; `out` the folder that results go to, if
+    there is one, and `compare` that of pictures of before and after: both are tried before the first photograph.
     """
 
     mode: str = 'exact'
@@ -52,6 +52,7 @@ class Options:
     quality: int = DEFAULT_QUALITY
     max_pixels: int = MAX_PIXELS
     skip_existing: bool = False
+    out: Path | None = None
     compare: Path | None = None
 
     def __post_init__(self):
@@ -216,6 +217,8 @@ def restore_photos(
     taken, made = (config.get(name, 3) for name in ('num_in_ch', 'num_out_ch'))
     if not taken == made == 3:
         raise InputError(f'the network makes {made} channels of {taken}; a photograph has 3')
+    for folder in filter(None, (options.out, options.compare)):
+        check_writable(folder)
     team = team or Team()
     if team.size > 1:  # or one process could begin the largest when the others are done
         jobs = sorted(jobs, key=_size, reverse=True)

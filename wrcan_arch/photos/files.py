@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import BinaryIO
 
 from ..errors import InputError
@@ -34,6 +35,16 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
             raise
     except OSError as error:
         raise InputError(f'{path}: cannot be written ({error.strerror or error}); choose another folder') from error
+
+
+def check_writable(folder: Path) -> None:
+    """Make the folder where it is missing; InputError where no file can be written in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f'{folder}: cannot be written ({error.strerror or error}); choose another folder') from error
 
 
 def path_below(path: Path) -> Path:
