@@ -390,7 +390,7 @@ def test_doctor_examines_stores_value_by_value(place, capfd):
     lmdb_store._open_stores.clear()
     assert main(['doctor', '--data', 'train.yml']) == 1
     said = capfd.readouterr()
-    assert said.out.splitlines() == ['data_blur.lmdb: 1 problems', 'data_sharp.lmdb: sound']
+    assert said.out.splitlines() == ['data_blur.lmdb: 1 problem', 'data_sharp.lmdb: sound']
     assert "data_blur.lmdb: 'photo3_000' was changed: 7 bytes with CRC-32" in said.err
 
 
@@ -403,7 +403,7 @@ def test_doctor_decodes_every_file_of_folders(place, capfd):
     Path('data_sharp/photo1_000.jpg').write_bytes(Path('data_blur/photo2_000.jpg').read_bytes())
     assert main(['doctor', '--data', 'disk.yml']) == 1
     said = capfd.readouterr()
-    assert 'data_blur: 1 problems' in said.out and 'data_blur/photo3_000.jpg: cannot be decoded' in said.err
+    assert 'data_blur: 1 problem' in said.out and 'data_blur/photo3_000.jpg: cannot be decoded' in said.err
     assert 'data_sharp/photo1_000.jpg and data_sharp/photo1_000.png are one name; remove one of them' in said.err
     swap('io_backend', 'io_backed', 'disk.yml')()
     assert main(['doctor', '--data', 'disk.yml']) == 1

@@ -6,7 +6,7 @@ import pytest
 from conftest import picture
 from PIL import Image
 
-from wrcan_arch.photos.jpeg_quality import TABLES, estimate_quality, is_far, luminance_table
+from wrcan_arch.jpeg_quality import TABLES, estimate_quality, is_far, luminance_table
 
 
 def jpeg(quality, **options):

@@ -172,11 +172,12 @@ def examine_data(sources: list[str]) -> int:
                 continue
             for phase, dataset in file.values['datasets'].items():
                 roots |= dict.fromkeys(jpeg_deblur_dataset.roots_of(dataset).values())
-                problems += audit.quick_problems(dataset, phase.split('_')[0])
+                quick = audit.quick_problems(dataset, phase.split('_')[0])
+                problems += (each for each in quick if each not in problems)
     for root in roots:
         found = audit.all_problems(root)
         problems += (each for each in found if each not in problems)
-        print(f'{root}: {len(found)} problems' if found else f'{root}: sound')
+        print(f'{root}: {len(found)} problem{"s" * (len(found) > 1)}' if found else f'{root}: sound')
     for problem in problems:
         print(problem, file=sys.stderr)
     return 1 if problems else 0

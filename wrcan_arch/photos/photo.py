@@ -22,8 +22,8 @@ import pyvips
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import InputError
+from ..jpeg_quality import estimate_quality
 from .files import written_whole
-from .jpeg_quality import estimate_quality
 from .tiff_exif import add_metadata, read_exif, without_thumbnail
 
 MAX_PIXELS = 200_000_000

@@ -51,7 +51,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def _wrong_sizes(dataset: JPEGDeblurDataset, keys: list[str], stored: bool) -> Iterator[str]:
-    """The first frame whose size is not its partner's, and the first that a patch does not fit into."""
+    """The first frame whose size is not its partner's, and the smallest that a patch does not fit into."""
     size_of = {role: open_store(root).shape if stored else _size_of_file for role, root in dataset.roots.items()}
     sizes = {role: [size_of[role](frame[role])[:2] for frame in dataset.frames] for role in dataset.roots}
     name, guide = dataset.opt['name'], dataset.guide
@@ -63,11 +63,13 @@ def _wrong_sizes(dataset: JPEGDeblurDataset, keys: list[str], stored: bool) -> I
                 f"data set {name}: '{key}' is {_text(size)} in {root} but {_text(other)} in {dataset.roots[guide]}; "
                 'prepare both from the same frame'
             )
-    patch = dataset.opt.get('gt_size') if dataset.training else None
-    small = ((key, size) for key, size in zip(keys, sizes[guide], strict=True) if patch and size and min(size) < patch)
-    for key, size in islice(small, 1):
+    patch = dataset.opt['gt_size'] if dataset.training else 0
+    small = [(min(size), key, size) for key, size in zip(keys, sizes[guide], strict=True) if size and min(size) < patch]
+    if small:
+        _, key, size = min(small)
+        others = f' (and {len(small) - 1} more, none as small)' if small[1:] else ''
         yield (
-            f"data set {name}: '{key}' is {_text(size)}, smaller than gt_size {patch}; "
+            f"data set {name}: '{key}' is {_text(size)}, smaller than gt_size {patch}{others}; "
             'make gt_size smaller or leave the image out'
         )
 

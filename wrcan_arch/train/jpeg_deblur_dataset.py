@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from fnmatch import fnmatch
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import InputError
+from ..jpeg_quality import estimate_quality, is_far
 from .draws import Draw, draw_generator
 from .jpeg import jpeg_crop
 from .lmdb_store import IMAGE_ENDINGS, open_store
 
 ROLES = ('lq', 'gt', 'gt_jpeg')
+START_OF_JPEG = b'\xff\xd8'
 QUANTILES = 1 << 16  # of the noise: two random bytes choose one
 
 
@@ -179,6 +182,18 @@ class JPEGDeblurDataset(Dataset):
                     f'data set {self.opt["name"]}: {self.roots[role]} and {guide} must hold the same names; '
                     f"{len(unpaired)} are in one alone, the first is '{unpaired[0]}'"
                 )
+
+    def doubts(self) -> Iterator[str]:
+        """What may be a mistake, by the first pair: blurred and sharp swapped, a JPEG quality unlike the options'."""
+        name, first = self.opt['name'], self.frames[0]
+        contents = {role: bytes(self._content(role, first[role])) for role in ('lq', 'gt') if role in first}
+        is_jpeg = {role: content.startswith(START_OF_JPEG) for role, content in contents.items()}
+        if is_jpeg.get('gt') and not is_jpeg['lq']:
+            yield f'data set {name}: the sharp frames are JPEG, the blurred ones are not; are the two swapped?'
+        said = self.opt.get('blurred_quality') or self.jpeg_quality
+        found = estimate_quality(BytesIO(contents['lq'])) if is_jpeg['lq'] else None
+        if said and found and is_far(found, said):
+            yield f"data set {name}: the blurred '{first['key']}' has JPEG quality {found}, blurred_quality says {said}"
 
     def __len__(self) -> int:
         return len(self.frames)

@@ -35,6 +35,7 @@ from ..errors import InputError
 from ..processes import STARTED_BY_TORCHRUN, Team, take_own_gpu, take_slurms_environment
 from . import results, run_folder
 from .draws import DrawSampler
+from .jpeg_deblur_dataset import JPEGDeblurDataset
 from .recorded_model import RecordedModel
 from .step_guard import UntilUnreadable, ending_data_workers, ignore_signals, signals_ask
 
@@ -186,6 +187,9 @@ def create_train_val_dataloader(opt: dict[str, Any], logger: Any) -> tuple:
         loaders = _toolbox_create_loaders(opt, logger)
     train_loader, train_sampler, val_loaders, _, total_iters = loaders
     _run.val_loaders = val_loaders
+    if isinstance(train_loader.dataset, JPEGDeblurDataset):
+        for doubt in train_loader.dataset.doubts():
+            logger.warning(doubt)
     if _run.resume_state:
         _run.resume_state['epoch'] = train_sampler.start_epoch  # an epoch that was just full, or of another batch size
     if not opt['dist']:  # or the other processes would wait for this one's step
