@@ -1,12 +1,14 @@
 import csv
 import io
 import json
+from pathlib import Path
 
 import pytest
 
 from wrcan_arch import InputError
 from wrcan_arch.look.tables import PAPER, as_csv, as_html, as_text, compare
 from wrcan_arch.train import results
+from wrcan_arch.train.options import read_options
 
 # The paper's tables, typed a second time.
 TYPED = """
@@ -23,14 +25,20 @@ test_table2_row6 29.12 0.8175
 test_table2_row7 29.20 0.8192
 test_table3 29.60 0.8398 0.2302
 """
+OPTIONS = Path(__file__).parent.parent / 'options'
 HASH = '0123456789abcdef' * 4
 
 
-def write(folder, name, metrics, dataset='REDS_val', weights=HASH):
-    """A result as a test writes it."""
+def write(folder, name, metrics, dataset='REDS_val', weights=HASH, images=3000, network=None):
+    """A result as a test with the row's option file writes it; `network` is what --force_yml changes."""
     (folder / name).mkdir(exist_ok=True)
-    scores = {'000_00000000': metrics, '000_00000001': metrics}
-    about = {'name': name, 'protocol': 'chop x8 fp32', 'weights': weights and {'path': 'w.pth', 'sha256': weights}}
+    scores = {f'{number // 100:03}_{number % 100:08}': metrics for number in range(images)}
+    about = {
+        'name': name,
+        'protocol': 'chop x8 fp32',
+        'weights': weights and {'path': 'w.pth', 'sha256': weights},
+        'network_g': read_options(OPTIONS / f'{name}.yml').values['network_g'] | (network or {}),
+    }
     results.write_result(folder / name, dataset, scores, about)
 
 
@@ -54,31 +62,51 @@ def test_papers_numbers_are_the_papers(tmp_path):
 def test_result_stands_beside_the_paper(tmp_path):
     write(tmp_path, 'test_table2_row3', {'psnr': 28.9549, 'ssim': 0.81342})
     write(tmp_path, 'test_table2_row1', {'psnr': 24.9098, 'ssim': 0.7963}, weights=None)
-    write(tmp_path, 'test_table3', {'psnr': 29.6, 'ssim': 0.84, 'lpips': 0.23}, dataset='REDS_test')
     found = cells(compare(tmp_path))
     row = found['test_table2_row3']
     assert (row['PSNR paper'], row['PSNR measured'], row['PSNR difference']) == ('28.93', '28.95', '+0.02')
     assert (row['SSIM paper'], row['SSIM measured'], row['SSIM difference']) == ('0.8138', '0.8134', '-0.0004')
-    assert (row['protocol'], row['images'], row['weights'], row['note']) == ('chop x8 fp32', '2', '0123456789ab', '')
+    assert (row['protocol'], row['images'], row['weights'], row['note']) == ('chop x8 fp32', '3000', '0123456789ab', '')
     assert (found['test_table2_row1']['PSNR difference'], found['test_table2_row1']['weights']) == ('+0.00', 'none')
-    assert found['test_table3']['LPIPS difference'] == '-0.0002'
 
 
-def test_row_without_a_result_says_what_to_do(tmp_path):
-    write(tmp_path, 'test_table1_case2', {'psnr': 28.0, 'ssim': 0.8}, dataset='demo_test')
-    write(tmp_path, 'test_table1_case3', {'psnr': 28.0, 'ssim': 0.8}, dataset='demo_test')
-    write(tmp_path, 'test_table1_case3', {'psnr': 28.5, 'ssim': 0.8})
-    found = cells(compare(tmp_path))
-    assert found['test_table1_case1']['note'] == 'no result: basicsr test -opt options/test_table1_case1.yml'
-    assert found['test_table1_case2']['note'].startswith('no result on REDS_val, only on demo_test: basicsr test')
-    assert found['test_table1_case2']['PSNR measured'] == ''
-    assert found['test_table1_case3']['PSNR measured'] == '28.50'
+def test_each_rows_options_are_what_the_paper_measured(tmp_path):
+    for table in PAPER:
+        for row in table.rows:
+            write(tmp_path, row.result, {'psnr': 28.0, 'ssim': 0.8}, dataset=table.dataset)
+    assert {name: row['note'] for name, row in cells(compare(tmp_path)).items() if row['note']} == {}
+
+
+def test_result_of_other_images_or_another_network_is_not_set_against_the_paper(tmp_path):
+    write(tmp_path, 'test_table1_case2', {'psnr': 28.0, 'ssim': 0.8}, network={'block': 'wrca'})
+    write(tmp_path, 'test_table2_row1', {'psnr': 28.0, 'ssim': 0.8}, weights=None, images=6)
+    write(tmp_path, 'test_table2_row7', {'psnr': 4.76, 'ssim': 0.1}, images=6, network={'num_feat': 4, 'num_group': 1})
+    compared = compare(tmp_path)
+    found = cells(compared)
+    notes = {
+        'test_table1_case2': 'not what the paper measured: block wrca, not wr',
+        'test_table2_row1': 'not what the paper measured: images 6, not 3000',
+        'test_table2_row7': 'not what the paper measured: images 6, not 3000; num_feat 4, not 64; num_group 1, not 4',
+    }
+    for name, note in notes.items():
+        assert (found[name]['note'], found[name]['PSNR difference'], found[name]['SSIM difference']) == (note, '', '')
+        assert note in as_text(compared) and note in as_html(compared)
+    assert found['test_table2_row7']['PSNR measured'] == '4.76'
+
+
+def test_scores_that_no_test_measures_have_no_columns(tmp_path):
+    write(tmp_path, 'test_table3', {}, dataset='REDS_test')
+    compared = compare(tmp_path)
+    row = cells(compared)['test_table3']
+    assert (row['LPIPS paper'], row['protocol'], row['images']) == ('0.2302', 'chop x8 fp32', '3000')
+    assert 'LPIPS measured' not in row and as_html(compared).count('>measured<') == 4
+    assert 'measured' not in as_text(compared).partition('Table 3')[2]
 
 
 def test_result_without_a_score_leaves_its_cells_empty(tmp_path):
-    write(tmp_path, 'test_table3', {}, dataset='REDS_test')
-    row = cells(compare(tmp_path))['test_table3']
-    assert (row['PSNR measured'], row['PSNR difference'], row['protocol']) == ('', '', 'chop x8 fp32')
+    write(tmp_path, 'test_table2_row3', {'ssim': 0.8138})
+    row = cells(compare(tmp_path))['test_table2_row3']
+    assert (row['PSNR measured'], row['PSNR difference'], row['SSIM difference']) == ('', '', '+0.0000')
 
 
 def test_text_is_in_columns_and_html_escaped(tmp_path):

@@ -4,32 +4,52 @@ import csv
 import html
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import InputError
 from .report import page, rounded
 
+FRAMES = 3000  # of REDS's validation set, and of its test set
+
+Network = Mapping[str, Any]  # options under network_g
+
+WRCAN: Network = {'type': 'WRCAN', 'num_feat': 64, 'num_group': 4, 'num_block': 16, 'block': 'wrca'}
+WRN: Network = {**WRCAN, 'block': 'wr'}
+
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table: the result that measures it, what it is (a cell a heading), the paper's scores by metric."""
+    """One row of a table: the result that measures it, what it is (a cell a heading), the paper's scores by metric.
+
+    `network` is what the paper measured; empty for the blurred input.
+    """
 
     result: str
     cells: tuple[str, ...]
     paper: dict[str, float]
+    network: Network
 
 
 @dataclass(frozen=True)
 class Table:
-    """One of the paper's tables. `dataset` is the name of the data set that its results are measured on."""
+    """One of the paper's tables. `dataset` is the name of the data set that its results are measured on.
+
+    `scored` says whether tests can measure its scores.
+    """
 
     title: str
     about: str
     dataset: str
     headings: tuple[str, ...]
     rows: tuple[Row, ...]
+    scored: bool = True
+
+
+def _one_group(block: str) -> Network:
+    return {**WRCAN, 'num_group': 1, 'block': block}
 
 
 def _scores(psnr: float, ssim: float, lpips: float | None = None) -> dict[str, float]:
@@ -43,10 +63,10 @@ PAPER = (
         dataset='REDS_val',
         headings=('case', 'WR', 'CA'),
         rows=(
-            Row('test_table1_case1', ('1', '-', '-'), _scores(28.45, 0.8030)),
-            Row('test_table1_case2', ('2', 'x', '-'), _scores(28.60, 0.8061)),
-            Row('test_table1_case3', ('3', '-', 'x'), _scores(28.56, 0.8057)),
-            Row('test_table1_case4', ('4', 'x', 'x'), _scores(28.71, 0.8089)),
+            Row('test_table1_case1', ('1', '-', '-'), _scores(28.45, 0.8030), _one_group('res')),
+            Row('test_table1_case2', ('2', 'x', '-'), _scores(28.60, 0.8061), _one_group('wr')),
+            Row('test_table1_case3', ('3', '-', 'x'), _scores(28.56, 0.8057), _one_group('rca')),
+            Row('test_table1_case4', ('4', 'x', 'x'), _scores(28.71, 0.8089), _one_group('wrca')),
         ),
     ),
     Table(
@@ -55,13 +75,13 @@ PAPER = (
         dataset='REDS_val',
         headings=('method',),
         rows=(
-            Row('test_table2_row1', ('the blurred JPEG input itself',), _scores(24.91, 0.7963)),
-            Row('test_table2_row2', ('WRN, L1',), _scores(28.90, 0.8131)),
-            Row('test_table2_row3', ('WRCAN, L1',), _scores(28.93, 0.8138)),
-            Row('test_table2_row4', ('WRCAN, L1 + L_AE-JPEG',), _scores(28.99, 0.8154)),
-            Row('test_table2_row5', ('WRCAN, L1, x8',), _scores(29.06, 0.8160)),
-            Row('test_table2_row6', ('WRCAN, L1 + L_AE-JPEG, x8',), _scores(29.12, 0.8175)),
-            Row('test_table2_row7', ('WRCAN, L1 + L_AE-JPEG, x8, patch 320',), _scores(29.20, 0.8192)),
+            Row('test_table2_row1', ('the blurred JPEG input itself',), _scores(24.91, 0.7963), {}),
+            Row('test_table2_row2', ('WRN, L1',), _scores(28.90, 0.8131), WRN),
+            Row('test_table2_row3', ('WRCAN, L1',), _scores(28.93, 0.8138), WRCAN),
+            Row('test_table2_row4', ('WRCAN, L1 + L_AE-JPEG',), _scores(28.99, 0.8154), WRCAN),
+            Row('test_table2_row5', ('WRCAN, L1, x8',), _scores(29.06, 0.8160), WRCAN),
+            Row('test_table2_row6', ('WRCAN, L1 + L_AE-JPEG, x8',), _scores(29.12, 0.8175), WRCAN),
+            Row('test_table2_row7', ('WRCAN, L1 + L_AE-JPEG, x8, patch 320',), _scores(29.20, 0.8192), WRCAN),
         ),
     ),
     Table(
@@ -69,7 +89,8 @@ PAPER = (
         about="As the challenge's server judged it (REDS, test). It alone has the sharp frames: tests give no scores.",
         dataset='REDS_test',
         headings=('method',),
-        rows=(Row('test_table3', ('WRCAN, patch 320, x8',), _scores(29.60, 0.8398, 0.2302)),),
+        rows=(Row('test_table3', ('WRCAN, patch 320, x8',), _scores(29.60, 0.8398, 0.2302), WRCAN),),
+        scored=False,
     ),
 )
 
@@ -81,12 +102,13 @@ class Found:
     metrics: dict[str, float]
     protocol: str
     images: int
+    network: Network
     weights: str | None
 
 
 @dataclass(frozen=True)
 class Line:
-    """A row beside its result; without one, `note` says why and what to do."""
+    """A row beside its result. `note` says why there is none, or why it is not one to set the paper's against."""
 
     row: Row
     found: Found | None
@@ -102,6 +124,7 @@ def read_found(path: Path) -> Found:
             metrics={name: float(value) for name, value in result['metrics'].items()},
             protocol=str(result['protocol']),
             images=int(result['images']),
+            network=dict(result['network_g']),
             weights=None if weights is None else str(weights['sha256']),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # not JSON, or JSON of something else
@@ -111,16 +134,26 @@ def read_found(path: Path) -> Found:
 
 def compare(results: Path, tables: Sequence[Table] = PAPER) -> list[tuple[Table, list[Line]]]:
     """The tables' rows beside what is found in the folder `results`; one that is not there holds no result."""
-    return [(table, [_line(row, table.dataset, results / row.result) for row in table.rows]) for table in tables]
+    return [(table, [_line(table, row, results / row.result) for row in table.rows]) for table in tables]
 
 
-def _line(row: Row, dataset: str, folder: Path) -> Line:
-    path = folder / f'result_{dataset}.json'
+def _line(table: Table, row: Row, folder: Path) -> Line:
+    path = folder / f'result_{table.dataset}.json'
     if path.is_file():
-        return Line(row, read_found(path))
+        found = read_found(path)
+        return Line(row, found, _not_the_papers(row, found))
     others = sorted(other.stem.removeprefix('result_') for other in folder.glob('result_*.json'))
-    where = f' on {dataset}, only on {", ".join(others)}' if others else ''
+    where = f' on {table.dataset}, only on {", ".join(others)}' if others else ''
     return Line(row, None, f'no result{where}: basicsr test -opt options/{row.result}.yml')
+
+
+def _not_the_papers(row: Row, found: Found) -> str:
+    """What the result was measured on that the row was not; '' where the two can be compared."""
+    network = {**WRCAN, **found.network}  # what options leave out is as WRCAN has it
+    here = {'images': found.images, **{name: network[name] for name in row.network}}
+    paper = {'images': FRAMES, **row.network}
+    differences = [f'{name} {here[name]}, not {paper[name]}' for name in paper if here[name] != paper[name]]
+    return f'not what the paper measured: {"; ".join(differences)}' if differences else ''
 
 
 ABOUT_RESULT = ('protocol', 'images', 'weights')
@@ -130,8 +163,13 @@ def _metrics(table: Table) -> list[str]:
     return list(table.rows[0].paper)
 
 
+def _sources(table: Table) -> tuple[str, ...]:
+    """The columns that each metric has."""
+    return ('paper', 'measured', 'difference') if table.scored else ('paper',)
+
+
 def _score_columns(table: Table) -> list[str]:
-    return [f'{name.upper()} {column}' for name in _metrics(table) for column in ('paper', 'measured', 'difference')]
+    return [f'{name.upper()} {source}' for name in _metrics(table) for source in _sources(table)]
 
 
 def _columns(table: Table) -> list[str]:
@@ -139,16 +177,25 @@ def _columns(table: Table) -> list[str]:
     return [*table.headings, *_score_columns(table), *ABOUT_RESULT]
 
 
-def _cells(line: Line) -> list[str]:
+def _headings(table: Table) -> list[str]:
+    return [column.rpartition(' ')[2] for column in _columns(table)]
+
+
+def _numbers(table: Table) -> set[str]:
+    """The columns that are set to the right."""
+    return {*_score_columns(table), 'images'}
+
+
+def _cells(table: Table, line: Line) -> list[str]:
     """A row's cells, in the order of `_columns`; '' where there is nothing to say."""
     cells = list(line.row.cells)
     for name, paper in line.row.paper.items():
         measured = line.found.metrics.get(name) if line.found else None
-        cells.append(rounded(name, paper))
-        if measured is None:
-            cells += ['', '']
-        else:
-            cells += [rounded(name, measured), rounded(name, measured - paper, sign='+')]
+        shown = {'paper': rounded(name, paper)}
+        if measured is not None:
+            shown['measured'] = rounded(name, measured)
+            shown['difference'] = '' if line.note else rounded(name, measured - paper, sign='+')
+        cells += [shown.get(source, '') for source in _sources(table)]
     if line.found is None:
         return [*cells, '', '', '']
     return [*cells, line.found.protocol, str(line.found.images), (line.found.weights or 'none')[:12]]
@@ -161,28 +208,30 @@ def as_text(compared: Sequence[tuple[Table, list[Line]]]) -> str:
 
 def _text_table(table: Table, lines: list[Line]) -> str:
     """The metrics' names stand in a row of their own, above the paper's scores."""
-    columns = _columns(table)
-    numbers = {*_score_columns(table), 'images'}
+    columns, numbers = _columns(table), _numbers(table)
     above = [column.removesuffix(' paper') if column.endswith(' paper') else '' for column in columns]
-    below = [column.rpartition(' ')[2] for column in columns]
-    rows = [above, below, *map(_cells, lines)]
-    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
-    text = [f'{table.title}. {table.about}']
-    for cells, note in zip(rows, ['', '', *(line.note for line in lines)], strict=True):
-        padded = [
+    rows = [_cells(table, line) for line in lines]
+    widths = [max(map(len, cells)) for cells in zip(above, _headings(table), *rows, strict=True)]
+
+    def padded(cells: list[str]) -> list[str]:
+        return [
             f'{cell:{">" if column in numbers else "<"}{width}}'
             for cell, column, width in zip(cells, columns, widths, strict=True)
         ]
-        text.append('  '.join([*padded[: -len(ABOUT_RESULT)], note] if note else padded).rstrip())
+
+    headings = ['  '.join(padded(cells)).rstrip() for cells in (above, _headings(table))]
+    text = [f'{table.title}. {table.about}', *headings]
+    for line, cells in zip(lines, map(padded, rows), strict=True):
+        text.append('  '.join([*(cells if line.found else cells[: -len(ABOUT_RESULT)]), line.note]).rstrip())
     return '\n'.join(text)
 
 
 STYLE = """
-body { max-width: 1340px } .numbers { font-variant-numeric: tabular-nums; white-space: nowrap; margin-bottom: 2.5em }
-.numbers { display: block; overflow-x: auto }
-.numbers td, .numbers th { padding: 4px 7px } .numbers .first { padding-left: 22px } .numbers .text { text-align: left }
+.numbers { display: block; overflow-x: auto; font-variant-numeric: tabular-nums; white-space: nowrap }
+.numbers { font-size: 14px; margin-bottom: 2.5em } .numbers th { font-size: 13px }
+.numbers td, .numbers th { padding: 4px 5px } .numbers .first { padding-left: 12px } .numbers .text { text-align: left }
 .numbers thead { border-bottom: 2px solid #222 } .numbers thead tr { border: 0 } .numbers .metric { text-align: center }
-.numbers .missing { color: #767676; font-size: 13px; white-space: normal; max-width: 360px }
+.numbers .note { color: #767676; font-size: 13px; white-space: normal } .numbers .below { border-top: hidden }
 """
 
 
@@ -192,35 +241,37 @@ def as_html(compared: Sequence[tuple[Table, list[Line]]]) -> str:
     for table, lines in compared:
         body.append(f'<h2>{table.title}</h2><p>{html.escape(table.about)}</p>')
         body.append(f'<table class="numbers"><thead>{_html_headings(table)}</thead>')
-        body += [_html_row(line) for line in lines]
+        body += [_html_row(table, line) for line in lines]
         body.append('</table>')
     return page('Paper against measured', '\n'.join(body), STYLE)
 
 
 def _html_headings(table: Table) -> str:
-    """Two rows: the metrics over the three columns that each has."""
-    metrics = ''.join(f'<th colspan="3" class="metric">{name.upper()}</th>' for name in _metrics(table))
-    scores = '<th class="first">paper</th><th>measured</th><th>difference</th>' * len(_metrics(table))
-    headings = ''.join(f'<th class="text">{name}</th>' for name in table.headings)
-    about = '<th class="text first">protocol</th><th>images</th><th class="text">weights</th>'
+    """Two rows: the metrics over the columns that each has."""
+    span = len(_sources(table))
+    metrics = ''.join(f'<th colspan="{span}" class="metric">{name.upper()}</th>' for name in _metrics(table))
     above = f'<th colspan="{len(table.headings)}"></th>{metrics}<th colspan="{len(ABOUT_RESULT)}"></th>'
-    return f'<tr>{above}</tr><tr>{headings}{scores}{about}</tr>'
+    return f'<tr>{above}</tr><tr>{_html_cells("th", table, _headings(table))}</tr>'
 
 
-def _html_row(line: Line) -> str:
-    cells = _cells(line)
-    first_score, after_scores = len(line.row.cells), len(cells) - len(ABOUT_RESULT)
-    html_cells = [f'<td class="text">{html.escape(cell)}</td>' for cell in cells[:first_score]]
-    html_cells += [
-        f'<td class="first">{cell}</td>' if place % 3 == 0 else f'<td>{cell}</td>'
-        for place, cell in enumerate(cells[first_score:after_scores])
-    ]
+def _html_row(table: Table, line: Line) -> str:
+    """A note stands where the result is missing, or else in a row below."""
+    cells, note = _cells(table, line), html.escape(line.note)
     if line.found is None:
-        html_cells.append(f'<td class="text first missing" colspan="{len(ABOUT_RESULT)}">{html.escape(line.note)}</td>')
-    else:
-        protocol, images, weights = map(html.escape, cells[after_scores:])
-        html_cells += [f'<td class="text first">{protocol}</td><td>{images}</td><td class="text">{weights}</td>']
-    return f'<tr>{"".join(html_cells)}</tr>'
+        scores = _html_cells('td', table, cells[: -len(ABOUT_RESULT)])
+        return f'<tr>{scores}<td class="text first note" colspan="{len(ABOUT_RESULT)}">{note}</td></tr>'
+    below = f'<tr class="below"><td class="text note" colspan="{len(cells)}">{note}</td></tr>' if note else ''
+    return f'<tr>{_html_cells("td", table, cells)}</tr>{below}'
+
+
+def _html_cells(tag: str, table: Table, texts: list[str]) -> str:
+    numbers = _numbers(table)
+    cells = []
+    for column, text in zip(_columns(table), texts, strict=False):
+        kind = '' if column in numbers else 'text '
+        first = 'first' if column.endswith(' paper') or column == 'protocol' else ''
+        cells.append(f'<{tag} class="{kind}{first}">{html.escape(text)}</{tag}>')
+    return ''.join(cells)
 
 
 def as_csv(compared: Sequence[tuple[Table, list[Line]]]) -> str:
@@ -234,6 +285,6 @@ def as_csv(compared: Sequence[tuple[Table, list[Line]]]) -> str:
     for table, lines in compared:
         about = {'table': table.title, 'dataset': table.dataset}
         for line in lines:
-            cells = dict(zip(_columns(table), _cells(line), strict=True))
+            cells = dict(zip(_columns(table), _cells(table, line), strict=True))
             writer.writerow({**about, **cells, 'result': line.row.result, 'note': line.note})
     return text.getvalue()
