@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from wrcan_arch import InputError
+from wrcan_arch.cli import main
 from wrcan_arch.look.tables import PAPER, as_csv, as_html, as_text, compare
 from wrcan_arch.train import results
 from wrcan_arch.train.options import read_options
@@ -101,6 +102,26 @@ def test_scores_that_no_test_measures_have_no_columns(tmp_path):
     assert (row['LPIPS paper'], row['protocol'], row['images']) == ('0.2302', 'chop x8 fp32', '3000')
     assert 'LPIPS measured' not in row and as_html(compared).count('>measured<') == 4
     assert 'measured' not in as_text(compared).partition('Table 3')[2]
+
+
+def test_named_folder_has_to_be_there(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(['tables']) == 0
+    assert main(['tables', '--results', 'nowhere']) == 2
+    assert capsys.readouterr().err == (
+        'basicsr tables: nowhere: there is no such folder; basicsr test writes results/NAME\n'
+    )
+
+
+def test_row_without_a_result_says_what_to_do(tmp_path):
+    write(tmp_path, 'test_table1_case2', {'psnr': 28.0, 'ssim': 0.8}, dataset='demo_test')
+    write(tmp_path, 'test_table1_case3', {'psnr': 28.0, 'ssim': 0.8}, dataset='demo_test')
+    write(tmp_path, 'test_table1_case3', {'psnr': 28.5, 'ssim': 0.8})
+    found = cells(compare(tmp_path))
+    assert found['test_table1_case1']['note'] == 'no result: basicsr test -opt options/test_table1_case1.yml'
+    assert found['test_table1_case2']['note'].startswith('no result on REDS_val, only on demo_test: basicsr test')
+    assert found['test_table1_case2']['PSNR measured'] == ''
+    assert found['test_table1_case3']['PSNR measured'] == '28.50'
 
 
 def test_result_without_a_score_leaves_its_cells_empty(tmp_path):

@@ -102,9 +102,12 @@ def convert(arguments: argparse.Namespace) -> int:
 
 
 def tables(arguments: argparse.Namespace) -> int:
+    from .errors import InputError
     from .look.tables import as_csv, as_html, as_text, compare
 
-    compared = compare(arguments.results)
+    if arguments.results and not arguments.results.is_dir():
+        raise InputError(f'{arguments.results}: there is no such folder; basicsr test writes results/NAME')
+    compared = compare(arguments.results or Path('results'))
     print(as_text(compared))
     for path, render in ((arguments.html, as_html), (arguments.csv, as_csv)):
         if path is not None:
@@ -247,7 +250,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument('-o', '--out', type=Path, default=Path('report.html'), help='default report.html')
 
     command = add('tables', tables, "print the paper's tables, paper beside measured")
-    command.add_argument('--results', type=Path, default=Path('results'), help='default results')
+    command.add_argument('--results', type=Path, help='default results')
     command.add_argument('--html', type=Path, help='write a page too')
     command.add_argument('--csv', type=Path, help='write a CSV file too')
 
