@@ -143,7 +143,7 @@ def test_data_set_of_the_toolbox(frames):
     np.testing.assert_array_equal(row.cells[0].crop, frames['input']['001_00000000'][:160, :160])
 
 
-def test_figure_is_a_png_at_twice_the_size_and_a_page_at_1_to_1(frames):
+def test_figure_is_a_png_and_a_page_at_2_to_1(frames):
     crops = ['000/00000000:0,0', '001/00000000:40,80']
     page = Path('pages/figure.html')
     image = make_figure(RESULTS, crops, page)
@@ -154,7 +154,8 @@ def test_figure_is_a_png_at_twice_the_size_and_a_page_at_1_to_1(frames):
     left, top = cv2.minMaxLoc(cv2.matchTemplate(drawn, enlarged, cv2.TM_SQDIFF))[2]
     np.testing.assert_array_equal(drawn[top : top + 320, left : left + 320], enlarged)
     text = page.read_text()
-    assert text.count('<img') == 8 and all(crop in text for crop in crops) and 'http' not in text
+    assert text.count('<img') == text.count('width="320"') == 8
+    assert all(crop in text for crop in crops) and 'http' not in text
     assert text.count('PSNR ') == 7, 'six images have one, and the page says whose it is'
     psnr = calculate_psnr(frames['first']['001_00000000'], frames['sharp']['001_00000000'], 0)
     assert f'PSNR {psnr:.2f}' in text

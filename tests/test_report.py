@@ -1,8 +1,21 @@
+import re
+from pathlib import Path
+
+import cv2
 import numpy as np
 import pytest
+from conftest import picture
 
 from wrcan_arch import InputError
-from wrcan_arch.look.report import busiest_crops, plot, read_curves, rounded
+from wrcan_arch.look.report import (
+    busiest_crops,
+    plot_losses,
+    read_curves,
+    read_restored,
+    rounded,
+    write_report,
+)
+from wrcan_arch.train.results import write_result
 
 LOG = """2026-01-01 10:00:00,000 INFO: [small..][epoch:  0, iter:       1, lr:(1.000e-03,)] [eta: 0:00:00, time (data): 1.239 (0.086)] l_pix: 6.1602e-01 l_ae: 4.8760e-02
 2026-01-01 10:00:00,000 INFO: [small..][epoch:  2, iter:   1,200, lr:(5.000e-04,)] [eta: 0:00:01, time (data): 0.5 (0.06)] l_pix: 5.0251e-01 l_ae: 3.4787e-02
@@ -38,14 +51,59 @@ def test_folder_without_a_log_is_an_error(tmp_path):
         read_curves(tmp_path)
 
 
-def test_plot_is_an_svg():
-    assert plot('a title', {'l_pix': [(1, 0.5), (2, 0.4)], 'l_ae': [(1, 0.1)]}).startswith('<svg')
+def test_losses_are_on_a_logarithmic_axis():
+    drawn = plot_losses({'l_pix': [(1, 0.5), (2, 0.4)], 'l_ae': [(1, 0.001)]})
+    assert drawn.startswith('<svg') and '<!-- training loss -->' in drawn
+    assert '<!-- $\\mathdefault{10^{-3}}$ -->' in drawn  # the axis's labels
 
 
-def test_losses_below_zero_are_drawn_too():
+def test_losses_below_zero_are_drawn_too_and_said_to_be_psnr():
     """As PSNRLoss's are; a logarithmic axis would leave them out."""
-    drawn = plot('loss', {'l_pix': [(1, -0.3), (2, -0.2)]}, logarithmic=True)
-    assert '<!-- −0.30 -->' in drawn and '<!-- −0.20 -->' in drawn  # the axis's labels
+    drawn = plot_losses({'l_pix': [(1, -0.3), (2, -0.2)], 'l_ae': [(1, 0.001)]})
+    assert '<!-- −0.30 -->' in drawn and '<!-- −0.20 -->' in drawn
+    assert '<!-- training loss (l_pix: -PSNR x loss_weight) -->' in drawn
+
+
+@pytest.fixture
+def finished_test(tmp_path, monkeypatch):
+    """The options of a test that restored one image of 240 x 200."""
+    monkeypatch.chdir(tmp_path)
+    images = {
+        'blur/a.png': picture(200, 240),
+        'sharp/a.png': picture(200, 240, 1),
+        'results/some/visualization/small/a_some.png': picture(200, 240, 2),
+    }
+    for name, image in images.items():
+        Path(name).parent.mkdir(parents=True)
+        cv2.imwrite(name, image)
+    about = {'protocol': 'chop x8 bf16', 'weights': None, 'network_g': {'type': 'WRCAN'}}
+    write_result(Path('results/some'), 'small', {'a': {'psnr': 28.0}}, about)
+    dataset = {
+        'name': 'small', 'type': 'PairedImageDataset', 'dataroot_lq': 'blur', 'dataroot_gt': 'sharp',
+        'io_backend': {'type': 'disk'},
+    }  # fmt: skip
+    metrics = {'psnr': {'type': 'calculate_psnr', 'crop_border': 0}}
+    return {'name': 'some', 'scale': 1, 'datasets': {'test': dataset}, 'val': {'metrics': metrics}}
+
+
+def test_page_shows_images_at_1_to_1_and_crops_at_2_to_1(finished_test):
+    write_report(finished_test, None, Path('report.html'))
+    page = Path('report.html').read_text()
+    widths = re.findall(r'alt="([^"]*)" width="(\d+)"', page)
+    shown = [(f'a, {name}', '240') if part == 0 else (f'a, {name}, crop', '320')
+             for name in ('blurred', 'restored', 'sharp') for part in range(2)]  # fmt: skip
+    assert widths == shown and 'crops at 2:1' in page
+
+
+def test_page_says_the_protocol_as_the_result_does(finished_test):
+    write_report(finished_test, None, Path('report.html'))
+    assert 'protocol: chop x8 bf16.' in Path('report.html').read_text()
+
+
+def test_image_that_was_not_saved_is_said_once(tmp_path, capfd):
+    with pytest.raises(InputError, match=r'no restored image a\.png; run basicsr test with save_img: true'):
+        read_restored(tmp_path / 'a.png')
+    assert capfd.readouterr() == ('', '')
 
 
 @pytest.mark.parametrize('size', [(400, 500), (160, 161), (90, 400), (1, 1)])

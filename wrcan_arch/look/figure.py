@@ -18,13 +18,12 @@ from PIL import Image, ImageDraw, ImageFont
 from ..errors import InputError
 from ..train.jpeg_deblur_dataset import JPEGDeblurDataset
 from ..train.results import key_of, sequence_of
-from .report import CROP, busiest_crops, open_test_set, page, picture, read_restored, rounded
+from .report import CROP, ZOOM, busiest_crops, open_test_set, page, picture, read_restored, rounded
 
 PAPER_FRAMES = ('003/00000060', '026/00000054', '004/00000093', '010/00000098')
 OTHER_COLUMNS = ('input', 'sharp')
 ROWS = 4  # where nobody says which
 
-ZOOM = 2  # of the crops in the PNG
 GAP, TEXT_HEIGHT, FONT_SIZE = 12, 30, 20  # pixels in the PNG
 
 TestSet = Sequence[Mapping[str, Any]]  # a data set's items
@@ -212,9 +211,9 @@ def draw(rows: Sequence[FigureRow]) -> np.ndarray:
 
 
 STYLE = """
-.figure { width: auto } .figure td { width: auto; text-align: center } .figure img { image-rendering: pixelated }
-.figure .crop { text-align: left; padding-top: 14px; color: #666 } .figure th { padding: 0 4px }
-body { max-width: none }
+body { max-width: none } .figure { display: block; overflow-x: auto; text-align: center }
+.figure td, .figure th { padding: 4px } .figure img { image-rendering: pixelated; max-width: none }
+.figure .crop { text-align: left; padding-top: 14px; color: #666 }
 """
 
 
@@ -223,20 +222,20 @@ def _html_page(rows: Sequence[FigureRow]) -> str:
     table = [f'<table class="figure"><tr>{titles}</tr>']
     for row in rows:
         cells = [
-            f'<td>{picture(cell.crop, "png", alt=f"{row.crop}, {cell.title}")}<br>{_caption(cell)}</td>'
+            f'<td>{picture(cell.crop, "png", alt=f"{row.crop}, {cell.title}", zoom=ZOOM)}<br>{_caption(cell)}</td>'
             for cell in row.cells
         ]
         table.append(f'<tr><td class="crop" colspan="{len(cells)}">{html.escape(row.crop)}</td></tr>')
         table.append(f'<tr>{"".join(cells)}</tr>')
     about = (
-        f'<p>Crops of {CROP} x {CROP} pixels at 1:1, named as sequence/frame:top,left. '
+        f'<p>Crops of {CROP} x {CROP} pixels at {ZOOM}:1, named as sequence/frame:top,left. '
         'PSNR is that of the whole image, in dB.</p>'
     )
     return page('Crops of restored images', about + '\n'.join(table) + '</table>', STYLE)
 
 
 def make_figure(results: Sequence[Path], crops: Sequence[str], out: Path) -> Path:
-    """Write the figure as a page with crops at 1:1, and as a PNG beside it.
+    """Write the figure as a page, and as a PNG beside it.
 
     Args:
         results: folders of finished tests on the same data set, results/NAME. The data set is found by the options of

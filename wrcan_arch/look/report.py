@@ -6,6 +6,7 @@ One file, pictures and plots inside it. It reads what a training and a test left
 import base64
 import html
 import io
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,8 @@ from matplotlib.figure import Figure
 from ..errors import InputError
 from ..train.results import key_of
 
-CROP = 160  # pixels, the side of the pictures at 1:1
+CROP = 160  # pixels, the side of a crop
+ZOOM = 2  # of crops, where they are shown
 CROPS_PER_PICTURE = 2
 SHOWN = 60  # pictures on a page; of more than that, some from all over the test
 
@@ -36,6 +38,17 @@ class Result:
     key: str
     pictures: dict[str, np.ndarray]
     scores: Scores
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one test left. `weights` is the SHA-256 of the weight file, None for a test without one."""
+
+    metrics: dict[str, float]
+    protocol: str
+    images: int
+    network: Mapping[str, Any]
+    weights: str | None
 
 
 @dataclass(frozen=True)
@@ -67,10 +80,27 @@ def open_test_set(opt: Mapping[str, Any], phase: str) -> Sequence[Mapping[str, A
 
 def read_restored(path: Path) -> np.ndarray:
     """An image that a test restored, uint8 (H, W, 3), BGR."""
-    image = cv2.imread(str(path))
+    image = cv2.imread(str(path)) if path.is_file() else None  # or OpenCV says it too
     if image is None:
         raise InputError(f'{path.parent}: no restored image {path.name}; run basicsr test with save_img: true')
     return image
+
+
+def read_found(path: Path) -> Found:
+    """The content of a result_DATASET.json."""
+    try:
+        result = json.loads(path.read_text(encoding='utf-8'))
+        weights = result['weights']
+        return Found(
+            metrics={name: float(value) for name, value in result['metrics'].items()},
+            protocol=str(result['protocol']),
+            images=int(result['images']),
+            network=dict(result['network_g']),
+            weights=None if weights is None else str(weights['sha256']),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # not JSON, or JSON of something else
+        reason = f'{type(error).__name__}: {error}'
+        raise InputError(f'{path}: not a result of basicsr test ({reason}); remove it and test again') from error
 
 
 def _scores(pictures: dict[str, np.ndarray], metrics: Mapping[str, Any]) -> Scores:
@@ -108,20 +138,27 @@ def read_curves(experiment: Path) -> Curves:
     )
 
 
-def plot(title: str, series: Mapping[str, list[tuple[int, float]]], *, logarithmic: bool = False) -> str:
+def plot(title: str, series: Mapping[str, list[tuple[int, float]]], *, scale: str = 'linear') -> str:
     """An SVG of curves over iterations."""
     figure = Figure(figsize=(5.2, 2.8), layout='constrained')
     axes = figure.subplots()
     for name, points in series.items():
         axes.plot(*zip(*points, strict=True), label=name, marker='.' if len(points) < 30 else None)
-    positive = all(value > 0 for points in series.values() for _, value in points)
-    axes.set(title=title, xlabel='iteration', yscale='log' if logarithmic and positive else 'linear')
+    axes.set(title=title, xlabel='iteration', yscale=scale)
     axes.grid(alpha=0.3)
     if len(series) > 1:
         axes.legend()
     text = io.StringIO()
     figure.savefig(text, format='svg')
     return text.getvalue()[text.getvalue().index('<svg') :]
+
+
+def plot_losses(losses: Mapping[str, list[tuple[int, float]]]) -> str:
+    """An SVG of the training's losses, on a logarithmic axis unless it would leave some out."""
+    lowest = {name: min(value for _, value in points) for name, points in losses.items()}
+    is_psnr = lowest.get('l_pix', 0) < 0  # no other pixel_opt is below zero
+    title = 'training loss (l_pix: -PSNR x loss_weight)' if is_psnr else 'training loss'
+    return plot(title, losses, scale='log' if min(lowest.values()) > 0 else 'linear')
 
 
 def busiest_crops(images: Sequence[np.ndarray], count: int = CROPS_PER_PICTURE) -> list[tuple[int, int]]:
@@ -139,13 +176,13 @@ def busiest_crops(images: Sequence[np.ndarray], count: int = CROPS_PER_PICTURE) 
     return corners
 
 
-def picture(image: np.ndarray, ending: str, **attributes: str) -> str:
+def picture(image: np.ndarray, ending: str, *, alt: str, zoom: int = 1) -> str:
     """An <img> that holds the image itself, as a 'jpg' or a 'png'."""
     parameters = [cv2.IMWRITE_JPEG_QUALITY, 92] if ending == 'jpg' else []
     encoded = base64.b64encode(cv2.imencode(f'.{ending}', image, parameters)[1].tobytes()).decode()
     kind = {'jpg': 'jpeg', 'png': 'png'}[ending]
-    listed = ' '.join(f'{name}="{html.escape(value)}"' for name, value in attributes.items())
-    return f'<img src="data:image/{kind};base64,{encoded}" {listed}>'
+    width = image.shape[1] * zoom
+    return f'<img src="data:image/{kind};base64,{encoded}" alt="{html.escape(alt)}" width="{width}">'
 
 
 def _score(metric: str, value: float) -> str:
@@ -164,15 +201,13 @@ def _row(result: Result) -> str:
     columns = []
     for place, (name, image) in enumerate(result.pictures.items()):
         scores = [] if name == 'sharp' else [_score(metric, values[place]) for metric, values in result.scores.items()]
-        whole = picture(image, 'jpg', alt=f'{result.key}, {name}', style='width:100%')
+        whole = picture(image, 'jpg', alt=f'{result.key}, {name}')
         crops = [
-            picture(image[top : top + CROP, left : left + CROP], 'png', alt=f'{result.key}, {name}, crop at 1:1')
+            picture(image[top : top + CROP, left : left + CROP], 'png', alt=f'{result.key}, {name}, crop', zoom=ZOOM)
             for top, left in corners
         ]
-        columns.append(
-            f'<td><b>{name}</b> {", ".join(scores)}<br>{whole}<div class="crops">{"".join(crops)}</div></td>'
-        )
-    return f'<h3>{html.escape(result.key)}</h3><table><tr>{"".join(columns)}</tr></table>'
+        columns.append(f'<div><b>{name}</b> {", ".join(scores)}<br>{whole}<p>{"".join(crops)}</p></div>')
+    return f'<h3>{html.escape(result.key)}</h3><div class="columns">{"".join(columns)}</div>'
 
 
 def mean_scores(scores: Sequence[Scores]) -> Scores:
@@ -195,18 +230,19 @@ def _summary(scores: Sequence[Scores]) -> str:
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 1180px; margin: 2em auto; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; width: 100% } td { vertical-align: top; padding: 4px; width: 33% }
-.numbers { width: auto } .numbers td, .numbers th { width: auto; padding: 4px 14px; text-align: right }
-.numbers tr { border-bottom: 1px solid #ddd } .crops { display: flex; flex-wrap: wrap; gap: 4px; margin-top: 4px }
-.crops img { image-rendering: pixelated } .plots { display: flex; flex-wrap: wrap; gap: 1em }
+table { border-collapse: collapse } td { vertical-align: top } img, svg { max-width: 100%; height: auto }
+.numbers td, .numbers th { padding: 4px 14px; text-align: right } .numbers tr { border-bottom: 1px solid #ddd }
+.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(320px, 100%), 1fr)); gap: 8px }
+.columns p { display: flex; flex-wrap: wrap; gap: 4px; margin: 4px 0 } .columns p img { image-rendering: pixelated }
+.plots { display: flex; flex-wrap: wrap; gap: 1em }
 """
 
 
 def page(title: str, body: str, style: str = '') -> str:
     """A whole page around `body`; `style` is what it needs beyond STYLE."""
     return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f'<style>{STYLE}{style}</style><h1>{html.escape(title)}</h1>{body}</html>\n'
+        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f'<title>{html.escape(title)}</title><style>{STYLE}{style}</style><h1>{html.escape(title)}</h1>{body}</html>\n'
     )
 
 
@@ -230,15 +266,16 @@ def write_report(opt: Mapping[str, Any], experiment: Path | None, out: Path) -> 
     sections = [_summary(scores)]
     if experiment is not None:
         curves = read_curves(experiment)
-        plots = [plot('training loss', curves.losses, logarithmic=True)] if curves.losses else []
+        plots = [plot_losses(curves.losses)] if curves.losses else []
         plots += [plot(f'validation {name.upper()}', {name: points}) for name, points in curves.metrics.items()]
         sections.append(f'<h2>Training</h2><div class="plots">{"".join(plots)}</div>')
     of_all = f' {len(rows)} of {count} images, from all over the test.' if len(rows) < count else ''
-    sections.append(f'<h2>Pictures</h2><p>The whole image, then crops at 1:1 where the blur cost most.{of_all}</p>')
+    what = f'The whole image, then crops at {ZOOM}:1 where the blur cost most.'
+    sections.append(f'<h2>Pictures</h2><p>{what}{of_all}</p>')
     sections += rows
-    chosen = {'mode': 'exact', **(opt['val'].get('inference') or {})}
-    inference = ', '.join(f'{key}: {value}' for key, value in chosen.items())
-    about = f'<p>{count} images; inference: {html.escape(inference)}.</p>'
+    datasets = [dataset['name'] for dataset in opt['datasets'].values()]
+    found = read_found(Path('results', opt['name'], f'result_{datasets[0]}.json'))
+    about = f'<p>{count} images; protocol: {html.escape(found.protocol)}.</p>'
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page(opt['name'], about + '\n'.join(sections)), encoding='utf-8')
     return scores

@@ -3,14 +3,12 @@
 import csv
 import html
 import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
-from .report import page, rounded
+from .report import Found, page, read_found, rounded
 
 FRAMES = 3000  # of REDS's validation set, and of its test set
 
@@ -96,40 +94,12 @@ PAPER = (
 
 
 @dataclass(frozen=True)
-class Found:
-    """What one test left. `weights` is the SHA-256 of the weight file, None for a test without one."""
-
-    metrics: dict[str, float]
-    protocol: str
-    images: int
-    network: Network
-    weights: str | None
-
-
-@dataclass(frozen=True)
 class Line:
     """A row beside its result. `note` says why there is none, or why it is not one to set the paper's against."""
 
     row: Row
     found: Found | None
     note: str = ''
-
-
-def read_found(path: Path) -> Found:
-    """The content of a result_DATASET.json."""
-    try:
-        result = json.loads(path.read_text(encoding='utf-8'))
-        weights = result['weights']
-        return Found(
-            metrics={name: float(value) for name, value in result['metrics'].items()},
-            protocol=str(result['protocol']),
-            images=int(result['images']),
-            network=dict(result['network_g']),
-            weights=None if weights is None else str(weights['sha256']),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:  # not JSON, or JSON of something else
-        reason = f'{type(error).__name__}: {error}'
-        raise InputError(f'{path}: not a result of basicsr test ({reason}); remove it and test again') from error
 
 
 def compare(results: Path, tables: Sequence[Table] = PAPER) -> list[tuple[Table, list[Line]]]:
