@@ -161,6 +161,18 @@ def test_figure_is_a_png_and_a_page_at_2_to_1(frames):
     assert f'PSNR {psnr:.2f}' in text
 
 
+def test_columns_of_the_papers_rows_are_headed_as_in_the_paper(frames):
+    names = {
+        'test_table2_row3': 'WRCAN, L1',
+        'test_table2_row4': 'WRCAN, L1 + L_AE-JPEG',
+        'test_table1_case2': 'Table 1, case 2',
+        'mine': 'mine',
+    }
+    results = [make_result(name, frames['first']) for name in names]
+    (row,) = read_rows(results, ['000/00000000'])
+    assert [cell.title for cell in row.cells] == ['input', *names.values(), 'sharp']
+
+
 @pytest.mark.parametrize(
     ('results', 'crops', 'message'),
     [

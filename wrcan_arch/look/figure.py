@@ -19,6 +19,7 @@ from ..errors import InputError
 from ..train.jpeg_deblur_dataset import JPEGDeblurDataset
 from ..train.results import key_of, sequence_of
 from .report import CROP, ZOOM, busiest_crops, open_test_set, page, picture, read_restored, rounded
+from .tables import name_in_paper
 
 PAPER_FRAMES = ('003/00000060', '026/00000054', '004/00000093', '010/00000098')
 OTHER_COLUMNS = ('input', 'sharp')
@@ -148,7 +149,7 @@ def _row(item: Mapping[str, Any], key: str, corner: tuple[int, int] | None, meth
     for name, image in images.items():
         scored = 'sharp' in images and name != 'sharp'
         psnr = float(calculate_psnr(image, images['sharp'], 0)) if scored else None
-        cells.append(Cell(name, _cut(image, corner), psnr))
+        cells.append(Cell(name_in_paper(name), _cut(image, corner), psnr))
     return FigureRow(f'{_frame(key)}:{corner[0]},{corner[1]}', cells)
 
 

@@ -93,6 +93,15 @@ PAPER = (
 )
 
 
+def name_in_paper(result: str) -> str:
+    """What the paper calls the row that a result measures; of other results their own name."""
+    for table in PAPER:
+        for row in table.rows:
+            if row.result == result:
+                return row.cells[0] if len(row.cells) == 1 else f'{table.title}, {table.headings[0]} {row.cells[0]}'
+    return result
+
+
 @dataclass(frozen=True)
 class Line:
     """A row beside its result. `note` says why there is none, or why it is not one to set the paper's against."""
