@@ -2,6 +2,7 @@ import csv
 import json
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import basicsr.train
 import pytest
@@ -96,7 +97,8 @@ def test_loader_gets_the_share_whatever_gpus_the_machine_has(dist, world_size, n
 
     def load(opt, logger):
         seen.append(basicsr.train.EnlargedSampler(range(100), world_size, 0).batch_size)
-        return None, basicsr.train.EnlargedSampler(range(100), world_size, 0), [], 0, 1
+        loader = SimpleNamespace(dataset=range(100))
+        return loader, basicsr.train.EnlargedSampler(range(100), world_size, 0), [], 0, 1
 
     monkeypatch.setattr(pipelines, '_toolbox_create_loaders', load)
     pipelines.create_train_val_dataloader({**opt, 'train': {'total_iter': 1}}, None)

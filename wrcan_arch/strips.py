@@ -38,7 +38,7 @@ END_MAPS = 16  # maps of F channels that a strip of encoder and decoder takes
 UNFOLDED_MAPS = 18  # more that they take where a convolution unfolds its input: 9 positions of twice as many channels
 END_ROWS = 24  # rows of the image by which the decoder is behind the encoder, about
 END_STRIP = 5 << 16  # numbers in F channels of a strip of the encoder and decoder
-WORKSPACE = 16 << 20  # bytes of the library's scratch, whatever the size
+WORKSPACE = 32 << 20  # bytes of the library's scratch, whatever the size
 
 
 def is_as_built(network: nn.Module) -> bool:
