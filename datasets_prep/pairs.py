@@ -62,7 +62,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def choose_validation(sizes: Mapping[str, int], fraction: float, seed: int) -> set[str]:
-    """Scenes with about `fraction` of all pairs, drawn at random: one at least, and never all.
+    """Scenes drawn at random, with about `fraction` of all pairs where none is large: one at least, and never all.
 
     Args:
         sizes: how many pairs each scene has; two scenes or more.
@@ -176,7 +176,7 @@ def run(parser: argparse.ArgumentParser, write_pairs: Callable[[argparse.Namespa
     parser.add_argument('-o', '--out', required=True, help='OUT_blur.lmdb and OUT_sharp.lmdb are written')
     parser.add_argument(
         '--val', type=float, metavar='FRACTION',
-        help='keep whole scenes with this fraction of the pairs for validation: OUT_train_* and OUT_val_* are written',
+        help='keep whole scenes, about this fraction of the pairs, for validation: writes OUT_train_* and OUT_val_*',
     )  # fmt: skip
     parser.add_argument('--quality', default='25', help='JPEG quality, 25, or a range to draw from, 15-95 (default 25)')
     parser.add_argument('--seed', type=int, default=0, help='of all that is drawn at random (default 0)')

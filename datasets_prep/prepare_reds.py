@@ -323,7 +323,8 @@ def find_stores(places: list[Path]) -> list[Path]:
     """The stores that are given or lie in a folder that is."""
     stores: list[Path] = []
     for place in places:
-        found = [place] if (place / 'data.mdb').exists() else sorted(place.glob('*.lmdb'))
+        is_store = (place / 'data.mdb').exists() or (place.suffix == '.lmdb' and place.is_dir())
+        found = [place] if is_store else sorted(place.glob('*.lmdb'))
         if not found:
             raise InputError(f'{place}: no store and no folder of stores; give one, such as datasets/REDS')
         stores += found
@@ -358,7 +359,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         'downloads', type=Path, nargs='*',
-        help=f'the zip files or folders of REDS, or folders with them in it: {", ".join(SETS)}',
+        help=f'the zip files or folders of REDS, or folders with these in them: {", ".join(SETS)}',
     )  # fmt: skip
     parser.add_argument(
         '-o', '--out', type=Path, default=Path('datasets/REDS'),

@@ -399,6 +399,8 @@ def test_doctor_decodes_every_file_of_folders(place, capfd):
     Path('disk.yml').write_text(text.replace('{type: lmdb}', '{type: disk}').replace('.lmdb', ''))
     assert main(['doctor', '--data', 'disk.yml']) == 0
     assert 'data_blur: sound\ndata_sharp: sound' in capfd.readouterr().out
+    swap('    gt_size: 32\n', '', 'disk.yml')()
+    assert main(['doctor', '--data', 'disk.yml']) == 0, 'which train asks for'
     Path('data_blur/photo3_000.jpg').write_bytes(b'rubbish')
     Path('data_sharp/photo1_000.jpg').write_bytes(Path('data_blur/photo2_000.jpg').read_bytes())
     assert main(['doctor', '--data', 'disk.yml']) == 1

@@ -137,7 +137,9 @@ def test_finished_run_is_trained_on_as_the_option_file_says_by_then(quick, val_f
     assert run_folder.iterations(FOLDER) == [9, 8, 6, 4]
     rate = run_folder.read_pair(FOLDER, 9, ['g'])['optimizers'][0]['param_groups'][0]['lr']
     assert rate == pytest.approx(0.5 * 1e-3 * (1 + math.cos(math.pi * 8 / 9)))
-    log = max(FOLDER.glob('train_*.log')).read_text()
+    assert train('train:total_iter=10', 'val=null', resume=True) == 0
+    assert 'Trained: ' in max(FOLDER.glob('train_*.log')).read_text()
+    log = min(FOLDER.glob('train_*.log')).read_text()
     assert re.search(r'Best psnr: [\d.]+ at iteration \d, .*experiments/small/models/net_g_best.pth', log)
 
 

@@ -42,21 +42,23 @@ def test_another_network_runs_whole():
     with torch.no_grad():
         expected = network(image)
     torch.testing.assert_close(restore(network, image, precision='fp32'), expected)
-    with pytest.raises(InputError, match='mode local is for WRCAN as it was built, not for Conv2d'):
+    with pytest.raises(InputError, match='mode local is for WRCAN .* not this Conv2d'):
         restore(network, image, mode='local')
-    with pytest.raises(InputError, match='max_memory is for WRCAN in strips; Conv2d runs whole'):
+    with pytest.raises(InputError, match='max_memory is for WRCAN .*; this Conv2d runs whole'):
         restore(network, image, max_memory=1 << 30)
 
 
 class Doubled(WRCAN):
     def forward(self, *images):
-        return 2 * super().forward(*images)
+        return 2 * WRCAN.forward(self, *images)
 
 
 def changed_network(change):
     network = small_network()
-    if change == 'forward':
+    if change == 'class':
         network.__class__ = Doubled
+    elif change == 'forward':
+        network.forward = Doubled.forward.__get__(network)
     elif change == 'padding':
         network.body_conv.padding_mode = 'reflect'
     elif change == 'attention':
@@ -69,7 +71,7 @@ def changed_network(change):
     return network
 
 
-@pytest.mark.parametrize('change', ['forward', 'padding', 'attention', 'hook', 'hook before'])
+@pytest.mark.parametrize('change', ['class', 'forward', 'padding', 'attention', 'hook', 'hook before'])
 def test_a_changed_network_runs_whole(change):
     network, image = changed_network(change), torch.rand(1, 3, 14, 18)
     with torch.no_grad():
@@ -108,27 +110,32 @@ def test_chop_cuts_a_frame_of_reds_once():
 
 
 @pytest.mark.parametrize(
-    ('newer', 'name', 'tf32', 'exact'), [(1, 'fp32_precision', 'tf32', 'ieee'), (0, 'allow_tf32', 1, 0)]
+    ('newer', 'name', 'tf32', 'exact'), [(True, 'fp32_precision', 'tf32', 'ieee'), (False, 'allow_tf32', True, False)]
 )
-def test_fp32_is_not_rounded_to_tf32(monkeypatch, newer, name, tf32, exact):
+def test_fp32_is_not_rounded_to_tf32_on_a_gpu(monkeypatch, newer, name, tf32, exact):
     switch = SimpleNamespace(**{name: tf32})
     monkeypatch.setattr(torch.backends, 'cudnn', SimpleNamespace(conv=switch) if newer else switch)
-    network, seen = small_network(), []
-    network.head.register_forward_hook(lambda *_: seen.append(getattr(switch, name)))
-    restore(network, torch.rand(1, 3, 8, 8), mode='chop', precision='fp32')
-    assert set(seen) == {exact} and getattr(switch, name) == tf32
+    with pytest.raises(RuntimeError), inference._exact_convolutions(torch.device('cuda')):
+        assert getattr(switch, name) == exact
+        raise RuntimeError
+    assert getattr(switch, name) == tf32
+    with inference._exact_convolutions(torch.device('cpu')):
+        assert getattr(switch, name) == tf32
 
 
-def test_what_others_set_of_precision_stays():
-    cudnn = torch.backends.cudnn
-    switch, name, exact = (cudnn.conv, 'fp32_precision', 'ieee') if hasattr(cudnn, 'conv') else (cudnn, 'allow_tf32', 0)
-    before = getattr(switch, name)
-    setattr(switch, name, exact)
+@pytest.mark.skipif(not hasattr(torch.backends.cudnn, 'conv'), reason='a torch that has the older switch alone')
+def test_the_newer_switch_of_precision_may_be_set():
+    """Reading the older one would be an error then."""
+    conv = torch.backends.cudnn.conv
+    before = conv.fp32_precision
+    conv.fp32_precision = 'ieee'
     try:
         restore(small_network(), torch.rand(1, 3, 8, 8), precision='fp32')
-        assert getattr(switch, name) == exact
+        with inference._exact_convolutions(torch.device('cuda')):
+            assert conv.fp32_precision == 'ieee'
+        assert conv.fp32_precision == 'ieee'
     finally:
-        setattr(switch, name, before)
+        conv.fp32_precision = before
 
 
 def test_without_a_limit_most_of_what_is_free_is_used(monkeypatch):

@@ -77,6 +77,7 @@ def test_what_may_be_a_mistake_is_told(options):
 
     quality = "data set small: the blurred '000_00000000' has JPEG quality 25, blurred_quality says 95"
     assert doubts(blurred_quality=95) == [quality]
+    assert doubts(jpeg_quality=95) == [quality.replace('blurred_quality', 'jpeg_quality')]
     swapped = {'dataroot_lq': options['dataroot_gt'], 'dataroot_gt': options['dataroot_lq']}
     (said,) = doubts(**swapped)
     assert said == 'data set small: the sharp frames are JPEG, the blurred ones are not; are the two swapped?'

@@ -137,7 +137,7 @@ MISTAKES = [  # text, what it becomes, what is said of it and of which line (0: 
     ('lr: 2e-4', 'lr: fast', "train:optim_g:lr: input should be a valid number, not 'fast'"),
     ('weight_decay: 1e-8', 'wd: 1e-8', 'train:optim_g:wd: Adam does not take it'),
     ('betas: [0.9, 0.999]', 'betas: [0.9]', 'train:optim_g:betas: list should have at least 2 items'),
- ('eta_min: 1e-6', 'period: [300]', 'train:scheduler:period: there is no such option here; did you mean periods?'),
+    ('eta_min: 1e-6', 'period: [300]', 'train:scheduler:period: there is no such option here; did you mean periods?'),
     ('type: CosineAnnealingRestartLR', 'type: StepLR', "train:scheduler: input tag 'StepLR' found using 'type'"),
     ('amp: auto', 'amp: fp8', "train:amp: input should be 'off', 'bf16', 'fp16' or 'auto', not 'fp8'"),
     ('total_iter: 400', 'total_iter: ~', 'train:total_iter: input should be a valid integer, not None'),
@@ -233,7 +233,10 @@ def test_override_can_leave_a_section_out(demo):
     assert 'val' not in options.read_options('demo.yml', ['datasets:val=~']).values['datasets']
 
 
-@pytest.mark.parametrize(('overrides', 'periods'), [((), [400]), (('train:total_iter=20',), [20])])
+@pytest.mark.parametrize(
+    ('overrides', 'periods'),
+    [((), [400]), (['train:total_iter=20'], [20]), (['train:scheduler:periods=~'], [400])],
+)
 def test_a_cosine_is_as_long_as_the_run(demo, overrides, periods):
     Path('demo.yml').write_text(demo)
     scheduler = options.read_options('demo.yml', overrides).values['train']['scheduler']

@@ -251,11 +251,6 @@ def infer_config(tensors: Tensors) -> dict[str, Any]:
     }
 
 
-def to_set(found: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    """The options that make the network `asked` for the one that was `found`, as --force_yml takes them."""
-    return ' '.join(f'network_g:{name}={value}' for name, value in found.items() if asked.get(name) != value)
-
-
 def network_of(tensors: Tensors, source: Path | str) -> WRCAN:
     """The network that these tensors are the weights of; InputError, naming `source`, unless they are just that."""
     try:

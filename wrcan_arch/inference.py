@@ -119,12 +119,15 @@ def describe(
 
 
 @contextmanager
-def _exact_convolutions() -> Iterator[None]:
-    """fp32 means fp32: PyTorch lets cuDNN's convolutions round to TF32 unless it is told not to, for all threads."""
+def _exact_convolutions(device: torch.device) -> Iterator[None]:
+    """fp32 means fp32: PyTorch lets a GPU's convolutions round to TF32 unless it is told not to, for all threads."""
     cudnn = torch.backends.cudnn
     conv = getattr(cudnn, 'conv', None)  # newer; once somebody has set it, the older switch cannot be read
     switch, name, exact = (conv, 'fp32_precision', 'ieee') if conv else (cudnn, 'allow_tf32', False)
     before = getattr(switch, name)
+    if device.type != 'cuda' or before == exact:
+        yield
+        return
     setattr(switch, name, exact)
     try:
         yield
@@ -136,8 +139,8 @@ def window_of(network: nn.Module, mode: str, patch_size: int | None) -> int | No
     """Positions along a side of the attention's window in mode local; None, the whole image, in the others."""
     if mode != 'local':
         return None
-    if not isinstance(network, WRCAN) or not is_as_built(network):
-        raise InputError(f'mode local is for WRCAN as it was built, not for {type(network).__name__}')
+    if not is_as_built(network):
+        raise InputError(f'mode local is for WRCAN with no part changed and no hook, not this {type(network).__name__}')
     patch_size = patch_size or network.metadata.get('patch_size')
     if patch_size is None:
         raise InputError('mode local: the weights do not say their patch size; give --patch-size (patch_size)')
@@ -181,7 +184,8 @@ class _Restoring:
         self.window = window_of(network, mode, patch_size)
         self.in_strips = mode in ('exact', 'local') and is_as_built(network)
         if max_memory is not None and not self.in_strips:
-            raise InputError(f'max_memory is for WRCAN in strips; {type(network).__name__} runs whole')
+            name = type(network).__name__
+            raise InputError(f'max_memory is for WRCAN with no part changed and no hook; this {name} runs whole')
 
     def __call__(self, image: np.ndarray, result: np.ndarray) -> None:
         """(H, W, C) in, written to another of that shape."""
@@ -317,7 +321,7 @@ def restore(network, image, *, mode='exact', ensemble=False, precision='auto', p
     channels = network.head.in_channels if isinstance(network, WRCAN) else 3
     if isinstance(network, WRCAN) and network.tail.out_channels != channels:
         raise InputError(f'the network makes {network.tail.out_channels} channels of {channels}, no restored image')
-    with _exact_convolutions(), torch.autocast(device.type, enabled=False):
+    with _exact_convolutions(device), torch.autocast(device.type, enabled=False):
         if isinstance(image, np.ndarray):
             if image.ndim != 3 or image.shape[2] != channels or 0 in image.shape or not _is_known(image.dtype):
                 raise InputError(

@@ -12,7 +12,7 @@ strip reads its neighbours' rows, and strips do not overlap.
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +32,7 @@ from .wrcan_arch import (
 )
 
 BRANCH_MATRICES = 4  # of 4F x 4F at each of 9 places: the weights of a block's convolutions
-WEIGHT_COPIES = 2  # converted or packed, and on the way there
+WEIGHT_COPIES = 2  # converted or packed, and one more while that is done
 BRANCH_MAPS = 6  # maps of 4F channels that a strip of a block takes, the library's own copies included
 END_MAPS = 16  # maps of F channels that a strip of encoder and decoder takes
 UNFOLDED_MAPS = 18  # more that they take where a convolution unfolds its input: 9 positions of twice as many channels
@@ -41,9 +41,9 @@ END_STRIP = 5 << 16  # numbers in F channels of a strip of the encoder and decod
 WORKSPACE = 32 << 20  # bytes of the library's scratch, whatever the size
 
 
-def is_as_built(network: nn.Module) -> bool:
+def is_as_built(network: nn.Module) -> TypeGuard[WRCAN]:
     """Whether it is a WRCAN whose parts are those it was built of, without hooks: strips do what its forward does."""
-    if not isinstance(network, WRCAN) or type(network).forward is not WRCAN.forward:
+    if type(network) is not WRCAN or 'forward' in vars(network):
         return False
     hooked = any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
     return not hooked and [repr(part) for part in network.children()] == _parts(**network.config)

@@ -217,8 +217,9 @@ def restore_photos(
     taken, made = (config.get(name, 3) for name in ('num_in_ch', 'num_out_ch'))
     if not taken == made == 3:
         raise InputError(f'the network makes {made} channels of {taken}; a photograph has 3')
-    for folder in filter(None, (options.out, options.compare)):
-        check_writable(folder)
+    if not (options.skip_existing and all(os.path.lexists(job.target) for job in jobs)):
+        for folder in filter(None, (options.out, options.compare)):
+            check_writable(folder)
     team = team or Team()
     if team.size > 1:  # or one process could begin the largest when the others are done
         jobs = sorted(jobs, key=_size, reverse=True)

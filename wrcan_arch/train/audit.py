@@ -63,7 +63,7 @@ def _wrong_sizes(dataset: JPEGDeblurDataset, keys: list[str], stored: bool) -> I
                 f"data set {name}: '{key}' is {_text(size)} in {root} but {_text(other)} in {dataset.roots[guide]}; "
                 'prepare both from the same frame'
             )
-    patch = dataset.opt['gt_size'] if dataset.training else 0
+    patch = dataset.training and dataset.opt.get('gt_size') or 0
     small = [(min(size), key, size) for key, size in zip(keys, sizes[guide], strict=True) if size and min(size) < patch]
     if small:
         _, key, size = min(small)

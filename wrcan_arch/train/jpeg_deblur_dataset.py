@@ -190,10 +190,11 @@ class JPEGDeblurDataset(Dataset):
         is_jpeg = {role: content.startswith(START_OF_JPEG) for role, content in contents.items()}
         if is_jpeg.get('gt') and not is_jpeg['lq']:
             yield f'data set {name}: the sharp frames are JPEG, the blurred ones are not; are the two swapped?'
-        said = self.opt.get('blurred_quality') or self.jpeg_quality
+        option = 'blurred_quality' if self.opt.get('blurred_quality') else 'jpeg_quality'
+        said = self.opt.get(option)
         found = estimate_quality(BytesIO(contents['lq'])) if is_jpeg['lq'] else None
         if said and found and is_far(found, said):
-            yield f"data set {name}: the blurred '{first['key']}' has JPEG quality {found}, blurred_quality says {said}"
+            yield f"data set {name}: the blurred '{first['key']}' has JPEG quality {found}, {option} says {said}"
 
     def __len__(self) -> int:
         return len(self.frames)

@@ -16,7 +16,7 @@ from ..wrcan_arch import WRCAN
 from . import audit
 from .muon import Muon
 from .option_schema import Options, OtherOptions, known_keys
-from .options import Keys, OptionFile, find, sections
+from .options import Keys, OptionFile, as_overrides, find, sections
 
 REQUIRED = {
     'train': ('datasets train', 'train', 'logger'),
@@ -265,7 +265,7 @@ def _unfit_weights(file: OptionFile) -> Iterator[str]:
     with torch.device('meta'):
         asked = WRCAN(**network).config
     if found != asked:
-        hint = f'set {checkpoint.to_set(found, asked)}'
+        hint = f'set {as_overrides(found, asked)}'
         yield f'{place}: {weights}: not the weights of the network in the option file; {hint}'
 
 

@@ -1,7 +1,7 @@
 """Option files: read safely, `base:` resolved, every value's origin kept; option_checks.py says what is wrong."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -129,8 +129,9 @@ def read_options(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) 
     if isinstance(weights, str) and weights in checkpoint.SHIPPED:
         file.values['path']['pretrain_network_g'] = str(checkpoint.SHIPPED[weights])
     scheduler, last = find(file.values, ('train', 'scheduler')), find(file.values, ('train', 'total_iter'))
-    if isinstance(scheduler, dict) and scheduler.get('type') == 'CosineAnnealingRestartLR' and isinstance(last, int):
-        scheduler.setdefault('periods', [last])
+    is_cosine = isinstance(scheduler, dict) and scheduler.get('type') == 'CosineAnnealingRestartLR'
+    if is_cosine and scheduler.get('periods') is None and isinstance(last, int):
+        scheduler['periods'] = [last]
     return file
 
 
@@ -189,6 +190,11 @@ def sections(values: Any, keys: Keys) -> dict[str, dict[str, Any]]:
     return (
         {str(name): each for name, each in found.items() if isinstance(each, dict)} if isinstance(found, dict) else {}
     )
+
+
+def as_overrides(found: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    """What makes the network `asked` for the one that was `found`, as --force_yml takes it."""
+    return ' '.join(f'network_g:{name}={value}' for name, value in found.items() if asked.get(name) != value)
 
 
 def show(file: OptionFile) -> str:

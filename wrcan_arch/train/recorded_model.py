@@ -17,8 +17,9 @@ from tqdm import tqdm
 from .. import checkpoint, inference
 from ..errors import InputError, RunError, one_line
 from . import results, run_folder
+from .options import as_overrides
 
-PLACE_IN_SCHEDULE = ('last_epoch', '_step_count', '_last_lr')  # of a scheduler's state
+PLACE_IN_SCHEDULE = ('base_lrs', 'last_epoch', '_step_count', '_last_lr')  # of a scheduler's state
 
 
 class RecordedModel(SRModel):
@@ -265,15 +266,17 @@ class RecordedModel(SRModel):
         return f'Trained: {run_folder.weights_path(self._folder, "latest")}'
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
-        """Where the schedules stand is the state's. What they are is the option file's: it may have a later end."""
+        """Rates, and how far the schedules are, come from the state; when they fall, from the option file."""
         schedulers = [
             {key: value for key, value in each.items() if key in PLACE_IN_SCHEDULE}
             for each in resume_state['schedulers']
         ]
         super().resume_training({**resume_state, 'schedulers': schedulers})
         self.last_iter = resume_state['iter']
-        if resume_state.get('best_metric_results'):
-            self.best_metric_results = resume_state['best_metric_results']
+        metrics = ((self.opt.get('val') or {}).get('metrics') or {}).keys()
+        best = resume_state.get('best_metric_results') or {}
+        if best := {name: scores for name, scores in best.items() if scores.keys() == metrics}:
+            self.best_metric_results = best
 
     def load_network(
         self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = 'params'
@@ -290,6 +293,6 @@ class RecordedModel(SRModel):
             hint = ' '.join(str(error).split())[:300]
             with suppress(KeyError):  # of another network than WRCAN
                 held = checkpoint.infer_config(tensors)
-                if unlike := checkpoint.to_set(held, self.opt['network_g']):
+                if unlike := as_overrides(held, self.opt['network_g']):
                     hint = f'set {unlike}'
             raise InputError(f'{load_path}: not the weights of the network in the option file; {hint}') from error
