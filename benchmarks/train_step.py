@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from wrcan_arch import WRCAN
+from wrcan_arch.inference import autocast_dtype, has_bf16_units
 from wrcan_arch.wrcan_arch import ResidualBlock
 
+DTYPE = autocast_dtype('auto', torch.device('cpu'))  # of ours: bf16 without units for it would take hours
 # Full width. (groups, blocks, patch, batch)
 SIZES = {'small': (1, 2, 128, 2), 'full': (4, 16, 256, 1)}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -124,12 +126,12 @@ def step_rows(size: str, rounds: int) -> list[dict[str, Any]]:
     data = batch_of(batch, patch)
     steps = {'plain': plain_step(groups, blocks, data)}
     steps |= {name: our_step(groups, blocks, data, VARIANTS[name]) for name in SHOWN[size]}
-    products = {dtype: measure.matrix_product(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    products = {dtype: measure.matrix_product(dtype) for dtype in {torch.float32, DTYPE}}
     times = measure.take_turns({**steps, **{str(dtype): run for dtype, (run, _) in products.items()}}, rounds=rounds)
 
     rows = []
     for name, step in steps.items():
-        dtype = torch.float32 if name in ('plain', 'without amp') else torch.bfloat16
+        dtype = torch.float32 if name in ('plain', 'without amp') else DTYPE
         ceiling = products[dtype][1] / times[str(dtype)].median
         rate = operations(step) / times[name].median
         rows.append(
@@ -147,12 +149,12 @@ def step_rows(size: str, rounds: int) -> list[dict[str, Any]]:
 
 
 def convolution_passes(shape: tuple[int, ...], patch: int, batch: int) -> dict[str, Callable[[], object]]:
-    """Forward and both gradients of one convolution, bf16 and channels last, each on its own."""
+    """Forward and both gradients of one convolution, channels last, each on its own."""
     in_channels, out_channels, part, stride, rate = shape
     last = {'memory_format': torch.channels_last}
-    image = torch.randn(batch, in_channels, patch // part, patch // part).bfloat16().contiguous(**last)
-    weight = torch.randn(out_channels, in_channels, 3, 3).bfloat16().contiguous(**last)
-    bias = torch.randn(out_channels).bfloat16()
+    image = torch.randn(batch, in_channels, patch // part, patch // part).to(DTYPE).contiguous(**last)
+    weight = torch.randn(out_channels, in_channels, 3, 3).to(DTYPE).contiguous(**last)
+    bias = torch.randn(out_channels).to(DTYPE)
     forward = partial(F.conv2d, image, weight, bias, stride, rate, rate)
     gradient = torch.randn_like(forward())
     sizes = [out_channels], [stride] * 2, [rate] * 2, [rate] * 2, False, [0, 0], 1
@@ -165,7 +167,7 @@ def convolution_passes(shape: tuple[int, ...], patch: int, batch: int) -> dict[s
 
 
 def convolution_rows(rounds: int, patch: int = 256, batch: int = 1) -> list[dict[str, Any]]:
-    product, product_operations = measure.matrix_product(torch.bfloat16)
+    product, product_operations = measure.matrix_product(DTYPE)
     rows = []
     for name, shape in CONVOLUTIONS.items():
         passes = convolution_passes(shape, patch, batch)
@@ -232,8 +234,9 @@ def main() -> None:
     tables = {}
     for size, (groups, blocks, patch, batch) in SIZES.items():
         tables[f'A step: {groups} x {blocks} blocks, patch {patch}, batch {batch}'] = step_rows(size, rounds)
-    tables['Convolutions alone, bf16, patch 256, batch 1'] = convolution_rows(rounds)
-    tables['Memory of a step of the full network, bf16'] = memory_rows()
+    tables[f'Convolutions alone, {DTYPE}, patch 256, batch 1'] = convolution_rows(rounds)
+    if has_bf16_units(torch.device('cpu')):
+        tables['Memory of a step of the full network, bf16'] = memory_rows()
     measure.report('train_step', tables)
 
 
