@@ -394,6 +394,17 @@ def test_doctor_examines_stores_value_by_value(place, capfd):
     assert "data_blur.lmdb: 'photo3_000' was changed: 7 bytes with CRC-32" in said.err
 
 
+def test_doctor_names_the_smallest_picture_that_no_patch_fits_into(place, capfd):
+    text = Path('train.yml').read_text()
+    Path('disk.yml').write_text(text.replace('{type: lmdb}', '{type: disk}').replace('.lmdb', ''))
+    for number, height in ((1, 30), (3, 20)):
+        for name in (f'data_blur/photo{number}_000.jpg', f'data_sharp/photo{number}_000.png'):
+            cv2.imwrite(name, picture(height, 40, number))
+    assert main(['doctor', '--data', 'disk.yml']) == 1
+    said = "'photo3_000' is 40 x 20, smaller than gt_size 32 (and 1 more, none as small); make gt_size smaller"
+    assert said in capfd.readouterr().err
+
+
 def test_doctor_decodes_every_file_of_folders(place, capfd):
     text = Path('train.yml').read_text()
     Path('disk.yml').write_text(text.replace('{type: lmdb}', '{type: disk}').replace('.lmdb', ''))

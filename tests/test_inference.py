@@ -123,19 +123,21 @@ def test_fp32_is_not_rounded_to_tf32_on_a_gpu(monkeypatch, newer, name, tf32, ex
         assert getattr(switch, name) == tf32
 
 
-@pytest.mark.skipif(not hasattr(torch.backends.cudnn, 'conv'), reason='a torch that has the older switch alone')
-def test_the_newer_switch_of_precision_may_be_set():
-    """Reading the older one would be an error then."""
-    conv = torch.backends.cudnn.conv
-    before = conv.fp32_precision
-    conv.fp32_precision = 'ieee'
+def test_pytorchs_own_switch_of_precision_is_put_back_as_somebody_set_it():
+    """Where the newer one was set, reading the older one is an error."""
+    cudnn = torch.backends.cudnn
+    newer = hasattr(cudnn, 'conv')
+    switch, name, exact, tf32 = (cudnn.conv, 'fp32_precision', 'ieee', 'tf32') if newer else (cudnn, 'allow_tf32', 0, 1)
+    before = getattr(switch, name)
     try:
-        restore(small_network(), torch.rand(1, 3, 8, 8), precision='fp32')
-        with inference._exact_convolutions(torch.device('cuda')):
-            assert conv.fp32_precision == 'ieee'
-        assert conv.fp32_precision == 'ieee'
+        for chosen in (exact, tf32):
+            setattr(switch, name, chosen)
+            restore(small_network(), torch.rand(1, 3, 8, 8), precision='fp32')
+            with inference._exact_convolutions(torch.device('cuda')):
+                assert getattr(switch, name) == exact
+            assert getattr(switch, name) == chosen
     finally:
-        conv.fp32_precision = before
+        setattr(switch, name, before)
 
 
 def test_without_a_limit_most_of_what_is_free_is_used(monkeypatch):
@@ -323,3 +325,11 @@ def test_where_convolutions_unfold_their_input_more_memory_is_asked(monkeypatch,
         restore(network, image, precision='bf16', max_memory=needed - 1)
     plain = inference.bytes_needed(network.config, (8, 12), rows=1, dtype=torch.bfloat16)
     assert (needed > plain) is not has_units
+
+
+def test_without_onednn_convolutions_unfold_in_fp32_too():
+    network, image = small_network(), np.zeros((8, 12, 3), np.uint8)
+    enough = inference.bytes_needed(network.config, (8, 12), rows=1, dtype=torch.float32) + 6 * 8 * 12
+    restore(network, image, precision='fp32', max_memory=enough)
+    with torch.backends.mkldnn.flags(enabled=False), pytest.raises(InputError, match='12 x 8 pixels need'):
+        restore(network, image, precision='fp32', max_memory=enough)
