@@ -25,6 +25,7 @@ SIZES = {'small': (1, 2, 128, 2), 'full': (4, 16, 256, 1)}
 VARIANTS: dict[str, dict[str, Any]] = {
     'ours': {},
     'without amp': {'amp': 'off'},
+    'with channels_last': {'channels_last': True},
     'without channels_last': {'channels_last': False},
     'without fused': {'optim_g': {'fused': False}},
     'with checkpointing': {'checkpointing': True},

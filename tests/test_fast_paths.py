@@ -62,7 +62,7 @@ def errors(model):
 
 
 @pytest.mark.parametrize(
-    'train', [{}, {'channels_last': False}, {'checkpointing': True}, {'optim_g': {'fused': False}}]
+    'train', [{}, {'channels_last': True}, {'checkpointing': True}, {'optim_g': {'fused': False}}]
 )
 def test_in_fp32_it_is_the_plain_step(train):
     output, gradients, largest = errors(model_with(amp='off', **train))
@@ -79,7 +79,7 @@ def test_in_bf16_it_is_near_the_plain_step(train):
 def test_fused_adam_makes_the_plain_steps():
     """Of the same gradients. In channels-last memory too, where an optimizer's passes could disagree on the order."""
     data = batch()
-    model = model_with(amp='off')
+    model = model_with(amp='off', channels_last=True)
     network = WRCAN(**NETWORK)
     network.load_state_dict(model.net_g.state_dict())
     (settings,) = model.optimizer_g.param_groups
@@ -103,8 +103,11 @@ def test_defaults_are_the_fast_ones_and_each_can_be_turned_off():
 
     with mock.patch('wrcan_arch.inference.has_bf16_units', return_value=True):
         assert state(model_with()) == (torch.bfloat16, True, True)
-    plain = model_with(amp='off', channels_last=False, optim_g={'fused': False})
-    assert state(plain) == (torch.float32, False, False)
+    with mock.patch('wrcan_arch.inference.has_bf16_units', return_value=False):
+        assert state(model_with()) == (torch.float32, False, True)
+    assert state(model_with(amp='off', channels_last=True)) == (torch.float32, True, True)
+    plain = model_with(amp='bf16', channels_last=False, optim_g={'fused': False})
+    assert state(plain) == (torch.bfloat16, False, False)
 
 
 @pytest.mark.parametrize(('checkpointing', 'times'), [(False, 1), (True, 2)])

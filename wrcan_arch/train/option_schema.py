@@ -148,7 +148,7 @@ class Training(Section):
     perceptual_opt: Built | None = None
     autoencoder_opt: Built | None = None
     amp: Literal['off', 'bf16', 'fp16', 'auto'] = 'auto'
-    channels_last: bool = True
+    channels_last: bool | Literal['auto'] = 'auto'
     checkpointing: bool = False
     start_from_image: bool = False
     accumulate: Positive | Literal['auto'] = 1

@@ -3,7 +3,7 @@
 import os
 from collections import OrderedDict
 from contextlib import nullcontext
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -58,7 +58,8 @@ class WRCANModel(RecordedModel):
         train.accumulate: parts that a process's share of the batch goes in, 1 by default; 'auto': as many as the memory
             needs.
         train.amp: 'off', 'bf16', 'fp16' (with a loss scaler), or 'auto', the default: bf16 if there are units for it.
-        train.channels_last: keep weights and feature maps in that memory layout; true by default.
+        train.channels_last: keep weights and feature maps in that memory layout; 'auto', the default: unless fp32 is
+            computed on a CPU, where it takes longer.
         train.checkpointing: keep each block's input alone and compute the block again for its gradient: a third more
             arithmetic, for a GPU of little memory. False by default.
         train.start_from_image: begin as a network that gives its input back, for a short training. False by default.
@@ -87,10 +88,6 @@ class WRCANModel(RecordedModel):
         accumulate = train_opt.get('accumulate', 1)
         self.accumulate_auto = accumulate == 'auto'
         self.accumulate = 1 if self.accumulate_auto else accumulate
-        amp = train_opt.get('amp', 'auto')
-        if amp != 'auto' and amp not in AMP_TYPES:
-            raise InputError(f"train.amp '{amp}' is not one of auto, {', '.join(AMP_TYPES)}")
-        self.amp_dtype = inference.autocast_dtype(amp, self.device) if amp == 'auto' else AMP_TYPES[amp]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.amp_dtype == torch.float16)
         self.guard = StepGuard(
             limit=train_opt.get('max_skipped_steps', 20),  # fp16's loss scale goes from 65,536 to below 1 in 17 steps
@@ -99,15 +96,30 @@ class WRCANModel(RecordedModel):
         )
         super().init_training_settings()
 
-    def model_to_device(self, net: nn.Module) -> nn.Module:
-        train_opt = self.opt.get('train') or {}
+    @cached_property
+    def amp_dtype(self) -> torch.dtype:
+        """What a training step computes in."""
+        amp = self.opt['train'].get('amp', 'auto')
+        if amp != 'auto' and amp not in AMP_TYPES:
+            raise InputError(f"train.amp '{amp}' is not one of auto, {', '.join(AMP_TYPES)}")
+        return inference.autocast_dtype(amp, self.device) if amp == 'auto' else AMP_TYPES[amp]
+
+    def prepare_for_training(self, net: nn.Module) -> None:
+        train_opt = self.opt['train']
         if train_opt.get('start_from_image', False):
             assert isinstance(net, WRCAN)  # or the options are refused
             start_from_image(net)  # weights that are loaded come after this
-        if train_opt.get('channels_last', True):
-            net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's own types
+        channels_last = train_opt.get('channels_last', 'auto')
+        if channels_last == 'auto':
+            channels_last = self.amp_dtype != torch.float32 or self.device.type != 'cpu'
+        if channels_last:
+            net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's own types
         if train_opt.get('checkpointing', False):
             checkpoint_blocks(net)
+
+    def model_to_device(self, net: nn.Module) -> nn.Module:
+        if self.is_train:
+            self.prepare_for_training(net)
         if not self.opt['dist']:
             return super().model_to_device(net)
         net = net.to(self.device)
