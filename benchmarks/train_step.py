@@ -20,6 +20,7 @@ from wrcan_arch.inference import autocast_dtype, has_bf16_units
 from wrcan_arch.wrcan_arch import ResidualBlock
 
 DTYPE = autocast_dtype('auto', torch.device('cpu'))  # of ours: bf16 without units for it would take hours
+LAYOUT = {torch.float32: torch.contiguous_format}.get(DTYPE, torch.channels_last)  # a step's, by default
 # Full width. (groups, blocks, patch, batch)
 SIZES = {'small': (1, 2, 128, 2), 'full': (4, 16, 256, 1)}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -150,11 +151,10 @@ def step_rows(size: str, rounds: int) -> list[dict[str, Any]]:
 
 
 def convolution_passes(shape: tuple[int, ...], patch: int, batch: int) -> dict[str, Callable[[], object]]:
-    """Forward and both gradients of one convolution, channels last, each on its own."""
+    """Forward and both gradients of one convolution, each on its own."""
     in_channels, out_channels, part, stride, rate = shape
-    last = {'memory_format': torch.channels_last}
-    image = torch.randn(batch, in_channels, patch // part, patch // part).to(DTYPE).contiguous(**last)
-    weight = torch.randn(out_channels, in_channels, 3, 3).to(DTYPE).contiguous(**last)
+    image = torch.randn(batch, in_channels, patch // part, patch // part).to(DTYPE).contiguous(memory_format=LAYOUT)
+    weight = torch.randn(out_channels, in_channels, 3, 3).to(DTYPE).contiguous(memory_format=LAYOUT)
     bias = torch.randn(out_channels).to(DTYPE)
     forward = partial(F.conv2d, image, weight, bias, stride, rate, rate)
     gradient = torch.randn_like(forward())

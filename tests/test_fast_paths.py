@@ -61,9 +61,7 @@ def errors(model):
     return relative(model.output, restored), relative(ours, plain), (model.output - restored).abs().max().item()
 
 
-@pytest.mark.parametrize(
-    'train', [{}, {'channels_last': True}, {'checkpointing': True}, {'optim_g': {'fused': False}}]
-)
+@pytest.mark.parametrize('train', [{}, {'channels_last': True}, {'checkpointing': True}, {'optim_g': {'fused': False}}])
 def test_in_fp32_it_is_the_plain_step(train):
     output, gradients, largest = errors(model_with(amp='off', **train))
     assert output < 1e-5 and gradients < 1e-5 and largest < 1e-5
