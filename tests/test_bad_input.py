@@ -1,33 +1,27 @@
 """Each kind of bad input gives one line, that says what and where, and the right exit code, and leaves nothing behind."""
 
-import os
 import pickle
 import re
 import shutil
-import struct
 import zipfile
-import zlib
 from pathlib import Path
 from unittest import mock
 
 import cv2
-import lmdb
 import numpy as np
 import pytest
 import torch
 from conftest import picture
-from PIL import ExifTags, Image
+from damage import STORE, add, bomb, change, folders, png, swap, value, write
 
 from wrcan_arch import WRCAN
 from wrcan_arch.checkpoint import write_atomically, write_weights
 from wrcan_arch.cli import main
-from wrcan_arch.train import lmdb_store
-from wrcan_arch.train.lmdb_store import StoreWriter, open_store
+from wrcan_arch.train.lmdb_store import StoreWriter
 from wrcan_arch.train.options import read_options
 
 TRAIN = ['train', '-opt', 'train.yml']
 TEST = ['test', '-opt', 'test.yml']
-STORE = Path('data_blur.lmdb')
 SIZES = {'num_feat': 4, 'num_group': 1, 'num_block': 1}
 
 
@@ -46,58 +40,8 @@ def weights(**sizes):
     return WRCAN(**{**SIZES, **sizes}).state_dict()
 
 
-def swap(old, new, file='train.yml'):
-    """Something in an option file."""
-
-    def prepare():
-        text = Path(file).read_text()
-        assert old in text
-        Path(file).write_text(text.replace(old, new, 1))
-
-    return prepare
-
-
-def add(text, file='train.yml'):
-    return lambda: Path(file).write_text(Path(file).read_text() + text)
-
-
-def write(name, content):
-    return lambda: Path(name).write_bytes(content)
-
-
 def save(content, name='bad.pth'):
     return lambda: write_atomically(name, content() if callable(content) else content)
-
-
-def change(name, of):
-    """A file's bytes."""
-    return lambda: Path(name).write_bytes(of(Path(name).read_bytes()))
-
-
-def value(content, key=b'photo3_000'):
-    """In a store, with its meta_info and manifest as they were."""
-
-    def prepare():
-        with lmdb.open(str(STORE), map_size=1 << 26) as environment, environment.begin(write=True) as transaction:
-            transaction.put(key, content() if callable(content) else content)
-
-    return prepare
-
-
-def png(image):
-    return cv2.imencode('.png', image)[1].tobytes()
-
-
-def bomb(width=60_000, height=60_000):
-    """A PNG of a few bytes that says it has 3.6 gigapixels."""
-
-    def chunk(kind, data):
-        return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
-
-    header = struct.pack('>IIBBBBB', width, height, 8, 2, 0, 0, 0)
-    return (
-        b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(bytes(1000))) + chunk(b'IEND', b'')
-    )
 
 
 def other_store(name, *, keys=6, size=(80, 96)):
@@ -108,12 +52,6 @@ def other_store(name, *, keys=6, size=(80, 96)):
                 store.put(f'photo{number}_000', '.png', png(np.zeros((*size, 3), np.uint8)), (*size, 3))
 
     return prepare
-
-
-def folders():
-    """The data in folders of files instead of stores."""
-    text = Path('train.yml').read_text()
-    Path('train.yml').write_text(text.replace('.lmdb', '').replace('type: lmdb', 'type: disk'))
 
 
 def both(*steps):
@@ -380,136 +318,3 @@ def test_text_that_looks_like_code_stays_text(place):
     assert main([*TRAIN, '--force_yml', 'train:total_iter=1', 'val:val_freq=9']) == 0
     kept = read_options('experiments/small/train.yml').values
     assert kept['dist_params'] == {'backend': text} and not Path('written').exists()
-
-
-def test_doctor_examines_stores_value_by_value(place, capfd):
-    assert main(['doctor', '--data', 'train.yml', 'data_blur.lmdb']) == 0
-    assert capfd.readouterr().out.splitlines() == ['data_blur.lmdb: sound', 'data_sharp.lmdb: sound']
-    open_store(STORE).close()
-    value(b'rubbish')()
-    lmdb_store._open_stores.clear()
-    assert main(['doctor', '--data', 'train.yml']) == 1
-    said = capfd.readouterr()
-    assert said.out.splitlines() == ['data_blur.lmdb: 1 problem', 'data_sharp.lmdb: sound']
-    assert "data_blur.lmdb: 'photo3_000' was changed: 7 bytes with CRC-32" in said.err
-
-
-def test_doctor_names_the_smallest_picture_that_no_patch_fits_into(place, capfd):
-    text = Path('train.yml').read_text()
-    Path('disk.yml').write_text(text.replace('{type: lmdb}', '{type: disk}').replace('.lmdb', ''))
-    for number, height in ((1, 30), (3, 20)):
-        for name in (f'data_blur/photo{number}_000.jpg', f'data_sharp/photo{number}_000.png'):
-            cv2.imwrite(name, picture(height, 40, number))
-    assert main(['doctor', '--data', 'disk.yml']) == 1
-    said = "'photo3_000' is 40 x 20, smaller than gt_size 32 (and 1 more, none as small); make gt_size smaller"
-    assert said in capfd.readouterr().err
-
-
-def test_doctor_decodes_every_file_of_folders(place, capfd):
-    text = Path('train.yml').read_text()
-    Path('disk.yml').write_text(text.replace('{type: lmdb}', '{type: disk}').replace('.lmdb', ''))
-    assert main(['doctor', '--data', 'disk.yml']) == 0
-    assert 'data_blur: sound\ndata_sharp: sound' in capfd.readouterr().out
-    swap('    gt_size: 32\n', '', 'disk.yml')()
-    assert main(['doctor', '--data', 'disk.yml']) == 0, 'which train asks for'
-    Path('data_blur/photo3_000.jpg').write_bytes(b'rubbish')
-    Path('data_sharp/photo1_000.jpg').write_bytes(Path('data_blur/photo2_000.jpg').read_bytes())
-    assert main(['doctor', '--data', 'disk.yml']) == 1
-    said = capfd.readouterr()
-    assert 'data_blur: 1 problem' in said.out and 'data_blur/photo3_000.jpg: cannot be decoded' in said.err
-    assert 'data_sharp/photo1_000.jpg and data_sharp/photo1_000.png are one name; remove one of them' in said.err
-    swap('io_backend', 'io_backed', 'disk.yml')()
-    assert main(['doctor', '--data', 'disk.yml']) == 1
-    assert 'there is no such option here; did you mean io_backend?' in capfd.readouterr().err
-
-
-def test_doctor_compares_the_sizes_of_files_as_they_are_decoded(place, capfd):
-    folders()
-    sideways = Image.Exif()
-    sideways[ExifTags.Base.Orientation] = 6
-    for ending in ('jpg', 'png', 'webp', 'tif'):
-        name = f'photo1_000{"" if ending == "png" else "_" + ending}'
-        Image.fromarray(picture(96, 80)).save(f'data_sharp/{name}.{ending}', exif=sideways)
-        cv2.imwrite(f'data_blur/{name}.jpg', picture(80, 96))
-    assert main(['doctor', '--data', 'train.yml']) == 0, capfd.readouterr().err
-    cv2.imwrite('data_sharp/photo2_000.png', picture(78, 96))
-    swap('gt_size: 32', 'gt_size: 80')()
-    assert main(['doctor', '--data', 'train.yml']) == 1
-    said = capfd.readouterr().err
-    assert "'photo2_000' is 96 x 80 in data_blur but 96 x 78 in data_sharp; prepare both from the same frame" in said
-    assert "'photo2_000' is 96 x 78, smaller than gt_size 80; make gt_size smaller or leave the image out" in said
-
-
-@pytest.mark.parametrize(
-    ('name', 'kind', 'expected'),
-    [
-        ('gone.lmdb', 'lmdb', 'gone.lmdb: there is no such store; prepare it, or correct the path'),
-        ('gone', 'disk', 'gone: there is no such folder; prepare it, or correct the path'),
-        ('data_blur', 'lmdb', 'data_blur: a folder of images, no store; io_backend: {type: disk} reads it'),
-        ('data_blur.lmdb', 'disk', 'data_blur.lmdb: a store, no folder of images; io_backend: {type: lmdb} reads it'),
-    ],
-)
-def test_doctor_says_what_is_there_instead_of_the_data(place, capfd, name, kind, expected):
-    text = Path('train.yml').read_text().replace('type: lmdb', f'type: {kind}')
-    Path('train.yml').write_text(re.sub(r'data_\w+\.lmdb', name, text))
-    assert main(['doctor', '--data', 'train.yml']) == 1
-    assert set(capfd.readouterr().err.splitlines()) == {expected}
-
-
-FAULTS = {
-    'cut': (lambda: png(picture(80, 96))[:-600], 'cannot be decoded'),
-    'of another size': (lambda: png(picture(80, 95)), 'is 95 x 80, meta_info.txt says 96 x 80'),
-    'bomb': (bomb, 'cannot be decoded (Image size'),
-    'no image': (lambda: b'rubbish', 'cannot be decoded (cannot identify image file'),
-}
-
-
-@pytest.mark.parametrize(('content', 'message'), FAULTS.values(), ids=FAULTS.keys())
-def test_doctor_decodes_every_frame_of_stores_without_a_manifest(tmp_path, capfd, content, message):
-    """As BasicSR's own scripts write them."""
-    store = tmp_path / 'theirs.lmdb'
-    sound = png(picture(80, 96))
-    with lmdb.open(str(store), map_size=1 << 26) as environment, environment.begin(write=True) as transaction:
-        for key in (b'a', b'b'):
-            transaction.put(key, sound)
-    (store / 'meta_info.txt').write_text('a.png (80,96,3) 1\nb.png (80,96,3) 1\n')
-    assert main(['doctor', '--data', str(store)]) == 0
-    with lmdb.open(str(store), map_size=1 << 26) as environment, environment.begin(write=True) as transaction:
-        transaction.put(b'b', content())
-    assert main(['doctor', '--data', str(store)]) == 1
-    assert f"{store}: 'b' {message}" in capfd.readouterr().err
-
-
-def test_doctor_holds_raw_images_against_their_sizes(tmp_path, capfd):
-    with StoreWriter(tmp_path / 'raw.lmdb', kind='raw') as store:
-        store.put('a', lmdb_store.RAW_ENDING, bytes(8), (4, 4, 3))
-    assert main(['doctor', '--data', str(tmp_path / 'raw.lmdb')]) == 1
-    assert "'a' has 8 bytes, a raw image of 4 x 4 has 48" in capfd.readouterr().err
-
-
-def test_store_whose_tree_is_damaged_does_not_end_doctor(place, capfd):
-    """LMDB follows its own pointers: a process of its own may die of it."""
-    data = bytearray((STORE / 'data.mdb').read_bytes())
-    data[2 * 4096 :] = os.urandom(len(data) - 2 * 4096)
-    (STORE / 'data.mdb').write_bytes(data)
-    assert main(['doctor', '--data', str(STORE)]) == 1
-    assert 'data_blur.lmdb: ' in capfd.readouterr().err
-
-
-def test_doctor_speaks_when_a_package_is_missing(place):
-    """Also one that our own import needs."""
-    import subprocess
-    import sys
-
-    for missing in ('lmdb', 'torch', 'basicsr'):
-        code = (
-            'import sys\n'
-            'class Missing:\n'
-            '    def find_spec(self, name, *_):\n'
-            f'        if name.split(".")[0] == {missing!r}: raise ModuleNotFoundError(f"No module named {{name!r}}")\n'
-            'sys.meta_path.insert(0, Missing())\n'
-            'from wrcan_arch.cli import main; sys.exit(main(["doctor"]))'
-        )
-        result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
-        assert 'Versions' in result.stdout and 'not known' in result.stdout, result.stderr[-500:]
-        assert missing in result.stdout.partition('not known')[2] and 'Traceback' not in result.stderr

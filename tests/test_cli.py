@@ -9,6 +9,7 @@ from unittest import mock
 import cv2
 import pytest
 from conftest import picture
+from damage import swap
 from packaging.requirements import Requirement
 
 from wrcan_arch import cli
@@ -18,12 +19,6 @@ def basicsr(capsys, *arguments):
     """Exit code, and the lines on standard error that are not progress."""
     code = cli.main(list(map(str, arguments)))
     return code, [line for line in capsys.readouterr().err.splitlines() if line.strip() and '%|' not in line]
-
-
-def edit(path, old, new):
-    text = Path(path).read_text()
-    assert old in text
-    Path(path).write_text(text.replace(old, new))
 
 
 @pytest.mark.parametrize(
@@ -43,7 +38,7 @@ def edit(path, old, new):
     ],
 )  # fmt: skip
 def test_wrong_option_is_one_line(workplace, capsys, old, new, message):
-    edit('train.yml', old, new)
+    swap(old, new)()
     code, lines = basicsr(capsys, 'train', '-opt', 'train.yml')
     errors = [line for line in lines if line.startswith('basicsr train: ')]
     assert code == 2 and message in errors[0] and not any('Traceback' in line for line in lines)
@@ -154,3 +149,19 @@ def test_module_and_command_are_the_same(tmp_path):
     for start in ([sys.executable, '-m', 'wrcan_arch'], [command]):
         result = subprocess.run([*start, 'restore'], capture_output=True, text=True, cwd=tmp_path, env=os.environ)
         assert result.returncode == 2 and 'the following arguments are required' in result.stderr
+
+
+def test_doctor_speaks_when_a_package_is_missing():
+    """Also one that our own import needs."""
+    for missing in ('lmdb', 'torch', 'basicsr'):
+        code = (
+            'import sys\n'
+            'class Missing:\n'
+            '    def find_spec(self, name, *_):\n'
+            f'        if name.split(".")[0] == {missing!r}: raise ModuleNotFoundError(f"No module named {{name!r}}")\n'
+            'sys.meta_path.insert(0, Missing())\n'
+            'from wrcan_arch.cli import main; sys.exit(main(["doctor"]))'
+        )
+        result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+        assert 'Versions' in result.stdout and 'not known' in result.stdout, result.stderr[-500:]
+        assert missing in result.stdout.partition('not known')[2] and 'Traceback' not in result.stderr

@@ -1,0 +1,128 @@
+"""`basicsr doctor --data`: what is wrong with stores, folders of files and the data of an option file."""
+
+import os
+import re
+from pathlib import Path
+
+import cv2
+import lmdb
+import pytest
+from conftest import picture
+from damage import STORE, bomb, folders, png, swap, value
+from PIL import ExifTags, Image
+
+from wrcan_arch.cli import main
+from wrcan_arch.train import lmdb_store
+from wrcan_arch.train.lmdb_store import StoreWriter, open_store
+
+
+def test_doctor_examines_stores_value_by_value(workplace, capfd):
+    assert main(['doctor', '--data', 'train.yml', 'data_blur.lmdb']) == 0
+    assert capfd.readouterr().out.splitlines() == ['data_blur.lmdb: sound', 'data_sharp.lmdb: sound']
+    open_store(STORE).close()
+    value(b'rubbish')()
+    lmdb_store._open_stores.clear()
+    assert main(['doctor', '--data', 'train.yml']) == 1
+    said = capfd.readouterr()
+    assert said.out.splitlines() == ['data_blur.lmdb: 1 problem', 'data_sharp.lmdb: sound']
+    assert "data_blur.lmdb: 'photo3_000' was changed: 7 bytes with CRC-32" in said.err
+
+
+def test_doctor_names_the_smallest_picture_that_no_patch_fits_into(workplace, capfd):
+    folders()
+    for number, height in ((1, 30), (3, 20)):
+        for name in (f'data_blur/photo{number}_000.jpg', f'data_sharp/photo{number}_000.png'):
+            cv2.imwrite(name, picture(height, 40, number))
+    assert main(['doctor', '--data', 'train.yml']) == 1
+    said = "'photo3_000' is 40 x 20, smaller than gt_size 32 (and 1 more, none as small); make gt_size smaller"
+    assert said in capfd.readouterr().err
+
+
+def test_doctor_decodes_every_file_of_folders(workplace, capfd):
+    folders()
+    assert main(['doctor', '--data', 'train.yml']) == 0
+    assert 'data_blur: sound\ndata_sharp: sound' in capfd.readouterr().out
+    swap('    gt_size: 32\n', '', 'train.yml')()
+    assert main(['doctor', '--data', 'train.yml']) == 0, 'which train asks for'
+    Path('data_blur/photo3_000.jpg').write_bytes(b'rubbish')
+    Path('data_sharp/photo1_000.jpg').write_bytes(Path('data_blur/photo2_000.jpg').read_bytes())
+    assert main(['doctor', '--data', 'train.yml']) == 1
+    said = capfd.readouterr()
+    assert 'data_blur: 1 problem' in said.out and 'data_blur/photo3_000.jpg: cannot be decoded' in said.err
+    assert 'data_sharp/photo1_000.jpg and data_sharp/photo1_000.png are one name; remove one of them' in said.err
+    swap('io_backend', 'io_backed', 'train.yml')()
+    assert main(['doctor', '--data', 'train.yml']) == 1
+    assert 'there is no such option here; did you mean io_backend?' in capfd.readouterr().err
+
+
+def test_doctor_compares_the_sizes_of_files_as_they_are_decoded(workplace, capfd):
+    folders()
+    sideways = Image.Exif()
+    sideways[ExifTags.Base.Orientation] = 6
+    for ending in ('jpg', 'png', 'webp', 'tif'):
+        name = f'photo1_000{"" if ending == "png" else "_" + ending}'
+        Image.fromarray(picture(96, 80)).save(f'data_sharp/{name}.{ending}', exif=sideways)
+        cv2.imwrite(f'data_blur/{name}.jpg', picture(80, 96))
+    assert main(['doctor', '--data', 'train.yml']) == 0, capfd.readouterr().err
+    cv2.imwrite('data_sharp/photo2_000.png', picture(78, 96))
+    swap('gt_size: 32', 'gt_size: 80')()
+    assert main(['doctor', '--data', 'train.yml']) == 1
+    said = capfd.readouterr().err
+    assert "'photo2_000' is 96 x 80 in data_blur but 96 x 78 in data_sharp; prepare both from the same frame" in said
+    assert "'photo2_000' is 96 x 78, smaller than gt_size 80; make gt_size smaller or leave the image out" in said
+
+
+@pytest.mark.parametrize(
+    ('name', 'kind', 'expected'),
+    [
+        ('gone.lmdb', 'lmdb', 'gone.lmdb: there is no such store; prepare it, or correct the path'),
+        ('gone', 'disk', 'gone: there is no such folder; prepare it, or correct the path'),
+        ('data_blur', 'lmdb', 'data_blur: a folder of images, no store; io_backend: {type: disk} reads it'),
+        ('data_blur.lmdb', 'disk', 'data_blur.lmdb: a store, no folder of images; io_backend: {type: lmdb} reads it'),
+    ],
+)
+def test_doctor_says_what_is_there_instead_of_the_data(workplace, capfd, name, kind, expected):
+    text = Path('train.yml').read_text().replace('type: lmdb', f'type: {kind}')
+    Path('train.yml').write_text(re.sub(r'data_\w+\.lmdb', name, text))
+    assert main(['doctor', '--data', 'train.yml']) == 1
+    assert set(capfd.readouterr().err.splitlines()) == {expected}
+
+
+FAULTS = {
+    'cut': (lambda: png(picture(80, 96))[:-600], 'cannot be decoded'),
+    'of another size': (lambda: png(picture(80, 95)), 'is 95 x 80, meta_info.txt says 96 x 80'),
+    'bomb': (bomb, 'cannot be decoded (Image size'),
+    'no image': (lambda: b'rubbish', 'cannot be decoded (cannot identify image file'),
+}
+
+
+@pytest.mark.parametrize(('content', 'message'), FAULTS.values(), ids=FAULTS.keys())
+def test_doctor_decodes_every_frame_of_stores_without_a_manifest(tmp_path, capfd, content, message):
+    """As BasicSR's own scripts write them."""
+    store = tmp_path / 'theirs.lmdb'
+    sound = png(picture(80, 96))
+    with lmdb.open(str(store), map_size=1 << 26) as environment, environment.begin(write=True) as transaction:
+        for key in (b'a', b'b'):
+            transaction.put(key, sound)
+    (store / 'meta_info.txt').write_text('a.png (80,96,3) 1\nb.png (80,96,3) 1\n')
+    assert main(['doctor', '--data', str(store)]) == 0
+    with lmdb.open(str(store), map_size=1 << 26) as environment, environment.begin(write=True) as transaction:
+        transaction.put(b'b', content())
+    assert main(['doctor', '--data', str(store)]) == 1
+    assert f"{store}: 'b' {message}" in capfd.readouterr().err
+
+
+def test_doctor_holds_raw_images_against_their_sizes(tmp_path, capfd):
+    with StoreWriter(tmp_path / 'raw.lmdb', kind='raw') as store:
+        store.put('a', lmdb_store.RAW_ENDING, bytes(8), (4, 4, 3))
+    assert main(['doctor', '--data', str(tmp_path / 'raw.lmdb')]) == 1
+    assert "'a' has 8 bytes, a raw image of 4 x 4 has 48" in capfd.readouterr().err
+
+
+def test_store_whose_tree_is_damaged_does_not_end_doctor(workplace, capfd):
+    """LMDB follows its own pointers: a process of its own may die of it."""
+    data = bytearray((STORE / 'data.mdb').read_bytes())
+    data[2 * 4096 :] = os.urandom(len(data) - 2 * 4096)
+    (STORE / 'data.mdb').write_bytes(data)
+    assert main(['doctor', '--data', str(STORE)]) == 1
+    assert 'data_blur.lmdb: ' in capfd.readouterr().err
