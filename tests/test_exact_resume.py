@@ -429,6 +429,10 @@ def test_room_on_the_disk_is_checked_before_the_first_iteration(quick, capsys):
     values = sum(value.numel() for value in read_file(FOLDER / 'models/net_g_8.pth')['params'].values())
     assert needed == 4 * values * (3 * 3 + 3), 'three pairs of three parts, and the best, the latest and one underway'
     assert needed < 4 * values + sum(files.values()) + states, 'without what the files have around the tensors'
+    (FOLDER / 'models/net_g_8.pth').rename('begin.pth')
+    with mock.patch('shutil.disk_usage', return_value=usage), mock.patch.object(RecordedModel, 'validation') as scored:
+        assert train('path:pretrain_network_g=begin.pth') == 2
+    assert not scored.called and 'logger:keep_last' in capsys.readouterr().err, 'nor are weights to train on scored'
 
 
 def test_second_run_in_the_folder_is_refused(quick, capsys):
