@@ -471,3 +471,45 @@ def test_state_is_plain_data(quick):
     assert train('train:total_iter=4') == 0
     state = read_file(FOLDER / 'training_states/4.state')
     assert json.dumps({key: value for key, value in state.items() if key not in ('optimizers', 'schedulers')})
+
+
+def best_of_log():
+    return re.search(r'Best (\w+): ([\d.]+) at iteration (\d+)', max(FOLDER.glob('train_*.log')).read_text()).groups()
+
+
+def test_best_network_stays_when_a_metric_is_added_or_removed(quick):
+    """And is not replaced by a worse one of the iterations after."""
+    best = FOLDER / 'models/net_g_best.pth'
+    assert train('train:total_iter=8', 'train:start_from_image=true') == 0
+    kept, (metric, score, _) = best.read_bytes(), best_of_log()
+    worse = ('train:pixel_opt:loss_weight=-1.0', 'train:optim_g:lr=0.01')
+    for total, more in ((12, ['val:metrics:ssim={type: calculate_ssim, crop_border: 0}']), (16, [])):
+        assert train(f'train:total_iter={total}', *worse, *more, resume=True) == 0
+        assert best.read_bytes() == kept and best_of_log()[:2] == (metric, score)
+
+
+@pytest.mark.parametrize(
+    'overrides',
+    [
+        ['datasets:val:name=other'],
+        ['val:metrics:ssim={type: calculate_ssim, crop_border: 0}', 'val:best_metric=ssim'],
+        ['val:metrics:psnr={type: calculate_ssim, crop_border: 0, better: lower}'],
+    ],
+    ids=['another set', 'another metric', 'the other direction'],
+)
+def test_best_network_that_something_else_chose_is_put_aside(quick, overrides):
+    best = FOLDER / 'models/net_g_best.pth'
+    assert train('train:total_iter=8') == 0
+    kept = best.read_bytes()
+    for total in (12, 16):
+        assert train(f'train:total_iter={total}', *overrides, resume=True) == 0
+        assert (FOLDER / 'models/net_g_best_until_8.pth').read_bytes() == kept
+        iteration = read_file(best)['metadata']['iter']
+        assert iteration > 8 and str(iteration) == best_of_log()[2]
+    logs = ''.join(path.read_text() for path in FOLDER.glob('train_*.log'))
+    assert logs.count('net_g_best_until_8.pth is the best by psnr of small_val; from here on net_g_best.pth is') == 1
+
+
+def test_first_metric_chooses_where_none_is_psnr(quick):
+    assert train('train:total_iter=4', 'val:metrics={sharp: {type: calculate_ssim, crop_border: 0}}') == 0
+    assert best_of_log()[0] == 'sharp' and read_file(FOLDER / 'models/net_g_best.pth')['metadata']['iter'] == 4

@@ -19,7 +19,16 @@ from ..errors import InputError, RunError, one_line
 from . import results, run_folder
 from .options import as_overrides
 
+Records = dict[str, dict[str, dict[str, Any]]]  # of the best, by validation set and metric, as the toolbox keeps them
 PLACE_IN_SCHEDULE = ('base_lrs', 'last_epoch', '_step_count', '_last_lr')  # of a scheduler's state
+
+
+def _record(records: Records, best_by: list[str]) -> dict[str, Any] | None:
+    """Of the set and the metric that choose the best network, if that has been scored."""
+    if not best_by:
+        return None
+    record = records.get(best_by[0], {}).get(best_by[1])
+    return record if record and record['iter'] >= 0 else None
 
 
 class RecordedModel(SRModel):
@@ -157,17 +166,19 @@ class RecordedModel(SRModel):
         network.train(was_training)
 
     def _keep_if_best(self, dataset_name: str, current_iter: int) -> None:
-        """net_g_best.pth, if this validation of the first data set is the best so far."""
-        metric = self._best_metric()
-        best = self.best_metric_results[dataset_name].get(metric, {})
-        if dataset_name == next(iter(self.best_metric_results)) and best.get('iter') == current_iter:
+        """net_g_best.pth, if this validation is of the set that chooses it, and its best so far."""
+        chooser, metric = self._best_by()
+        if dataset_name == chooser and self.best_metric_results[chooser][metric]['iter'] == current_iter:
             about = {'iter': current_iter, 'best_metric': metric, 'metrics': dict(self.metric_results)}
             self._save_networks('best', about)
 
-    def _best_metric(self) -> str | None:
-        metrics = self.opt['val']['metrics']
+    def _best_by(self) -> list[str]:
+        """The validation set and the metric that choose the best network; nothing where none is scored."""
+        metrics = (self.opt.get('val') or {}).get('metrics')
+        if not (metrics and self._validation_sets()):
+            return []
         by_psnr = (name for name, metric in metrics.items() if metric['type'] == 'calculate_psnr')
-        return self.opt['val'].get('best_metric') or next(by_psnr, None)
+        return [self._validation_sets()[0], self.opt['val'].get('best_metric') or next(by_psnr, next(iter(metrics)))]
 
     def save(self, epoch: int, current_iter: int) -> None:
         """Save the networks and the training state; at the end (-1) 'latest' too.
@@ -189,14 +200,14 @@ class RecordedModel(SRModel):
         else:
             self._save_now()
 
-    def _validation_sets(self) -> set[str]:
-        return {data['name'] for phase, data in self.opt['datasets'].items() if phase.split('_')[0] == 'val'}
+    def _validation_sets(self) -> list[str]:
+        return [data['name'] for phase, data in self.opt['datasets'].items() if phase.split('_')[0] == 'val']
 
     def _save_pending(self) -> None:
         """Save what waits for validation, once every set has been validated."""
         if self.pending_save:
             current_iter = self.pending_save[1]
-            if {name for name, iteration in self.validated if iteration == current_iter} >= self._validation_sets():
+            if {name for name, iteration in self.validated if iteration == current_iter} >= {*self._validation_sets()}:
                 self._save_now()
 
     def _save_now(self) -> None:
@@ -250,6 +261,7 @@ class RecordedModel(SRModel):
             'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
             'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
             'best_metric_results': getattr(self, 'best_metric_results', {}),
+            'best_by': self._best_by(),
             **self.state_of_steps(),
         }
         path = run_folder.state_path(self._folder, current_iter)
@@ -259,11 +271,11 @@ class RecordedModel(SRModel):
 
     def outcome(self) -> str:
         """What the training has come to: the best score, and the weights to go on with."""
-        for scores in getattr(self, 'best_metric_results', {}).values():  # of the first data set
-            if best := scores.get(self._best_metric()):
-                path = run_folder.weights_path(self._folder, 'best')
-                return f'Best {self._best_metric()}: {best["val"]:.4f} at iteration {best["iter"]}, {path}'
-        return f'Trained: {run_folder.weights_path(self._folder, "latest")}'
+        best = _record(getattr(self, 'best_metric_results', {}), self._best_by())
+        if best is None:
+            return f'Trained: {run_folder.weights_path(self._folder, "latest")}'
+        path = run_folder.weights_path(self._folder, 'best')
+        return f'Best {self._best_by()[1]}: {best["val"]:.4f} at iteration {best["iter"]}, {path}'
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         """Rates, and how far the schedules are, come from the state; when they fall, from the option file."""
@@ -273,10 +285,27 @@ class RecordedModel(SRModel):
         ]
         super().resume_training({**resume_state, 'schedulers': schedulers})
         self.last_iter = resume_state['iter']
-        metrics = ((self.opt.get('val') or {}).get('metrics') or {}).keys()
-        best = resume_state.get('best_metric_results') or {}
-        if best := {name: scores for name, scores in best.items() if scores.keys() == metrics}:
-            self.best_metric_results = best
+        self._recall_best(resume_state.get('best_metric_results', {}), resume_state.get('best_by', []))
+
+    def _recall_best(self, saved: Records, saved_by: list[str]) -> None:
+        """The records of what is still scored. A best network that something else has chosen is put aside."""
+        for name in self._validation_sets() if self._best_by() else ():
+            if name in saved:
+                self._initialize_best_metric_results(name)
+                for metric, record in self.best_metric_results[name].items():
+                    earlier = saved[name].get(metric, {})
+                    chooses_anew = self._best_by() == [name, metric] != saved_by
+                    if earlier.get('better') == record['better'] and not chooses_anew:
+                        record.update(earlier)
+        recalled = _record(getattr(self, 'best_metric_results', {}), self._best_by())
+        path = run_folder.weights_path(self._folder, 'best')
+        if self._best_by() and _record(saved, saved_by) and not recalled and self.opt['rank'] == 0 and path.is_file():
+            aside = run_folder.weights_path(self._folder, f'best_until_{self.last_iter}')
+            path.rename(aside)
+            get_root_logger().warning(
+                f'{aside} is the best by {saved_by[1]} of {saved_by[0]}; from here on {path.name} is the best by '
+                f'{self._best_by()[1]} of {self._best_by()[0]}.'
+            )
 
     def load_network(
         self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = 'params'

@@ -67,7 +67,7 @@ class WRCANModel(RecordedModel):
         train.optim_g.fused: Adam in one pass over the weights, which the host does not wait for; true by default.
         val.inference: `{mode, ensemble, precision, patch_size, max_memory}`, see `wrcan_arch.restore`.
         val.best_metric: the metric, by its name under val.metrics, whose best network on the first validation set is
-            kept as net_g_best.pth; by default the first that is a calculate_psnr.
+            kept as net_g_best.pth; by default the first that is a calculate_psnr, else the first.
         train.max_skipped_steps: steps in a row that may be skipped because a loss or gradient is not finite; 20 by
             default.
         train.gradient_compression: 'bf16' halves what several processes send; 'none' by default.
