@@ -207,6 +207,13 @@ OTHERS = {
     'option file that is a folder': (['train', '-opt', 'data_sharp'], 2, 'data_sharp: a folder, no option file'),
     'test of a training': (
         ['test', '-opt', 'train.yml'], 2, 'train: this is the option file of a training: it would test what that began with'),
+    'test of random patches': (
+        ['test', '-opt', 'train.yml', '--force_yml', 'train=null', 'path:pretrain_network_g=weights.pth'], 2,
+        'datasets:train: gives random patches to train on; call a data set to be scored test'),
+    'submission of pairs': (
+        ['test', '-opt', 'test.yml', '--force_yml', 'datasets:test:type=PairedImageDataset',
+         'val:submission={every: 1, extra_data: false, description: x}'], 2,
+        'val:submission takes a JPEGDeblurDataset, not a PairedImageDataset'),
     'unknown option shown': (
         ['show', '-opt', 'train.yml', '--force_yml', 'train:total_itr=3'], 2, 'no such option here; did you mean total_iter?'),
     'no state': ([*TRAIN, '--force_yml', 'path={resume_state: no.state}'], 2, "path:resume_state: there is no file 'no.state'"),

@@ -205,6 +205,25 @@ def test_mistake_in_a_base_is_named_there(demo):
     assert 'own.yml:3: trian: there is no such option here; did you mean train?' in said
 
 
+def test_the_toolboxs_own_model_does_not_pass_over_our_options(demo):
+    text = demo.replace('WRCANModel', 'SRModel').replace('  amp: auto', '  amp: auto\n  checkpointing: false')
+    said = problems_of(text)
+    for key in ('train:autoencoder_opt', 'train:amp', 'val:inference', 'datasets:train:as_bytes'):
+        assert any(f': {key}: SRModel does not know it; ' in line or 'takes floats alone' in line for line in said), key
+    assert len(said) == 4, 'what is off is no difference'
+
+
+def test_data_sets_that_are_scored_have_names_of_their_own(demo):
+    values = yaml.safe_load(demo)
+    values['datasets']['val_2'] = dict(values['datasets']['val'])
+    (said,) = problems_of(yaml.safe_dump(values))
+    assert said.endswith("datasets:val_2:name: 'demo_val' is val's name too; give each its own")
+    values['datasets']['val_2']['name'] = 'other'
+    values['datasets']['train']['name'] = 'demo_val'
+    write(Path('own.yml'), yaml.safe_dump(values))
+    option_checks.check(options.read_options('own.yml'), 'train')
+
+
 def test_options_of_another_model_are_left_to_it(demo):
     text = demo.replace('WRCANModel', 'SRGANModel') + '\nnetwork_d: {type: VGGStyleDiscriminator}\n'
     (said,) = problems_of(text)

@@ -22,6 +22,13 @@ REQUIRED = {
     'train': ('datasets train', 'train', 'logger'),
     'test': ('val',),
 }
+OF_WRCAN_MODEL = [
+    tuple(keys.split(':'))
+    for keys in (
+        'train:amp train:accumulate train:channels_last train:checkpointing train:start_from_image '
+        'train:autoencoder_opt train:gradient_compression val:inference val:best_metric val:submission deterministic'
+    ).split()
+]
 REQUIRED_OF_TRAINING_DATA = ('num_worker_per_gpu', 'gt_size')
 
 
@@ -37,7 +44,8 @@ def check(file: OptionFile, command: str) -> None:
         *_wrong_machine(file),
     ]
     if not problems:  # or they would be said twice, in other words
-        problems = [*_found_late(file), *_unfit_weights(file), *_unfit_frames(file)]
+        found_late = (_unfit_logger, _unfit_losses, _unfit_model, _unfit_schedule, _unfit_network, _unfit_data_sets)
+        problems = [each for look in (*found_late, _unfit_weights, _unfit_frames) for each in look(file)]
     if problems:
         raise InputError('\n'.join(problems))
 
@@ -85,12 +93,14 @@ def _missing(file: OptionFile, command: str) -> Iterator[str]:
     for keys in REQUIRED[command]:
         yield from absent(*keys.split())
     if command == 'test' and file.values.get('train'):
-        hint = 'it would test what that began with; take a test_….yml, or leave train out'
+        hint = 'it would test what that began with; take a test_….yml'
         yield f'{file.at("train")}: this is the option file of a training: {hint}'
     for phase, dataset in sections(file.values, ('datasets',)).items():
         place = ('datasets', phase)
         if command == 'train' and phase != 'train' and phase.split('_')[0] != 'val':
             yield f'{file.at(*place)}: data sets are called train, val, val_2 ...'
+        if command == 'test' and phase.split('_')[0] == 'train':
+            yield f'{file.at(*place)}: gives random patches to train on; call a data set to be scored test'
         scored = phase != 'train' and sections(file.values, ('val', 'metrics'))
         if (phase == 'train' or scored) and dataset.get('type') in ('JPEGDeblurDataset', 'PairedImageDataset'):
             yield from absent('datasets', phase, 'dataroot_gt')
@@ -195,12 +205,7 @@ def _missing_data(file: OptionFile) -> Iterator[str]:
             yield f"{file.at('path', key)}: there is no file '{path}'"
 
 
-def _found_late(file: OptionFile) -> Iterator[str]:
-    """What the toolbox takes and fails on when it gets there, of options that are sound one by one."""
-    from basicsr.utils.registry import MODEL_REGISTRY
-
-    from .wrcan_model import WRCANModel
-
+def _unfit_logger(file: OptionFile) -> Iterator[str]:
     logger = file.values.get('logger') or {}
     if logger.get('use_tb_logger') and not importlib.util.find_spec('tensorboard'):
         yield f'{file.at("logger", "use_tb_logger")}: needs tensorboard; pip install tensorboard, or set it to false'
@@ -210,6 +215,8 @@ def _found_late(file: OptionFile) -> Iterator[str]:
         if not importlib.util.find_spec('wandb'):
             yield f'{file.at("logger", "wandb")}: needs wandb; pip install wandb, or leave it out'
 
+
+def _unfit_losses(file: OptionFile) -> Iterator[str]:
     train = file.values.get('train') or {}
     data = file.values['datasets'].get('train') or {}
     if train and not (train.get('pixel_opt') or train.get('perceptual_opt')):
@@ -220,9 +227,26 @@ def _found_late(file: OptionFile) -> Iterator[str]:
     for name, metric in sections(file.values, ('val', 'metrics')).items():
         if metric.get('type') == 'calculate_lpips' and metric.get('better') != 'lower':
             yield f'{file.at("val", "metrics", name)}: lower LPIPS is better; add better: lower'
+
+
+def _unfit_model(file: OptionFile) -> Iterator[str]:
+    """What another model than ours fails on, and what the toolbox's own would pass over in silence."""
+    from basicsr.utils.registry import MODEL_REGISTRY
+
+    from .wrcan_model import WRCANModel
+
     model = file.values['model_type']
-    if data.get('as_bytes') and not issubclass(MODEL_REGISTRY.get(model), WRCANModel):
+    if issubclass(MODEL_REGISTRY.get(model), WRCANModel):
+        return
+    if find(file.values, ('datasets', 'train', 'as_bytes')):
         yield f'{file.at("datasets", "train", "as_bytes")}: {model} takes floats alone; leave it out'
+    for keys in OF_WRCAN_MODEL if model == 'SRModel' else ():
+        if find(file.values, keys) not in (None, False, 'off'):
+            yield f'{file.at(*keys)}: SRModel does not know it; leave it out, or set model_type: WRCANModel'
+
+
+def _unfit_schedule(file: OptionFile) -> Iterator[str]:
+    train = file.values.get('train') or {}
     scheduler = train.get('scheduler') or {}
     periods = scheduler.get('periods')
     last = train.get('total_iter', 0)
@@ -233,16 +257,31 @@ def _found_late(file: OptionFile) -> Iterator[str]:
     if scheduler and len(weights) != len(parts):
         message = f'{len(weights)} of them for {len(parts)} {"periods" if periods else "restarts"}'
         yield f'{file.at("train", "scheduler", "restart_weights")}: {message}'
+
+
+def _unfit_network(file: OptionFile) -> Iterator[str]:
     network = file.values.get('network_g') or {}
-    if train.get('start_from_image'):
+    if find(file.values, ('train', 'start_from_image')):
         if network.get('type') != 'WRCAN':
             yield f'{file.at("train", "start_from_image")}: is for WRCAN, not for {network.get("type")}'
-        if (file.values.get('path') or {}).get('pretrain_network_g'):
+        if find(file.values, ('path', 'pretrain_network_g')):
             message = 'weights are loaded over it; leave path:pretrain_network_g out, or this'
             yield f'{file.at("train", "start_from_image")}: {message}'
     for key in ('num_in_ch', 'num_out_ch'):
         if network.get('type') == 'WRCAN' and network.get(key, 3) != 3:
             yield f'{file.at("network_g", key)}: the data sets give frames of 3 channels, not {network[key]}'
+
+
+def _unfit_data_sets(file: OptionFile) -> Iterator[str]:
+    scored = {phase: data for phase, data in sections(file.values, ('datasets',)).items() if phase != 'train'}
+    first_of: dict[str, str] = {}
+    for phase, data in scored.items():
+        first = first_of.setdefault(data['name'], phase)
+        if first != phase:
+            yield f"{file.at('datasets', phase, 'name')}: '{data['name']}' is {first}'s name too; give each its own"
+        if find(file.values, ('val', 'submission')) and data['type'] != 'JPEGDeblurDataset':
+            message = f'val:submission takes a JPEGDeblurDataset, not a {data["type"]}'
+            yield f'{file.at("datasets", phase, "type")}: {message}'
 
 
 def _unfit_weights(file: OptionFile) -> Iterator[str]:

@@ -285,7 +285,7 @@ class RecordedModel(SRModel):
         ]
         super().resume_training({**resume_state, 'schedulers': schedulers})
         self.last_iter = resume_state['iter']
-        self._recall_best(resume_state.get('best_metric_results', {}), resume_state.get('best_by', []))
+        self._recall_best(resume_state.get('best_metric_results', {}), resume_state.get('best_by', self._best_by()))
 
     def _recall_best(self, saved: Records, saved_by: list[str]) -> None:
         """The records of what is still scored. A best network that something else has chosen is put aside."""
