@@ -452,6 +452,19 @@ def test_second_run_in_the_folder_is_refused(quick, capsys):
     assert train('train:total_iter=1') == 0
 
 
+def test_second_test_of_one_name_is_refused(quick, capsys):
+    """Or the images of one would lie beside the scores of the other."""
+    assert train('train:total_iter=4') == 0
+    arguments = ['test', '-opt', 'test.yml', '--force_yml', 'val:metrics:ssim=null']
+    assert main(arguments) == 0
+    before = sorted(Path('results').rglob('*'))
+    with run_folder.only_run_in(Path('results/small_test').resolve()):
+        done = subprocess.run([sys.executable, '-m', 'wrcan_arch', *arguments], capture_output=True, text=True)
+    assert done.returncode == 2 and 'results/small_test: another run is at work there (process' in done.stderr
+    assert sorted(Path('results').rglob('*')) == before
+    assert main(arguments) == 0
+
+
 def test_code_in_a_state_is_not_run(quick, capsys):
     class Exploit:
         def __reduce__(self):

@@ -59,6 +59,14 @@ def init_dist(launcher: str, **_: Any) -> None:
         timeout=timeout,
     )
     _run.team = team
+    if team.rank == 0:
+        _hold_results()
+
+
+def _hold_results() -> None:
+    """A test's, which another one of its name would mix with its own. A training holds its experiment, later."""
+    if _run.command == 'test':
+        _run.held.enter_context(run_folder.only_run_in(Path('results', _run.options['name'])))
 
 
 def _what_decides(options: dict[str, Any]) -> dict[str, str]:
@@ -92,6 +100,7 @@ class _Run:
     """What the replaced functions of the run under way tell each other."""
 
     held: ExitStack = field(default_factory=ExitStack)  # until the run ends
+    command: str = ''
     options: dict[str, Any] = field(default_factory=dict)
     team: Team | None = None  # of several processes
     resume_state: dict[str, Any] | None = None  # the loaders correct the epoch in it
@@ -348,12 +357,14 @@ def run(
         path = Path(folder, name)
         path.write_text(yaml.safe_dump(with_hash(options), sort_keys=False), encoding='utf-8')
         with ExitStack() as held:
-            _run = _Run(held, options)
+            _run = _Run(held, command, options)
             for context in (replaced(), _arguments('-opt', str(path), '--launcher', launcher, *flags)):
                 held.enter_context(context)
             if command == 'train':
                 held.enter_context(ending_data_workers())
             _forget_logger()
+            if launcher == 'none':
+                _hold_results()
             try:
                 getattr(pipeline, f'{command}_pipeline')(str(Path.cwd()))
                 if command == 'test':

@@ -26,7 +26,7 @@ Written = TypeVar('Written')
 
 @contextmanager
 def only_run_in(folder: Path) -> Iterator[None]:
-    """Refuse a second run in this experiment's folder. The kernel takes the lock back however the first one ends.
+    """Refuse a second run in a folder of experiments/ or results/. The kernel gives it back however the first one ends.
 
     The lock's file lies beside the folder, which a run that starts anew renames.
     """
