@@ -4,9 +4,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import yaml
 from conftest import picture
 
 from wrcan_arch import InputError
+from wrcan_arch.cli import main
 from wrcan_arch.look.report import (
     busiest_crops,
     plot_losses,
@@ -98,6 +100,39 @@ def test_page_shows_images_at_1_to_1_and_crops_at_2_to_1(finished_test):
 def test_page_says_the_protocol_as_the_result_does(finished_test):
     write_report(finished_test, None, Path('report.html'))
     assert 'protocol: chop x8 bf16.' in Path('report.html').read_text()
+
+
+def test_data_made_anew_after_the_test_is_said(finished_test):
+    cv2.imwrite('sharp/a.png', picture(200, 238, 1))
+    with pytest.raises(InputError, match='^a is 240 x 200 in blurred, 240 x 200 in restored, 238 x 200 in sharp; give'):
+        write_report(finished_test, None, Path('report.html'))
+
+
+def test_report_reads_what_was_tested(finished_test, capsys):
+    """Whatever the option file says by now, also under a name that the test was given on the command line."""
+    Path('results/some/options.yml').write_text(yaml.safe_dump(finished_test))
+    Path('test.yml').write_text(
+        'name: other\npath: {pretrain_network_g: gone.pth}\ndatasets: {test: {name: else, type: JPEGDeblurDataset}}\n'
+    )
+    assert main(['report', '-opt', 'test.yml', '--force_yml', 'name=some']) == 0
+    assert 'PSNR of 1 images: blurred' in capsys.readouterr().out and Path('report.html').is_file()
+    assert main(['report', '-opt', 'test.yml']) == 2
+    assert 'results/other: no options.yml in it' in capsys.readouterr().err
+    Path('results/some/options.yml').write_text('')
+    assert main(['report', '-opt', 'test.yml', '--force_yml', 'name=some']) == 2
+    assert 'results/some/options.yml: damaged, no options in it; test again' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['-opt', 'test.yml', '--crops', '003/00000060'], '--crops is for --figure'),
+        (['--figure', 'a', '--experiment', 'b'], '--experiment and --force_yml are for -opt'),
+    ],
+)
+def test_what_would_be_passed_over_is_refused(capsys, arguments, message):
+    assert main(['report', *arguments]) == 2
+    assert capsys.readouterr().err == f'basicsr report: {message}\n'
 
 
 def test_image_that_was_not_saved_is_said_once(tmp_path, capfd):

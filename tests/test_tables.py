@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from wrcan_arch import InputError
 from wrcan_arch.cli import main
+from wrcan_arch.inference import describe
 from wrcan_arch.look.tables import PAPER, as_csv, as_html, as_text, compare
 from wrcan_arch.train import results
 from wrcan_arch.train.options import read_options
@@ -30,15 +32,16 @@ OPTIONS = Path(__file__).parent.parent / 'options'
 HASH = '0123456789abcdef' * 4
 
 
-def write(folder, name, metrics, dataset='REDS_val', weights=HASH, images=3000, network=None):
+def write(folder, name, metrics, dataset='REDS_val', weights=HASH, images=3000, network=None, protocol=None):
     """A result as a test with the row's option file writes it; `network` is what --force_yml changes."""
     (folder / name).mkdir(exist_ok=True)
+    opt = read_options(OPTIONS / f'{name}.yml').values
     scores = {f'{number // 100:03}_{number % 100:08}': metrics for number in range(images)}
     about = {
         'name': name,
-        'protocol': 'chop x8 fp32',
+        'protocol': protocol or describe(torch.device('cpu'), **opt['val']['inference']),
         'weights': weights and {'path': 'w.pth', 'sha256': weights},
-        'network_g': read_options(OPTIONS / f'{name}.yml').values['network_g'] | (network or {}),
+        'network_g': opt['network_g'] | (network or {}),
     }
     results.write_result(folder / name, dataset, scores, about)
 
@@ -67,7 +70,7 @@ def test_result_stands_beside_the_paper(tmp_path):
     row = found['test_table2_row3']
     assert (row['PSNR paper'], row['PSNR measured'], row['PSNR difference']) == ('28.93', '28.95', '+0.02')
     assert (row['SSIM paper'], row['SSIM measured'], row['SSIM difference']) == ('0.8138', '0.8134', '-0.0004')
-    assert (row['protocol'], row['images'], row['weights'], row['note']) == ('chop x8 fp32', '3000', '0123456789ab', '')
+    assert (row['protocol'], row['images'], row['weights'], row['note']) == ('chop fp32', '3000', '0123456789ab', '')
     assert (found['test_table2_row1']['PSNR difference'], found['test_table2_row1']['weights']) == ('+0.00', 'none')
 
 
@@ -78,15 +81,19 @@ def test_each_rows_options_are_what_the_paper_measured(tmp_path):
     assert {name: row['note'] for name, row in cells(compare(tmp_path)).items() if row['note']} == {}
 
 
-def test_result_of_other_images_or_another_network_is_not_set_against_the_paper(tmp_path):
+def test_result_of_other_images_another_network_or_protocol_is_not_set_against_the_paper(tmp_path):
     write(tmp_path, 'test_table1_case2', {'psnr': 28.0, 'ssim': 0.8}, network={'block': 'wrca'})
     write(tmp_path, 'test_table2_row1', {'psnr': 28.0, 'ssim': 0.8}, weights=None, images=6)
+    write(tmp_path, 'test_table2_row6', {'psnr': 29.0, 'ssim': 0.8}, protocol='exact bf16')
+    write(tmp_path, 'test_table2_row3', {'psnr': 29.0, 'ssim': 0.8}, protocol='chop x8 fp32')
     write(tmp_path, 'test_table2_row7', {'psnr': 4.76, 'ssim': 0.1}, images=6, network={'num_feat': 4, 'num_group': 1})
     compared = compare(tmp_path)
     found = cells(compared)
     notes = {
         'test_table1_case2': 'not what the paper measured: block wrca, not wr',
         'test_table2_row1': 'not what the paper measured: images 6, not 3000',
+        'test_table2_row6': 'not what the paper measured: protocol single, not x8',
+        'test_table2_row3': 'not what the paper measured: protocol x8, not single',
         'test_table2_row7': 'not what the paper measured: images 6, not 3000; num_feat 4, not 64; num_group 1, not 4',
     }
     for name, note in notes.items():

@@ -117,18 +117,22 @@ def tables(arguments: argparse.Namespace) -> int:
 
 
 def report(arguments: argparse.Namespace) -> int:
+    from .errors import InputError
     from .look.figure import make_figure
-    from .look.report import mean_scores, rounded, write_report
-    from .train import option_checks, options
+    from .look.report import mean_scores, read_options, rounded, write_report
+    from .train import options
 
+    if arguments.crops and not arguments.figure:
+        raise InputError('--crops is for --figure')
+    if arguments.figure and (arguments.experiment or arguments.force_yml):
+        raise InputError('--experiment and --force_yml are for -opt')
     if arguments.figure:
         picture = make_figure(arguments.figure, arguments.crops or [], arguments.out)
         print(f'wrote {arguments.out} and {picture}')
         return 0
 
-    file = options.read_options(arguments.opt)
-    option_checks.check(file, 'test')
-    scores = write_report(file.values, arguments.experiment, arguments.out)
+    name = options.read_options(arguments.opt, arguments.force_yml or ()).values.get('name')
+    scores = write_report(read_options(Path('results', str(name))), arguments.experiment, arguments.out)
     for metric, (blurred, restored) in mean_scores(scores).items():
         line = f'blurred {rounded(metric, blurred)}, restored {rounded(metric, restored)}'
         print(f'{metric.upper()} of {len(scores)} images: {line} ({rounded(metric, restored - blurred, sign="+")})')
@@ -196,6 +200,9 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument('--debug', action='store_true', help='show the traceback of an error')
         return command
 
+    def takes_overrides(command: argparse.ArgumentParser) -> None:
+        command.add_argument('--force_yml', nargs='+', metavar='KEYS=VALUE', help='set options: train:total_iter=20')
+
     for name, about in (
         ('train', 'train as an option file says; experiments/ goes under this folder'),
         ('test', 'score a network as an option file says; results/ goes under this folder'),
@@ -207,11 +214,11 @@ def build_parser() -> argparse.ArgumentParser:
         command.set_defaults(auto_resume=False)
         command.add_argument('--launcher', choices=['none', 'pytorch', 'slurm'], help='default: detected')
         command.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
-        command.add_argument('--force_yml', nargs='+', metavar='KEYS=VALUE', help='set options: train:total_iter=20')
+        takes_overrides(command)
 
     command = add('show', show, 'print the whole of an option file, with the file and line that each value comes from')
     command.add_argument('-opt', required=True, help='the option file')
-    command.add_argument('--force_yml', nargs='+', metavar='KEYS=VALUE', help='set options: train:total_iter=20')
+    takes_overrides(command)
 
     command = add('restore', restore, 'restore photographs with a trained network')
     command.add_argument('photos', nargs='*', metavar='PHOTO', help='a file, a folder with all below it, or a pattern')
@@ -246,8 +253,15 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument(
         '--crops', nargs='+', metavar='FRAME', help='of the figure: 003/00000060 or 003/00000060:TOP,LEFT'
     )
+    takes_overrides(command)
     command.add_argument('--experiment', type=Path, help='folder of the training run, for its curves')
-    command.add_argument('-o', '--out', type=Path, default=Path('report.html'), help='default report.html')
+    command.add_argument(
+        '-o',
+        '--out',
+        type=Path,
+        default=Path('report.html'),
+        help='default report.html; a figure is also a PNG beside it',
+    )
 
     command = add('tables', tables, "print the paper's tables, paper beside measured")
     command.add_argument('--results', type=Path, help='default results')

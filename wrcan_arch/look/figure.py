@@ -9,7 +9,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import yaml
 from basicsr.metrics import calculate_psnr
 from basicsr.utils import tensor2img
 from matplotlib import font_manager
@@ -18,7 +17,18 @@ from PIL import Image, ImageDraw, ImageFont
 from ..errors import InputError
 from ..train.jpeg_deblur_dataset import JPEGDeblurDataset
 from ..train.results import key_of, sequence_of
-from .report import CROP, ZOOM, busiest_crops, open_test_set, page, picture, read_restored, rounded
+from .report import (
+    CROP,
+    ZOOM,
+    busiest_crops,
+    check_sizes,
+    open_test_set,
+    page,
+    picture,
+    read_options,
+    read_restored,
+    rounded,
+)
 from .tables import name_in_paper
 
 PAPER_FRAMES = ('003/00000060', '026/00000054', '004/00000093', '010/00000098')
@@ -80,7 +90,7 @@ def _open_results(results: Sequence[Path]) -> tuple[TestSet, list[Method]]:
     names = [result.resolve().name for result in results]
     if len({*names, *OTHER_COLUMNS}) < len(names) + len(OTHER_COLUMNS):
         raise InputError(f'{", ".join(names)}: results in one figure need names that differ')
-    options = [_read_options(result) for result in results]
+    options = [read_options(result) for result in results]
     for phase, dataset in options[0]['datasets'].items():
         folders = [result / 'visualization' / dataset['name'] for result in results]
         if all(folder.is_dir() for folder in folders):
@@ -93,16 +103,6 @@ def _open_results(results: Sequence[Path]) -> tuple[TestSet, list[Method]]:
     raise InputError(
         f'{", ".join(map(str, results))}: not all have restored images of {datasets}; test with save_img: true'
     )
-
-
-def _read_options(result: Path) -> Mapping[str, Any]:
-    path = result / 'options.yml'
-    if not path.is_file():
-        raise InputError(f'{result}: no options.yml in it; give the folder that basicsr test wrote, results/NAME')
-    try:
-        return yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f'{path}: damaged, not YAML; test again') from error
 
 
 def _keys(dataset: TestSet) -> list[str]:
@@ -119,7 +119,7 @@ def _most_different(dataset: TestSet, keys: Sequence[str], methods: Sequence[Met
         images = {method.name: method.read(keys[place]) for method in methods}
         if len(methods) == 1:
             images['input'] = tensor2img(dataset[place]['lq'])
-        _check_sizes(keys[place], images)
+        check_sizes(_frame(keys[place]), images)
         corner = busiest_crops(list(images.values()), 1)[0]
         return float(np.ptp([_cut(image, corner) for image in images.values()], axis=0).sum())
 
@@ -134,7 +134,7 @@ def _row(item: Mapping[str, Any], key: str, corner: tuple[int, int] | None, meth
     images = {'input': tensor2img(item['lq']), **restored}
     if 'gt' in item:
         images['sharp'] = tensor2img(item['gt'])
-    _check_sizes(key, images)
+    check_sizes(_frame(key), images)
     if corner is None:
         compared = restored if len(restored) > 1 else {**restored, 'input': images['input']}
         corner = busiest_crops(list(compared.values()), 1)[0]
@@ -151,13 +151,6 @@ def _row(item: Mapping[str, Any], key: str, corner: tuple[int, int] | None, meth
         psnr = float(calculate_psnr(image, images['sharp'], 0)) if scored else None
         cells.append(Cell(name_in_paper(name), _cut(image, corner), psnr))
     return FigureRow(f'{_frame(key)}:{corner[0]},{corner[1]}', cells)
-
-
-def _check_sizes(key: str, images: Mapping[str, np.ndarray]) -> None:
-    sizes = {name: f'{image.shape[1]} x {image.shape[0]}' for name, image in images.items()}
-    if len(set(sizes.values())) > 1:
-        found = ', '.join(f'{size} in {name}' for name, size in sizes.items())
-        raise InputError(f'{_frame(key)} is {found}; give results of the same data set')
 
 
 def _cut(image: np.ndarray, corner: tuple[int, int]) -> np.ndarray:

@@ -15,6 +15,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import yaml
 from basicsr.data import build_dataset
 from basicsr.metrics import calculate_metric
 from basicsr.utils import tensor2img
@@ -70,7 +71,30 @@ def read_results(opt: Mapping[str, Any]) -> Iterator[Result]:
             key = key_of(item)
             restored = read_restored(folder / f'{key}_{ending}.png')
             pictures = {'blurred': tensor2img(item['lq']), 'restored': restored, 'sharp': tensor2img(item['gt'])}
+            check_sizes(key, pictures)
             yield Result(key, pictures, _scores(pictures, opt['val'].get('metrics') or {}))
+
+
+def read_options(result: Path) -> Mapping[str, Any]:
+    """The options that a finished test ran with, from its folder, results/NAME."""
+    path = result / 'options.yml'
+    if not path.is_file():
+        raise InputError(f'{result}: no options.yml in it; give the folder that basicsr test wrote, results/NAME')
+    try:
+        options = yaml.safe_load(path.read_text(encoding='utf-8'))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f'{path}: damaged, not YAML; test again') from error
+    if not isinstance(options, dict):
+        raise InputError(f'{path}: damaged, no options in it; test again')
+    return options
+
+
+def check_sizes(name: str, images: Mapping[str, np.ndarray]) -> None:
+    """InputError unless all are of one size, as those of one frame are while a result is its data's."""
+    sizes = {column: f'{image.shape[1]} x {image.shape[0]}' for column, image in images.items()}
+    if len(set(sizes.values())) > 1:
+        found = ', '.join(f'{size} in {column}' for column, size in sizes.items())
+        raise InputError(f'{name} is {found}; give results of the same data set, or test again')
 
 
 def open_test_set(opt: Mapping[str, Any], phase: str) -> Sequence[Mapping[str, Any]]:
@@ -250,7 +274,7 @@ def write_report(opt: Mapping[str, Any], experiment: Path | None, out: Path) -> 
     """Write the page of a finished test, and return its images' scores.
 
     Args:
-        opt: the test's resolved options. Its results/ are looked for under the current folder.
+        opt: the options that it ran with. Its results/ are looked for under the current folder.
         experiment: folder of the training run whose curves are shown; None for none.
         out: the page.
     """
