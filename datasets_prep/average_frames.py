@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 import pairs
 from wrcan_arch.errors import InputError
-from wrcan_arch.train.lmdb_store import IMAGE_ENDINGS, key_for
+from wrcan_arch.train.image_files import is_image, key_for
 
 VIDEO_ENDINGS = ('.mp4', '.mov', '.m4v', '.avi', '.mkv', '.webm', '.mpg', '.mpeg', '.mts', '.m2ts', '.wmv', '.3gp')
 
@@ -54,7 +54,16 @@ def in_order(path: Path) -> list[str | int]:
 
 
 def frame_files(folder: Path) -> list[Path]:
-    return sorted((path for path in folder.iterdir() if path.suffix.lower() in IMAGE_ENDINGS), key=in_order)
+    return sorted(filter(is_image, folder.iterdir()), key=in_order)
+
+
+def is_video(path: Path) -> bool:
+    return path.suffix.lower() in VIDEO_ENDINGS and not path.name.startswith('.') and path.is_file()
+
+
+def holds_frames(folder: Path) -> bool:
+    """Whether its images are a video's frames, not what a camera has put beside its videos."""
+    return bool(frame_files(folder)) and not any(map(is_video, folder.iterdir()))
 
 
 def find_videos(inputs: list[Path]) -> dict[str, Path]:
@@ -63,13 +72,13 @@ def find_videos(inputs: list[Path]) -> dict[str, Path]:
     for entry in inputs:
         if not entry.exists():
             raise InputError(f'{entry}: no such video or folder')
-        if entry.suffix.lower() in IMAGE_ENDINGS and entry.is_file():
+        if is_image(entry) and entry.is_file():
             raise InputError(f'{entry}: a single image; give the folder that holds the frames')
         found = [entry]
         if entry.is_dir():
             inside = [entry, *sorted(entry.rglob('*'))]
-            found = [path for path in inside if path.suffix.lower() in VIDEO_ENDINGS and path.is_file()]
-            found += [path for path in inside if path.is_dir() and frame_files(path)]
+            found = [path for path in inside if is_video(path)]
+            found += [path for path in inside if path.is_dir() and holds_frames(path)]
         for path in found:
             parts = (entry.resolve().name, *path.relative_to(entry).parts)
             name = key_for('_'.join(parts).removesuffix('' if path.is_dir() else path.suffix))
@@ -222,7 +231,10 @@ Plan = list[tuple[Path, dict[Window, str]]]  # videos, and their windows with th
 
 
 def plan(videos: dict[str, Path], arguments: argparse.Namespace) -> tuple[Plan, Counter[str], list[str]]:
-    """What there is to average, how many windows are left out and why, and notes on videos that end early."""
+    """What there is to average, how many windows are left out and why, and notes on videos that are short.
+
+    InputError for one that is too short and was named itself, not found in a folder.
+    """
     counts = {name: count_frames(video) for name, video in videos.items()}
     left_out = Counter({'over a cut': 0, 'standing still': 0, 'too short': 0})
     planned, notes = [], []
@@ -231,9 +243,11 @@ def plan(videos: dict[str, Path], arguments: argparse.Namespace) -> tuple[Plan, 
             changes, over_window, cut_short = survey(read_frames(video), place_windows(arguments, number), progress)
             found, longest = len(changes), arguments.frames[-1]
             if found < longest:
-                count = pairs.counted(found, 'frame')
-                raise InputError(f'{video}: {count}, too few to average {longest}; leave it out or set --frames')
-            if found < 0.9 * counts[name]:
+                message = f'{video}: {pairs.counted(found, "frame")}, too few to average {longest}'
+                if video in arguments.videos:
+                    raise InputError(f'{message}; leave it out or set --frames')
+                notes.append(message)
+            elif found < 0.9 * counts[name]:
                 notes.append(f'{video}: only {found} of {pairs.counted(counts[name], "frame")} could be read')
             left_out['too short'] += cut_short
             planned.append((video, sort_windows(name, changes, over_window, left_out)))
@@ -254,7 +268,8 @@ def write_pairs(arguments: argparse.Namespace) -> None:
     sizes = Counter(scene for _, windows in planned for scene in windows.values())
     left_out_text = ', '.join(f'{count} {reason}' for reason, count in left_out.items())
     if not sizes:
-        raise InputError(f'no pair left, windows left out: {left_out_text}; give other video or fewer --frames')
+        why = '; '.join([f'windows left out: {left_out_text}', *notes])
+        raise InputError(f'no pair left, {why}; give other video or fewer --frames')
     with (
         pairs.pair_stores(arguments, sizes, 'scene') as put,
         tqdm(total=sizes.total(), unit='pair', desc=arguments.out.name) as progress,

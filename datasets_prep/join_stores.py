@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 import pairs
 from wrcan_arch.errors import InputError
-from wrcan_arch.train.lmdb_store import RAW_ENDING, Store, StoreWriter, key_for, open_store
+from wrcan_arch.train.image_files import key_for
+from wrcan_arch.train.lmdb_store import RAW_ENDING, Store, StoreWriter, open_store
 
 
 def read_rows(store: Store, key: str) -> bytes:
@@ -55,6 +56,8 @@ def join(sources: list[Path], out: Path, *, raw: bool) -> int:
                         value, ending = store.get(key), pairs.FILE_ENDINGS[role]
                     joined[role].put(f'{key_for(source.name)}_{key}', ending, value, store.shape(key))
                 count += 1
+        for writer in joined.values():
+            writer.complete()
     return count
 
 

@@ -17,7 +17,10 @@ from tqdm import tqdm
 import exposure
 import pairs
 from wrcan_arch.errors import InputError
-from wrcan_arch.train.lmdb_store import IMAGE_ENDINGS, key_for
+from wrcan_arch.train.image_files import IMAGE_ENDINGS, images_under, is_image, key_for, size_of_image
+
+WIDEST = 32766  # pixels a side: OpenCV moves no larger picture
+LARGE = 4_000_000  # pixels
 
 
 def find_photos(inputs: list[Path]) -> dict[str, Path]:
@@ -26,16 +29,46 @@ def find_photos(inputs: list[Path]) -> dict[str, Path]:
     for entry in inputs:
         if not entry.exists():
             raise InputError(f'{entry}: no such photograph or folder')
-        if not entry.is_dir() and entry.suffix.lower() not in IMAGE_ENDINGS:
+        if not entry.is_dir() and not is_image(entry):
             raise InputError(f'{entry}: is none of {" ".join(IMAGE_ENDINGS)}; convert it to PNG')
-        found = sorted(entry.rglob('*')) if entry.is_dir() else [entry]
-        for path in (path for path in found if path.suffix.lower() in IMAGE_ENDINGS):
-            other = photos.setdefault(key_for(path.stem), path)
+        for path in images_under(entry) if entry.is_dir() else [entry]:
+            inside = path.relative_to(entry if entry.is_dir() else entry.parent)
+            other = photos.setdefault(key_for('_'.join(inside.with_suffix('').parts)), path)
             if other is not path:
-                raise InputError(f'{other} and {path} have the same name; rename one of them or leave it out')
+                raise InputError(f'{other} and {path} have the same name; rename one, or give the folder around both')
     if not photos:
         raise InputError(f'{", ".join(map(str, inputs))}: no photographs ({" ".join(IMAGE_ENDINGS)}) found')
     return photos
+
+
+def check_sizes(photos: dict[str, Path], largest: int | None) -> None:
+    """InputError for what cannot be read or is too large, before anything is made; a hint where it will take long."""
+    sizes = {photo: size_of_image(photo) for photo in photos.values()}
+    for photo, size in sizes.items():
+        if not size:
+            raise InputError(f'{photo}: not a readable image; remove it or convert it to PNG')
+        if max(size) > WIDEST and not largest:
+            raise InputError(f'{photo}: is {size[1]} x {size[0]}, {WIDEST} a side are possible; set --largest')
+    large = [photo for photo, size in sizes.items() if size[0] * size[1] > LARGE]
+    if large and not largest:
+        print(
+            f'{pairs.counted(len(large), "photograph")} of more than {LARGE / 1e6:.0f} megapixels: '
+            'a copy takes seconds, and training decodes it whole; --largest 1600 makes them smaller'
+        )
+
+
+def read_photo(photo: Path, largest: int | None) -> np.ndarray:
+    """uint8 (H, W, 3) in BGR, upright, scaled down to `largest` pixels on its longer side."""
+    sharp = cv2.imread(str(photo), cv2.IMREAD_COLOR)
+    if sharp is None:
+        raise InputError(f'{photo}: not a readable image; remove it or convert it to PNG')
+    height, width = sharp.shape[:2]
+    scale = (largest or math.inf) / max(height, width)
+    if scale >= 1:
+        return sharp
+    return cv2.resize(
+        sharp, (max(1, round(scale * width)), max(1, round(scale * height))), interpolation=cv2.INTER_AREA
+    )
 
 
 def out_of_focus(rng: np.random.Generator, light: np.ndarray, softness: float) -> np.ndarray:
@@ -77,9 +110,7 @@ def make_pairs(
 ) -> Iterator[tuple[str, str, dict[str, bytes], tuple]]:
     """The photograph's name, a key, the encoded blurred and sharp image, and the shape, for each path of each."""
     for number, (name, photo) in enumerate(photos.items()):
-        sharp = cv2.imread(str(photo), cv2.IMREAD_COLOR)
-        if sharp is None:
-            raise InputError(f'{photo}: not a readable image; remove it or convert it to PNG')
+        sharp = read_photo(photo, arguments.largest)
         for copy in range(arguments.copies):
             view_rng = np.random.default_rng((arguments.seed, number, copy, 1))  # exposures are the same without views
             view = draw_view(view_rng, sharp, zoom=arguments.zoom, dim=arguments.dim, soft=arguments.soft)
@@ -124,7 +155,10 @@ def write_pairs(arguments: argparse.Namespace) -> None:
     for name in ('soft', 'rotation', 'noise', 'glare', 'grid'):
         if not 0 <= getattr(arguments, name) < math.inf:
             raise InputError(f'--{name} {getattr(arguments, name)}: a number from 0 up')
+    if arguments.largest is not None and arguments.largest < 1:
+        raise InputError(f'--largest {arguments.largest}: at least 1')
     photos = find_photos(arguments.photos)
+    check_sizes(photos, arguments.largest)
     sizes = dict.fromkeys(photos, arguments.copies)
     with pairs.pair_stores(arguments, sizes, 'photograph') as put:
         made = make_pairs(photos, arguments)
@@ -136,6 +170,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('photos', type=Path, nargs='+', help='sharp photographs, or folders of them')
     parser.add_argument('--copies', type=int, default=8, help='blur paths for each photograph (default 8)')
+    parser.add_argument(
+        '--largest', type=int, metavar='PIXELS',
+        help='scale photographs down to so many on the longer side, before they are blurred (default: as they are)',
+    )  # fmt: skip
     parser.add_argument(
         '--length', type=float, nargs=2, default=(2, 16), metavar=('MIN', 'MAX'),
         help='length of the paths in pixels (default 2 16)',

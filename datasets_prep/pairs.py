@@ -96,15 +96,18 @@ def split_scenes(sizes: Mapping[str, int], fraction: float | None, seed: int) ->
 
 @contextmanager
 def _new_folder(path: Path) -> Iterator[Path]:
-    """A folder that stays only when all goes well."""
+    """A folder under a temporary name, which gets its own when all went well."""
     if path.exists():
         raise InputError(f'{path}: exists already; remove it or choose another name')
-    path.mkdir(parents=True)
+    partial = path.with_name(f'{path.name}.partial')
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    partial.mkdir(parents=True)
     try:
-        yield path
+        yield partial
     except BaseException:
-        shutil.rmtree(path)
+        shutil.rmtree(partial)
         raise
+    partial.rename(path)
 
 
 @contextmanager
@@ -131,6 +134,8 @@ def pair_stores(arguments: argparse.Namespace, sizes: Mapping[str, int], noun: s
                     (folders[name] / f'{key}{FILE_ENDINGS[role]}').write_bytes(value)
 
         yield put
+        for store in stores.values():
+            store.complete()
     for side in sorted(set(sides.values())):
         here = [scene for scene in sizes if sides[scene] == side]
         count = sum(sizes[scene] for scene in here)

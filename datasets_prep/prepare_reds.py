@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 import pairs
 from wrcan_arch.errors import InputError
-from wrcan_arch.train.lmdb_store import RAW_ENDING, StoreWriter, open_store, verify_store
+from wrcan_arch.train.lmdb_store import RAW_ENDING, StoreWriter, in_own_process, open_store, verify_store
 
 SEQUENCES = {'train': 240, 'val': 30, 'test': 30}
 FRAMES = 100  # in each sequence
@@ -332,18 +332,11 @@ def find_stores(places: list[Path]) -> list[Path]:
 
 
 def verify(stores: list[Path]) -> int:
-    """Prints what is wrong with each store. Returns how many are not sound.
-
-    Each is read in a process of its own: LMDB trusts its tree, and a damaged one can end the process.
-    """
+    """Prints what is wrong with each store. Returns how many are not sound."""
     failed = 0
     for path in stores:
-        with ProcessPoolExecutor(1, initializer=start_worker) as pool:
-            try:
-                reading = pool.submit(verify_store, path, partial(tqdm, unit='value', desc=path.name))
-                problems = reading.result()
-            except BrokenProcessPool:
-                problems = [f'{path}: data.mdb is damaged, reading it ended the process']
+        read = partial(verify_store, progress=partial(tqdm, unit='value', desc=path.name))
+        problems = in_own_process(read, path)
         for problem in problems[:SHOWN_PROBLEMS]:
             print(f'prepare_reds: {problem}', file=sys.stderr)
         if problems:
@@ -384,7 +377,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if bool(arguments.downloads) == bool(arguments.verify):
         parser.error('give DOWNLOADS to prepare, or --verify STORE')
-    with pairs.errors_in_one_line(stopped='stopped; run it again to go on'):
+    with pairs.errors_in_one_line(stopped='stopped' if arguments.verify else 'stopped; run it again to go on'):
         if arguments.verify:
             sys.exit(1 if verify(find_stores(arguments.verify)) else 0)
         try:

@@ -88,6 +88,14 @@ def test_doctor_says_what_is_there_instead_of_the_data(workplace, capfd, name, k
     assert set(capfd.readouterr().err.splitlines()) == {expected}
 
 
+def test_doctor_goes_on_after_a_file_that_cannot_be_opened(workplace, capfd):
+    Path('data_sharp/gone.png').symlink_to('nowhere.png')
+    assert main(['doctor', '--data', 'data_sharp', 'data_blur.lmdb']) == 1
+    said = capfd.readouterr()
+    assert said.out.splitlines() == ['data_sharp: 1 problem', 'data_blur.lmdb: sound']
+    assert said.err == 'data_sharp/gone.png: cannot be read (No such file or directory)\n'
+
+
 FAULTS = {
     'cut': (lambda: png(picture(80, 96))[:-600], 'cannot be decoded'),
     'of another size': (lambda: png(picture(80, 95)), 'is 95 x 80, meta_info.txt says 96 x 80'),

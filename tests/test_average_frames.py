@@ -1,4 +1,5 @@
 import re
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -263,6 +264,19 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, tmp_path, arguments, mess
     lines = [line for line in printed.err.splitlines() if line and '%|' not in line]
     assert len(lines) == 1 and lines[0].startswith('average_frames: ') and message in lines[0]
     assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_short_clips_and_pictures_beside_videos_are_no_obstacle(scenes, run, tmp_path):
+    folder = tmp_path / 'clips'
+    folder.mkdir()
+    shutil.copy(scenes / 'v0.avi', folder / 'v0.avi')
+    cv2.imwrite(str(folder / 'thumbnail.jpg'), picture(24, 32))
+    write_folder(folder / 'frames', moving(3), '{}.png')
+    printed = run('clips', '-o', 'out', '--frames', '5')
+    assert re.search(r'clips/frames: 3 frames, too few to average 5$', printed.out, re.MULTILINE)
+    assert all(key.startswith('clips_v0_') for key in open_store(tmp_path / 'out_blur.lmdb').keys())
+    printed = run('clips/frames', '-o', 'none', '--frames', '5', exit_code=2)
+    assert 'clips/frames: 3 frames, too few to average 5; leave it out or set --frames' in printed.err
 
 
 def test_a_video_that_was_cut_short_is_named(scenes, run, tmp_path):

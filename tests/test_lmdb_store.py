@@ -2,6 +2,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import time
 import zlib
 from unittest import mock
 
@@ -11,7 +12,7 @@ import pytest
 
 from wrcan_arch import InputError
 from wrcan_arch.train import lmdb_store
-from wrcan_arch.train.lmdb_store import FIRST_MAP_SIZE, StoreWriter, key_for, open_store, read_manifest, verify_store
+from wrcan_arch.train.lmdb_store import FIRST_MAP_SIZE, StoreWriter, open_store, read_manifest, verify_store
 
 
 def write(path, count=5, size=1000):
@@ -141,14 +142,66 @@ def test_wrong_name_and_doubled_key_are_errors(tmp_path):
         store.put('a', '.png', b'2', (1, 1, 3))
 
 
-@pytest.mark.parametrize(('name', 'key'), [('IMG.0001', 'IMG_0001'), ('at the sea', 'at_the_sea'), ('Öl 1', '_l_1')])
-def test_keys_are_what_basicsr_can_read(name, key):
-    assert key_for(name) == key
+def hold(path, others_turn, resume):
+    """In another process: begins the store, and ends when it is told."""
+    with StoreWriter(path, resume=resume) as store:
+        store.put('theirs', '.png', b'1', (1, 1, 3))
+        others_turn.wait()
 
 
-def test_name_without_a_letter_is_an_error():
-    with pytest.raises(InputError, match='rename the file'):
-        key_for('海')
+@pytest.mark.parametrize('resume', [False, True])
+def test_two_processes_cannot_write_one_store(tmp_path, resume):
+    """Or the first to end would give its name to what the other writes."""
+    context = multiprocessing.get_context('fork')
+    done = context.Event()
+    other = context.Process(target=hold, args=(tmp_path / 'a.lmdb', done, resume))
+    other.start()
+    partial = tmp_path / 'a.lmdb.partial'
+    while not (partial / 'data.mdb').is_file():
+        time.sleep(0.01)
+    with pytest.raises(InputError, match=rf'a\.lmdb: another process is writing it \(process {other.pid} on '):
+        StoreWriter(tmp_path / 'a.lmdb', resume=resume).__enter__()
+    late = StoreWriter(tmp_path / 'a.lmdb', resume=resume)
+    done.set()
+    other.join()
+    assert other.exitcode == 0 and verify_store(tmp_path / 'a.lmdb') == [] and not partial.exists()
+    with pytest.raises(InputError, match='exists already'):
+        late.__enter__()
+    assert not partial.exists() and open_store(tmp_path / 'a.lmdb').keys() == ['theirs']
+
+
+def test_stores_that_belong_together_get_their_names_together(tmp_path):
+    with (
+        pytest.raises(InputError, match=r'first.*cannot be written \(\[Errno 5\] x\)$'),
+        StoreWriter(tmp_path / 'first.lmdb') as first,
+        StoreWriter(tmp_path / 'second.lmdb') as second,
+    ):
+        first.put('a', '.png', b'1', (1, 1, 3))
+        second.complete()
+        with mock.patch('os.fsync', side_effect=OSError(5, 'x')):
+            first.complete()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_disk_is_blamed_only_for_what_it_does(tmp_path):
+    path = tmp_path / 'a.lmdb'
+    with pytest.raises(InputError, match=r"the key 'a{20}…' has 512 letters, 511 fit"), StoreWriter(path) as store:
+        store.put('a' * 512, '.png', b'1', (1, 1, 3))
+    full = mock.patch('os.fsync', side_effect=OSError(28, 'x'))
+    with pytest.raises(InputError, match='28.*GB free, make room and run it again'), StoreWriter(path), full:
+        pass
+    with StoreWriter(tmp_path / 'a.lmdb') as store:
+        store.put('a' * 511, '.png', b'1', (1, 1, 3))
+    assert verify_store(tmp_path / 'a.lmdb') == []
+
+
+def test_flipped_bit_in_a_key_is_a_problem_and_no_defect(tmp_path):
+    with StoreWriter(tmp_path / 'a.lmdb') as store:
+        store.put('frame', '.png', b'1', (1, 1, 3))
+    data = (tmp_path / 'a.lmdb/data.mdb').read_bytes()
+    (tmp_path / 'a.lmdb/data.mdb').write_bytes(data.replace(b'frame', b'fr\xe1me'))
+    said = verify_store(tmp_path / 'a.lmdb')
+    assert [line.partition(': ')[2] for line in said] == [r"'fr\xe1me' is not in manifest.json", "'frame' is missing"]
 
 
 def test_manifest_has_a_checksum_of_every_value(tmp_path):

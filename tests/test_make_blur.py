@@ -2,10 +2,13 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import numpy as np
 import pytest
+from conftest import picture
+from PIL import Image
 
 import make_blur
 import pairs
@@ -207,6 +210,47 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, tmp_path, arguments, mess
     lines = [line for line in printed.err.splitlines() if line and '%|' not in line]
     assert len(lines) == 1 and lines[0].startswith('make_blur: ') and message in lines[0]
     assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_names_of_any_letters_and_folders_are_taken(run, tmp_path):
+    for name in ('a/2020/DSC_1.png', 'a/2021/DSC_1.png', 'a/море1.png', 'a/лес1.png', 'a/закат.png'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture(24, 32)).save(tmp_path / name)
+    (tmp_path / 'a/2020/._DSC_1.png').write_bytes(b'of macOS')
+    run('a', '-o', 'out', '--copies', '1')
+    keys = open_store(tmp_path / 'out_blur.lmdb').keys()
+    assert len(keys) == 5 and {'2020_DSC_1_000', '2021_DSC_1_000'} < set(keys)
+
+
+def test_what_cannot_be_read_is_found_before_anything_is_made(run, tmp_path):
+    for number in range(3):
+        cv2.imwrite(str(tmp_path / f'{number}.png'), np.zeros((8, 8, 3), np.uint8))
+    (tmp_path / '2.png').write_bytes(b'cut')
+    printed = run('.', '-o', 'out', exit_code=2)
+    assert '2.png: not a readable image; remove it' in printed.err and 'pair' not in printed.err
+
+
+def test_large_photographs_are_told_and_made_smaller(run, tmp_path):
+    cv2.imwrite(str(tmp_path / 'large.png'), np.zeros((2100, 2000, 3), np.uint8))
+    with mock.patch('make_blur.make_pairs', return_value=iter(())):
+        printed = run('large.png', '-o', 'out', '--copies', '1')
+    assert '1 photograph of more than 4 megapixels: a copy takes seconds' in printed.out
+    cv2.imwrite(str(tmp_path / 'wide.png'), np.zeros((20, 33000, 3), np.uint8))
+    printed = run('wide.png', '-o', 'wide', '--copies', '1', exit_code=2)
+    assert 'wide.png: is 33000 x 20, 32766 a side are possible; set --largest' in printed.err
+    printed = run('large.png', 'wide.png', '-o', 'small', '--copies', '1', '--largest', '100')
+    store = open_store(tmp_path / 'small_sharp.lmdb')
+    assert [store.shape(key)[:2] for key in store.keys()] == [(100, 95), (1, 100)] and 'megapixels' not in printed.out
+
+
+def test_rest_of_a_killed_run_is_no_obstacle(run, tmp_path):
+    cv2.imwrite(str(tmp_path / 'photo.png'), np.zeros((8, 8, 3), np.uint8))
+    for name in ('out_blur.partial', 'out_blur.lmdb.partial'):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'old.jpg').touch()
+    run('photo.png', '-o', 'out', '--files', '--copies', '1')
+    assert [path.name for path in (tmp_path / 'out_blur').iterdir()] == ['photo_000.jpg']
+    assert not list(tmp_path.glob('*.partial'))
 
 
 @pytest.mark.parametrize('name', ['out_blur', 'out_sharp', 'out_blur.lmdb', 'out_sharp.lmdb'])

@@ -4,17 +4,16 @@ import io
 import re
 import warnings
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags, Image
+from PIL import Image
 
 from ..errors import InputError
+from .image_files import images_under, size_of_image
 from .jpeg_deblur_dataset import JPEGDeblurDataset, roots_of
-from .lmdb_store import IMAGE_ENDINGS, open_store, verify_store
+from .lmdb_store import in_own_process, open_store, verify_store
 
 
 def quick_problems(dataset: Mapping[str, Any], phase: str, *, numbered: bool = False) -> Iterator[str]:
@@ -52,7 +51,7 @@ def _check_folder(folder: Path) -> None:
 
 def _wrong_sizes(dataset: JPEGDeblurDataset, keys: list[str], stored: bool) -> Iterator[str]:
     """The first frame whose size is not its partner's, and the smallest that a patch does not fit into."""
-    size_of = {role: open_store(root).shape if stored else _size_of_file for role, root in dataset.roots.items()}
+    size_of = {role: open_store(root).shape if stored else size_of_image for role, root in dataset.roots.items()}
     sizes = {role: [size_of[role](frame[role])[:2] for frame in dataset.frames] for role in dataset.roots}
     name, guide = dataset.opt['name'], dataset.guide
     for role, root in dataset.roots.items():
@@ -74,43 +73,31 @@ def _wrong_sizes(dataset: JPEGDeblurDataset, keys: list[str], stored: bool) -> I
         )
 
 
-def _size_of_file(path: str) -> tuple[int, ...]:
-    """(H, W) of an image as it is decoded, upright, from its header; () of what is none, which is said elsewhere."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # of what `all_problems` tells
-            with Image.open(path) as image:
-                exif = image.getexif() if 'exif' in image.info else {}  # unasked, Pillow decodes a PNG to look for it
-                return image.size if exif.get(ExifTags.Base.Orientation, 1) > 4 else image.size[::-1]
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return ()
-
-
 def _text(size: tuple[int, ...]) -> str:
     return f'{size[1]} x {size[0]}'
 
 
 def all_problems(root: Path | str) -> list[str]:
-    """Of one store or folder, every image decoded; in a process of its own, which a damaged LMDB can end."""
+    """Of one store or folder, every image decoded."""
     if Path(root).suffix != '.lmdb':
         try:
             return list(_faults_of_files(Path(root)))
         except InputError as error:
             return [str(error)]
-    with ProcessPoolExecutor(1) as pool:
-        try:
-            return pool.submit(_read_all, root).result()
-        except BrokenProcessPool:
-            return [f'{root}: data.mdb is damaged, reading it ended the process; copy or prepare it again']
+    return in_own_process(_read_all, root)
 
 
 def _faults_of_files(folder: Path) -> Iterator[str]:
     _check_folder(folder)
-    images = sorted(path for path in folder.rglob('*') if path.suffix.lower() in IMAGE_ENDINGS)
+    images = images_under(folder)
     if not images:
         yield f'{folder}: there are no images in it'
     for path in images:
-        if fault := _image_fault(path.read_bytes()):
+        try:
+            fault = _image_fault(path.read_bytes())
+        except OSError as error:
+            fault = f'cannot be read ({error.strerror})'
+        if fault:
             yield f'{path}: {fault}'
 
 

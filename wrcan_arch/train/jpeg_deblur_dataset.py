@@ -21,8 +21,9 @@ from torch.utils.data import Dataset
 from ..errors import InputError
 from ..jpeg_quality import estimate_quality, is_far
 from .draws import Draw, draw_generator
+from .image_files import images_under
 from .jpeg import jpeg_crop
-from .lmdb_store import IMAGE_ENDINGS, open_store
+from .lmdb_store import open_store
 
 ROLES = ('lq', 'gt', 'gt_jpeg')
 START_OF_JPEG = b'\xff\xd8'
@@ -150,19 +151,21 @@ class JPEGDeblurDataset(Dataset):
             raise InputError(f'data set {opt["name"]}: training needs dataroot_gt, the sharp frames')
         self.file_client: FileClient | None = None
         names = {role: self._names(root) for role, root in self.roots.items()}
+        if opt.get('names') and names[self.guide]:
+            names = {role: {key: own[key] for key in own if fnmatch(key, opt['names'])} for role, own in names.items()}
+            if not names[self.guide]:
+                raise InputError(
+                    f"data set {opt['name']}: nothing in {self.roots[self.guide]} is named '{opt['names']}'"
+                )
         self._check_pairing(names)
-        keys = sorted(key for key in names[self.guide] if fnmatch(key, opt.get('names') or '*'))
-        if not keys:
-            raise InputError(f"data set {opt['name']}: nothing in {self.roots[self.guide]} is named '{opt['names']}'")
-        self.frames = [{'key': key, **{role: names[role][key] for role in names}} for key in keys]
+        self.frames = [{'key': key, **{role: names[role][key] for role in names}} for key in sorted(names[self.guide])]
 
     def _names(self, root: str) -> dict[str, str]:
         """What the backend calls each frame, by the name that pairs it."""
         if self.opt['io_backend']['type'] == 'lmdb':
             called = [(key, key) for key in open_store(root).keys()]
         elif Path(root).is_dir():
-            images = sorted(path for path in Path(root).rglob('*') if path.suffix.lower() in IMAGE_ENDINGS)
-            called = [(str(path.relative_to(root).with_suffix('')), str(path)) for path in images]
+            called = [(str(path.relative_to(root).with_suffix('')), str(path)) for path in images_under(Path(root))]
         else:
             raise InputError(f"data set {self.opt['name']}: no folder '{root}'")
         names: dict[str, str] = {}

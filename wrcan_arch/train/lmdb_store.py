@@ -10,6 +10,7 @@ The checksum is CRC-32: it finds every change of up to 32 bits in a row and all 
 quarter of BLAKE2's time (4.2 against 0.9 GB/s), and is the number that a zip file keeps for each member.
 """
 
+import errno
 import json
 import math
 import os
@@ -17,7 +18,9 @@ import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -27,22 +30,17 @@ import lmdb
 import numpy as np
 
 from ..errors import InputError
+from .file_lock import locked
+from .image_files import images_under
 
 FORMAT = 1  # of manifest.json and of the records
 RAW_ENDING = '.raw'
-IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')  # of files that frames are read from
 FIRST_MAP_SIZE = 64 << 20  # bytes; doubled whenever it is full
 BATCH_SIZE = 32 << 20  # bytes that are written to the disk at a time; a killed writer loses no more
+LONGEST_KEY = 511  # bytes, in LMDB
+LOCK = 'writer.lock'  # in a store that is not done yet
 UNLISTED = 'meta_info.txt does not list what manifest.json does'
 RECORDS = b'.records'  # a database beside the values: BasicSR asks for keys of meta_info alone, which have no dots
-
-
-def key_for(name: str) -> str:
-    """A key that BasicSR can read (ASCII, no dots), from a file's name without its ending."""
-    key = re.sub(r'[^A-Za-z0-9_-]+', '_', name)
-    if not key.strip('_'):
-        raise InputError(f"'{name}' has no letter or digit to make a key from; rename the file")
-    return key
 
 
 class Record(NamedTuple):
@@ -109,15 +107,17 @@ class StoreWriter:
     record of each value in it. `keep` keeps one; those that are neither kept nor put again are deleted. Values and
     their records are written together and flushed to the disk (LMDB's transactions), so the two cannot disagree.
 
-    Errors: InputError where the store exists, a key is put twice, or the disk takes no more.
+    Of two stores that belong together, complete() both before the first is closed: all that can fail is in it.
+
+    Errors: InputError where the store exists or another process writes it, a key is put twice or too long, or the disk
+    takes no more.
     """
 
     def __init__(self, path: Path | str, *, kind: str = 'encoded', resume: bool = False) -> None:
         self.path = Path(path)
         if self.path.suffix != '.lmdb':
             raise InputError(f'{self.path}: BasicSR reads only stores whose name ends in .lmdb')
-        if self.path.exists():
-            raise InputError(f'{self.path}: exists already; remove it or choose another name')
+        self._refuse_to_overwrite()
         if kind not in ('encoded', 'raw'):
             raise InputError(f"{self.path}: a store's kind is 'encoded' or 'raw', not '{kind}'")
         self.kind = kind
@@ -128,17 +128,30 @@ class StoreWriter:
         self._waiting: dict[str, bytes] = {}
         self._waiting_size = 0
         self._committed = False
+        self._whole = False
+        self._lock = ExitStack()
+
+    def _refuse_to_overwrite(self) -> None:
+        if self.path.exists():
+            raise InputError(f'{self.path}: exists already; remove it or choose another name')
 
     def __enter__(self) -> 'StoreWriter':
-        if not (self._resume and self._continue()):
-            shutil.rmtree(self._partial, ignore_errors=True)
-            self._partial.mkdir(parents=True)
-            try:
+        self._partial.mkdir(parents=True, exist_ok=True)
+        what = f'{self.path}: another process is writing it'
+        self._lock.enter_context(locked(self._partial / LOCK, what, 'wait for it, or choose another name'))
+        try:
+            self._refuse_to_overwrite()  # what the other process has just finished
+            if not (self._resume and self._continue()):
+                for name in ('data.mdb', 'lock.mdb', 'meta_info.txt', 'manifest.json'):
+                    (self._partial / name).unlink(missing_ok=True)
                 self._environment = lmdb.open(str(self._partial), map_size=FIRST_MAP_SIZE, max_dbs=1)
                 self._record_db = self._environment.open_db(RECORDS)
-            except lmdb.Error as error:
-                shutil.rmtree(self._partial)
+        except (InputError, OSError, lmdb.Error) as error:
+            shutil.rmtree(self._partial)
+            self._lock.close()
+            if isinstance(error, lmdb.Error):
                 raise self._disk_error(error) from error
+            raise
         return self
 
     def _continue(self) -> bool:
@@ -180,6 +193,10 @@ class StoreWriter:
         """
         if key in self._records:
             raise InputError(f"{self.path}: two images have the key '{key}'; rename one of them")
+        if len(key) > LONGEST_KEY:
+            raise InputError(
+                f"{self.path}: the key '{key[:20]}…' has {len(key)} letters, {LONGEST_KEY} fit; rename the file"
+            )
         self._records[key] = Record(ending, tuple(shape), len(value), zlib.crc32(value), source)
         self._waiting[key] = value
         self._waiting_size += len(value)
@@ -219,25 +236,32 @@ class StoreWriter:
             raise self._disk_error(error) from error
 
     def _disk_error(self, error: Exception) -> InputError:
-        free = shutil.disk_usage(self.path.parent).free / 1e9
-        return InputError(
-            f'{self._partial}: cannot be written ({error}); its disk has {free:.1f} GB free, make room and run it again'
-        )
+        message = f'{self._partial}: cannot be written ({error})'
+        if isinstance(error, lmdb.DiskError) or getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(self.path.parent).free / 1e9
+            message += f'; its disk has {free:.1f} GB free, make room and run it again'
+        return InputError(message)
+
+    def complete(self) -> None:
+        """Write what is left of it. After that a store only has to get its name."""
+        if not self._whole:
+            self._commit(stale=self.resumed.keys() - self._records.keys())
+            self._write_text('meta_info.txt', meta_info_text(self._records))
+            self._write_text('manifest.json', manifest_text(self.kind, self._records))
+            self._whole = True
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        whole = False
         try:
             if kind is None:
-                self._commit(stale=self.resumed.keys() - self._records.keys())
-                self._write_text('meta_info.txt', meta_info_text(self._records))
-                self._write_text('manifest.json', manifest_text(self.kind, self._records))
-                whole = True
+                self.complete()
         finally:
             self._environment.close()
-            if whole:
+            if kind is None and self._whole:
+                (self._partial / LOCK).unlink()
                 self._partial.rename(self.path)
             elif not (self._resume and self._committed):
                 shutil.rmtree(self._partial)
+            self._lock.close()
 
 
 class Store:
@@ -249,7 +273,7 @@ class Store:
             raise InputError(f'{self.path}: there is no such store; prepare it, or correct the path')
         for part in ('data.mdb', 'meta_info.txt'):
             if not (self.path / part).is_file():
-                if any(path.suffix.lower() in IMAGE_ENDINGS for path in self.path.rglob('*')):
+                if images_under(self.path):
                     raise InputError(f'{self.path}: a folder of images, no store; io_backend: {{type: disk}} reads it')
                 raise InputError(f'{self.path}: not an LMDB data set, there is no {part}; prepare it again')
         try:
@@ -344,7 +368,8 @@ class Store:
         if not self._is_listed(kind, records):
             yield UNLISTED
         with self._environment.begin() as transaction:
-            stored = {key.decode() for key in transaction.cursor().iternext(values=False)} - {RECORDS.decode()}
+            keys = {key.decode('ascii', 'backslashreplace') for key in transaction.cursor().iternext(values=False)}
+        stored = keys - {RECORDS.decode()}
         yield from (f"'{key}' is not in manifest.json" for key in sorted(stored - records.keys()))
         yield from (f"'{key}' is missing" for key in sorted(records.keys() - stored))
         for key in progress(sorted(records.keys() & stored)):
@@ -403,6 +428,15 @@ def verify_store(path: Path | str, progress: Callable[[list[str]], Iterable[str]
     except (InputError, lmdb.Error) as error:
         problems.append(str(error) if isinstance(error, InputError) else f'{path}: data.mdb is damaged ({error})')
     return problems
+
+
+def in_own_process(read: Callable[[Path | str], list[str]], path: Path | str) -> list[str]:
+    """The problems that `read(path)` finds. LMDB trusts its tree: a damaged one can end the process that reads it."""
+    with ProcessPoolExecutor(1) as pool:
+        try:
+            return pool.submit(read, path).result()
+        except BrokenProcessPool:
+            return [f'{path}: data.mdb is damaged, reading it ended the process; copy or prepare it again']
 
 
 class StoreBackend:

@@ -4,10 +4,7 @@ A pair is `training_states/N.state` and `models/net_g_N.pth`. The weights are wr
 checksum, so a state that is there and whole says that its weights are; each is written whole or not at all.
 """
 
-import fcntl
 import logging
-import os
-import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +14,7 @@ from typing import Any, TypeVar
 
 from .. import checkpoint
 from ..errors import InputError, RunError
+from .file_lock import locked
 
 logger = logging.getLogger('basicsr')  # the toolbox's
 RETRY_PAUSES = (1, 5, 30)  # seconds; a network's disk may come back
@@ -31,17 +29,8 @@ def only_run_in(folder: Path) -> Iterator[None]:
     The lock's file lies beside the folder, which a run that starts anew renames.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f'.{folder.name}.lock').open('a+') as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # lockf: a data worker that outlives its run has no part
-        except (BlockingIOError, PermissionError) as error:
-            file.seek(0)
-            raise InputError(
-                f'{folder}: another run is at work there ({file.read()}); wait for it, or choose another name'
-            ) from error
-        file.truncate(0)
-        file.write(f'process {os.getpid()} on {platform.node()}')
-        file.flush()
+    file, what = folder.parent / f'.{folder.name}.lock', f'{folder}: another run is at work there'
+    with locked(file, what, 'wait for it, or choose another name'):
         yield
 
 

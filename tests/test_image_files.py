@@ -1,0 +1,41 @@
+"""Which files are images, how large they are, what their keys are."""
+
+import cv2
+import numpy as np
+import pytest
+
+from wrcan_arch import InputError
+from wrcan_arch.train.image_files import images_under, key_for, size_of_image
+
+
+@pytest.mark.parametrize(('name', 'key'), [('IMG.0001', 'IMG_0001'), ('at the sea', 'at_the_sea'), ('a-b_c', 'a-b_c')])
+def test_keys_are_what_basicsr_can_read(name, key):
+    assert key_for(name) == key
+
+
+def test_names_of_other_letters_have_keys_that_differ():
+    keys = [key_for(name) for name in ('море1', 'лес1', 'закат', '海', '山', 'Öl 1', 'Äl 1')]
+    assert len(set(keys)) == len(keys)
+    assert all(key.isascii() and key.replace('_', '').isalnum() and key == key.strip('_') for key in keys)
+    assert keys[-1].startswith('l_1_') and keys == [
+        key_for(n) for n in ('море1', 'лес1', 'закат', '海', '山', 'Öl 1', 'Äl 1')
+    ]
+
+
+def test_name_without_a_letter_is_an_error():
+    with pytest.raises(InputError, match='rename the file'):
+        key_for('!?')
+
+
+def test_images_are_found_by_their_names(tmp_path):
+    (tmp_path / 'in.png').mkdir()
+    for name in ('b.JPG', 'in.png/a.png', '._b.JPG', 'notes.txt'):
+        (tmp_path / name).touch()
+    (tmp_path / 'gone.png').symlink_to('nowhere')
+    assert [str(path.relative_to(tmp_path)) for path in images_under(tmp_path)] == ['b.JPG', 'gone.png', 'in.png/a.png']
+
+
+def test_size_is_read_from_the_header(tmp_path):
+    cv2.imwrite(str(tmp_path / 'a.png'), np.zeros((3, 5, 3), np.uint8))
+    (tmp_path / 'b.png').write_text('no image')
+    assert [size_of_image(tmp_path / name) for name in ('a.png', 'b.png', 'c.png')] == [(3, 5), (), ()]

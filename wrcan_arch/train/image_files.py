@@ -1,0 +1,47 @@
+"""Image files that data sets read and stores are made from: which they are, how large, what their keys are."""
+
+import re
+import warnings
+import zlib
+from pathlib import Path
+
+from PIL import ExifTags, Image
+
+from ..errors import InputError
+
+IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+
+
+def is_image(path: Path) -> bool:
+    """By its name, which does not begin with a dot: macOS leaves ._NAME.jpg beside NAME.jpg, without an image in it."""
+    return path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith('.')
+
+
+def images_under(folder: Path) -> list[Path]:
+    """The images of a folder and of all folders in it, sorted."""
+    return sorted(path for path in folder.rglob('*') if is_image(path) and not path.is_dir())
+
+
+def size_of_image(path: Path | str) -> tuple[int, ...]:
+    """(H, W) as it is decoded, upright, from the file's header; () of what is none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # of what else may be wrong, the one who decodes it tells
+            with Image.open(path) as image:
+                exif = image.getexif() if 'exif' in image.info else {}  # unasked, Pillow decodes a PNG to look for it
+                return image.size if exif.get(ExifTags.Base.Orientation, 1) > 4 else image.size[::-1]
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return ()
+
+
+def key_for(name: str) -> str:
+    """A key that BasicSR can read (ASCII, no dots), from a file's name without its ending.
+
+    Where letters other than ASCII's are lost, a checksum of the name tells it from others.
+    """
+    key = re.sub(r'[^A-Za-z0-9_-]+', '_', name)
+    if not name.isascii():
+        return f'{key.strip("_")}_{zlib.crc32(name.encode()):08x}'.strip('_')
+    if not key.strip('_'):
+        raise InputError(f"'{name}' has no letter or digit to make a key from; rename the file")
+    return key
