@@ -317,6 +317,11 @@ def test_unpaired_names_empty_and_missing_folders_are_errors(tmp_path):
     cv2.imwrite(str(tmp_path / 'gt' / 'a.png'), picture(8, 8))
     with pytest.raises(InputError, match="must hold the same names; 1 are in one alone, the first is 'a'"):
         JPEGDeblurDataset(opt)
+    for role in ('lq', 'gt'):
+        cv2.imwrite(str(tmp_path / role / 'b.png'), picture(8, 8))
+    assert len(JPEGDeblurDataset({**opt, 'names': 'b*'})) == 1, 'what is not chosen needs no partner'
+    with pytest.raises(InputError, match="nothing in .*gt is named 'c'"):
+        JPEGDeblurDataset({**opt, 'names': 'c'})
     with pytest.raises(InputError, match="no folder '.*nowhere'"):
         JPEGDeblurDataset({**opt, 'dataroot_lq': str(tmp_path / 'nowhere')})
 

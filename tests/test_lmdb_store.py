@@ -188,7 +188,7 @@ def test_disk_is_blamed_only_for_what_it_does(tmp_path):
     with pytest.raises(InputError, match=r"the key 'a{20}…' has 512 letters, 511 fit"), StoreWriter(path) as store:
         store.put('a' * 512, '.png', b'1', (1, 1, 3))
     full = mock.patch('os.fsync', side_effect=OSError(28, 'x'))
-    with pytest.raises(InputError, match='28.*GB free, make room and run it again'), StoreWriter(path), full:
+    with pytest.raises(InputError, match='28.*GB free, make room and run it again'), full, StoreWriter(path):
         pass
     with StoreWriter(tmp_path / 'a.lmdb') as store:
         store.put('a' * 511, '.png', b'1', (1, 1, 3))
