@@ -172,7 +172,7 @@ def test_two_processes_cannot_write_one_store(tmp_path, resume):
 
 def test_stores_that_belong_together_get_their_names_together(tmp_path):
     with (
-        pytest.raises(InputError, match=r'first.*cannot be written \(\[Errno 5\] x\)$'),
+        pytest.raises(InputError, match=r'first.*cannot be written \(\[Errno 5\] x\); its disk'),
         StoreWriter(tmp_path / 'first.lmdb') as first,
         StoreWriter(tmp_path / 'second.lmdb') as second,
     ):
@@ -183,13 +183,12 @@ def test_stores_that_belong_together_get_their_names_together(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_disk_is_blamed_only_for_what_it_does(tmp_path):
-    path = tmp_path / 'a.lmdb'
-    with pytest.raises(InputError, match=r"the key 'a{20}…' has 512 letters, 511 fit"), StoreWriter(path) as store:
+def test_key_that_lmdb_does_not_take_is_said(tmp_path):
+    with (
+        pytest.raises(InputError, match=r"the key 'a{20}…' has 512 letters, 511 fit"),
+        StoreWriter(tmp_path / 'a.lmdb') as store,
+    ):
         store.put('a' * 512, '.png', b'1', (1, 1, 3))
-    full = mock.patch('os.fsync', side_effect=OSError(28, 'x'))
-    with pytest.raises(InputError, match='28.*GB free, make room and run it again'), full, StoreWriter(path):
-        pass
     with StoreWriter(tmp_path / 'a.lmdb') as store:
         store.put('a' * 511, '.png', b'1', (1, 1, 3))
     assert verify_store(tmp_path / 'a.lmdb') == []

@@ -10,7 +10,6 @@ The checksum is CRC-32: it finds every change of up to 32 bits in a row and all 
 quarter of BLAKE2's time (4.2 against 0.9 GB/s), and is the number that a zip file keeps for each member.
 """
 
-import errno
 import json
 import math
 import os
@@ -236,11 +235,10 @@ class StoreWriter:
             raise self._disk_error(error) from error
 
     def _disk_error(self, error: Exception) -> InputError:
-        message = f'{self._partial}: cannot be written ({error})'
-        if isinstance(error, lmdb.DiskError) or getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(self.path.parent).free / 1e9
-            message += f'; its disk has {free:.1f} GB free, make room and run it again'
-        return InputError(message)
+        free = shutil.disk_usage(self.path.parent).free / 1e9  # LMDB meets a full disk as one of several errors
+        return InputError(
+            f'{self._partial}: cannot be written ({error}); its disk has {free:.1f} GB free, make room and run it again'
+        )
 
     def complete(self) -> None:
         """Write what is left of it. After that a store only has to get its name."""
