@@ -41,7 +41,9 @@ def write_photos(out: Path) -> None:
                 raise SystemExit(f'{shipped / name}: this scikit-image does not ship it; install scikit-image 0.26')
             if max(image.shape) > LARGEST:
                 image = cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-            cv2.imwrite(str(folder / name.replace('.jpg', '.png')), image)
+            target = folder / name.replace('.jpg', '.png')
+            if not cv2.imwrite(str(target), image):
+                raise SystemExit(f'{target}: cannot be written; make room, or choose another folder')
 
 
 def main() -> None:

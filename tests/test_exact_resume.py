@@ -465,6 +465,14 @@ def test_second_test_of_one_name_is_refused(quick, capsys):
     assert main(arguments) == 0
 
 
+def test_state_that_is_named_has_to_have_its_own_weights(quick, capsys):
+    assert train('train:total_iter=8') == 0
+    state = f'path:resume_state={FOLDER}/training_states/4.state'
+    shutil.copy(FOLDER / 'models/net_g_8.pth', FOLDER / 'models/net_g_4.pth')
+    assert train(state) == 2
+    assert 'net_g_4.pth: not the weights that 4.state was saved with' in capsys.readouterr().err
+
+
 def test_code_in_a_state_is_not_run(quick, capsys):
     class Exploit:
         def __reduce__(self):

@@ -247,6 +247,12 @@ def test_override_may_be_a_key_that_no_file_has(demo):
     option_checks.check(file, 'train')
 
 
+def test_files_without_a_path_share_none(demo):
+    write(Path('own.yml'), yaml.safe_dump({key: each for key, each in yaml.safe_load(demo).items() if key != 'path'}))
+    assert options.read_options('own.yml', ['path:pretrain_network_g=other.pth']).values['path']
+    assert options.read_options('own.yml').values['path'] == {}
+
+
 def test_override_can_leave_a_section_out(demo):
     Path('demo.yml').write_text(demo)
     assert 'val' not in options.read_options('demo.yml', ['datasets:val=~']).values['datasets']

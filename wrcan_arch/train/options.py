@@ -1,5 +1,6 @@
 """Option files: read safely, `base:` resolved, every value's origin kept; option_checks.py says what is wrong."""
 
+import copy
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -112,7 +113,7 @@ def read_options(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) 
         overrides: 'train:total_iter=20', each the path of a key, in a section that is there, and its new value in YAML.
     """
     file = _read_with_bases(Path(path), ())
-    file.values |= {key: value for key, value in DEFAULTS.items() if key not in file.values}
+    file.values |= {key: copy.copy(value) for key, value in DEFAULTS.items() if key not in file.values}
     for override in overrides:
         name, equals, text = override.partition('=')
         keys = tuple(name.strip().split(':'))

@@ -139,6 +139,9 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
         _run.team.agree({'the checkpoint to go on from as': str(state and state['iter'])})
     if state:
         check_resume(opt, state['iter'])
+        ignored = opt['path'].get('ignore_resume_networks') or ()
+        if not opt['auto_resume'] and 'network_g' in opt and 'network_g' not in ignored:
+            run_folder.check_weights(state, Path(opt['path']['pretrain_network_g']))
         keep = opt['logger'].get('keep_last')
         if keep and opt['auto_resume'] and opt['rank'] == 0:  # a kill may have come before the last save's removals
             run_folder.remove_old(folder, state['iter'], keep)

@@ -7,7 +7,7 @@ checksum, so a state that is there and whole says that its weights are; each is 
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -76,11 +76,15 @@ def read_pair(folder: Path, iteration: int, networks: list[str]) -> dict[str, An
     """The state of `iteration`; InputError unless it and the weights of all networks are whole and of one moment."""
     state = read_state(state_path(folder, iteration))
     for network in networks:
-        path = weights_path(folder, iteration, network)
-        checksums = checkpoint.read_weights(path)[1].get('checksum')
-        if network == 'g' and state.get('weights', checksums) != checksums:
-            raise InputError(f'{path}: not the weights that {iteration}.state was saved with')
+        check_weights(state, weights_path(folder, iteration, network), network)
     return state
+
+
+def check_weights(state: Mapping[str, Any], path: Path, network: str = 'g') -> None:
+    """InputError unless the weights are whole, and `network` is another one or they are those of the state."""
+    checksums = checkpoint.read_weights(path)[1].get('checksum')
+    if network == 'g' and state.get('weights', checksums) != checksums:
+        raise InputError(f'{path}: not the weights that {state["iter"]}.state was saved with')
 
 
 def newest_pair(folder: Path, networks: list[str]) -> tuple[dict[str, Any] | None, list[str]]:
