@@ -9,14 +9,10 @@ from conftest import picture
 
 from wrcan_arch import InputError
 from wrcan_arch.cli import main
-from wrcan_arch.look.report import (
-    busiest_crops,
-    plot_losses,
-    read_curves,
-    read_restored,
-    rounded,
-    write_report,
-)
+from wrcan_arch.look.crops import busiest_crops
+from wrcan_arch.look.finished_test import read_restored
+from wrcan_arch.look.page import rounded
+from wrcan_arch.look.report import plot_losses, read_curves, write_report
 from wrcan_arch.train.results import write_result
 
 LOG = """2026-01-01 10:00:00,000 INFO: [small..][epoch:  0, iter:       1, lr:(1.000e-03,)] [eta: 0:00:00, time (data): 1.239 (0.086)] l_pix: 6.1602e-01 l_ae: 4.8760e-02
@@ -146,7 +142,7 @@ def test_crops_are_inside_apart_and_where_the_blur_cost_most(size):
     sharp = np.zeros((*size, 3), np.uint8)
     blurred = sharp.copy()
     blurred[size[0] // 2, size[1] // 2] = 200
-    corners = busiest_crops([blurred, sharp])
+    corners = busiest_crops([blurred, sharp], 2)
     high, wide = min(160, size[0]), min(160, size[1])
     assert all(0 <= top <= size[0] - high and 0 <= left <= size[1] - wide for top, left in corners)
     top, left = corners[0]

@@ -119,7 +119,9 @@ def tables(arguments: argparse.Namespace) -> int:
 def report(arguments: argparse.Namespace) -> int:
     from .errors import InputError
     from .look.figure import make_figure
-    from .look.report import mean_scores, read_options, rounded, write_report
+    from .look.finished_test import read_options
+    from .look.page import rounded
+    from .look.report import mean_scores, write_report
     from .train import options
 
     if arguments.crops and not arguments.figure:

@@ -17,18 +17,9 @@ from PIL import Image, ImageDraw, ImageFont
 from ..errors import InputError
 from ..train.jpeg_deblur_dataset import JPEGDeblurDataset
 from ..train.results import key_of, sequence_of
-from .report import (
-    CROP,
-    ZOOM,
-    busiest_crops,
-    check_sizes,
-    open_test_set,
-    page,
-    picture,
-    read_options,
-    read_restored,
-    rounded,
-)
+from .crops import CROP, ZOOM, busiest_crops
+from .finished_test import check_sizes, open_test_set, read_options, read_restored
+from .page import page, picture, rounded
 from .tables import name_in_paper
 
 PAPER_FRAMES = ('003/00000060', '026/00000054', '004/00000093', '010/00000098')

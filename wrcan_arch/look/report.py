@@ -3,29 +3,25 @@
 One file, pictures and plots inside it. It reads what a training and a test left on disk and computes only the scores.
 """
 
-import base64
 import html
 import io
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-import yaml
-from basicsr.data import build_dataset
 from basicsr.metrics import calculate_metric
 from basicsr.utils import tensor2img
 from matplotlib.figure import Figure
 
 from ..errors import InputError
 from ..train.results import key_of
+from .crops import CROP, ZOOM, busiest_crops
+from .finished_test import check_sizes, open_test_set, read_found, read_restored
+from .page import page, picture, rounded
 
-CROP = 160  # pixels, the side of a crop
-ZOOM = 2  # of crops, where they are shown
 CROPS_PER_PICTURE = 2
 SHOWN = 60  # pictures on a page; of more than that, some from all over the test
 
@@ -39,17 +35,6 @@ class Result:
     key: str
     pictures: dict[str, np.ndarray]
     scores: Scores
-
-
-@dataclass(frozen=True)
-class Found:
-    """What one test left. `weights` is the SHA-256 of the weight file, None for a test without one."""
-
-    metrics: dict[str, float]
-    protocol: str
-    images: int
-    network: Mapping[str, Any]
-    weights: str | None
 
 
 @dataclass(frozen=True)
@@ -73,58 +58,6 @@ def read_results(opt: Mapping[str, Any]) -> Iterator[Result]:
             pictures = {'blurred': tensor2img(item['lq']), 'restored': restored, 'sharp': tensor2img(item['gt'])}
             check_sizes(key, pictures)
             yield Result(key, pictures, _scores(pictures, opt['val'].get('metrics') or {}))
-
-
-def read_options(result: Path) -> Mapping[str, Any]:
-    """The options that a finished test ran with, from its folder, results/NAME."""
-    path = result / 'options.yml'
-    if not path.is_file():
-        raise InputError(f'{result}: no options.yml in it; give the folder that basicsr test wrote, results/NAME')
-    try:
-        options = yaml.safe_load(path.read_text(encoding='utf-8'))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f'{path}: damaged, not YAML; test again') from error
-    if not isinstance(options, dict):
-        raise InputError(f'{path}: damaged, no options in it; test again')
-    return options
-
-
-def check_sizes(name: str, images: Mapping[str, np.ndarray]) -> None:
-    """InputError unless all are of one size, as those of one frame are while a result is its data's."""
-    sizes = {column: f'{image.shape[1]} x {image.shape[0]}' for column, image in images.items()}
-    if len(set(sizes.values())) > 1:
-        found = ', '.join(f'{size} in {column}' for column, size in sizes.items())
-        raise InputError(f'{name} is {found}; give results of the same data set, or test again')
-
-
-def open_test_set(opt: Mapping[str, Any], phase: str) -> Sequence[Mapping[str, Any]]:
-    """The data set that a test's options name under datasets: `phase`."""
-    return build_dataset({**opt['datasets'][phase], 'phase': phase.split('_')[0], 'scale': opt['scale']})
-
-
-def read_restored(path: Path) -> np.ndarray:
-    """An image that a test restored, uint8 (H, W, 3), BGR."""
-    image = cv2.imread(str(path)) if path.is_file() else None  # or OpenCV says it too
-    if image is None:
-        raise InputError(f'{path.parent}: no restored image {path.name}; run basicsr test with save_img: true')
-    return image
-
-
-def read_found(path: Path) -> Found:
-    """The content of a result_DATASET.json."""
-    try:
-        result = json.loads(path.read_text(encoding='utf-8'))
-        weights = result['weights']
-        return Found(
-            metrics={name: float(value) for name, value in result['metrics'].items()},
-            protocol=str(result['protocol']),
-            images=int(result['images']),
-            network=dict(result['network_g']),
-            weights=None if weights is None else str(weights['sha256']),
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:  # not JSON, or JSON of something else
-        reason = f'{type(error).__name__}: {error}'
-        raise InputError(f'{path}: not a result of basicsr test ({reason}); remove it and test again') from error
 
 
 def _scores(pictures: dict[str, np.ndarray], metrics: Mapping[str, Any]) -> Scores:
@@ -185,43 +118,13 @@ def plot_losses(losses: Mapping[str, list[tuple[int, float]]]) -> str:
     return plot(title, losses, scale='log' if min(lowest.values()) > 0 else 'linear')
 
 
-def busiest_crops(images: Sequence[np.ndarray], count: int = CROPS_PER_PICTURE) -> list[tuple[int, int]]:
-    """Top left corners of `count` crops that do not overlap, where the images are furthest from one another."""
-    difference = np.ptp(np.stack(images), axis=0).astype(np.float32).sum(axis=2)  # (H, W)
-    height, width = difference.shape
-    high, wide = min(CROP, height), min(CROP, width)
-    sums = cv2.boxFilter(difference, -1, (wide, high), anchor=(0, 0), normalize=False, borderType=cv2.BORDER_CONSTANT)
-    sums = sums[: height - high + 1, : width - wide + 1].copy()
-    corners: list[tuple[int, int]] = []
-    while len(corners) < count and (sums >= 0).any():
-        top, left = divmod(int(sums.argmax()), sums.shape[1])
-        corners.append((top, left))
-        sums[max(0, top - high + 1) : top + high, max(0, left - wide + 1) : left + wide] = -1
-    return corners
-
-
-def picture(image: np.ndarray, ending: str, *, alt: str, zoom: int = 1) -> str:
-    """An <img> that holds the image itself, as a 'jpg' or a 'png'."""
-    parameters = [cv2.IMWRITE_JPEG_QUALITY, 92] if ending == 'jpg' else []
-    encoded = base64.b64encode(cv2.imencode(f'.{ending}', image, parameters)[1].tobytes()).decode()
-    kind = {'jpg': 'jpeg', 'png': 'png'}[ending]
-    width = image.shape[1] * zoom
-    return f'<img src="data:image/{kind};base64,{encoded}" alt="{html.escape(alt)}" width="{width}">'
-
-
 def _score(metric: str, value: float) -> str:
     return f'{metric.upper()} {rounded(metric, value)}'
 
 
-def rounded(metric: str, value: float, sign: str = '') -> str:
-    """With the digits that the paper's tables have; `sign` '+' writes the sign of a difference."""
-    digits = 2 if metric == 'psnr' else 4
-    return f'{round(value, digits) + 0:{sign}.{digits}f}'  # + 0 makes 0.0 of -0.0
-
-
 def _row(result: Result) -> str:
     """One test image: the whole and the crops, in three columns."""
-    corners = busiest_crops([result.pictures['blurred'], result.pictures['sharp']])
+    corners = busiest_crops([result.pictures['blurred'], result.pictures['sharp']], CROPS_PER_PICTURE)
     columns = []
     for place, (name, image) in enumerate(result.pictures.items()):
         scores = [] if name == 'sharp' else [_score(metric, values[place]) for metric, values in result.scores.items()]
@@ -249,24 +152,6 @@ def _summary(scores: Sequence[Scores]) -> str:
         '<table class="numbers"><tr><th>mean</th><th>blurred</th><th>restored</th><th>difference</th></tr>'
         + ''.join(rows)
         + '</table>'
-    )
-
-
-STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 1180px; margin: 2em auto; padding: 0 1em; color: #222 }
-table { border-collapse: collapse } td { vertical-align: top } img, svg { max-width: 100%; height: auto }
-.numbers td, .numbers th { padding: 4px 14px; text-align: right } .numbers tr { border-bottom: 1px solid #ddd }
-.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(320px, 100%), 1fr)); gap: 8px }
-.columns p { display: flex; flex-wrap: wrap; gap: 4px; margin: 4px 0 } .columns p img { image-rendering: pixelated }
-.plots { display: flex; flex-wrap: wrap; gap: 1em }
-"""
-
-
-def page(title: str, body: str, style: str = '') -> str:
-    """A whole page around `body`; `style` is what it needs beyond STYLE."""
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f'<title>{html.escape(title)}</title><style>{STYLE}{style}</style><h1>{html.escape(title)}</h1>{body}</html>\n'
     )
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .report import Found, page, read_found, rounded
+from .finished_test import Found, read_found
+from .page import page, rounded
 
 FRAMES = 3000  # of REDS's validation set, and of its test set
 

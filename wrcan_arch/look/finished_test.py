@@ -1,0 +1,77 @@
+"""What a finished test has left: the options that it ran with, restored images, the result; and its data set."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import yaml
+from basicsr.data import build_dataset
+
+from ..errors import InputError
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one test left. `weights` is the SHA-256 of the weight file, None for a test without one."""
+
+    metrics: dict[str, float]
+    protocol: str
+    images: int
+    network: Mapping[str, Any]
+    weights: str | None
+
+
+def read_options(result: Path) -> Mapping[str, Any]:
+    """The options that a finished test ran with, from its folder, results/NAME."""
+    path = result / 'options.yml'
+    if not path.is_file():
+        raise InputError(f'{result}: no options.yml in it; give the folder that basicsr test wrote, results/NAME')
+    try:
+        options = yaml.safe_load(path.read_text(encoding='utf-8'))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f'{path}: damaged, not YAML; test again') from error
+    if not isinstance(options, dict):
+        raise InputError(f'{path}: damaged, no options in it; test again')
+    return options
+
+
+def check_sizes(name: str, images: Mapping[str, np.ndarray]) -> None:
+    """InputError unless all are of one size, as those of one frame are while a result is its data's."""
+    sizes = {column: f'{image.shape[1]} x {image.shape[0]}' for column, image in images.items()}
+    if len(set(sizes.values())) > 1:
+        found = ', '.join(f'{size} in {column}' for column, size in sizes.items())
+        raise InputError(f'{name} is {found}; give results of the same data set, or test again')
+
+
+def open_test_set(opt: Mapping[str, Any], phase: str) -> Sequence[Mapping[str, Any]]:
+    """The data set that a test's options name under datasets: `phase`."""
+    return build_dataset({**opt['datasets'][phase], 'phase': phase.split('_')[0], 'scale': opt['scale']})
+
+
+def read_restored(path: Path) -> np.ndarray:
+    """An image that a test restored, uint8 (H, W, 3), BGR."""
+    image = cv2.imread(str(path)) if path.is_file() else None  # or OpenCV says it too
+    if image is None:
+        raise InputError(f'{path.parent}: no restored image {path.name}; run basicsr test with save_img: true')
+    return image
+
+
+def read_found(path: Path) -> Found:
+    """The content of a result_DATASET.json."""
+    try:
+        result = json.loads(path.read_text(encoding='utf-8'))
+        weights = result['weights']
+        return Found(
+            metrics={name: float(value) for name, value in result['metrics'].items()},
+            protocol=str(result['protocol']),
+            images=int(result['images']),
+            network=dict(result['network_g']),
+            weights=None if weights is None else str(weights['sha256']),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # not JSON, or JSON of something else
+        reason = f'{type(error).__name__}: {error}'
+        raise InputError(f'{path}: not a result of basicsr test ({reason}); remove it and test again') from error

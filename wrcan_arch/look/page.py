@@ -1,0 +1,39 @@
+"""What all pages share: their frame and style, pictures inside of them, numbers as the paper writes them."""
+
+import base64
+import html
+
+import cv2
+import numpy as np
+
+STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 1180px; margin: 2em auto; padding: 0 1em; color: #222 }
+table { border-collapse: collapse } td { vertical-align: top } img, svg { max-width: 100%; height: auto }
+.numbers td, .numbers th { padding: 4px 14px; text-align: right } .numbers tr { border-bottom: 1px solid #ddd }
+.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(320px, 100%), 1fr)); gap: 8px }
+.columns p { display: flex; flex-wrap: wrap; gap: 4px; margin: 4px 0 } .columns p img { image-rendering: pixelated }
+.plots { display: flex; flex-wrap: wrap; gap: 1em }
+"""
+
+
+def page(title: str, body: str, style: str = '') -> str:
+    """A whole page around `body`; `style` is what it needs beyond STYLE."""
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        f'<title>{html.escape(title)}</title><style>{STYLE}{style}</style><h1>{html.escape(title)}</h1>{body}</html>\n'
+    )
+
+
+def picture(image: np.ndarray, ending: str, *, alt: str, zoom: int = 1) -> str:
+    """An <img> that holds the image itself, as a 'jpg' or a 'png'."""
+    parameters = [cv2.IMWRITE_JPEG_QUALITY, 92] if ending == 'jpg' else []
+    encoded = base64.b64encode(cv2.imencode(f'.{ending}', image, parameters)[1].tobytes()).decode()
+    kind = {'jpg': 'jpeg', 'png': 'png'}[ending]
+    width = image.shape[1] * zoom
+    return f'<img src="data:image/{kind};base64,{encoded}" alt="{html.escape(alt)}" width="{width}">'
+
+
+def rounded(metric: str, value: float, sign: str = '') -> str:
+    """With the digits that the paper's tables have; `sign` '+' writes the sign of a difference."""
+    digits = 2 if metric == 'psnr' else 4
+    return f'{round(value, digits) + 0:{sign}.{digits}f}'  # + 0 makes 0.0 of -0.0
