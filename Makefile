@@ -23,7 +23,7 @@ small: $(INSTALLED)  ## train as the weights that ship were, from nothing, 1.5 h
 	PATH="$(CURDIR)/$(BIN):$$PATH" ./small.sh
 
 test: $(INSTALLED) lint  ## ruff, the type checker and all tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 lint: $(INSTALLED)  ## ruff and the type checker alone
 	$(BIN)/ruff check .

@@ -44,6 +44,7 @@ setup(
             'pi-heif>=1.0',
             'pytest>=8',
             'pytest-timeout>=2.3',
+            'pytest-xdist>=3.6',
             'hypothesis>=6.100',
             'ruff>=0.6',
             'mypy>=1.11',

@@ -1,5 +1,6 @@
 """What the tests share: golden numbers, small pictures, small stores."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 import wrcan_arch  # noqa: F401  (without it a test that imports basicsr first could not: the repairs are ours)
+
+if 'PYTEST_XDIST_WORKER' in os.environ:  # one of several processes, which share the cores
+    os.environ['OMP_NUM_THREADS'] = '1'
+    torch.set_num_threads(1)
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # or what runs in the background hands on that it is ignored
 

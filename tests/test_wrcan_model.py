@@ -132,7 +132,8 @@ def test_best_network_is_of_the_metric_and_set_asked_for(opt):
     model = build_model(opt)
     with mock.patch.object(model, '_save_networks') as save:
         for data_set, iteration, psnr, ssim in [
-            ('second', 1, 40.0, 0.9), ('first', 1, 30.0, 0.5), ('second', 2, 41.0, 0.95), ('first', 2, 35.0, 0.4), ('first', 3, 20.0, 0.6),
+            ('second', 1, 40.0, 0.9), ('first', 1, 30.0, 0.5), ('second', 2, 41.0, 0.95),
+            ('first', 2, 35.0, 0.4), ('first', 3, 20.0, 0.6),
             ('first', 4, 50.0, float('nan')),
         ]:  # fmt: skip
             loader = SimpleNamespace(dataset=SimpleNamespace(opt={'name': data_set}))
