@@ -250,7 +250,7 @@ def test_rest_of_a_killed_run_is_no_obstacle(run, tmp_path):
         (tmp_path / name / 'old.jpg').touch()
     run('photo.png', '-o', 'out', '--files', '--copies', '1')
     assert [path.name for path in (tmp_path / 'out_blur').iterdir()] == ['photo_000.jpg']
-    assert not list(tmp_path.glob('*.partial'))
+    assert not list(tmp_path.glob('*.partial')) and not list(tmp_path.rglob('old.jpg'))
 
 
 @pytest.mark.parametrize('name', ['out_blur', 'out_sharp', 'out_blur.lmdb', 'out_sharp.lmdb'])

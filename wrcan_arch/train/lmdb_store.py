@@ -141,8 +141,9 @@ class StoreWriter:
         try:
             self._refuse_to_overwrite()  # what the other process has just finished
             if not (self._resume and self._continue()):
-                for name in ('data.mdb', 'lock.mdb', 'meta_info.txt', 'manifest.json'):
-                    (self._partial / name).unlink(missing_ok=True)
+                for left in self._partial.iterdir():
+                    if left.name != LOCK:
+                        left.unlink()
                 self._environment = lmdb.open(str(self._partial), map_size=FIRST_MAP_SIZE, max_dbs=1)
                 self._record_db = self._environment.open_db(RECORDS)
         except (InputError, OSError, lmdb.Error) as error:
