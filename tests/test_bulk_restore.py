@@ -106,6 +106,36 @@ def test_folder_that_cannot_be_written_is_said_before_the_first(tmp_path, monkey
     assert names(tmp_path) == before
 
 
+def test_photographs_folder_that_takes_no_result_is_said_before_the_first(tmp_path, monkeypatch):
+    save(tmp_path / 'a.png')
+    monkeypatch.setattr('wrcan_arch.photos.bulk_restore.restore', mock.Mock(side_effect=AssertionError('computed')))
+    full = mock.patch('wrcan_arch.photos.files.TemporaryFile', side_effect=OSError(30, 'Read-only file system'))
+    with full, pytest.raises(InputError, match=r'cannot be written \(Read-only file system\); choose another folder'):
+        restore_photos(Same(), plan([tmp_path / 'a.png']), options=FP32)
+
+
+def test_comparisons_that_are_missing_are_made_and_results_left(tmp_path):
+    for number in range(2):
+        save(tmp_path / 'in' / f'{number}.png', number)
+    jobs = plan([tmp_path / 'in'], out=tmp_path / 'out')
+    restore_photos(Same(), jobs, options=Options(precision='fp32'))
+    (tmp_path / 'out' / '0.png').write_text('mine')
+    options = Options(precision='fp32', skip_existing=True, compare=tmp_path / 'look')
+    assert restore_photos(Same(), jobs, options=options).restored == 2
+    assert (tmp_path / 'out' / '0.png').read_text() == 'mine'
+    assert (tmp_path / 'look' / 'index.html').read_text().count('<figure>') == 2
+    assert restore_photos(Same(), jobs, options=options).skipped == 2
+
+
+def test_name_of_any_length_has_a_picture_on_the_page(tmp_path):
+    save(tmp_path / 'in' / f'{"n" * 250}.png')
+    save(tmp_path / 'in' / 'other.png')
+    options = Options(precision='fp32', compare=tmp_path / 'look')
+    summary = restore_photos(Same(), plan([tmp_path / 'in'], out=tmp_path / 'out'), options=options)
+    assert (summary.restored, summary.failures) == (2, [])
+    assert (tmp_path / 'look' / 'index.html').read_text().count('<figure>') == 2
+
+
 def test_writable_folders_are_made_and_stay_empty(tmp_path):
     check_writable(tmp_path / 'a' / 'b')
     check_writable(tmp_path / 'a' / 'b')

@@ -127,6 +127,14 @@ def test_reader_that_leaves_early_is_no_error(workplace):
     assert result.returncode == 0 and result.stderr == ''
 
 
+def test_failures_count_though_nobody_reads_the_summary(tmp_path):
+    cv2.imwrite(str(tmp_path / 'a.png'), picture(8, 8))
+    (tmp_path / 'b.png').touch()
+    command = f'{sys.executable} -u -m wrcan_arch restore a.png b.png -o out | true; exit ${{PIPESTATUS[0]}}'
+    result = subprocess.run(['bash', '-c', command], capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 1 and 'b.png: ' in result.stderr and 'Traceback' not in result.stderr
+
+
 def test_defect_is_not_hidden(monkeypatch):
     monkeypatch.setattr('wrcan_arch.doctor.report', lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -148,7 +156,7 @@ def test_module_and_command_are_the_same(tmp_path):
     command = Path(sys.executable).with_name('basicsr')
     for start in ([sys.executable, '-m', 'wrcan_arch'], [command]):
         result = subprocess.run([*start, 'restore'], capture_output=True, text=True, cwd=tmp_path, env=os.environ)
-        assert result.returncode == 2 and 'the following arguments are required' in result.stderr
+        assert result.returncode == 2 and 'no photographs were given' in result.stderr
 
 
 def test_doctor_speaks_when_a_package_is_missing():

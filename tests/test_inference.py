@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from wrcan_arch import WRCAN, InputError, inference, load_network, restore
+from wrcan_arch.strips import is_as_built
+from wrcan_arch.train.wrcan_model import checkpoint_blocks
 
 
 @pytest.mark.parametrize(
@@ -64,6 +66,8 @@ def changed_network(change):
     elif change == 'attention':
         block = network.groups[0].blocks[0]
         block.attention = torch.nn.Sequential(block.attention)
+    elif change == 'forward of a part':
+        network.tail.forward = lambda features: torch.ones(1, 3, *features.shape[2:])
     elif change == 'hook':
         network.expand.register_forward_hook(lambda module, given, made: 2 * made)
     elif change == 'hook before':
@@ -71,7 +75,9 @@ def changed_network(change):
     return network
 
 
-@pytest.mark.parametrize('change', ['class', 'forward', 'padding', 'attention', 'hook', 'hook before'])
+@pytest.mark.parametrize(
+    'change', ['class', 'forward', 'forward of a part', 'padding', 'attention', 'hook', 'hook before']
+)
 def test_a_changed_network_runs_whole(change):
     network, image = changed_network(change), torch.rand(1, 3, 14, 18)
     with torch.no_grad():
@@ -84,6 +90,18 @@ def test_an_unchanged_network_runs_in_strips():
     for network in (small_network(), load_network()):
         with mock.patch.object(network, '_restore_and_autoencode', side_effect=AssertionError('not in strips')):
             restore(network, torch.rand(1, 3, 14, 18))
+
+
+def test_checkpointed_network_runs_in_strips():
+    network = small_network()
+    checkpoint_blocks(network)
+    assert is_as_built(network)
+
+
+def test_arrays_of_either_order_of_bytes_are_taken():
+    image = (np.random.default_rng(0).random((8, 9, 3)) * 65535).astype('>u2')
+    restored = restore(small_network(), image, precision='fp32')
+    np.testing.assert_array_equal(restored, restore(small_network(), image.astype(np.uint16), precision='fp32'))
 
 
 @pytest.mark.parametrize('size', [(1, 1), (1, 7), (9, 2), (33, 47)])

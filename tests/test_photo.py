@@ -252,6 +252,37 @@ def test_heic_is_read(tmp_path):
         write_photo(tmp_path / 'a.heic', photo)
 
 
+def test_what_holds_avif_is_known_by_its_other_brands(tmp_path):
+    Image.fromarray(picture(24, 32)).save(tmp_path / 'a.avif')
+    content = (tmp_path / 'a.avif').read_bytes()
+    (tmp_path / 'b.avif').write_bytes(content[:8] + b'mif1' + content[12:])
+    np.testing.assert_array_equal(read_photo(tmp_path / 'b.avif').pixels, read_photo(tmp_path / 'a.avif').pixels)
+    (tmp_path / 'c.avif').write_bytes(content[:8] + b'heic' + content[12:])  # pi_heif has no decoder for what is in it
+    with pytest.raises(InputError, match=r'c\.avif: cannot be read'):
+        read_photo(tmp_path / 'c.avif')
+
+
+def test_colours_that_a_result_cannot_say_are_noticed(tmp_path):
+    Image.fromarray(picture(24, 32)).save(tmp_path / 'srgb.avif')
+    content = (tmp_path / 'srgb.avif').read_bytes()
+    at = content.index(b'colrnclx') + 8
+    for name, numbers in (('p3', bytes([0, 12, 0, 13])), ('pq', bytes([0, 9, 0, 16])), ('unsaid', bytes([0, 2, 0, 2]))):
+        (tmp_path / f'{name}.avif').write_bytes(content[:at] + numbers + content[at + 4 :])
+    found = {name: read_photo(tmp_path / f'{name}.avif').marked_colours for name in ('srgb', 'p3', 'pq', 'unsaid')}
+    assert found == {'srgb': False, 'p3': True, 'pq': True, 'unsaid': False}
+    assert not read_photo(DATA / 'small.heic').marked_colours, 'which has a profile'
+
+
+def test_preview_is_not_taken_for_the_photograph(tmp_path):
+    """As raw files, which are TIFF, have it in front."""
+    small, large = Image.fromarray(picture(8, 8)), Image.fromarray(picture(80, 80))
+    for kind, name in ((1, 'raw.tif'), (2, 'page.tif'), (0, 'first.tif')):
+        small.save(tmp_path / name, tiffinfo={0x00FE: kind}, save_all=True, append_images=[large])
+    with pytest.raises(InputError, match='raw.tif: begins with a small preview, as raw files do; develop it to TIFF'):
+        read_photo(tmp_path / 'raw.tif')
+    assert [read_photo(tmp_path / name).pixels.shape[0] for name in ('page.tif', 'first.tif')] == [8, 8]
+
+
 def test_further_pictures_of_a_file_are_counted(tmp_path):
     Image.fromarray(picture(8, 8)).save(
         tmp_path / 'a.tif', save_all=True, append_images=[Image.fromarray(picture(8, 8, 1))]

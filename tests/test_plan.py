@@ -3,11 +3,13 @@ import io
 import os
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from wrcan_arch import InputError
 from wrcan_arch.photos.files import path_below
+from wrcan_arch.photos.photo import read_photo
 from wrcan_arch.photos.plan import Job, plan, read_list
 
 
@@ -152,11 +154,46 @@ def test_inputs_and_results_are_never_overwritten():
         plan(['a.jpg', 'a.png'], out=Path('out'), format='png')
 
 
+def test_what_nobody_named_may_be_a_photograph_too():
+    for name in ('in/IMG_1.tif', 'in/IMG_1.jpg', 'in/sub/IMG_1.jpg'):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    with pytest.raises(
+        InputError, match=r'in/IMG_1.tif: its result would overwrite in/IMG_1.jpg, which may be a photo'
+    ):
+        plan(['in/IMG_1.tif'], out=Path('in'), format='jpeg')
+    with pytest.raises(InputError, match=r'in/sub/IMG_1.jpg: its result would overwrite in/IMG_1.jpg'):
+        plan(['in/sub'], out=Path('in'))
+    assert plan(['in/sub'], out=Path('in'), skip_existing=True) == [('in/sub/IMG_1.jpg', 'in/IMG_1.jpg')]
+    (Path('in/out')).mkdir()
+    (Path('in/out/IMG_1.tif')).touch()
+    assert len(plan(['in/IMG_1.tif'], out=Path('in/out'))) == 1, 'an earlier result, in a folder for results'
+
+
+def test_links_that_lead_nowhere_are_told_when_they_are_read():
+    Path('gone.jpg').symlink_to('nowhere')
+    Path('loop.jpg').symlink_to('loop.jpg')
+    for name in ('gone.jpg', 'loop.jpg'):
+        assert plan([name])[0].source == name
+        with pytest.raises(InputError, match=f'^{name}: '):
+            read_photo(name)
+    assert {'gone.jpg', 'loop.jpg'} <= {job.source for job in plan(['*.jpg'])}
+
+
+def test_folder_that_cannot_be_read_is_no_empty_one():
+    Path('deep').mkdir()
+    unreadable = mock.patch('os.scandir', side_effect=PermissionError(13, 'Permission denied', 'deep'))
+    with unreadable, pytest.raises(PermissionError):
+        plan(['deep'])
+
+
 def test_nothing_to_restore_is_an_error():
     Path('empty').mkdir()
     with pytest.raises(InputError, match=r'nowhere\*: no such photograph or folder'):
         plan(['nowhere*'])
     with pytest.raises(InputError, match='empty: no photographs in it'):
         plan(['empty'])
-    with pytest.raises(InputError, match='required'):
+    with pytest.raises(InputError, match='no photographs were given; name some'):
         plan()
+    with pytest.raises(InputError, match='no photographs were given'):
+        plan(listed=[])

@@ -63,13 +63,24 @@ def restore(arguments: argparse.Namespace) -> int:
         summary = restore_photos(network, jobs, options=options, team=team)
     if summary is None:  # the first process tells it
         return 0
-    for line in summary.lines():
-        print(printable(line))
     for failure in summary.failures:
         print(printable(failure), file=sys.stderr)
     if summary.failures:
         team.note_for_restarts('told failures')
+    with _reader_may_leave():
+        for line in summary.lines():
+            print(printable(line))
     return 1 if summary.failures else 0
+
+
+@contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """As in `basicsr show ... | head`: what is printed to nobody is no error."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
@@ -285,9 +296,8 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors='backslashreplace')  # as stderr does: a name may have what a terminal has not
     try:
-        return arguments.run(arguments)
-    except BrokenPipeError:  # of `basicsr show ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with _reader_may_leave():
+            return arguments.run(arguments)
         return 0
     except KeyboardInterrupt:
         print('basicsr: stopped', file=sys.stderr)

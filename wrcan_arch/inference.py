@@ -323,6 +323,7 @@ def restore(network, image, *, mode='exact', ensemble=False, precision='auto', p
         raise InputError(f'the network makes {network.tail.out_channels} channels of {channels}, no restored image')
     with _exact_convolutions(device), torch.autocast(device.type, enabled=False):
         if isinstance(image, np.ndarray):
+            image = image.astype(image.dtype.newbyteorder('='), copy=False)
             if image.ndim != 3 or image.shape[2] != channels or 0 in image.shape or not _is_known(image.dtype):
                 raise InputError(
                     f'an image array must be uint8, uint16 or float (H, W, {channels}), not {image.dtype} {image.shape}'

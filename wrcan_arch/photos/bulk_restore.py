@@ -20,7 +20,7 @@ from ..errors import InputError
 from ..inference import check_request, restore, window_of
 from ..jpeg_quality import is_far
 from ..processes import Team
-from .comparison import write_page, write_side_by_side
+from .comparison import pictures_of, write_page, write_side_by_side
 from .files import check_writable, printable
 from .judgement import blend, drifts
 from .photo import DEFAULT_QUALITY, MAX_PIXELS, Photo, check_fits, read_photo, write_photo
@@ -145,6 +145,10 @@ def _read(options: Options, trained_quality: int | list[int] | None, work: Work)
     check_fits(Path(work.job.target), photo)
     if photo.pictures > 1:
         work.warnings.append('the file holds several pictures; the first was restored')
+    if photo.marked_colours:
+        work.warnings.append(
+            'its colours are wider than sRGB, and the result does not say so; convert it to sRGB first'
+        )
     if photo.jpeg_quality is not None and trained_quality is not None and is_far(photo.jpeg_quality, trained_quality):
         trained = trained_quality if isinstance(trained_quality, int) else '{} to {}'.format(*trained_quality)
         work.warnings.append(
@@ -171,7 +175,8 @@ def _compute(network: nn.Module, options: Options, work: Work) -> None:
 
 
 def _write(options: Options, work: Work) -> None:
-    write_photo(work.job.target, work.restored, quality=options.quality)
+    if not (options.skip_existing and os.path.lexists(work.job.target)):  # or it is for the comparison alone
+        write_photo(work.job.target, work.restored, quality=options.quality)
     if options.compare is not None:
         write_side_by_side(options.compare, work.job.source, work.photo, work.restored.pixels)
 
@@ -217,8 +222,9 @@ def restore_photos(
     taken, made = (config.get(name, 3) for name in ('num_in_ch', 'num_out_ch'))
     if not taken == made == 3:
         raise InputError(f'the network makes {made} channels of {taken}; a photograph has 3')
-    if not (options.skip_existing and all(os.path.lexists(job.target) for job in jobs)):
-        for folder in filter(None, (options.out, options.compare)):
+    folders = [options.compare, *([options.out] if options.out else {Path(job.target).parent for job in jobs})]
+    if not all(_is_done(job, options) for job in jobs):
+        for folder in filter(None, folders):
             check_writable(folder)
     team = team or Team()
     if team.size > 1:  # or one process could begin the largest when the others are done
@@ -229,7 +235,7 @@ def restore_photos(
 
     def wanted() -> Iterator[Work]:
         for job in team.share_of(jobs):
-            if options.skip_existing and os.path.lexists(job.target):
+            if _is_done(job, options):
                 summary.skipped += 1
                 team.add_done(_size(job))
             else:
@@ -259,6 +265,13 @@ def restore_photos(
         except InputError as error:
             total.failures.append(str(error))
     return total
+
+
+def _is_done(job: Job, options: Options) -> bool:
+    """Whether an earlier run has left all that this one would write."""
+    if not (options.skip_existing and os.path.lexists(job.target)):
+        return False
+    return options.compare is None or any(map(os.path.lexists, pictures_of(options.compare, job.source)))
 
 
 def _progress_bar(team: Team, jobs: Sequence[Job]) -> tqdm:

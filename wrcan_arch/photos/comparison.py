@@ -9,7 +9,7 @@ from urllib.parse import quote
 import numpy as np
 
 from ..errors import InputError
-from .files import path_below, printable, written_whole
+from .files import name_that_fits, path_below, printable, written_whole
 from .photo import MAX_SIDE, Photo, write_photo
 
 PAGE = 'index.html'
@@ -61,7 +61,8 @@ TAIL = """<script>
 def pictures_of(folder: Path, source: str) -> tuple[Path, Path]:
     """What a photograph's comparison is called below a folder: SOURCE.jpg, or SOURCE.png where it is too wide."""
     path = folder / path_below(Path(source))
-    return path.with_name(path.name + '.jpg'), path.with_name(path.name + '.png')
+    name = name_that_fits(path.name, '.jpg')
+    return path.with_name(f'{name}.jpg'), path.with_name(f'{name}.png')
 
 
 def check_page(folder: Path) -> None:

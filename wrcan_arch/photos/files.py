@@ -13,15 +13,19 @@ from ..errors import InputError
 LONGEST_NAME = 255  # bytes, in most file systems
 
 
+def name_that_fits(name: str, more: str) -> str:
+    """A file's name to which `more` can be added: itself, or a hash of it where both are too long for a file system."""
+    fits = len(os.fsencode(name + more)) <= LONGEST_NAME
+    return name if fits else sha256(os.fsencode(name)).hexdigest()
+
+
 @contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
     """A file to write into; it gets the name `path` when all of it is on the disk, and is removed on an error.
 
     One that is killed leaves `.NAME.partial`, which the next run overwrites. InputError where the disk says no.
     """
-    name = os.fsencode(path.name)
-    fits = len(name) <= LONGEST_NAME - len(b'..partial')
-    partial = path.with_name(f'.{path.name if fits else sha256(name).hexdigest()}.partial')
+    partial = path.with_name(f'.{name_that_fits(path.name, ".partial.")}.partial')
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -24,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from ..errors import InputError
 from ..jpeg_quality import estimate_quality
 from .files import written_whole
-from .tiff_exif import add_metadata, read_exif, without_thumbnail
+from .tiff_exif import add_metadata, begins_with_preview, read_exif, without_thumbnail
 
 MAX_PIXELS = 200_000_000
 MAX_SIDE = {'jpeg': 65_500, 'webp': 16_383, 'avif': 16_384}  # what the format, or its encoder, holds
@@ -42,6 +42,11 @@ PHOTO_ENDINGS = (*(ending for endings in ENDINGS.values() for ending in endings)
 
 # Metadata that is handed on: libvips's name of it, and of the flag that keeps it.
 KEPT = {'exif-data': 'exif', 'xmp-data': 'xmp', 'iptc-data': 'iptc', 'icc-profile-data': 'icc'}
+
+HEAD = 64  # bytes that tell a file's format
+AVIF_BRANDS = {b'avif', b'avis'}
+MARK_WITHIN = 1 << 16  # bytes from the start, where AVIF and HEIC describe their pictures
+SRGB_PRIMARIES, SRGB_TRANSFERS = (1, 2, 5, 6), (1, 2, 6, 13)  # or near to it, or not said
 
 NO_RESOLUTION = (1, 72 / 25.4)  # pixels per mm, as libvips says of files that say nothing
 
@@ -64,7 +69,8 @@ class Photo:
     metadata: dict[str, bytes] = field(default_factory=dict)  # EXIF, XMP, IPTC, ICC profile; by libvips's names
     pixels_per_mm: tuple[float, float] = (1, 1)
     jpeg_quality: int | None = None  # as estimated, of a JPEG file
-    pictures: int = 1  # that the file holds; this is the first
+    marked_colours: bool = False  # not sRGB's, by a mark that has no place in a result
+    pictures: int = 1  # that the file holds, 2 for any more than one; this is the first
 
     def with_pixels(self, pixels: np.ndarray) -> 'Photo':
         """The same photograph with other pixels of the same shape."""
@@ -72,9 +78,12 @@ class Photo:
 
 
 def format_of_content(head: bytes) -> str | None:
-    """The format of a file that begins with these 16 bytes; None for none of ours."""
+    """The format of a file that begins with these HEAD bytes; None for none of ours."""
     if head[4:8] == b'ftyp':
-        return 'avif' if head[8:12] in (b'avif', b'avis') else 'heic'
+        brands = head[8 : int.from_bytes(head[:4], 'big')]
+        own, others = brands[:4], [brands[start : start + 4] for start in range(8, len(brands), 4)]
+        general = own in (b'mif1', b'msf1')  # an image, or several, of the kind that the others say
+        return 'avif' if own in AVIF_BRANDS or (general and not AVIF_BRANDS.isdisjoint(others)) else 'heic'
     if head[:4] == b'RIFF' and head[8:12] == b'WEBP':
         return 'webp'
     magics = {b'\xff\xd8\xff': 'jpeg', b'\x89PNG': 'png', b'II*\0': 'tiff', b'MM\0*': 'tiff', b'II+\0': 'tiff',
@@ -109,16 +118,19 @@ def read_photo(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Photo:
         raise InputError(f'{path}: {error}') from error
     except PermissionError as error:
         raise InputError(f'{path}: cannot be read ({error.strerror})') from error
-    except (OSError, pyvips.Error, SyntaxError, ValueError, OverflowError) as error:
+    except (OSError, pyvips.Error, SyntaxError, ValueError, OverflowError, RuntimeError) as error:
         raise InputError(f'{path}: cannot be read, it may be cut or damaged ({_one_line(error)})') from error
 
 
 def _read(file: BinaryIO, max_pixels: int) -> Photo:
-    content = format_of_content(file.read(16))
+    head = file.read(HEAD)
+    content = format_of_content(head)
     if content is None:
         raise UnidentifiedImageError
     quality = estimate_quality(file) if content == 'jpeg' else None
     exif = read_exif(file) if content == 'tiff' else None
+    if content == 'tiff' and begins_with_preview(file):
+        raise InputError('begins with a small preview, as raw files do; develop it to TIFF or JPEG first')
     file.seek(0)
     if content in ('bmp', 'heic'):
         image = _open_with_pillow(file, content, max_pixels)
@@ -146,8 +158,16 @@ def _read(file: BinaryIO, max_pixels: int) -> Photo:
         metadata=metadata,
         pixels_per_mm=(image.xres, image.yres),
         jpeg_quality=quality,
-        pictures=image.get('n-pages') if 'n-pages' in fields else 1,
+        marked_colours=content in ('avif', 'heic') and 'icc-profile-data' not in metadata and _marks_colours(file),
+        pictures=2 if head[8:12] == b'avis' else image.get('n-pages') if 'n-pages' in fields else 1,
     )
+
+
+def _marks_colours(file: BinaryIO) -> bool:
+    """Whether an AVIF or HEIC file says in numbers (ITU-T H.273) that its colours are others than sRGB's."""
+    file.seek(0)
+    _, mark, numbers = file.read(MARK_WITHIN).partition(b'colrnclx')
+    return bool(mark) and (numbers[1] not in SRGB_PRIMARIES or numbers[3] not in SRGB_TRANSFERS)
 
 
 def _open_with_vips(file: BinaryIO, content: str) -> pyvips.Image:
@@ -182,6 +202,7 @@ def _open_with_pillow(file: BinaryIO, content: str, max_pixels: int) -> pyvips.I
         for name, key in (('exif-data', 'exif'), ('icc-profile-data', 'icc_profile')):
             if opened.info.get(key):
                 image.set_type(pyvips.GValue.blob_type, name, opened.info[key])
+        image.set_type(pyvips.GValue.gint_type, 'n-pages', getattr(opened, 'n_frames', 1))
     return image
 
 

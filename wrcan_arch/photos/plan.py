@@ -58,12 +58,14 @@ def plan(
         target = out / below / name if out else source.with_name(name.stem + RESTORED + name.suffix)
         jobs.setdefault(str(source.parent.resolve() / source.name), Job(str(source), str(target)))
     if not jobs:
-        raise InputError('the following arguments are required: photographs, folders, or --list FILE')
+        raise InputError('no photographs were given; name some, or folders, or a --list FILE that has some')
     wanted = list(jobs.values())
     if skip_existing and out is None:
         results = {os.path.realpath(target) for _, target in wanted}
         wanted = [job for job in wanted if os.path.realpath(job.source) not in results]
     _check_nothing_is_overwritten(wanted, compare)
+    if out is not None and not skip_existing:
+        _check_no_photograph_is_overwritten(wanted, out)
     return wanted
 
 
@@ -103,7 +105,7 @@ def _sources(
             if not photos:
                 raise InputError(f'{entry}: no photographs in it ({" ".join(PHOTO_ENDINGS)})')
             yield from ((photo, photo.parent.relative_to(entry)) for photo in photos)
-        elif entry.exists():
+        elif entry.exists() or entry.is_symlink():  # one that leads nowhere is told when it is read
             yield entry, Path()
         else:
             fixed = Path(*takewhile(lambda part: not glob.has_magic(part), entry.parts))
@@ -122,13 +124,17 @@ def _photos_like(pattern: Path, avoid: set[Path]) -> Iterator[Path]:
     for path in map(Path, sorted(glob.glob(str(pattern), recursive=True))):  # noqa: PTH207
         if path.is_dir():
             yield from _photos_in(path, avoid)
-        elif avoid.isdisjoint(path.resolve().parents):
+        elif avoid.isdisjoint(Path(os.path.realpath(path)).parents):
             yield path
 
 
 def _photos_in(folder: Path, avoid: set[Path]) -> Iterator[Path]:
     """The photographs in a folder and its folders, in order; none that is hidden, or in a folder to avoid."""
-    for here, folders, files in os.walk(folder):
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for here, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if name[0] != '.' and Path(here, name).resolve() not in avoid)
         for name in sorted(files):
             if name[0] != '.' and name.lower().endswith(PHOTO_ENDINGS):
@@ -138,6 +144,15 @@ def _photos_in(folder: Path, avoid: set[Path]) -> Iterator[Path]:
 def _result_ending(source: Path, format: str | None) -> str:
     written = ENDINGS[format] if format else [each for endings in ENDINGS.values() for each in endings]
     return source.suffix if source.suffix.lower() in written else ENDINGS[format or 'png'][0]
+
+
+def _check_no_photograph_is_overwritten(jobs: list[Job], out: Path) -> None:
+    """Where results go to the photographs' own folder, or one above, what is there already may be a photograph too."""
+    above = os.path.realpath(out).rstrip('/') + '/'
+    for source, target in jobs:
+        if os.path.lexists(target) and os.path.realpath(source).startswith(above):
+            hint = 'choose another -o, or leave it with --skip-existing'
+            raise InputError(f'{source}: its result would overwrite {target}, which may be a photograph; {hint}')
 
 
 def _check_nothing_is_overwritten(jobs: list[Job], compare: Path | None) -> None:

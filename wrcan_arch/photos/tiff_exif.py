@@ -9,6 +9,7 @@ import struct
 from io import BytesIO
 from typing import Any, BinaryIO
 
+NEW_SUBFILE_TYPE = 0x00FE
 EXIF, GPS, INTEROPERABILITY = 0x8769, 0x8825, 0xA005  # tags whose value is the place of another directory
 # What a photograph is of, of which camera and by whom, its rating, Windows's title to subject; all else in the first
 # directory is about how pixels are stored.
@@ -29,6 +30,12 @@ def read_exif(file: BinaryIO) -> bytes | None:
     """The block that a JPEG of the same photograph would have; None where the file says nothing of it."""
     about = _about(file)
     return b'Exif\0\0II*\0' + struct.pack('<I', 8) + _directory_bytes(about, at=8) if about else None
+
+
+def begins_with_preview(file: BinaryIO) -> bool:
+    """Whether a TIFF file's first picture is a smaller version of another one in it."""
+    _, _, kind = _first_directory(file)[0].get(NEW_SUBFILE_TYPE, (0, 0, b'\0'))
+    return bool(kind[0] & 1)
 
 
 def add_metadata(file: BinaryIO, exif: bytes, iptc: bytes) -> None:
@@ -66,14 +73,19 @@ def _number(value: bytes, order: str) -> int:
     return int.from_bytes(value, 'little' if order == '<' else 'big')
 
 
-def _about(file: BinaryIO) -> Directory:
-    """What the first directory and the two below it say of the photograph; empty where there is none."""
+def _first_directory(file: BinaryIO) -> tuple[Directory, str]:
+    """And the order of bytes in the file; empty where there is none, as in a BigTIFF."""
     file.seek(0)
     head = file.read(8)
-    order = ORDERS.get(head[:4])
-    if order is None or len(head) < 8:
-        return {}
-    first = _read_directory(file, _number(head[4:], order), order)
+    order = ORDERS.get(head[:4], '<')
+    if head[:4] not in ORDERS or len(head) < 8:
+        return {}, order
+    return _read_directory(file, _number(head[4:], order), order), order
+
+
+def _about(file: BinaryIO) -> Directory:
+    """What the first directory and the two below it say of the photograph; empty where there is none."""
+    first, order = _first_directory(file)
     about = {tag: entry for tag, entry in first.items() if tag in ABOUT}
     for tag in (EXIF, GPS):
         _follow(file, about, tag, order)
