@@ -121,8 +121,9 @@ def test_a_defects_traceback_shows_once(monkeypatch, capsys, flags):
     assert 'Traceback' not in capsys.readouterr().err
 
 
-def test_reader_that_leaves_early_is_no_error(workplace):
-    command = f'{sys.executable} -m wrcan_arch show -opt train.yml | true; test ${{PIPESTATUS[0]}} = 0'
+@pytest.mark.parametrize('arguments', ['show -opt train.yml', 'tables'])
+def test_reader_that_leaves_early_is_no_error(workplace, arguments):
+    command = f'{sys.executable} -m wrcan_arch {arguments} | true; test ${{PIPESTATUS[0]}} = 0'
     result = subprocess.run(['bash', '-c', command], capture_output=True, text=True)
     assert result.returncode == 0 and result.stderr == ''
 

@@ -12,8 +12,9 @@ from PIL import Image
 
 import make_blur
 import pairs
+from wrcan_arch.errors import InputError
 from wrcan_arch.train import option_checks, options
-from wrcan_arch.train.lmdb_store import open_store
+from wrcan_arch.train.lmdb_store import StoreWriter, open_store
 
 PREP = Path(__file__).parent.parent / 'datasets_prep'
 
@@ -241,6 +242,20 @@ def test_large_photographs_are_told_and_made_smaller(run, tmp_path):
     printed = run('large.png', 'wide.png', '-o', 'small', '--copies', '1', '--largest', '100')
     store = open_store(tmp_path / 'small_sharp.lmdb')
     assert [store.shape(key)[:2] for key in store.keys()] == [(100, 95), (1, 100)] and 'megapixels' not in printed.out
+
+
+def test_pairs_of_stores_and_folders_get_their_names_together(run, tmp_path):
+    cv2.imwrite(str(tmp_path / 'photo.png'), np.zeros((8, 8, 3), np.uint8))
+    write = StoreWriter._write_text
+
+    def fail_for_blur(self, name, text):
+        if 'blur' in self.path.name:
+            raise InputError(f'{self.path}: full')
+        write(self, name, text)
+
+    with mock.patch.object(StoreWriter, '_write_text', fail_for_blur):
+        run('photo.png', '-o', 'out', '--files', '--copies', '1', exit_code=2)
+    assert [path.name for path in tmp_path.iterdir()] == ['photo.png']
 
 
 def test_rest_of_a_killed_run_is_no_obstacle(run, tmp_path):

@@ -266,10 +266,17 @@ def test_colours_that_a_result_cannot_say_are_noticed(tmp_path):
     Image.fromarray(picture(24, 32)).save(tmp_path / 'srgb.avif')
     content = (tmp_path / 'srgb.avif').read_bytes()
     at = content.index(b'colrnclx') + 8
-    for name, numbers in (('p3', bytes([0, 12, 0, 13])), ('pq', bytes([0, 9, 0, 16])), ('unsaid', bytes([0, 2, 0, 2]))):
+    for name, numbers in (
+        ('p3', bytes([0, 12, 0, 13])),
+        ('pq', bytes([0, 9, 0, 16])),
+        ('hlg', bytes([0, 1, 0, 18])),
+        ('unsaid', bytes([0, 2, 0, 2])),
+    ):
         (tmp_path / f'{name}.avif').write_bytes(content[:at] + numbers + content[at + 4 :])
-    found = {name: read_photo(tmp_path / f'{name}.avif').marked_colours for name in ('srgb', 'p3', 'pq', 'unsaid')}
-    assert found == {'srgb': False, 'p3': True, 'pq': True, 'unsaid': False}
+    found = {
+        name: read_photo(tmp_path / f'{name}.avif').marked_colours for name in ('srgb', 'p3', 'pq', 'hlg', 'unsaid')
+    }
+    assert found == {'srgb': False, 'p3': True, 'pq': True, 'hlg': True, 'unsaid': False}
     assert not read_photo(DATA / 'small.heic').marked_colours, 'which has a profile'
 
 
