@@ -124,7 +124,8 @@ def test_a_defects_traceback_shows_once(monkeypatch, capsys, flags):
 @pytest.mark.parametrize('arguments', ['show -opt train.yml', 'tables'])
 def test_reader_that_leaves_early_is_no_error(workplace, arguments):
     command = f'{sys.executable} -m wrcan_arch {arguments} | true; test ${{PIPESTATUS[0]}} = 0'
-    result = subprocess.run(['bash', '-c', command], capture_output=True, text=True)
+    buffered = {**os.environ, 'PYTHONUNBUFFERED': ''}  # so that little is printed at the end
+    result = subprocess.run(['bash', '-c', command], capture_output=True, text=True, env=buffered)
     assert result.returncode == 0 and result.stderr == ''
 
 
