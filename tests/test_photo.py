@@ -258,7 +258,7 @@ def test_what_holds_avif_is_known_by_its_other_brands(tmp_path):
     (tmp_path / 'b.avif').write_bytes(content[:8] + b'mif1' + content[12:])
     np.testing.assert_array_equal(read_photo(tmp_path / 'b.avif').pixels, read_photo(tmp_path / 'a.avif').pixels)
     (tmp_path / 'c.avif').write_bytes(content[:8] + b'heic' + content[12:])  # pi_heif has no decoder for what is in it
-    with pytest.raises(InputError, match=r'c\.avif: cannot be read'):
+    with pytest.raises(InputError, match=r'c\.avif: cannot be decoded \(.+\); convert it to JPEG'):
         read_photo(tmp_path / 'c.avif')
 
 
@@ -278,6 +278,8 @@ def test_colours_that_a_result_cannot_say_are_noticed(tmp_path):
     }
     assert found == {'srgb': False, 'p3': True, 'pq': True, 'hlg': True, 'unsaid': False}
     assert not read_photo(DATA / 'small.heic').marked_colours, 'which has a profile'
+    with mock.patch('wrcan_arch.photos.photo.MARK_WITHIN', at + 3):
+        assert not read_photo(tmp_path / 'p3.avif').marked_colours, 'a mark that is cut'
 
 
 def test_preview_is_not_taken_for_the_photograph(tmp_path):

@@ -1,5 +1,6 @@
 """What is known of a photograph comes along: EXIF, captions, no thumbnail; Pillow and tifffile are the references."""
 
+import io
 import struct
 
 import numpy as np
@@ -10,6 +11,7 @@ from conftest import deep_picture, picture
 from PIL import ExifTags, Image
 
 from wrcan_arch.photos.photo import ENDINGS, read_photo, write_photo
+from wrcan_arch.photos.tiff_exif import begins_with_preview
 
 ORIENTATION, MAKE, EXPOSURE, EXIF_IFD = 0x0112, 0x010F, 0x829A, 0x8769
 RATING, XP_TITLE, INTEROPERABILITY = 0x4746, 0x9C9B, 0xA005
@@ -92,3 +94,13 @@ def test_exif_of_cameras_is_followed_and_of_the_old_size_left_out(tmp_path):
     below = written.get_ifd(EXIF_IFD)
     assert below[EXPOSURE] == pytest.approx(0.01) and 0xA002 not in below and 0xA003 not in below
     assert written.get_ifd(INTEROPERABILITY) == {1: 'R03'}
+
+
+@pytest.mark.parametrize(('order', 'count', 'value', 'preview'), [
+    ('<', 1, 1, True), ('>', 1, 1, True), ('<', 1, 2, False), ('<', 1, 3, True), ('<', 0, 1, False),
+])  # fmt: skip
+def test_a_preview_says_that_it_is_one(order, count, value, preview):
+    """Also where the entry is damaged and has no value."""
+    head = (b'II*\0' if order == '<' else b'MM\0*') + struct.pack(f'{order}I', 8)
+    directory = struct.pack(f'{order}HHHIII', 1, 0x00FE, 4, count, value, 0)
+    assert begins_with_preview(io.BytesIO(head + directory)) is preview

@@ -118,7 +118,7 @@ def read_photo(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Photo:
         raise InputError(f'{path}: {error}') from error
     except PermissionError as error:
         raise InputError(f'{path}: cannot be read ({error.strerror})') from error
-    except (OSError, pyvips.Error, SyntaxError, ValueError, OverflowError, RuntimeError) as error:
+    except (OSError, pyvips.Error, SyntaxError, ValueError, OverflowError) as error:
         raise InputError(f'{path}: cannot be read, it may be cut or damaged ({_one_line(error)})') from error
 
 
@@ -166,8 +166,8 @@ def _read(file: BinaryIO, max_pixels: int) -> Photo:
 def _marks_colours(file: BinaryIO) -> bool:
     """Whether an AVIF or HEIC file says in numbers (ITU-T H.273) that its colours are others than sRGB's."""
     file.seek(0)
-    _, mark, numbers = file.read(MARK_WITHIN).partition(b'colrnclx')
-    return bool(mark) and (numbers[1] not in SRGB_PRIMARIES or numbers[3] not in SRGB_TRANSFERS)
+    numbers = file.read(MARK_WITHIN).partition(b'colrnclx')[2]  # primaries, transfer, of 2 bytes each
+    return len(numbers) >= 4 and (numbers[1] not in SRGB_PRIMARIES or numbers[3] not in SRGB_TRANSFERS)
 
 
 def _open_with_vips(file: BinaryIO, content: str) -> pyvips.Image:
@@ -197,7 +197,10 @@ def _open_with_pillow(file: BinaryIO, content: str, max_pixels: int) -> pyvips.I
     with opened:
         _check_pixels(*opened.size, max_pixels)
         grey = opened.mode in ('1', 'L')
-        samples = np.asarray(opened.convert('L' if grey else 'RGBA' if opened.has_transparency_data else 'RGB'))
+        try:
+            samples = np.asarray(opened.convert('L' if grey else 'RGBA' if opened.has_transparency_data else 'RGB'))
+        except RuntimeError as error:  # pi_heif's, of a codec that it has not
+            raise InputError(f'cannot be decoded ({_one_line(error)}); convert it to JPEG') from error
         image = _vips_image(np.atleast_3d(samples), 'b-w' if grey else 'srgb')
         for name, key in (('exif-data', 'exif'), ('icc-profile-data', 'icc_profile')):
             if opened.info.get(key):

@@ -35,7 +35,7 @@ def read_exif(file: BinaryIO) -> bytes | None:
 def begins_with_preview(file: BinaryIO) -> bool:
     """Whether a TIFF file's first picture is a smaller version of another one in it."""
     _, _, kind = _first_directory(file)[0].get(NEW_SUBFILE_TYPE, (0, 0, b'\0'))
-    return bool(kind[0] & 1)
+    return bool(_number(kind[:4], '<') & 1)
 
 
 def add_metadata(file: BinaryIO, exif: bytes, iptc: bytes) -> None:
