@@ -4,6 +4,8 @@ import csv
 import hashlib
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from unittest import mock
 
@@ -18,6 +20,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from wrcan_arch.checkpoint import read_file
 from wrcan_arch.cli import main
 from wrcan_arch.look.report import read_curves
+from wrcan_arch.train import run_folder
 
 MODELS = Path('experiments/small/models')
 
@@ -224,3 +227,21 @@ def test_mixed_precision_trains_near_fp32(workplace, amp):
     assert train(f'train:amp={amp}') == 0
     lower = read_curves(Path('experiments/small')).losses['l_pix']
     np.testing.assert_allclose([value for _, value in lower], [value for _, value in reference], rtol=0.05)
+
+
+def test_first_metric_chooses_where_none_is_psnr(workplace):
+    assert train('train:total_iter=4', 'val:metrics={sharp: {type: calculate_ssim, crop_border: 0}}') == 0
+    assert 'Best sharp: ' in log_text() and read_file(MODELS / 'net_g_best.pth')['metadata']['iter'] == 4
+
+
+def test_second_test_of_one_name_is_refused(workplace):
+    """Or the images of one would lie beside the scores of the other."""
+    assert train('train:total_iter=4') == 0
+    arguments = ['test', '-opt', 'test.yml', '--force_yml', 'val:metrics:ssim=null']
+    assert main(arguments) == 0
+    before = sorted(Path('results').rglob('*'))
+    with run_folder.only_run_in(Path('results/small_test').resolve()):
+        done = subprocess.run([sys.executable, '-m', 'wrcan_arch', *arguments], capture_output=True, text=True)
+    assert done.returncode == 2 and 'results/small_test: another run is at work there (process' in done.stderr
+    assert sorted(Path('results').rglob('*')) == before
+    assert main(arguments) == 0

@@ -452,19 +452,6 @@ def test_second_run_in_the_folder_is_refused(quick, capsys):
     assert train('train:total_iter=1') == 0
 
 
-def test_second_test_of_one_name_is_refused(quick, capsys):
-    """Or the images of one would lie beside the scores of the other."""
-    assert train('train:total_iter=4') == 0
-    arguments = ['test', '-opt', 'test.yml', '--force_yml', 'val:metrics:ssim=null']
-    assert main(arguments) == 0
-    before = sorted(Path('results').rglob('*'))
-    with run_folder.only_run_in(Path('results/small_test').resolve()):
-        done = subprocess.run([sys.executable, '-m', 'wrcan_arch', *arguments], capture_output=True, text=True)
-    assert done.returncode == 2 and 'results/small_test: another run is at work there (process' in done.stderr
-    assert sorted(Path('results').rglob('*')) == before
-    assert main(arguments) == 0
-
-
 def test_state_that_is_named_has_to_have_its_own_weights(quick, capsys):
     assert train('train:total_iter=8') == 0
     state = f'path:resume_state={FOLDER}/training_states/4.state'
@@ -532,8 +519,3 @@ def test_best_network_that_something_else_chose_is_put_aside(quick, before, afte
         assert iteration > 8 and str(iteration) == best_of_log()[2]
     logs = ''.join(path.read_text() for path in FOLDER.glob('train_*.log'))
     assert logs.count('net_g_best_until_8.pth is the best by psnr of small_val; from here on net_g_best.pth is') == 1
-
-
-def test_first_metric_chooses_where_none_is_psnr(quick):
-    assert train('train:total_iter=4', 'val:metrics={sharp: {type: calculate_ssim, crop_border: 0}}') == 0
-    assert best_of_log()[0] == 'sharp' and read_file(FOLDER / 'models/net_g_best.pth')['metadata']['iter'] == 4
