@@ -9,6 +9,7 @@ from torch import nn
 from wrcan_arch.convolution import Convolution, packs_weights
 
 CPU = torch.device('cpu')
+TYPES = [torch.float32, torch.bfloat16]
 
 
 def conv_of(stride=1, rate=1):
@@ -17,36 +18,42 @@ def conv_of(stride=1, rate=1):
 
 
 @pytest.mark.parametrize('may_pack', [True, False])
+@pytest.mark.parametrize(('dtype', 'rtol', 'atol'), [(torch.float32, 1e-5, 1e-6), (torch.bfloat16, 0.01, 0.01)])
 @pytest.mark.parametrize(('stride', 'rate'), [(1, 1), (1, 2), (1, 3), (1, 4), (2, 1)])
 @pytest.mark.parametrize('width', [2, 12])
 @torch.no_grad()
-def test_any_rows_are_those_of_the_whole_convolution(may_pack, stride, rate, width, monkeypatch):
+def test_any_rows_are_those_of_the_whole_convolution(may_pack, dtype, rtol, atol, stride, rate, width, monkeypatch):
     if not may_pack:
         monkeypatch.setattr('wrcan_arch.convolution.packs_weights', lambda *_: False)
     plain, image = conv_of(stride, rate), torch.rand(1, 6, 14, width)
-    conv, expected = Convolution(plain, torch.float32), plain(image)
+    conv, expected = Convolution(plain, dtype), plain(image)
     end = expected.shape[2]
     for span in ((0, 1), (0, 3), (2, 5), (3, end - 1), (end - 3, end), (end - 1, end), (0, end)):
         top = max(0, span[0] * stride - rate)  # the rows above are not there
-        found = conv(image[:, :, top:], top, 14, span)
-        torch.testing.assert_close(found, expected[:, :, slice(*span)], rtol=1e-5, atol=1e-6)
+        found = conv(image[:, :, top:].to(dtype), top, 14, span)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.float(), expected[:, :, slice(*span)], rtol=rtol, atol=atol)
 
 
-def test_weights_are_packed_for_onednn_on_x86_in_fp32(monkeypatch):
-    on_x86 = platform.machine() in ('x86_64', 'AMD64')
-    assert packs_weights(CPU, torch.float32) == (on_x86 and torch.backends.mkldnn.is_available())
-    assert not packs_weights(CPU, torch.bfloat16)
-    assert not packs_weights(torch.device('cuda'), torch.float32)
+@pytest.mark.parametrize('dtype', TYPES)
+def test_weights_are_packed_for_onednn_on_x86(dtype, monkeypatch):
+    of_avx512 = torch.cpu._is_avx512_supported()
+    has_onednn = torch.backends.mkldnn.is_available() and (dtype == torch.float32 or of_avx512)
+    assert packs_weights(CPU, dtype) == (has_onednn and platform.machine() in ('x86_64', 'AMD64'))
+    assert not packs_weights(CPU, torch.float16)
+    assert not packs_weights(torch.device('cuda'), dtype)
     with torch.backends.mkldnn.flags(enabled=False):
-        assert not packs_weights(CPU, torch.float32)
+        assert not packs_weights(CPU, dtype)
     monkeypatch.setattr('platform.machine', lambda: 'aarch64')
-    assert not packs_weights(CPU, torch.float32)
+    assert not packs_weights(CPU, dtype)
 
 
-@pytest.mark.skipif(not packs_weights(CPU, torch.float32), reason='no oneDNN for x86 here, so nothing is packed')
+@pytest.mark.parametrize('dtype', TYPES)
 @torch.no_grad()
-def test_weights_are_packed_once_for_strips_of_one_height():
-    conv, image = Convolution(conv_of(rate=4), torch.float32), torch.rand(1, 6, 30, 9)
+def test_weights_are_packed_once_for_strips_of_one_height(dtype):
+    if not packs_weights(CPU, dtype):
+        pytest.skip('oneDNN does not compute in this type here, so nothing is packed')
+    conv, image = Convolution(conv_of(rate=4), dtype), torch.rand(1, 6, 30, 9, dtype=dtype)
     packed = []
     for span in ((0, 8), (8, 16), (16, 24), (24, 30)):  # the first reads beyond the edge, the last is lower
         conv(image, 0, 30, span)

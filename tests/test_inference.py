@@ -333,16 +333,16 @@ def test_result_is_the_same_within_autocast_and_whatever_the_default_type(mode):
         torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize('has_units', [True, False])
-def test_where_convolutions_unfold_their_input_more_memory_is_asked(monkeypatch, has_units):
+@pytest.mark.parametrize('has_onednn', [True, False])
+def test_where_convolutions_unfold_their_input_more_memory_is_asked(monkeypatch, has_onednn):
     network, image = small_network(), np.zeros((8, 12, 3), np.uint8)
-    monkeypatch.setattr(inference, 'has_bf16_units', lambda device: has_units)
-    needed = inference.bytes_needed(network.config, (8, 12), rows=1, dtype=torch.bfloat16, unfolds=not has_units)
+    monkeypatch.setattr(inference, 'onednn_computes_in', lambda dtype: has_onednn)
+    needed = inference.bytes_needed(network.config, (8, 12), rows=1, dtype=torch.bfloat16, unfolds=not has_onednn)
     restore(network, image, precision='bf16', max_memory=needed + 6 * 8 * 12)
     with pytest.raises(InputError, match='12 x 8 pixels need .* MB of memory'):
         restore(network, image, precision='bf16', max_memory=needed - 1)
     plain = inference.bytes_needed(network.config, (8, 12), rows=1, dtype=torch.bfloat16)
-    assert (needed > plain) is not has_units
+    assert (needed > plain) is not has_onednn
 
 
 def test_without_onednn_convolutions_unfold_in_fp32_too():

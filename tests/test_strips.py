@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from wrcan_arch import WRCAN, restore
-from wrcan_arch.convolution import Convolution
-from wrcan_arch.inference import has_bf16_units
+from wrcan_arch.convolution import Convolution, onednn_computes_in
 from wrcan_arch.strips import Flow, bytes_needed, restore_in_strips
 from wrcan_arch.wrcan_arch import BLOCKS, ChannelAttention
 
@@ -58,14 +57,15 @@ def test_every_strip_height_gives_the_whole_image(block, size):
 
 @pytest.mark.parametrize('rows', [1, 4, 1000])
 @pytest.mark.parametrize('may_pack', [True, False])
-def test_the_full_width_too_with_and_without_packed_weights(rows, may_pack, monkeypatch):
+@pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
+def test_the_full_width_too_with_and_without_packed_weights(rows, may_pack, dtype, tolerance, monkeypatch):
     if not may_pack:
         monkeypatch.setattr('wrcan_arch.convolution.packs_weights', lambda *_: False)
     torch.manual_seed(0)
     network, image = WRCAN(num_group=1, num_block=1).eval(), torch.rand(1, 3, 45, 62)
     with torch.no_grad():
         expected = network(image)
-    assert relative_error(in_strips(network, image, rows=rows), expected) < 1e-5
+    assert relative_error(in_strips(network, image, rows=rows, dtype=dtype), expected) < tolerance
 
 
 class LocalAttention(torch.nn.Module):
@@ -144,7 +144,7 @@ def test_memory_stays_within_what_was_said(num_feat, dtype, size):
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=200, env=threads)
     assert result.returncode == 0, result.stderr
     dtype = getattr(torch, dtype)
-    unfolds = dtype != torch.float32 and not has_bf16_units(torch.device('cpu'))
+    unfolds = not onednn_computes_in(dtype)
     said = bytes_needed({'num_feat': num_feat}, size, rows=8, dtype=dtype, unfolds=unfolds)
     maps = 3 * 4 * num_feat * size[0] // 4 * size[1] // 4 * dtype.itemsize
     assert maps < int(result.stdout) <= said

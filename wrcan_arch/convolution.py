@@ -10,17 +10,19 @@ Span = tuple[int, int]  # rows [start, stop)
 
 
 def packs_weights(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether `Convolution` packs its weights there, for oneDNN, which computes PyTorch's convolutions on a CPU.
-
-    In fp32 alone: in bf16 it was not tried, for want of a processor with units for it.
-    """
+    """Whether `Convolution` packs its weights there, for oneDNN."""
     of_x86 = device.type == 'cpu' and platform.machine() in ('x86_64', 'AMD64')
-    return of_x86 and dtype == torch.float32 and has_onednn()
+    return of_x86 and onednn_computes_in(dtype)
 
 
-def has_onednn() -> bool:
-    """Whether PyTorch has oneDNN here, and nobody switched it off (`torch.backends.mkldnn.flags`)."""
-    return torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()
+def onednn_computes_in(dtype: torch.dtype) -> bool:
+    """Whether PyTorch gives convolutions in `dtype` on a CPU to oneDNN, in fp32 and bf16; else it unfolds their input.
+
+    Not where somebody switched oneDNN off (`torch.backends.mkldnn.flags`). bf16 takes AVX-512, which may emulate it.
+    """
+    if not (torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()):
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class Convolution:
@@ -65,7 +67,7 @@ class Convolution:
         if read.shape != self.packed_for:
             self.packed = None  # its memory is for the next
             pack = torch.ops.aten.mkldnn_reorder_conv2d_weight
-            self.packed = pack(self.weight.to_mkldnn(), padding, stride, rate, groups, read.shape)
+            self.packed = pack(self.weight.to(read.dtype).to_mkldnn(), padding, stride, rate, groups, read.shape)
             self.packed_for = read.shape
         convolve = torch.ops.mkldnn._convolution_pointwise
         return convolve(read, self.packed, self.bias, padding, stride, rate, groups, 'none', [], '')

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .convolution import Span, has_onednn
+from .convolution import Span, onednn_computes_in
 from .errors import InputError
 from .free_memory import free_memory
 from .strips import bytes_needed, is_as_built, restore_in_strips, spans
@@ -234,8 +234,7 @@ class _Restoring:
         row_size = 4 * config['num_feat'] * -(-width // SIZE_MULTIPLE)
         rows = max(4, (CPU_STRIP if self.device.type == 'cpu' else GPU_STRIP) // row_size)
         budget = self.max_memory or int(FREE_SHARE * free_memory(self.device))
-        has_units = self.dtype in (torch.float32, autocast_dtype('auto', self.device))
-        unfolds = self.device.type == 'cpu' and not (has_units and has_onednn())
+        unfolds = self.device.type == 'cpu' and not onednn_computes_in(self.dtype)
 
         def needed(rows: int) -> int:
             images = 3 * height * width * image_bytes

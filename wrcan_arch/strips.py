@@ -346,8 +346,8 @@ def bytes_needed(
 ) -> int:
     """What `restore_in_strips` holds at most, above the weights and what `read` and `write` keep.
 
-    `unfolds`: convolutions write out their input for a matrix product first, as PyTorch's own do on a CPU that has no
-    units for `dtype`.
+    `unfolds`: convolutions write out their input for a matrix product first, as PyTorch's own do on a CPU where
+    oneDNN does not compute in `dtype`.
     """
     unfolded = UNFOLDED_MAPS if unfolds else 0
     padded = _padded(size)
