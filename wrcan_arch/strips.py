@@ -10,6 +10,7 @@ Rows beyond an edge of a map are zeros to a convolution. They are so only at the
 strip reads its neighbours' rows, and strips do not overlap.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
 from typing import Any, NamedTuple, TypeGuard
@@ -106,15 +107,21 @@ class Queue:
     """Rows that wait for the decoder."""
 
     def __init__(self) -> None:
-        self.rows: Tensor | None = None
+        self.waiting: deque[Tensor] = deque()
 
     def put(self, rows: Tensor) -> None:
-        self.rows = rows if self.rows is None else torch.cat([self.rows, rows], dim=2)
+        self.waiting.append(rows)
 
-    def take(self, count: int) -> Tensor:
-        assert self.rows is not None
-        taken, self.rows = self.rows[:, :, :count], self.rows[:, :, count:]
-        return taken
+    def take_into(self, room: Tensor) -> None:
+        """The next rows, as many as `room` has."""
+        done = 0
+        while done < room.shape[2]:
+            first = self.waiting.popleft()
+            taken = first[:, :, : room.shape[2] - done]
+            room[:, :, done : done + taken.shape[2]] = taken
+            done += taken.shape[2]
+            if taken.shape[2] < first.shape[2]:
+                self.waiting.appendleft(first[:, :, taken.shape[2] :])
 
 
 class Encoded(NamedTuple):
@@ -186,10 +193,10 @@ class Decoding:
 def _decode(upsampled: Tensor, skips: Queue, conv: Flow) -> Tensor:
     """One scale of the decoder, after its first convolution (Eqs. 5.1 and 5.2)."""
     upsampled = F.pixel_shuffle(upsampled, 2)
-    skip = skips.take(upsampled.shape[2])
     room = conv.room(upsampled.shape[2])
-    room[:, : skip.shape[1]] = skip
-    room[:, skip.shape[1] :] = upsampled
+    skip, deep = room.split([room.shape[1] - upsampled.shape[1], upsampled.shape[1]], dim=1)
+    skips.take_into(skip)
+    deep.copy_(upsampled)
     return F.relu_(conv.out())
 
 
