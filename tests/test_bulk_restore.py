@@ -18,12 +18,13 @@ from conftest import picture
 from PIL import Image
 from torch import nn
 
-from wrcan_arch import WRCAN, InputError, checkpoint, cli, restore
+from wrcan_arch import WRCAN, InputError, cli, restore
 from wrcan_arch.checkpoint import write_weights
 from wrcan_arch.photos.bulk_restore import Options, Summary, in_thread, restore_photos
 from wrcan_arch.photos.files import check_writable, printable
 from wrcan_arch.photos.photo import Photo, read_photo, write_photo
 from wrcan_arch.photos.plan import plan
+from wrcan_arch.weights import SHIPPED
 
 FP32 = Options(precision='fp32')
 
@@ -304,7 +305,7 @@ def weights(tmp_path):
 def test_command_without_options_writes_beside(tmp_path, monkeypatch, capsys, weights):
     monkeypatch.chdir(tmp_path)
     save(Path('a.png'))
-    monkeypatch.setitem(checkpoint.SHIPPED, 'small', weights)
+    monkeypatch.setitem(SHIPPED, 'small', weights)
     for _ in range(2):  # the second finds the first's result, which is no photograph to restore, and replaces it
         assert cli.main(['restore', '.', '--precision', 'fp32']) == 0
         assert capsys.readouterr().out.splitlines()[0] == '1 of 1 restored'

@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+OPTIONS = Path(__file__).parent.parent / 'options'
 
 
 def run_python(code: str) -> subprocess.CompletedProcess:
@@ -40,6 +43,16 @@ def test_restoring_loads_neither_the_toolbox_nor_plots():
         'import sys, wrcan_arch\nassert "torch" not in sys.modules\n'
         'from wrcan_arch import WRCAN, load_network, restore\nfrom wrcan_arch.photos import bulk_restore, photo\n'
         'heavy = {"basicsr", "torchvision", "scipy", "skimage", "matplotlib", "cv2", "lmdb", "pydantic"}\n'
+        'assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()'
+    )
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize('arguments', [['tables'], ['show', '-opt', str(OPTIONS / 'train_wrcan_320.yml')]])
+def test_what_computes_nothing_loads_nothing_that_does(arguments):
+    result = run_python(
+        f'import sys\nfrom wrcan_arch.cli import main\nassert main({arguments!r}) == 0\n'
+        'heavy = {"torch", "basicsr", "torchvision", "scipy", "skimage", "matplotlib", "lmdb"}\n'
         'assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()'
     )
     assert result.returncode == 0, result.stderr

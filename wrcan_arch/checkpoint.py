@@ -23,10 +23,10 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from .errors import InputError
+from .weights import SHIPPED
 from .wrcan_arch import WRCAN
 
 Tensors = Mapping[str, Tensor]
-SHIPPED = {'small': Path(__file__).parent / 'weights' / 'wrcan_small.safetensors'}  # weights by their names
 STORED_TYPES = {'fp16': torch.float16, 'bf16': torch.bfloat16}  # of small files; they are read as fp32
 
 # The authors' name of each convolution, and ours.

@@ -17,10 +17,13 @@ from pathlib import Path
 
 
 def train_or_test(arguments: argparse.Namespace) -> int:
-    from .processes import launcher_of_environment
-    from .train import option_checks, options, pipelines
+    from .train import options
 
-    file = options.read_options(arguments.opt, arguments.force_yml or ())
+    file = options.read_options(arguments.opt, arguments.force_yml or ())  # a wrong name is said at once
+
+    from .processes import launcher_of_environment
+    from .train import option_checks, pipelines
+
     option_checks.check(file, arguments.command)
     pipelines.run(
         arguments.command,
@@ -35,11 +38,12 @@ def train_or_test(arguments: argparse.Namespace) -> int:
 def restore(arguments: argparse.Namespace) -> int:
     import torch
 
-    from .checkpoint import SHIPPED, load_network
+    from .checkpoint import load_network
     from .photos.bulk_restore import Options, restore_photos
     from .photos.files import printable
     from .photos.plan import plan, read_list
     from .processes import Team, take_own_gpu
+    from .weights import SHIPPED
 
     chosen = {name: getattr(arguments, name) for name in Options.__dataclass_fields__}
     options = Options(**{name: value for name, value in chosen.items() if value is not None})
@@ -155,11 +159,11 @@ def report(arguments: argparse.Namespace) -> int:
 
 def show(arguments: argparse.Namespace) -> int:
     from .errors import InputError
-    from .train import option_checks, options
+    from .train import option_schema, options
 
     file = options.read_options(arguments.opt, arguments.force_yml or ())
     print(options.show(file))
-    if problems := [*file.problems, *option_checks.wrong_keys(file)]:
+    if problems := [*file.problems, *option_schema.wrong_keys(file)]:
         raise InputError('\n'.join(problems))
     return 0
 
@@ -176,7 +180,7 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 def examine_data(sources: list[str]) -> int:
     from .errors import InputError
-    from .train import audit, jpeg_deblur_dataset, option_checks, options
+    from .train import audit, jpeg_deblur_dataset, option_schema, options
 
     roots: dict[str, None] = {}  # each once, in their order
     problems: list[str] = []
@@ -187,7 +191,7 @@ def examine_data(sources: list[str]) -> int:
             raise InputError(f'{source}: there is no such store, folder or option file')
         else:
             file = options.read_options(source)
-            if wrong := [*file.problems, *option_checks.wrong_keys(file)]:
+            if wrong := [*file.problems, *option_schema.wrong_keys(file)]:
                 problems += wrong
                 continue
             for phase, dataset in file.values['datasets'].items():

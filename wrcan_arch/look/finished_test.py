@@ -9,7 +9,6 @@ from typing import Any
 import cv2
 import numpy as np
 import yaml
-from basicsr.data import build_dataset
 
 from ..errors import InputError
 
@@ -49,6 +48,8 @@ def check_sizes(name: str, images: Mapping[str, np.ndarray]) -> None:
 
 def open_test_set(opt: Mapping[str, Any], phase: str) -> Sequence[Mapping[str, Any]]:
     """The data set that a test's options name under datasets: `phase`."""
+    from basicsr.data import build_dataset  # not above: `basicsr tables` has no use for the toolbox
+
     return build_dataset({**opt['datasets'][phase], 'phase': phase.split('_')[0], 'scale': opt['scale']})
 
 

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ValidationError
 
 from .. import checkpoint
 from ..errors import InputError
 from ..wrcan_arch import WRCAN
 from . import audit
 from .muon import Muon
-from .option_schema import Options, OtherOptions, known_keys
+from .option_schema import wrong_keys
 from .options import Keys, OptionFile, as_overrides, find, sections
 
 REQUIRED = {
@@ -48,41 +47,6 @@ def check(file: OptionFile, command: str) -> None:
         problems = [each for look in (*found_late, _unfit_weights, _unfit_frames) for each in look(file)]
     if problems:
         raise InputError('\n'.join(problems))
-
-
-def wrong_keys(file: OptionFile) -> Iterator[str]:
-    """What the schema refuses: unknown keys, wrong types, values out of range."""
-    from basicsr.utils.registry import MODEL_REGISTRY
-
-    others = MODEL_REGISTRY.keys() - {'SRModel', 'WRCANModel'}
-    schema: type[BaseModel] = OtherOptions if file.values.get('model_type') in others else Options
-    try:
-        schema.model_validate(file.values)
-    except ValidationError as error:
-        messages: dict[Keys, list[str]] = {}
-        for each in error.errors():
-            keys = _present_keys(each['loc'], file.values)
-            if each['type'] == 'missing':
-                keys = (*keys, str(each['loc'][-1]))
-                message = 'is missing'
-            elif each['type'] == 'extra_forbidden':
-                near = difflib.get_close_matches(keys[-1], known_keys() - {keys[-1]}, n=1)
-                message = 'there is no such option here' + (f'; did you mean {near[0]}?' if near else '')
-            else:
-                message = f'{each["msg"][0].lower()}{each["msg"][1:]}, not {each["input"]!r}'
-            messages.setdefault(keys, []).append(message)
-        for keys, each_said in messages.items():
-            yield f'{file.at(*keys)}: {", or ".join(each_said)}'
-
-
-def _present_keys(location: tuple[int | str, ...], values: Any) -> Keys:
-    """The keys of an error's location that are in `values`: the schema puts names of alternatives among them."""
-    keys: list[str] = []
-    for part in location:
-        if isinstance(values, dict) and part in values:
-            keys.append(str(part))
-            values = values[part]
-    return tuple(keys)
 
 
 def _missing(file: OptionFile, command: str) -> Iterator[str]:

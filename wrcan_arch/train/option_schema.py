@@ -1,13 +1,18 @@
-"""What an option file may say: every key with its type and range, the toolbox's own keys included.
+"""What an option file may say: every key with its type and range, the toolbox's own keys included; and what in a
+file is not so.
 
 Sections that a registry builds (networks, losses, metrics, the optimizer) are open here; option_checks.py holds their
 other keys against the class's own signature.
 """
 
+import difflib
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
 from pydantic_core import PydanticCustomError
+
+from .options import Keys, OptionFile
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -243,7 +248,7 @@ class OtherOptions(OpenSection):
     datasets: Annotated[dict[Text, DataSet], Field(min_length=1)]
 
 
-def known_keys() -> set[str]:
+def _known_keys() -> set[str]:
     """Every key of every section, to guess what a misspelt one was meant to be."""
     sections: list[type[BaseModel]] = [Section, OpenSection]
     names: set[str] = set()
@@ -252,3 +257,43 @@ def known_keys() -> set[str]:
         names |= section.model_fields.keys()
         sections += section.__subclasses__()
     return names
+
+
+def wrong_keys(file: OptionFile) -> Iterator[str]:
+    """What the schema refuses: unknown keys, wrong types, values out of range."""
+    try:
+        _schema_of(file.values.get('model_type')).model_validate(file.values)
+    except ValidationError as error:
+        messages: dict[Keys, list[str]] = {}
+        for each in error.errors():
+            keys = _present_keys(each['loc'], file.values)
+            if each['type'] == 'missing':
+                keys = (*keys, str(each['loc'][-1]))
+                message = 'is missing'
+            elif each['type'] == 'extra_forbidden':
+                near = difflib.get_close_matches(keys[-1], _known_keys() - {keys[-1]}, n=1)
+                message = 'there is no such option here' + (f'; did you mean {near[0]}?' if near else '')
+            else:
+                message = f'{each["msg"][0].lower()}{each["msg"][1:]}, not {each["input"]!r}'
+            messages.setdefault(keys, []).append(message)
+        for keys, each_said in messages.items():
+            yield f'{file.at(*keys)}: {", or ".join(each_said)}'
+
+
+def _schema_of(model: Any) -> type[BaseModel]:
+    """What the file's model takes. The toolbox, which takes seconds to load, is asked only for a model of another's."""
+    if not isinstance(model, str) or model in ('SRModel', 'WRCANModel'):
+        return Options
+    from basicsr.utils.registry import MODEL_REGISTRY
+
+    return OtherOptions if model in MODEL_REGISTRY else Options
+
+
+def _present_keys(location: tuple[int | str, ...], values: Any) -> Keys:
+    """The keys of an error's location that are in `values`: the schema puts names of alternatives among them."""
+    keys: list[str] = []
+    for part in location:
+        if isinstance(values, dict) and part in values:
+            keys.append(str(part))
+            values = values[part]
+    return tuple(keys)

@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
-from .. import checkpoint
 from ..errors import InputError
+from ..weights import SHIPPED
 
 Keys = tuple[str, ...]
 
@@ -127,8 +127,8 @@ def read_options(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) 
             section[keys[-1]] = value
         file.origins[keys] = f'--force_yml {override}'
     weights = find(file.values, ('path', 'pretrain_network_g'))
-    if isinstance(weights, str) and weights in checkpoint.SHIPPED:
-        file.values['path']['pretrain_network_g'] = str(checkpoint.SHIPPED[weights])
+    if isinstance(weights, str) and weights in SHIPPED:
+        file.values['path']['pretrain_network_g'] = str(SHIPPED[weights])
     scheduler, last = find(file.values, ('train', 'scheduler')), find(file.values, ('train', 'total_iter'))
     is_cosine = isinstance(scheduler, dict) and scheduler.get('type') == 'CosineAnnealingRestartLR'
     if is_cosine and scheduler.get('periods') is None and isinstance(last, int):
