@@ -4,8 +4,6 @@ import csv
 import hashlib
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from unittest import mock
 
@@ -15,6 +13,7 @@ import pytest
 import torch
 import yaml
 from basicsr.metrics import calculate_psnr, calculate_ssim
+from forked import basicsr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from wrcan_arch.checkpoint import read_file
@@ -241,7 +240,7 @@ def test_second_test_of_one_name_is_refused(workplace):
     assert main(arguments) == 0
     before = sorted(Path('results').rglob('*'))
     with run_folder.only_run_in(Path('results/small_test').resolve()):
-        done = subprocess.run([sys.executable, '-m', 'wrcan_arch', *arguments], capture_output=True, text=True)
-    assert done.returncode == 2 and 'results/small_test: another run is at work there (process' in done.stderr
+        code, said = basicsr(*arguments)
+    assert code == 2 and 'results/small_test: another run is at work there (process' in said
     assert sorted(Path('results').rglob('*')) == before
     assert main(arguments) == 0

@@ -14,6 +14,7 @@ from unittest import mock
 
 import pytest
 import torch
+from forked import srun
 
 from wrcan_arch import InputError
 from wrcan_arch.checkpoint import read_file
@@ -191,8 +192,7 @@ def test_two_processes_stop_and_resume_exactly(quick):
     """They agree on the iteration that they end after, and on a step to skip, though one alone has the reason."""
     text = set_options(Path('train.yml').read_text(), ema_decay=0.9, batch_size_per_gpu=1, save_checkpoint_freq=10)
     Path('train.yml').write_text(text)
-    script = Path('stopping.py')  # rank 1 has a broken loss in iteration 2, and may be asked to stop in iteration 5
-    script.write_text(
+    Path('stopping.py').write_text(  # rank 1 has a broken loss in iteration 2, and may be asked to stop in iteration 5
         'import os, signal, sys, torch\nfrom wrcan_arch import cli\nfrom wrcan_arch.train.step_guard import StepGuard\n'
         'check = StepGuard.check\n'
         'stop = sys.argv.pop(1) == "stop"\n'
@@ -205,23 +205,20 @@ def test_two_processes_stop_and_resume_exactly(quick):
     )
 
     def run(what, *flags):
-        torchrun = [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--standalone']
-        command = [*torchrun, str(script), what, 'train', '-opt', 'train.yml', *flags]
-        environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
-        return subprocess.run(command, capture_output=True, text=True, timeout=280, env=environment)
+        return srun(2, what, 'train', '-opt', 'train.yml', *flags, script='stopping.py')
 
-    whole = run('go')
-    assert whole.returncode == 0, whole.stderr[-3000:]
+    codes, said = run('go')
+    assert codes == [0, 0], said[-3000:]
     expected = outcome()
     assert expected[0]['optimizers'][0]['state'][0]['step'] == 9, 'one of ten was skipped'
-    said = re.search(r'Iteration 2: .* the step is skipped .*Samples: (.*)', whole.stderr)
-    assert len(set(said[1].split(', '))) == 2, "each process's"
+    skipped = re.search(r'Iteration 2: .* the step is skipped .*Samples: (.*)', said)
+    assert len(set(skipped[1].split(', '))) == 2, "each process's"
     FOLDER.rename('undisturbed')
-    stopped = run('stop')
-    assert stopped.returncode == 1 and 'exitcode  : 143' in stopped.stderr, stopped.stderr[-3000:]
+    codes, said = run('stop')
+    assert codes == [143, 143], said[-3000:]
     assert run_folder.iterations(FOLDER) == [5]
-    resumed = run('go', '--auto_resume')
-    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    codes, said = run('go', '--auto_resume')
+    assert codes == [0, 0], said[-3000:]
     assert_equal(outcome(), expected)
 
 

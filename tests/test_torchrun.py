@@ -19,6 +19,7 @@ import torch.distributed as dist
 import yaml
 from basicsr.models import build_model
 from conftest import SMALL_TRAINING, picture
+from forked import environment, free_port, srun
 from test_exact_resume import assert_equal, outcome, set_options
 
 from wrcan_arch import InputError, processes
@@ -41,7 +42,8 @@ from wrcan_arch.photos import bulk_restore
 from wrcan_arch.train.step_guard import StepGuard
 
 dies_at = int(sys.argv.pop(1))
-rank, attempt = os.environ.get('RANK'), os.environ.get('TORCHELASTIC_RESTART_COUNT')
+rank = os.environ.get('RANK') or os.environ.get('SLURM_PROCID')
+attempt = os.environ.get('TORCHELASTIC_RESTART_COUNT')
 
 def maybe_die(number):
     if (rank, attempt, number) == ('1', '0', dies_at):
@@ -68,54 +70,20 @@ sys.exit(cli.main(sys.argv[1:]))
 """
 
 
-def environment(**variables):
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(('TORCHELASTIC', 'SLURM', 'MASTER'))}
-    return {**kept, 'OMP_NUM_THREADS': '1', **variables}
-
-
 def torchrun(processes, *command, dies_at=0, restarts=0):
     start = [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={processes}', '--standalone']
     start += [f'--max-restarts={restarts}', 'worker.py', str(dies_at), *map(str, command)]
     return subprocess.run(start, capture_output=True, text=True, timeout=200, env=environment())
 
 
-def wait_for(started):
-    """Exit codes of processes, and what all of them said."""
-    said = [each.communicate(timeout=200)[0] for each in started]
-    return [each.returncode for each in started], ''.join(said)
-
-
 def torchrun_on_two_machines(processes, *command):
-    """torchrun once a machine, each with so many processes; both machines are this one."""
+    """torchrun once a machine, each with so many processes; both machines are this one. As `srun`."""
     start = [sys.executable, '-m', 'torch.distributed.run', '--nnodes=2', f'--nproc_per_node={processes}']
     start += ['--rdzv-backend=c10d', f'--rdzv-endpoint=localhost:{free_port()}', '--rdzv-id=two', '-m', 'wrcan_arch']
     options = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'text': True, 'env': environment()}
-    return wait_for([subprocess.Popen([*start, *map(str, command)], **options) for _ in range(2)])
-
-
-def srun(processes, *command, **variables):
-    """As srun does it: processes with SLURM's variables, and no more."""
-    started = []
-    for rank in range(processes):
-        slurms = {'SLURM_PROCID': rank, 'SLURM_LOCALID': rank, 'SLURM_STEP_NUM_TASKS': processes}
-        slurms |= {'SLURM_STEP_NODELIST': 'localhost', 'MASTER_PORT': free_port(), **variables}
-        variables['MASTER_PORT'] = slurms['MASTER_PORT']
-        started.append(
-            subprocess.Popen(
-                [sys.executable, '-m', 'wrcan_arch', *map(str, command)],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                env=environment(**{name: str(value) for name, value in slurms.items()}),
-            )
-        )
-    return wait_for(started)
-
-
-def free_port():
-    with socket.socket() as asked:
-        asked.bind(('localhost', 0))
-        return asked.getsockname()[1]
+    started = [subprocess.Popen([*start, *map(str, command)], **options) for _ in range(2)]
+    said = [each.communicate(timeout=200)[0] for each in started]
+    return [each.returncode for each in started], ''.join(said)
 
 
 def own_lines(text):
@@ -162,12 +130,15 @@ def drawn_alone(monkeypatch):
 
 @pytest.mark.slow
 def test_training_is_the_same_whatever_the_number_of_processes(job, drawn_alone):
-    """1 = 2 x 2 parts = 4 with checkpointing, after 20 iterations; and 2 of which one is killed, bit by bit."""
+    """1 = 2 x 2 parts = 4 with checkpointing, after 20 iterations; and 2 of which one is killed, bit by bit.
+
+    Those that live through it are started as srun starts them, the others by torchrun, which starts them again.
+    """
     assert main(['train', '-opt', 'train.yml']) == 0
     alone, curves = read_file(FOLDER / 'models/net_g_latest.pth')['params'], read_curves(FOLDER)
     for count, option in ((4, 'train:checkpointing=true'), (2, 'train:accumulate=2')):
-        ended = torchrun(count, 'train', '-opt', 'train.yml', '--force_yml', option)
-        assert ended.returncode == 0, ended.stderr[-3000:]
+        codes, said = srun(count, 0, 'train', '-opt', 'train.yml', '--force_yml', option, script='worker.py')
+        assert codes == [0] * count, said[-3000:]
         for name, value in read_file(FOLDER / 'models/net_g_latest.pth')['params'].items():
             torch.testing.assert_close(value, alone[name], rtol=0, atol=1e-5)
         assert draws(count) == drawn_alone
@@ -191,7 +162,7 @@ def test_training_is_the_same_whatever_the_number_of_processes(job, drawn_alone)
 
 @pytest.mark.slow
 def test_test_is_the_same_whatever_the_number_of_processes(job):
-    """Six images over 1, 4 (torchrun), 2 x 2 (two of it) and 3 (srun): the same bytes of scores."""
+    """Six images over 1, 2 x 2 (torchrun on two machines) and 3 (srun): the same bytes of scores."""
     torch.manual_seed(0)
     network = WRCAN(num_feat=4, num_group=1, num_block=1)
     Path('experiments/small/models').mkdir(parents=True)
@@ -207,9 +178,6 @@ def test_test_is_the_same_whatever_the_number_of_processes(job):
 
     expected = left()
     assert len(expected[0]) == 2 and len(expected[3]) == 6
-    ended = torchrun(4, 'test', '-opt', 'test.yml')
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    assert left() == expected and len(list(results.glob('*.log'))) == 1
     for start, count, good in ((torchrun_on_two_machines, 2, [0, 0]), (srun, 3, [0, 0, 0])):
         codes, said = start(count, 'test', '-opt', 'test.yml')
         assert codes == good, said[-3000:]
