@@ -189,7 +189,7 @@ def digest(value: object) -> str:
     if isinstance(value, torch.Tensor):
         value = (str(value.dtype), tuple(value.shape), value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     elif isinstance(value, dict):
-        value = [(key, digest(each)) for key, each in sorted(value.items(), key=str)]
+        value = sorted((str(key), digest(each)) for key, each in value.items())
     elif isinstance(value, list | tuple):
         value = [digest(each) for each in value]
     return hashlib.sha256(repr(value).encode()).hexdigest()
