@@ -250,6 +250,16 @@ def test_the_memory_given_is_kept_to_or_refused(monkeypatch):
         restore(network, image, precision='fp32', max_memory=1 << 20)
 
 
+@pytest.mark.parametrize(('height', 'rows'), [(256, 32), (4, 1), (160, 40), (161, 21), (1000, 36)])
+def test_strips_are_of_about_one_height(monkeypatch, height, rows):
+    """At most 40 rows of the features in each, but no 40 and 24."""
+    network, taken = small_network(), []
+    monkeypatch.setattr(inference, 'CPU_STRIP', 40 * 4 * network.config['num_feat'] * 8)
+    monkeypatch.setattr(inference, 'restore_in_strips', lambda *_, **options: taken.append(options['rows']))
+    restore(network, np.zeros((height, 32, 3), np.uint8), precision='fp32')
+    assert taken == [rows]
+
+
 @pytest.mark.parametrize(('dtype', 'peak'), [(np.uint8, 255), (np.uint16, 65535)])
 def test_arrays_come_back_rounded_and_clipped_in_their_own_type(dtype, peak):
     network = small_network()

@@ -228,7 +228,10 @@ class _Restoring:
         return restored.float()
 
     def _strip_rows(self, height: int, width: int, image_bytes: int) -> int:
-        """The strips' height: what the caches like, or less where the memory asks for it."""
+        """The strips' height: what the caches like, or less where the memory asks for it; about the same for all.
+
+        Weights are packed anew for a strip of another height, which costs where there are few strips.
+        """
         assert isinstance(self.network, WRCAN)
         config = self.network.config
         row_size = 4 * config['num_feat'] * -(-width // SIZE_MULTIPLE)
@@ -248,7 +251,8 @@ class _Restoring:
                 f'{width} x {height} pixels need {needed(rows) / 1e6:,.0f} MB of memory, and {budget / 1e6:,.0f} MB '
                 f'are there for it; scale the image down, or {hint}'
             )
-        return rows
+        whole = -(-height // SIZE_MULTIPLE)
+        return -(-whole // -(-whole // rows))
 
 
 def _restore_finite(network: nn.Module, image: np.ndarray, result: np.ndarray, precision: str, **options) -> None:
