@@ -18,7 +18,7 @@ setup(
     classifiers=['Operating System :: POSIX :: Linux', 'Topic :: Scientific/Engineering :: Image Processing'],
     packages=find_packages(include=['wrcan_arch', 'wrcan_arch.*']),
     package_data={'wrcan_arch': ['weights/*']},
-    python_requires='>=3.10,<3.13',
+    python_requires='>=3.11,<3.13',
     install_requires=[
         'basicsr==1.4.2',  # toolbox.py adapts this release, its last
         'torch>=2.4',

@@ -113,7 +113,7 @@ def draw_motion(
 
 def behind(light: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """`light` with what the object hides guessed from around it; unchanged where the object hides nothing."""
-    hidden = np.float32(mask == 1)[:, :, None]  # (H, W, 1); the object's soft edge lets the ground through
+    hidden = (mask == 1).astype(np.float32)[:, :, None]  # (H, W, 1); the object's soft edge lets the ground through
     side = 2 * int(np.sqrt(hidden.sum()) / 2) + 3
     seen = cv2.blur(1 - hidden, (side, side))[:, :, None] + 1e-4
     around = (cv2.blur(light * (1 - hidden), (side, side)) + 1e-4 * light.mean((0, 1))) / seen

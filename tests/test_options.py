@@ -224,6 +224,19 @@ def test_data_sets_that_are_scored_have_names_of_their_own(demo):
     option_checks.check(options.read_options('own.yml'), 'train')
 
 
+def test_what_validation_would_fail_on_is_said_before_the_run(demo, monkeypatch):
+    monkeypatch.setattr('torch.hub.get_dir', lambda: '/nowhere')
+    values = yaml.safe_load(demo)
+    values['name'] = 'debug_rate'
+    values['val']['inference'] = {'mode': 'chop', 'max_memory': 1000}
+    values['val']['metrics']['lpips'] = {'type': 'calculate_lpips', 'crop_border': 0, 'better': 'lower'}
+    name, inference, lpips = problems_of(yaml.safe_dump(values))
+    assert name.endswith('name: the toolbox would set val_freq, print_freq and save_checkpoint_freq itself; take a name '
+                         'without debug')  # fmt: skip
+    assert 'val:inference: max_memory is for the modes exact and local' in inference
+    assert 'val:metrics:lpips: calculate_lpips: no ' in lpips
+
+
 def test_options_of_another_model_are_left_to_it(demo):
     text = demo.replace('WRCANModel', 'SRGANModel') + '\nnetwork_d: {type: VGGStyleDiscriminator}\n'
     (said,) = problems_of(text)

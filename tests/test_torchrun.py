@@ -262,6 +262,8 @@ def test_processes_agree_or_all_say_on_what_they_do_not():
     seen = ({'data': 'x', 'file': 'y'}, {'data': 'x', 'file': 'y'}, {'data': 'z', 'file': 'y'})
     said = in_threads(*(lambda each=each, see=see: each.agree(see) for each, see in zip(teams, seen, strict=True)))
     assert said == ['process 2 sees data z, process 0 x; give all processes the same'] * 3
+    said = in_threads(*(lambda each=each: each.agree({f'data{each.rank // 2} with': 'x'}) for each in teams))
+    assert said == ['process 2 sees data0 with nothing, process 0 x; give all processes the same'] * 3
     assert [each.first_to_say() for each in teams[1:]] == [True, False]
 
 

@@ -27,6 +27,16 @@ def test_parameter_count_is_the_papers(options, expected):
     assert sum(parameter.numel() for parameter in network.parameters()) == expected
 
 
+def test_a_checkpointed_block_on_another_device_computes_with_its_own_weights():
+    """DataParallel's replicas share what a module holds but its weights."""
+    block = WRCAN(num_feat=4, num_group=1, num_block=1).groups[0].blocks[0]
+    block.checkpointing = True
+    replica = block._replicate_for_data_parallel()
+    replica._modules = {'branch': torch.nn.Identity(), 'attention': torch.nn.Identity()}
+    features = torch.rand(1, 16, 3, 5, requires_grad=True)
+    assert torch.equal(replica(features), 2 * features)
+
+
 def test_is_registered():
     assert ARCH_REGISTRY.get('WRCAN') is WRCAN
 

@@ -100,6 +100,7 @@ class Team:
         self.store = store or dist.HashStore()
         self.rank = rank
         self.size = size
+        self._agreements = 0
 
     @classmethod
     def from_environment(cls, *, timeout: timedelta = JOINING) -> 'Team':
@@ -122,11 +123,11 @@ class Team:
         """InputError in all processes unless all have come and see the same, item by item.
 
         Args:
-            seen: what this process sees: a short text by the name of the thing. The same names everywhere.
+            seen: what this process sees: a short text by the name of the thing.
             timeout: for the last process to come.
         """
-        about = '/'.join(seen)
-        keys = [f'agree {about} {rank}' for rank in range(self.size)]
+        keys = [f'agree {self._agreements} {rank}' for rank in range(self.size)]
+        self._agreements += 1
         self.store.set(keys[self.rank], json.dumps(dict(seen)))
         until = time.monotonic() + timeout.total_seconds()
         while not self.store.check(keys):
@@ -139,10 +140,11 @@ class Team:
             time.sleep(0.05)
         first, *others = map(json.loads, self.store.multi_get(keys))
         for rank, other in enumerate(others, 1):
-            for name, value in first.items():
-                if other.get(name) != value:
+            for name in first | other:
+                theirs, ours = (seen_there.get(name, 'nothing') for seen_there in (other, first))
+                if theirs != ours:
                     raise InputError(
-                        f'process {rank} sees {name} {other.get(name)}, process 0 {value}; give all processes the same'
+                        f'process {rank} sees {name} {theirs}, process 0 {ours}; give all processes the same'
                     )
 
     def note_for_restarts(self, what: str) -> None:

@@ -43,12 +43,8 @@ WORKSPACE = 32 << 20  # bytes of the library's scratch, whatever the size
 
 
 def is_as_built(network: nn.Module) -> TypeGuard[WRCAN]:
-    """Whether it is a WRCAN whose parts are those it was built of, without hooks: strips do what its forward does.
-
-    A block may have a forward of its own: `train.checkpointing` gives it one, which computes the same.
-    """
-    own = ('forward' in vars(module) for module in network.modules() if not isinstance(module, ResidualBlock))
-    if type(network) is not WRCAN or any(own):
+    """Whether it is a WRCAN whose parts are those it was built of, without hooks: strips do what its forward does."""
+    if type(network) is not WRCAN or any('forward' in vars(module) for module in network.modules()):
         return False
     hooked = any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
     return not hooked and [repr(part) for part in network.children()] == _parts(**network.config)

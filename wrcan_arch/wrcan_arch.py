@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .errors import InputError
 
@@ -76,8 +77,14 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.branch = WideReceptiveField(channels) if wide else PlainConvolutions(channels)
         self.attention = ChannelAttention(channels) if attention else nn.Identity()
+        self.checkpointing = False  # keep the input alone for the backward pass, and compute the rest again there
 
     def forward(self, features: Tensor) -> Tensor:
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(self._forward, features, use_reentrant=False, preserve_rng_state=False)
+        return self._forward(features)
+
+    def _forward(self, features: Tensor) -> Tensor:
         return features + self.attention(self.branch(features))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from .. import checkpoint
+from .. import checkpoint, inference
 from ..errors import InputError
 from ..wrcan_arch import WRCAN
 from . import audit
@@ -43,8 +43,7 @@ def check(file: OptionFile, command: str) -> None:
         *_wrong_machine(file),
     ]
     if not problems:  # or they would be said twice, in other words
-        found_late = (_unfit_logger, _unfit_losses, _unfit_model, _unfit_schedule, _unfit_network, _unfit_data_sets)
-        problems = [each for look in (*found_late, _unfit_weights, _unfit_frames) for each in look(file)]
+        problems = [each for look in FOUND_LATE for each in look(file)]
     if problems:
         raise InputError('\n'.join(problems))
 
@@ -170,6 +169,9 @@ def _missing_data(file: OptionFile) -> Iterator[str]:
 
 
 def _unfit_logger(file: OptionFile) -> Iterator[str]:
+    if 'debug' in file.values['name'] and file.values.get('train'):
+        hint = 'the toolbox would set val_freq, print_freq and save_checkpoint_freq itself; take a name without debug'
+        yield f'{file.at("name")}: {hint}'
     logger = file.values.get('logger') or {}
     if logger.get('use_tb_logger') and not importlib.util.find_spec('tensorboard'):
         yield f'{file.at("logger", "use_tb_logger")}: needs tensorboard; pip install tensorboard, or set it to false'
@@ -188,9 +190,24 @@ def _unfit_losses(file: OptionFile) -> Iterator[str]:
     if train.get('autoencoder_opt') and not (data.get('jpeg_quality') or data.get('dataroot_gt_jpeg')):
         hint = 'set jpeg_quality in datasets:train of a JPEGDeblurDataset, or leave the loss out'
         yield f'{file.at("train", "autoencoder_opt")}: needs the sharp frames after JPEG: {hint}'
+
+
+def _unfit_validation(file: OptionFile) -> Iterator[str]:
+    from .lpips_metric import find_backbone
+
+    try:
+        inference.check_request(**(find(file.values, ('val', 'inference')) or {}))
+    except InputError as error:
+        yield f'{file.at("val", "inference")}: {error}'
     for name, metric in sections(file.values, ('val', 'metrics')).items():
-        if metric.get('type') == 'calculate_lpips' and metric.get('better') != 'lower':
+        if metric.get('type') != 'calculate_lpips':
+            continue
+        if metric.get('better') != 'lower':
             yield f'{file.at("val", "metrics", name)}: lower LPIPS is better; add better: lower'
+        try:
+            find_backbone()
+        except InputError as error:
+            yield f'{file.at("val", "metrics", name)}: {error}'
 
 
 def _unfit_model(file: OptionFile) -> Iterator[str]:
@@ -278,6 +295,19 @@ def _unfit_frames(file: OptionFile) -> Iterator[str]:
             numbered = phase != 'train' and bool(find(file.values, ('val', 'submission')))
             for problem in audit.quick_problems(dataset, phase.split('_')[0], numbered=numbered):
                 yield f'{file.at("datasets", phase)}: {problem}'
+
+
+FOUND_LATE = (
+    _unfit_logger,
+    _unfit_losses,
+    _unfit_validation,
+    _unfit_model,
+    _unfit_schedule,
+    _unfit_network,
+    _unfit_data_sets,
+    _unfit_weights,
+    _unfit_frames,
+)  # of options that are fine one by one, from the cheapest on
 
 
 def _wrong_machine(file: OptionFile) -> Iterator[str]:

@@ -3,7 +3,7 @@
 import os
 from collections import OrderedDict
 from contextlib import nullcontext
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,7 +12,6 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, distributed, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
-from torch.utils.checkpoint import checkpoint as recomputed
 
 from .. import inference
 from ..errors import InputError
@@ -22,14 +21,6 @@ from .recorded_model import RecordedModel
 from .step_guard import StepGuard
 
 AMP_TYPES = {'off': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
-
-
-def checkpoint_blocks(network: nn.Module) -> None:
-    """Make each of WRCAN's blocks keep its input alone for the backward pass, and compute the rest again there."""
-    for module in network.modules():
-        if isinstance(module, ResidualBlock):
-            forward = partial(recomputed, module.forward, use_reentrant=False, preserve_rng_state=False)
-            module.forward = forward  # type: ignore[method-assign]  # of this block alone, which torch calls by that name
 
 
 def be_deterministic() -> None:
@@ -115,7 +106,9 @@ class WRCANModel(RecordedModel):
         if channels_last:
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's own types
         if train_opt.get('checkpointing', False):
-            checkpoint_blocks(net)
+            for module in net.modules():
+                if isinstance(module, ResidualBlock):
+                    module.checkpointing = True
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         if self.is_train:
