@@ -222,6 +222,28 @@ def test_two_processes_stop_and_resume_exactly(quick):
     assert_equal(outcome(), expected)
 
 
+def test_frame_that_turns_out_unreadable_ends_two_processes_too(quick):
+    text = set_options(Path('train.yml').read_text(), batch_size_per_gpu=1, save_checkpoint_freq=2)
+    Path('train.yml').write_text(text.replace('{type: lmdb}', '{type: disk}').replace('.lmdb', ''))
+    Path('damaging.py').write_text(
+        'import os, pathlib, shutil, sys\nfrom wrcan_arch import cli\n'
+        'from wrcan_arch.train.step_guard import StepGuard\n'
+        'check = StepGuard.check\n'
+        'def checked(self, current, tensors, keys):\n'
+        '    if os.environ["RANK"] == "1" and current == 4:\n'
+        '        pathlib.Path("data_blur").rename("away")\n'
+        '        shutil.copytree("data_sharp", "data_blur")\n'  # with no .jpg in it
+        '    return check(self, current, tensors, keys)\n'
+        'StepGuard.check = checked\n'
+        'sys.exit(cli.main(sys.argv[1:]))\n'
+    )
+    codes, said = srun(2, 'train', '-opt', 'train.yml', script='damaging.py')
+    assert codes == [1, 1], said[-3000:]
+    (line,) = [line for line in said.splitlines() if line.startswith('basicsr ')]
+    assert 'data_blur' in line and line.endswith('; the run ends; fix that and go on with --auto_resume')
+    assert run_folder.iterations(FOLDER)[0] in (2, 4)
+
+
 def test_ctrl_c_saves_too_and_has_its_own_exit_code(quick, capsys):
     with stop_at(3, signal.SIGINT):
         assert train() == 130

@@ -204,8 +204,7 @@ def create_train_val_dataloader(opt: dict[str, Any], logger: Any) -> tuple:
             logger.warning(doubt)
     if _run.resume_state:
         _run.resume_state['epoch'] = train_sampler.start_epoch  # an epoch that was just full, or of another batch size
-    if not opt['dist']:  # or the other processes would wait for this one's step
-        train_loader = UntilUnreadable(train_loader)
+    train_loader = UntilUnreadable(train_loader, alone=not opt['dist'])
     return train_loader, train_sampler, val_loaders, train_sampler.last_epoch, total_iters
 
 

@@ -15,9 +15,10 @@ from torch.utils.data import default_collate
 from tqdm import tqdm
 
 from .. import checkpoint, inference
-from ..errors import InputError, RunError, one_line
+from ..errors import InputError
 from . import results, run_folder
 from .options import as_overrides
+from .step_guard import ends_the_run
 
 Records = dict[str, dict[str, dict[str, Any]]]  # of the best, by validation set and metric, as the toolbox keeps them
 PLACE_IN_SCHEDULE = ('base_lrs', 'last_epoch', '_step_count', '_last_lr')  # of a scheduler's state
@@ -81,12 +82,12 @@ class RecordedModel(SRModel):
         try:
             self._validate(dataloader.dataset, name, current_iter, tb_logger, save_img)
         except InputError as error:
-            if self.saved_iter is None or self.opt['dist']:  # a test, or nothing is learnt yet; or the others go on
+            if self.saved_iter is None:  # a test, or nothing is learnt yet
                 raise
             self.pending_save = None
             if self.saved_iter < current_iter:
                 self.save_pair(0, current_iter)  # the loaders find the epoch out
-            raise RunError(f'{one_line(error)}; the run ends; fix that and go on with --auto_resume') from error
+            raise ends_the_run(error) from error
         finally:
             self.validated.add((name, current_iter))
             self._save_pending()

@@ -60,14 +60,21 @@ def ending_data_workers() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, handler)
 
 
+def ends_the_run(error: InputError) -> RunError:
+    """What to say of an input that turns out bad when a run is long under way."""
+    return RunError(f'{one_line(error)}; the run ends; fix that and go on with --auto_resume')
+
+
 class UntilUnreadable:
-    """A data loader, of a single process, whose frames may turn out unreadable when a run is long under way.
+    """A data loader whose frames may turn out unreadable when a run is long under way.
 
     It then gives the batch before once more: the loop begins an iteration, which saves and ends the run before a step.
+    Not among several processes (`alone` is false): the others would wait for this one's step.
     """
 
-    def __init__(self, loader: Iterable[Any]) -> None:
+    def __init__(self, loader: Iterable[Any], *, alone: bool) -> None:
         self.loader = loader
+        self.alone = alone
         self.last: Any = None
 
     def __iter__(self) -> Iterator[Any]:
@@ -77,9 +84,12 @@ class UntilUnreadable:
                 self.last = batch
                 yield batch
         except InputError as error:
-            if self.last is not None:
-                _unreadable = error
-                yield self.last
+            if self.last is None:
+                raise
+            if not self.alone:
+                raise ends_the_run(error) from error
+            _unreadable = error
+            yield self.last
             raise
 
 
@@ -127,7 +137,7 @@ class StepGuard:
         while len(self.unread) > self.delay:
             self._read(*self.unread.popleft())
         if _unreadable:
-            return RunError(f'{one_line(_unreadable)}; the run ends; fix that and go on with --auto_resume')
+            return ends_the_run(_unreadable)
         if self.in_a_row > self.limit:
             return RunError(
                 f'{self.in_a_row} steps in a row had a loss or a gradient that is not finite and were skipped; '
