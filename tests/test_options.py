@@ -197,6 +197,14 @@ def test_all_mistakes_are_named_at_once(demo):
     assert len(problems_of(demo)) == 4
 
 
+@pytest.mark.parametrize('key', ['model_type', 'network_g:type', 'datasets:train:type', 'val:metrics:psnr:type'])
+def test_list_in_a_names_place_is_a_mistake_like_others(demo, key):
+    values = yaml.safe_load(demo)
+    *sections, last = key.split(':')
+    options.find(values, tuple(sections))[last] = ['a', 'b']
+    assert any(f': {key}: input should be a valid string' in line for line in problems_of(yaml.safe_dump(values)))
+
+
 def test_mistake_in_a_base_is_named_there(demo):
     write(Path('base.yml'), demo.replace('gt_size: 64', 'gtsize: 64'))
     said = problems_of('base: base.yml\nname: mine\ntrian: {}\n')
@@ -239,6 +247,8 @@ def test_what_validation_would_fail_on_is_said_before_the_run(demo, monkeypatch)
 
 def test_options_of_another_model_are_left_to_it(demo):
     text = demo.replace('WRCANModel', 'SRGANModel') + '\nnetwork_d: {type: VGGStyleDiscriminator}\n'
+    said = problems_of(text.replace('inference: {', 'inference: {tiles: 4, '))
+    assert "val:inference: check_request() got an unexpected keyword argument 'tiles'" in said[0]
     (said,) = problems_of(text)
     assert said.endswith('datasets:train:as_bytes: SRGANModel takes floats alone; leave it out')
     write(Path('own.yml'), text.replace('as_bytes: true', 'as_bytes: false'))

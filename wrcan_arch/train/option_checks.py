@@ -83,8 +83,11 @@ def _wrong_classes(file: OptionFile, *, build: bool) -> Iterator[str]:
     """Names that no registry knows, arguments that a class does not take, and what it says of them when it is built."""
     from basicsr.utils import registry
 
+    def has(classes: Any, name: Any) -> bool:
+        return isinstance(name, str) and name in classes
+
     def known(name: Any, keys: Keys, classes: Any) -> Iterator[str]:
-        if name is not None and name not in classes:
+        if name is not None and not has(classes, name):
             near = difflib.get_close_matches(str(name), classes.keys(), n=1)
             hint = f'did you mean {near[0]}?' if near else f'there are {", ".join(sorted(classes.keys()))}'
             yield f"{file.at(*keys)}: there is no '{name}'; {hint}"
@@ -100,7 +103,7 @@ def _wrong_classes(file: OptionFile, *, build: bool) -> Iterator[str]:
         arguments = dict(section) if isinstance(section, dict) else {}
         name = arguments.pop('type', None)
         yield from known(name, (*keys, 'type'), classes)
-        if name in classes:
+        if has(classes, name):
             yield from fits(classes.get(name), arguments, keys)
 
     yield from known(file.values.get('model_type'), ('model_type',), registry.MODEL_REGISTRY)
@@ -108,7 +111,7 @@ def _wrong_classes(file: OptionFile, *, build: bool) -> Iterator[str]:
         yield from known(dataset.get('type'), ('datasets', phase, 'type'), registry.DATASET_REGISTRY)
     for name, metric in sections(file.values, ('val', 'metrics')).items():
         yield from known(metric.get('type'), ('val', 'metrics', name, 'type'), registry.METRIC_REGISTRY)
-        if metric.get('type') in registry.METRIC_REGISTRY:
+        if has(registry.METRIC_REGISTRY, metric.get('type')):
             taken = inspect.signature(registry.METRIC_REGISTRY.get(metric['type'])).parameters.keys()
             for key in metric.keys() - taken - {'type', 'better'}:
                 place = ('val', 'metrics', name, key)
@@ -197,7 +200,7 @@ def _unfit_validation(file: OptionFile) -> Iterator[str]:
 
     try:
         inference.check_request(**(find(file.values, ('val', 'inference')) or {}))
-    except InputError as error:
+    except (InputError, TypeError) as error:  # of another model's options the schema knows little
         yield f'{file.at("val", "inference")}: {error}'
     for name, metric in sections(file.values, ('val', 'metrics')).items():
         if metric.get('type') != 'calculate_lpips':
