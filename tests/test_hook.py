@@ -48,10 +48,17 @@ def test_restoring_loads_neither_the_toolbox_nor_plots():
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize('arguments', [['tables'], ['show', '-opt', str(OPTIONS / 'train_wrcan_320.yml')]])
-def test_what_computes_nothing_loads_nothing_that_does(arguments):
+@pytest.mark.parametrize(
+    ('arguments', 'code'),
+    [
+        (['tables'], 0),
+        (['show', '-opt', str(OPTIONS / 'train_wrcan_320.yml')], 0),
+        (['train', '-opt', 'absent.yml'], 2),
+    ],
+)
+def test_what_computes_nothing_loads_nothing_that_does(arguments, code):
     result = run_python(
-        f'import sys\nfrom wrcan_arch.cli import main\nassert main({arguments!r}) == 0\n'
+        f'import sys\nfrom wrcan_arch.cli import main\nassert main({arguments!r}) == {code}\n'
         'heavy = {"torch", "basicsr", "torchvision", "scipy", "skimage", "matplotlib", "lmdb"}\n'
         'assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()'
     )

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from wrcan_arch import WRCAN, InputError, inference, load_network, restore
+from wrcan_arch.strips import is_as_built
 
 
 @pytest.mark.parametrize(
@@ -88,6 +89,12 @@ def test_an_unchanged_network_runs_in_strips():
     for network in (small_network(), load_network()):
         with mock.patch.object(network, '_restore_and_autoencode', side_effect=AssertionError('not in strips')):
             restore(network, torch.rand(1, 3, 14, 18))
+
+
+def test_checkpointed_network_runs_in_strips():
+    network = small_network()
+    network.groups[0].blocks[0].checkpointing = True
+    assert is_as_built(network)
 
 
 def test_arrays_of_either_order_of_bytes_are_taken():

@@ -243,6 +243,8 @@ def test_what_validation_would_fail_on_is_said_before_the_run(demo, monkeypatch)
                          'without debug')  # fmt: skip
     assert 'val:inference: max_memory is for the modes exact and local' in inference
     assert 'val:metrics:lpips: calculate_lpips: no ' in lpips
+    write(Path('test.yml'), yaml.safe_dump({**values, 'train': None}))
+    assert not list(option_checks._unfit_logger(options.read_options('test.yml'))), 'a test may be called that'
 
 
 def test_options_of_another_model_are_left_to_it(demo):

@@ -264,6 +264,8 @@ def test_processes_agree_or_all_say_on_what_they_do_not():
     assert said == ['process 2 sees data z, process 0 x; give all processes the same'] * 3
     said = in_threads(*(lambda each=each: each.agree({f'data{each.rank // 2} with': 'x'}) for each in teams))
     assert said == ['process 2 sees data0 with nothing, process 0 x; give all processes the same'] * 3
+    said = in_threads(*(lambda each=each: each.agree({'b': '2'} if each.rank else {}) for each in teams))
+    assert said == ['process 1 sees b 2, process 0 nothing; give all processes the same'] * 3
     assert [each.first_to_say() for each in teams[1:]] == [True, False]
 
 
