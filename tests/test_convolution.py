@@ -58,4 +58,5 @@ def test_weights_are_packed_once_for_strips_of_one_height(dtype):
     for span in ((0, 8), (8, 16), (16, 24), (24, 30)):  # the first reads beyond the edge, the last is lower
         conv(image, 0, 30, span)
         packed.append(conv.packed)
+        assert conv.packed.dtype == dtype, 'or it would be converted on every call'
     assert packed[0] is packed[1] is packed[2] is not packed[3]

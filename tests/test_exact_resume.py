@@ -222,8 +222,9 @@ def test_two_processes_stop_and_resume_exactly(quick):
     assert_equal(outcome(), expected)
 
 
-def test_frame_that_turns_out_unreadable_ends_two_processes_too(quick):
-    text = set_options(Path('train.yml').read_text(), batch_size_per_gpu=1, save_checkpoint_freq=2)
+@pytest.mark.parametrize('val_freq', [4, 10], ids=['in validation', 'in training'])
+def test_frame_that_turns_out_unreadable_ends_two_processes_too(quick, val_freq):
+    text = set_options(Path('train.yml').read_text(), batch_size_per_gpu=1, save_checkpoint_freq=2, val_freq=val_freq)
     Path('train.yml').write_text(text.replace('{type: lmdb}', '{type: disk}').replace('.lmdb', ''))
     Path('damaging.py').write_text(
         'import os, pathlib, shutil, sys\nfrom wrcan_arch import cli\n'

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from wrcan_arch import WRCAN, restore
+from wrcan_arch import WRCAN, restore, strips
 from wrcan_arch.convolution import Convolution, onednn_computes_in
 from wrcan_arch.strips import Flow, bytes_needed, restore_in_strips
 from wrcan_arch.wrcan_arch import BLOCKS, ChannelAttention
@@ -45,9 +45,11 @@ def relative_error(found, expected):
     return ((found - expected).norm() / expected.norm()).item()
 
 
+@pytest.mark.parametrize('end_strip', [strips.END_STRIP, 0], ids=['whole', 'in 8 rows'])
 @pytest.mark.parametrize('block', BLOCKS)
 @pytest.mark.parametrize('size', SIZES, ids=str)
-def test_every_strip_height_gives_the_whole_image(block, size):
+def test_every_strip_height_gives_the_whole_image(block, size, end_strip, monkeypatch):
+    monkeypatch.setattr(strips, 'END_STRIP', end_strip)
     network, image = network_of(block), torch.rand(1, 3, *size)
     with torch.no_grad():
         expected = network(image)
