@@ -20,12 +20,12 @@ def conv_of(stride=1, rate=1):
 @pytest.mark.parametrize('may_pack', [True, False])
 @pytest.mark.parametrize(('dtype', 'rtol', 'atol'), [(torch.float32, 1e-5, 1e-6), (torch.bfloat16, 0.01, 0.01)])
 @pytest.mark.parametrize(('stride', 'rate'), [(1, 1), (1, 2), (1, 3), (1, 4), (2, 1)])
-@pytest.mark.parametrize('width', [2, 12])
+@pytest.mark.parametrize('width', [2, 12])  # of the output: bf16 is wrong at 1 on AMX, and `restore` keeps away from it
 @torch.no_grad()
 def test_any_rows_are_those_of_the_whole_convolution(may_pack, dtype, rtol, atol, stride, rate, width, monkeypatch):
     if not may_pack:
         monkeypatch.setattr('wrcan_arch.convolution.packs_weights', lambda *_: False)
-    plain, image = conv_of(stride, rate), torch.rand(1, 6, 14, width)
+    plain, image = conv_of(stride, rate), torch.rand(1, 6, 14, width * stride)
     conv, expected = Convolution(plain, dtype), plain(image)
     end = expected.shape[2]
     for span in ((0, 1), (0, 3), (2, 5), (3, end - 1), (end - 3, end), (end - 1, end), (0, end)):

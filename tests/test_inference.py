@@ -281,6 +281,14 @@ def test_lower_precision_stays_near_fp32(golden, official_weights, precision):
     assert (near - exact).abs().max() < 0.01
 
 
+@pytest.mark.parametrize('size', [(60, 4), (60, 1), (3, 60), (1, 1)])
+@pytest.mark.parametrize('options', [{'mode': 'exact'}, {'mode': 'chop'}, {'ensemble': True}])
+def test_an_image_that_leaves_a_map_one_position_wide_is_computed_in_fp32(size, options):
+    image = torch.rand(1, 3, *size)
+    restored = restore(small_network(), image, precision='bf16', **options)
+    assert torch.equal(restored, restore(small_network(), image, precision='fp32', **options))
+
+
 @pytest.mark.parametrize('precision', ['bf16', 'fp16'])
 def test_lower_precision_leaves_a_photograph_its_depth(precision):
     """The image goes past the network in fp32: bf16 has 8 bits, and less than 128 levels between 0.5 and 1."""

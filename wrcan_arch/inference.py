@@ -256,7 +256,9 @@ class _Restoring:
 
 
 def _restore_finite(network: nn.Module, image: np.ndarray, result: np.ndarray, precision: str, **options) -> None:
-    """Into `result`; in fp32 where the precision asked for gives no finite numbers."""
+    """Into `result`; in fp32 where the precision asked for gives no finite numbers, or wrong ones."""
+    if min(image.shape[:2]) <= SIZE_MULTIPLE:  # oneDNN 3.12 on AMX: bf16, stride 2 and output one wide read other rows
+        precision = 'fp32'
     dtype = autocast_dtype(precision, next(network.parameters()).device)
     try:
         return _Restoring(network, dtype, **options)(image, result)
@@ -304,7 +306,7 @@ def restore(network, image, *, mode='exact', ensemble=False, precision='auto', p
         ensemble: average over the eight flips and transposes; eight times the work.
         precision: 'fp32', 'bf16', 'fp16', or 'auto': bf16 where the processor has units for it, else fp32. A result
             that is not finite is computed again in fp32, with a RuntimeWarning. If it still is not, an integer image
-            is an InputError, a float one comes back as it was computed.
+            is an InputError, a float one comes back as it was computed. A side of 4 pixels or less: always fp32.
         patch_size: of the training, for 'local', in pixels; by default what the weights' file says.
         max_memory: bytes to work in, above the weights and the results of a batch; by default most of what is free. An
             image that needs more is an InputError.
