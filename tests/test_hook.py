@@ -5,11 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from fresh import run_python
 
 OPTIONS = Path(__file__).parent.parent / 'options'
 
 
-def run_python(code: str) -> subprocess.CompletedProcess:
+def run_from_nothing(code: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
 
 
@@ -39,7 +40,7 @@ def test_classes_are_registered_once_in_any_order(first):
 
 
 def test_restoring_loads_neither_the_toolbox_nor_plots():
-    result = run_python(
+    result = run_from_nothing(
         'import sys, wrcan_arch\nassert "torch" not in sys.modules\n'
         'from wrcan_arch import WRCAN, load_network, restore\nfrom wrcan_arch.photos import bulk_restore, photo\n'
         'heavy = {"basicsr", "torchvision", "scipy", "skimage", "matplotlib", "cv2", "lmdb", "pydantic"}\n'
@@ -57,7 +58,7 @@ def test_restoring_loads_neither_the_toolbox_nor_plots():
     ],
 )
 def test_what_computes_nothing_loads_nothing_that_does(arguments, code):
-    result = run_python(
+    result = run_from_nothing(
         f'import sys\nfrom wrcan_arch.cli import main\nassert main({arguments!r}) == {code}\n'
         'heavy = {"torch", "basicsr", "torchvision", "scipy", "skimage", "matplotlib", "lmdb"}\n'
         'assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()'
@@ -67,7 +68,7 @@ def test_what_computes_nothing_loads_nothing_that_does(arguments, code):
 
 def test_a_failed_import_can_be_tried_again(tmp_path):
     (tmp_path / 'fragile.py').write_text('import os\nif not os.environ.pop("READY", ""): raise OSError("not yet")')
-    result = run_python(
+    result = run_from_nothing(
         f'import os, sys; sys.path.insert(0, {str(tmp_path)!r})\n'
         'from wrcan_arch.hook import when_imported\nseen = []\n'
         'when_imported("fragile", before=lambda: seen.append("before"), after=lambda: seen.append("after"))\n'

@@ -1,11 +1,8 @@
 """What the toolbox does without each replacement; what it does with them is in test_end_to_end.py."""
 
 import logging
-import os
 import random
 import re
-import subprocess
-import sys
 from hashlib import sha256
 from unittest import mock
 
@@ -14,6 +11,7 @@ import numpy as np
 import pytest
 from basicsr.data import build_dataloader, worker_init_fn
 from basicsr.utils.misc import mkdir_and_rename
+from fresh import run_python
 from torch.utils.data import Dataset
 
 from wrcan_arch.train import options, pipelines
@@ -51,10 +49,8 @@ def test_loader_replacement_is_needed(workplace, batch, stock):
 
 def last_line_without_a_gpu(code):
     """What a process that sees no GPU, whatever the machine has, ends with."""
-    environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': '', 'RANK': '0'}
     code = f'import wrcan_arch, basicsr.train, basicsr.utils.dist_util\n{code}'
-    ended = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120, env=environment)
-    return ended.stderr.splitlines()[-1]
+    return run_python(code, CUDA_VISIBLE_DEVICES='', RANK='0').stderr.splitlines()[-1]
 
 
 def test_resume_replacement_is_needed():

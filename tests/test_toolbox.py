@@ -1,18 +1,11 @@
 """Each repair and each replacement is shown to be needed: without it, the toolbox does the wrong thing."""
 
 import importlib.util
-import subprocess
-import sys
-from pathlib import Path
 
 import basicsr  # noqa: F401  (the repairs are made, and noted in toolbox.applied, when it is imported)
+from fresh import run_python
 
 from wrcan_arch.train import toolbox
-
-
-def run_python(code: str) -> subprocess.CompletedProcess:
-    """In a process of its own, where this package has repaired nothing yet."""
-    return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=120)
 
 
 def repair_named(target: str) -> toolbox.Repair:
@@ -71,17 +64,13 @@ def test_lmdb_repair_is_needed(prepared):
 
 
 def test_repairs_are_in_place_in_spawned_workers(workplace):
-    script = Path('spawned.py')
-    script.write_text(
-        'import multiprocessing, torch\n'
+    result = run_python(
         'from torch.utils.data import DataLoader\n'
         'from wrcan_arch import JPEGDeblurDataset\n'
-        'if __name__ == "__main__":\n'
-        '    opt = dict(name="a", phase="val", io_backend=dict(type="lmdb"),\n'
-        '               dataroot_lq="data_blur.lmdb", dataroot_gt="data_sharp.lmdb")\n'
-        '    data = JPEGDeblurDataset(opt); data[0]\n'
-        '    loader = DataLoader(data, num_workers=1, multiprocessing_context="spawn")\n'
-        '    print(len(list(loader)))\n'
+        'opt = dict(name="a", phase="val", io_backend=dict(type="lmdb"),\n'
+        '           dataroot_lq="data_blur.lmdb", dataroot_gt="data_sharp.lmdb")\n'
+        'data = JPEGDeblurDataset(opt); data[0]\n'
+        'loader = DataLoader(data, num_workers=1, multiprocessing_context="spawn")\n'
+        'print(len(list(loader)))\n'
     )
-    result = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
     assert result.stdout.strip() == '6', result.stderr
