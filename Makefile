@@ -10,10 +10,11 @@ help:  ## list the targets
 install: $(INSTALLED)  ## set up .venv with the tested versions (once; the other targets do it themselves)
 
 # BasicSR's build asks for torch: without build isolation it sees the one that is installed beside it.
+# Of the modules few are ever imported: Python compiles these then, which saves a minute.
 $(INSTALLED): setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools
-	$(BIN)/python -m pip install --quiet --use-pep517 --no-build-isolation -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt setuptools
+	$(BIN)/python -m pip install --quiet --no-compile --use-pep517 --no-build-isolation -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: $(INSTALLED)  ## blur photographs, restore them, train the small weights on; demo/look/index.html, demo/report.html
@@ -27,7 +28,7 @@ test: $(INSTALLED) lint  ## ruff, the type checker and all tests
 
 lint: $(INSTALLED)  ## ruff and the type checker alone
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 
 bench: $(INSTALLED)  ## measure the training step, restoring and the data; tables here, JSON in benchmarks/results/
 	$(BIN)/python benchmarks/train_step.py
