@@ -10,11 +10,10 @@ help:  ## list the targets
 install: $(INSTALLED)  ## set up .venv with the tested versions (once; the other targets do it themselves)
 
 # BasicSR's build asks for torch: without build isolation it sees the one that is installed beside it.
-# Of the modules few are ever imported: Python compiles these then, which saves a minute.
 $(INSTALLED): setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --no-compile -c constraints.txt setuptools
-	$(BIN)/python -m pip install --quiet --no-compile --use-pep517 --no-build-isolation -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools
+	$(BIN)/python -m pip install --quiet --use-pep517 --no-build-isolation -c constraints.txt -e '.[dev]'
 	@touch $@
 
 demo: $(INSTALLED)  ## blur photographs, restore them, train the small weights on; demo/look/index.html, demo/report.html
