@@ -4,6 +4,7 @@ import os
 import shutil
 import time
 import zlib
+from pathlib import Path
 from unittest import mock
 
 import lmdb
@@ -126,6 +127,19 @@ def test_folder_without_meta_info_is_an_error(tmp_path):
     (path / 'meta_info.txt').unlink()
     with pytest.raises(InputError, match='there is no meta_info.txt'):
         open_store(path)
+
+
+def test_a_store_has_its_name_before_the_lock_goes(tmp_path, monkeypatch):
+    """Or another writer would begin anew in what is finished."""
+    locked = []
+
+    def rename(self, target, rename=Path.rename):
+        locked.append((self / 'writer.lock').exists())
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, 'rename', rename)
+    path = write(tmp_path / 'a.lmdb')
+    assert locked == [True] and not (path / 'writer.lock').exists()
 
 
 def test_existing_store_is_not_overwritten(tmp_path):

@@ -256,8 +256,8 @@ class StoreWriter:
         finally:
             self._environment.close()
             if kind is None and self._whole:
-                (self._partial / LOCK).unlink()
-                self._partial.rename(self.path)
+                self._partial.rename(self.path)  # before the lock goes, or another writer would begin in it
+                (self.path / LOCK).unlink()
             elif not (self._resume and self._committed):
                 shutil.rmtree(self._partial)
             self._lock.close()
