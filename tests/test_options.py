@@ -265,6 +265,13 @@ def test_start_from_image_is_for_wrcan_alone(demo):
     assert said.endswith('train:start_from_image: is for WRCAN, not for MSRResNet')
 
 
+def test_which_weights_are_read_is_always_said(demo):
+    """With none, a resume would take the averaged ones for the trained."""
+    write(Path('own.yml'), demo)
+    with pytest.raises(InputError, match="path:param_key_g.*'params' or 'params_ema'"):
+        option_checks.check(options.read_options('own.yml', ['path:param_key_g=~']), 'train')
+
+
 def test_override_may_be_a_key_that_no_file_has(demo):
     write(Path('own.yml'), demo)
     file = options.read_options('own.yml', ['path:param_key_g=params'])

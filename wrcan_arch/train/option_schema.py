@@ -206,7 +206,7 @@ class Logger(Section):
 
 class Paths(Section):
     pretrain_network_g: Text | None = None
-    param_key_g: Literal['params', 'params_ema'] | None = 'params'
+    param_key_g: Literal['params', 'params_ema'] = 'params'
     strict_load_g: bool = True
     resume_state: Text | None = None
     ignore_resume_networks: list[Text] | Text | None = None
