@@ -1,5 +1,7 @@
 """Which files are images, how large they are, what their keys are."""
 
+import os
+
 import cv2
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ def test_names_of_other_letters_have_keys_that_differ():
     keys = [key_for(name) for name in names]
     assert len(set(keys)) == len(keys)
     assert all(key.isascii() and key.replace('_', '').isalnum() and key == key.strip('_') for key in keys)
+    assert key_for(os.fsdecode(b'caf\xe9')).startswith('caf_'), 'not of UTF-8'
     assert keys[-1].startswith('l_1_') and keys == [key_for(name) for name in names], 'the same each time'
 
 

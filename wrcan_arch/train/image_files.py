@@ -1,5 +1,6 @@
 """Image files that data sets read and stores are made from: which they are, how large, what their keys are."""
 
+import os
 import re
 import warnings
 import zlib
@@ -41,7 +42,7 @@ def key_for(name: str) -> str:
     """
     key = re.sub(r'[^A-Za-z0-9_-]+', '_', name)
     if not name.isascii():
-        return f'{key.strip("_")}_{zlib.crc32(name.encode()):08x}'.strip('_')
+        return f'{key.strip("_")}_{zlib.crc32(os.fsencode(name)):08x}'.strip('_')
     if not key.strip('_'):
         raise InputError(f"'{name}' has no letter or digit to make a key from; rename the file")
     return key
