@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 
@@ -14,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import wrcan_arch  # noqa: F401  (without it a test that imports basicsr first could not: the repairs are ours)
+from wrcan_arch import InputError  # and a test that imports basicsr first can: the repairs are ours
 
 if 'PYTEST_XDIST_WORKER' in os.environ:  # one of several processes, which share the cores
     os.environ['OMP_NUM_THREADS'] = '1'
@@ -53,6 +54,24 @@ def deep_picture(height, width, channels=3):
     """uint16, with values that eight bits do not hold."""
     low = np.random.default_rng(1).integers(0, 256, (height, width, channels))
     return (picture(height, width)[:, :, [0, 1, 2, 0][:channels]].astype(np.uint16) << 8) + low.astype(np.uint16)
+
+
+def in_threads(*functions):
+    """What each function gives, or the error it ends with."""
+    results = [None] * len(functions)
+
+    def run(number):
+        try:
+            results[number] = functions[number]()
+        except InputError as error:
+            results[number] = str(error)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(functions))]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(20)
+    return results
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from pathlib import Path
 import cv2
 import pytest
 import torch.distributed as dist
-from conftest import picture
+from conftest import in_threads, picture
 
 from wrcan_arch import WRCAN, InputError, processes
 from wrcan_arch.photos.bulk_restore import Options, restore_photos
@@ -35,16 +35,41 @@ def test_processes_begin_with_the_largest(pair, tmp_path, monkeypatch):
     monkeypatch.setattr(Team, 'share_of', lambda self, jobs: taken.extend(jobs) or iter(()))
     monkeypatch.setattr(Team, 'gather', lambda *_, **__: [])
     jobs = plan([tmp_path], out=tmp_path / 'out')
-    for team in pair:
-        restore_photos(WRCAN(num_feat=4, num_group=1, num_block=1), jobs, options=Options(), team=team)
+    network = WRCAN(num_feat=4, num_group=1, num_block=1)
+    in_threads(*(lambda team=team: restore_photos(network, jobs, options=Options(), team=team) for team in pair))
     assert [Path(job.source).name for job in taken] == 2 * ['d.png', 'a.png', 'b.png', 'c.png']
 
 
 def test_processes_with_different_lists_are_told_apart(pair):
-    pair[0].check_same_jobs(JOBS)
-    pair[1].check_same_jobs(list(JOBS))
-    with pytest.raises(InputError, match='process 1 sees other photographs than process 0'):
-        pair[1].check_same_jobs(JOBS[:-1])
+    assert in_threads(lambda: pair[0].agree_on(JOBS), lambda: pair[1].agree_on(list(JOBS))) == [None, None]
+    said = in_threads(lambda: pair[0].agree_on(JOBS), lambda: pair[1].agree_on(JOBS[:-1]))
+    assert said[0] == said[1] and said[0].startswith('process 1 sees photographs ')
+
+
+def test_none_begins_while_another_still_looks_for_photographs(pair, monkeypatch):
+    """Or what the first has written would be photographs that the other finds."""
+    began = []
+    first = threading.Thread(target=lambda: began.append(pair[0].agree_on(JOBS)))
+    first.start()
+    first.join(0.3)
+    assert first.is_alive() and not began
+    pair[1].agree_on(JOBS)
+    first.join(10)
+    assert began == [None]
+
+
+def test_the_first_stays_until_the_others_know_that_all_is_done(pair):
+    """The store goes with it."""
+    ended = []
+    first = threading.Thread(target=lambda: ended.append(pair[0].gather('from 0', lambda: None)))
+    pair[1].store.set('message 1', 'from 1')
+    first.start()
+    pair[1]._wait_for('all gathered', lambda: None)
+    first.join(0.3)
+    assert first.is_alive()
+    pair[1].gather('from 1', lambda: None)
+    first.join(10)
+    assert ended == [['from 0', 'from 1']]
 
 
 def test_the_first_gathers_and_the_others_wait_for_it(pair):
@@ -69,7 +94,7 @@ def test_a_run_without_torchrun_is_alone(monkeypatch):
     monkeypatch.delenv('WORLD_SIZE', raising=False)
     alone = Team.from_environment()
     assert (alone.rank, alone.size) == (0, 1)
-    alone.check_same_jobs(JOBS)
+    alone.agree_on(JOBS)
     assert list(alone.share_of(JOBS)) == JOBS and alone.gather('text', lambda: None) == ['text']
 
 

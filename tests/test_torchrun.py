@@ -7,7 +7,6 @@ import re
 import socket
 import subprocess
 import sys
-import threading
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,7 +17,7 @@ import torch
 import torch.distributed as dist
 import yaml
 from basicsr.models import build_model
-from conftest import SMALL_TRAINING, picture
+from conftest import SMALL_TRAINING, in_threads, picture
 from forked import environment, free_port, srun
 from test_exact_resume import assert_equal, outcome, set_options
 
@@ -235,24 +234,6 @@ def test_bad_request_and_bad_start_are_said_once_and_in_time(job):
 
 
 # Alone
-
-
-def in_threads(*functions):
-    """What each function gives, or the error it ends with."""
-    results = [None] * len(functions)
-
-    def run(number):
-        try:
-            results[number] = functions[number]()
-        except InputError as error:
-            results[number] = str(error)
-
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(functions))]
-    for each in threads:
-        each.start()
-    for each in threads:
-        each.join(20)
-    return results
 
 
 def test_processes_agree_or_all_say_on_what_they_do_not():

@@ -164,20 +164,22 @@ class Team:
     def first_to_say(self) -> bool:
         """Whether no other process has had an error yet: it is told once, by the one that has it first."""
         first = self.store.add('errors', 1) == 1
-        if self.rank == 0 and os.environ.get('TORCHELASTIC_USE_AGENT_STORE') != 'True':  # the store goes with us
-            until = time.monotonic() + ASKING.total_seconds()
-            while self.store.add('errors', 0) < self.size and time.monotonic() < until:
-                time.sleep(0.05)
+        self._stay_until_all('errors')
         return first
 
-    def check_same_jobs(self, jobs: Sequence[Job]) -> None:
-        """InputError unless the first process has the same list: they share it out by number."""
+    def _stay_until_all(self, counted: str) -> None:
+        """In the first process, for a while: where the store is not torchrun's it goes with this one."""
+        if self.rank == 0 and os.environ.get('TORCHELASTIC_USE_AGENT_STORE') != 'True':
+            until = time.monotonic() + ASKING.total_seconds()
+            while self.store.add(counted, 0) < self.size and time.monotonic() < until:
+                time.sleep(0.05)
+
+    def agree_on(self, jobs: Sequence[Job]) -> None:
+        """As `agree`: they share the list out by number, and none begins to write while another still looks for it."""
         digest = hashlib.sha256()
         for job in jobs:
             digest.update(os.fsencode('\0'.join(job)) + b'\n')
-        self.store.set(f'list {self.rank}', digest.hexdigest())
-        if self.store.get('list 0').decode() != digest.hexdigest():
-            raise InputError(f'process {self.rank} sees other photographs than process 0; give both the same list')
+        self.agree({'photographs': f'{len(jobs):,} with SHA-256 {digest.hexdigest()[:12]}'})
 
     def share_of(self, jobs: Sequence[Job]) -> Iterator[Job]:
         """The jobs that this process does: each is taken by one process, the next by the first that is free."""
@@ -199,12 +201,15 @@ class Team:
         self.store.set(f'message {self.rank}', message)
         if self.rank != 0:
             self._wait_for('all gathered', waiting)
+            self.store.add('told', 1)
             return []
         keys = [f'message {rank}' for rank in range(self.size)]
         for key in keys:
             self._wait_for(key, waiting)
         waiting()  # what was done since the last time
         self.store.set('all gathered', '')
+        self.store.add('told', 1)
+        self._stay_until_all('told')
         return [self.store.get(key).decode() for key in keys]
 
     def _wait_for(self, key: str, waiting: Callable[[], None]) -> None:

@@ -229,7 +229,7 @@ def restore_photos(
     team = team or Team()
     if team.size > 1:  # or one process could begin the largest when the others are done
         jobs = sorted(jobs, key=_size, reverse=True)
-    team.check_same_jobs(jobs)
+    team.agree_on(jobs)
     summary = Summary()
     trained_quality = getattr(network, 'metadata', {}).get('jpeg_quality')
 
