@@ -129,6 +129,24 @@ def test_reader_that_leaves_early_is_no_error(workplace, arguments):
     assert result.returncode == 0 and result.stderr == ''
 
 
+@pytest.mark.parametrize(
+    ('command', 'code'),
+    [
+        ('doctor --data bad | true', 1),  # what it found counts, whoever reads it
+        ('restore . -o out 2>&1 | true', 141),  # cut short
+        ('tables >&-', 0),
+    ],
+)
+def test_exit_code_is_the_works_whoever_reads(tmp_path, command, code):
+    (tmp_path / 'bad').mkdir()
+    (tmp_path / 'bad' / 'bad.png').write_text('broken')
+    cv2.imwrite(str(tmp_path / 'a.png'), picture(8, 8))
+    command = f'{sys.executable} -m wrcan_arch {command}; exit ${{PIPESTATUS[0]}}'
+    buffered = {**os.environ, 'PYTHONUNBUFFERED': ''}
+    result = subprocess.run(['bash', '-c', command], capture_output=True, text=True, cwd=tmp_path, env=buffered)
+    assert result.returncode == code and 'Traceback' not in result.stderr, result.stderr
+
+
 def test_failures_count_though_nobody_reads_the_summary(tmp_path):
     cv2.imwrite(str(tmp_path / 'a.png'), picture(8, 8))
     (tmp_path / 'b.png').touch()
@@ -152,6 +170,16 @@ def test_doctor_prints_versions_repairs_and_what_is_missing(capsys, monkeypatch)
     monkeypatch.setattr('wrcan_arch.doctor.requirements', lambda: asked)
     assert cli.main(['doctor']) == 1
     assert 'Missing or unfit: torch, no-such-package' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(('set_before', 'then'), [(None, 'passive'), ('active', 'active')])
+def test_threads_wait_asleep_unless_somebody_says_how(monkeypatch, set_before, then):
+    monkeypatch.setenv('OMP_WAIT_POLICY', '')  # so that it is put back
+    monkeypatch.delenv('OMP_WAIT_POLICY')
+    if set_before:
+        monkeypatch.setenv('OMP_WAIT_POLICY', set_before)
+    assert cli.main(['tables']) == 0
+    assert os.environ['OMP_WAIT_POLICY'] == then
 
 
 def test_module_and_command_are_the_same(tmp_path):

@@ -7,6 +7,7 @@ import argparse
 import io
 import json
 import os
+import select
 import signal
 import sys
 import time
@@ -14,6 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 
 def train_or_test(arguments: argparse.Namespace) -> int:
@@ -79,12 +81,26 @@ def restore(arguments: argparse.Namespace) -> int:
 
 @contextmanager
 def _reader_may_leave() -> Iterator[None]:
-    """As in `basicsr show ... | head`: what is printed to nobody is no error."""
+    """As in `basicsr show ... | head`: what is printed to nobody is no error. With stderr in the pipe the work ends."""
     try:
         yield
-        sys.stdout.flush()
+        if sys.stdout:  # it may have been closed from the start
+            sys.stdout.flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        left = [stream for stream in (sys.stdout, sys.stderr) if stream and _nobody_reads(stream)]
+        for stream in left:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if sys.stderr in left:
+            sys.exit(128 + signal.SIGPIPE)  # as the signal would end it
+        if not left:
+            raise
+
+
+def _nobody_reads(stream: TextIO) -> bool:
+    """Whether it is a pipe whose reader is gone."""
+    poll = select.poll()
+    poll.register(stream, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 @contextmanager
@@ -299,10 +315,11 @@ def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors='backslashreplace')  # as stderr does: a name may have what a terminal has not
+    os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # or waiting threads hold up other work, then ours
+    code = 0
     try:
         with _reader_may_leave():
-            return arguments.run(arguments)
-        return 0
+            code = arguments.run(arguments)
     except KeyboardInterrupt:
         print('basicsr: stopped', file=sys.stderr)
         return 130
@@ -317,6 +334,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             print(f'basicsr {arguments.command}: {message}', file=sys.stderr)
         return getattr(error, 'exit_code', 2)
+    return code
 
 
 def _is_one_of_several() -> bool:
