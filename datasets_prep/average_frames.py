@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 import pairs
 from wrcan_arch.errors import InputError
-from wrcan_arch.train.image_files import is_image, key_for
+from wrcan_arch.train.image_files import decode_image, is_image, key_for
 
 VIDEO_ENDINGS = ('.mp4', '.mov', '.m4v', '.avi', '.mkv', '.webm', '.mpg', '.mpeg', '.mts', '.m2ts', '.wmv', '.3gp')
 
@@ -97,6 +97,10 @@ def count_frames(video: Path) -> int:
     """How many frames there are: of a video file, what its header says, which can be wrong."""
     if video.is_dir():
         return len(frame_files(video))
+    try:
+        str(video).encode()
+    except UnicodeEncodeError as error:  # it would end the process
+        raise InputError(f'{ascii(str(video))}: a name that is not UTF-8; rename it') from error
     capture = cv2.VideoCapture(str(video))
     if not capture.isOpened():
         raise InputError(f'{video}: not a readable video; leave it out or convert it')
@@ -117,7 +121,7 @@ def _frames_of_file(video: Path) -> Iterator[np.ndarray]:
 def _frames_of_folder(folder: Path) -> Iterator[np.ndarray]:
     shape = None
     for path in frame_files(folder):
-        frame = cv2.imread(str(path), cv2.IMREAD_COLOR)
+        frame = decode_image(path.read_bytes())
         if frame is None:
             raise InputError(f'{path}: not a readable image; remove it or convert it to PNG')
         shape = shape or frame.shape

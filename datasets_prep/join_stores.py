@@ -9,19 +9,17 @@ import argparse
 from contextlib import ExitStack
 from pathlib import Path
 
-import cv2
-import numpy as np
 from tqdm import tqdm
 
 import pairs
 from wrcan_arch.errors import InputError
-from wrcan_arch.train.image_files import key_for
+from wrcan_arch.train.image_files import decode_image, key_for
 from wrcan_arch.train.lmdb_store import RAW_ENDING, Store, StoreWriter, open_store
 
 
 def read_rows(store: Store, key: str) -> bytes:
     """The rows of an encoded image."""
-    image = cv2.imdecode(np.frombuffer(store.get(key), np.uint8), cv2.IMREAD_COLOR)
+    image = decode_image(store.get(key))
     if image is None or image.shape != store.shape(key):
         raise InputError(f"{store.path}: '{key}' is damaged; prepare it again")
     return image.tobytes()

@@ -7,6 +7,7 @@ where the picture was on the average of the exposure.
 
 import argparse
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from tqdm import tqdm
 import exposure
 import pairs
 from wrcan_arch.errors import InputError
-from wrcan_arch.train.image_files import IMAGE_ENDINGS, images_under, is_image, key_for, size_of_image
+from wrcan_arch.train.image_files import IMAGE_ENDINGS, decode_image, images_under, is_image, key_for, size_of_image
 
 WIDEST = 32766  # pixels a side: OpenCV moves no larger picture
 LARGE = 4_000_000  # pixels
@@ -26,6 +27,7 @@ LARGE = 4_000_000  # pixels
 def find_photos(inputs: list[Path]) -> dict[str, Path]:
     """Photographs by the name that their keys begin with."""
     photos: dict[str, Path] = {}
+    found: set[str] = set()
     for entry in inputs:
         if not entry.exists():
             raise InputError(f'{entry}: no such photograph or folder')
@@ -33,6 +35,9 @@ def find_photos(inputs: list[Path]) -> dict[str, Path]:
             raise InputError(f'{entry}: is none of {" ".join(IMAGE_ENDINGS)}; convert it to PNG')
         for path in images_under(entry) if entry.is_dir() else [entry]:
             inside = path.relative_to(entry if entry.is_dir() else entry.parent)
+            if os.path.realpath(path) in found:  # or it could be in both parts of --val
+                raise InputError(f'{path}: given twice; leave it out once')
+            found.add(os.path.realpath(path))
             other = photos.setdefault(key_for('_'.join(inside.with_suffix('').parts)), path)
             if other is not path:
                 raise InputError(f'{other} and {path} have the same name; rename one, or give the folder around both')
@@ -59,7 +64,7 @@ def check_sizes(photos: dict[str, Path], largest: int | None) -> None:
 
 def read_photo(photo: Path, largest: int | None) -> np.ndarray:
     """uint8 (H, W, 3) in BGR, upright, scaled down to `largest` pixels on its longer side."""
-    sharp = cv2.imread(str(photo), cv2.IMREAD_COLOR)
+    sharp = decode_image(photo.read_bytes())
     if sharp is None:
         raise InputError(f'{photo}: not a readable image; remove it or convert it to PNG')
     height, width = sharp.shape[:2]

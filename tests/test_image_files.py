@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from wrcan_arch import InputError
-from wrcan_arch.train.image_files import images_under, key_for, size_of_image
+from wrcan_arch.train.image_files import decode_image, images_under, key_for, size_of_image
 
 
 @pytest.mark.parametrize(('name', 'key'), [('IMG.0001', 'IMG_0001'), ('at the sea', 'at_the_sea'), ('a-b_c', 'a-b_c')])
@@ -31,10 +31,16 @@ def test_name_without_a_letter_is_an_error():
 
 def test_images_are_found_by_their_names(tmp_path):
     (tmp_path / 'in.png').mkdir()
-    for name in ('b.JPG', 'in.png/a.png', '._b.JPG', 'notes.txt'):
+    (tmp_path / '.thumbnails').mkdir()
+    for name in ('b.JPG', 'in.png/a.png', '._b.JPG', 'notes.txt', '.thumbnails/b.png'):
         (tmp_path / name).touch()
     (tmp_path / 'gone.png').symlink_to('nowhere')
     assert [str(path.relative_to(tmp_path)) for path in images_under(tmp_path)] == ['b.JPG', 'gone.png', 'in.png/a.png']
+
+
+def test_what_is_no_image_decodes_to_none(tmp_path):
+    for content in (b'', b'no image', cv2.imencode('.png', np.zeros((9, 9, 3), np.uint8))[1].tobytes()[:40]):
+        assert decode_image(content) is None
 
 
 def test_size_is_read_from_the_header(tmp_path):

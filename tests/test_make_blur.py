@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from functools import partial
@@ -102,6 +103,22 @@ def test_parts_of_a_view_are_out_of_focus():
 def test_a_view_of_one_pixel(zoom):
     pixel = np.uint8([[[1, 2, 3]]])
     np.testing.assert_array_equal(view(pixel, zoom=zoom, soft=2), pixel)
+
+
+def test_one_photograph_is_not_taken_twice(tmp_path):
+    """It could be in both parts of --val."""
+    (tmp_path / 'all' / 'best').mkdir(parents=True)
+    (tmp_path / 'all' / 'best' / 'a.png').touch()
+    with pytest.raises(InputError, match=r'best/a\.png: given twice; leave it out once'):
+        make_blur.find_photos([tmp_path / 'all', tmp_path / 'all' / 'best'])
+
+
+def test_names_that_are_not_utf8_are_names(tmp_path):
+    """OpenCV ends the process where it is given such a path."""
+    path = tmp_path / os.fsdecode(b'caf\xe9.png')
+    path.write_bytes(cv2.imencode('.png', picture(20, 30))[1].tobytes())
+    ((name, photo),) = make_blur.find_photos([tmp_path]).items()
+    assert name.startswith('caf_') and make_blur.read_photo(photo, None).shape == (20, 30, 3)
 
 
 def test_same_seed_same_bytes(prepared, run, tmp_path):

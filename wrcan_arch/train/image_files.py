@@ -6,6 +6,8 @@ import warnings
 import zlib
 from pathlib import Path
 
+import cv2
+import numpy as np
 from PIL import ExifTags, Image
 
 from ..errors import InputError
@@ -19,8 +21,9 @@ def is_image(path: Path) -> bool:
 
 
 def images_under(folder: Path) -> list[Path]:
-    """The images of a folder and of all folders in it, sorted."""
-    return sorted(path for path in folder.rglob('*') if is_image(path) and not path.is_dir())
+    """The images of a folder and of all folders in it that are not hidden, sorted."""
+    found = (path for path in folder.rglob('*') if is_image(path) and not path.is_dir())
+    return sorted(path for path in found if not any(part[0] == '.' for part in path.relative_to(folder).parts))
 
 
 def size_of_image(path: Path | str) -> tuple[int, ...]:
@@ -33,6 +36,17 @@ def size_of_image(path: Path | str) -> tuple[int, ...]:
                 return image.size if exif.get(ExifTags.Base.Orientation, 1) > 4 else image.size[::-1]
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return ()
+
+
+def decode_image(content: bytes | np.ndarray) -> np.ndarray | None:
+    """uint8 (H, W, 3) in BGR, upright, from a file's bytes; None of what is no image.
+
+    OpenCV is not given the path: one that is not UTF-8 ends the process.
+    """
+    try:
+        return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if len(content) else None
+    except cv2.error:  # of an image that says it has more pixels than OpenCV takes
+        return None
 
 
 def key_for(name: str) -> str:

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset
 from ..errors import InputError
 from ..jpeg_quality import estimate_quality, is_far
 from .draws import Draw, draw_generator
-from .image_files import images_under
+from .image_files import decode_image, images_under
 from .jpeg import jpeg_crop
 from .lmdb_store import open_store
 
@@ -254,13 +254,9 @@ class JPEGDeblurDataset(Dataset):
 
     def _decode(self, role: str, name: str) -> np.ndarray:
         try:
-            content = np.frombuffer(self._content(role, name), np.uint8)
+            image = decode_image(self._content(role, name))
         except OSError as error:
             raise InputError(f"data set {self.opt['name']}: '{name}' cannot be read ({error.strerror})") from error
-        try:
-            image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
-        except cv2.error:  # of an image that says it has more pixels than OpenCV takes
-            image = None
         if image is None:
             raise InputError(f"data set {self.opt['name']}: '{name}' in {self.roots[role]} is not a readable image")
         return image
