@@ -193,15 +193,22 @@ def test_two_processes_stop_and_resume_exactly(quick):
     text = set_options(Path('train.yml').read_text(), ema_decay=0.9, batch_size_per_gpu=1, save_checkpoint_freq=10)
     Path('train.yml').write_text(text)
     Path('stopping.py').write_text(  # rank 1 has a broken loss in iteration 2, and may be asked to stop in iteration 5
-        'import os, signal, sys, torch\nfrom wrcan_arch import cli\nfrom wrcan_arch.train.step_guard import StepGuard\n'
-        'check = StepGuard.check\n'
+        'import os, signal, sys, time, torch\nfrom pathlib import Path\nfrom wrcan_arch import cli\n'
+        'from wrcan_arch.train.recorded_model import RecordedModel\n'
+        'from wrcan_arch.train.step_guard import StepGuard\n'
+        'check, save = StepGuard.check, RecordedModel._save_training_state\n'
         'stop = sys.argv.pop(1) == "stop"\n'
         'def checked(self, current, tensors, keys):\n'
         '    if os.environ["RANK"] == "1" and stop and current == 5: os.kill(os.getpid(), signal.SIGTERM)\n'
         '    if os.environ["RANK"] == "1" and current == 2: tensors[0] = tensors[0] * float("nan")\n'
         '    return check(self, current, tensors, keys)\n'
-        'StepGuard.check = checked\n'
-        'sys.exit(cli.main(sys.argv[1:]))\n'
+        'def slowly(*arguments):\n'
+        '    time.sleep(stop)\n'
+        '    save(*arguments)\n'
+        'StepGuard.check, RecordedModel._save_training_state = checked, slowly\n'
+        'code = cli.main(sys.argv[1:])\n'
+        'if os.environ["RANK"] == "1": print("then there were", *Path("experiments").rglob("5.state"))\n'
+        'sys.exit(code)\n'
     )
 
     def run(what, *flags):
@@ -217,6 +224,7 @@ def test_two_processes_stop_and_resume_exactly(quick):
     codes, said = run('stop')
     assert codes == [143, 143], said[-3000:]
     assert run_folder.iterations(FOLDER) == [5]
+    assert re.search(r'^then there were .*5\.state$', said, re.M), 'neither ends before it is saved'
     codes, said = run('go', '--auto_resume')
     assert codes == [0, 0], said[-3000:]
     assert_equal(outcome(), expected)

@@ -144,6 +144,8 @@ class WRCANModel(RecordedModel):
         if reason := self.guard.verdict(made=current_iter - 1):
             if self.saved_iter < current_iter - 1:
                 self.save_pair(0, current_iter - 1)  # the loaders find the epoch out
+                if self.opt['dist']:
+                    distributed.barrier()  # where one has ended, a launcher ends the others: not before it is saved
             raise reason
         super().update_learning_rate(current_iter, warmup_iter)
 
