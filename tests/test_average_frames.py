@@ -1,3 +1,4 @@
+import os
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from conftest import picture
 
 import average_frames
 import pairs
+from wrcan_arch.errors import InputError
 from wrcan_arch.train.lmdb_store import open_store
 
 PREP = Path(__file__).parent.parent / 'datasets_prep'
@@ -284,3 +286,13 @@ def test_a_video_that_was_cut_short_is_named(scenes, run, tmp_path):
     (tmp_path / 'cut.avi').write_bytes(content[: len(content) * 2 // 3])
     printed = run('cut.avi', '-o', 'out', '--frames', '5')
     assert re.search(r'cut\.avi: only \d\d of 60 frames could be read', printed.out)
+
+
+def test_names_that_are_not_utf8_do_not_end_the_process(tmp_path):
+    """As OpenCV does where it is given such a path."""
+    frame, video = (tmp_path / os.fsdecode(name) for name in (b'f\xe9.png', b'v\xe9.mp4'))
+    frame.write_bytes(cv2.imencode('.png', picture(HEIGHT, WIDTH))[1].tobytes())
+    video.touch()
+    assert [each.shape for each in average_frames.read_frames(tmp_path)] == [(HEIGHT, WIDTH, 3)]
+    with pytest.raises(InputError, match=r"v\\udce9\.mp4': a name that is not UTF-8; rename it"):
+        average_frames.count_frames(video)
