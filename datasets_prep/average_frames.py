@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 import pairs
 from wrcan_arch.errors import InputError
+from wrcan_arch.folders import walk
 from wrcan_arch.train.image_files import decode_image, is_image, key_for
 
 VIDEO_ENDINGS = ('.mp4', '.mov', '.m4v', '.avi', '.mkv', '.webm', '.mpg', '.mpeg', '.mts', '.m2ts', '.wmv', '.3gp')
@@ -76,9 +77,9 @@ def find_videos(inputs: list[Path]) -> dict[str, Path]:
             raise InputError(f'{entry}: a single image; give the folder that holds the frames')
         found = [entry]
         if entry.is_dir():
-            inside = [entry, *sorted(entry.rglob('*'))]
-            found = [path for path in inside if is_video(path)]
-            found += [path for path in inside if path.is_dir() and holds_frames(path)]
+            inside = list(walk(entry))
+            found = [path for folder, names in inside for path in map(folder.joinpath, names) if is_video(path)]
+            found += [folder for folder, _ in inside if holds_frames(folder)]
         for path in found:
             parts = (entry.resolve().name, *path.relative_to(entry).parts)
             name = key_for('_'.join(parts).removesuffix('' if path.is_dir() else path.suffix))

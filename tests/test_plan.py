@@ -187,6 +187,23 @@ def test_folder_that_cannot_be_read_is_no_empty_one():
         plan(['deep'])
 
 
+def test_folder_below_that_cannot_be_read_stands_for_its_photographs():
+    for name in ('in/deep/b.jpg', 'in/z/c.jpg'):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path) == Path('in/deep'):
+            raise PermissionError(13, 'Permission denied', path)
+        return scandir(path)
+
+    with mock.patch('os.scandir', refuse):
+        assert [job.source for job in plan(['in'])][-2:] == ['in/z/c.jpg', 'in/deep']
+        with pytest.raises(InputError, match=r'in/deep: cannot be read \(Permission denied\)'):
+            read_photo('in/deep')
+
+
 def test_nothing_to_restore_is_an_error():
     Path('empty').mkdir()
     with pytest.raises(InputError, match=r'nowhere\*: no such photograph or folder'):

@@ -76,7 +76,7 @@ def read_curves(experiment: Path) -> Curves:
     metrics: dict[tuple[str, str], dict[int, float]] = {}
     sets: set[str] = set()
     iteration, place = 0, ''
-    for line in '\n'.join(log.read_text(encoding='utf-8') for log in logs).splitlines():
+    for line in '\n'.join(log.read_text(encoding='utf-8', errors='replace') for log in logs).splitlines():
         if match := re.search(r'iter:\s*([\d,]+), lr:', line):
             iteration = int(match[1].replace(',', ''))
             for name, value in re.findall(r'\b(l_\w+): (\S+)', line):

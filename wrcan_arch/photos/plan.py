@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import InputError
+from ..folders import real, walk
 from .comparison import check_page, pictures_of
 from .files import path_below
 from .photo import ENDINGS, PHOTO_ENDINGS
@@ -51,12 +52,12 @@ def plan(
     """
     if format is not None and format not in ENDINGS:
         raise InputError(f"format '{format}' is not one of {', '.join(ENDINGS)}")
-    avoid = {folder.resolve() for folder in (out, compare) if folder is not None}
+    avoid = {real(folder) for folder in (out, compare) if folder is not None}
     jobs: dict[str, Job] = {}
     for source, below in _sources(entries, listed, out is None, avoid):
         name = Path(source.stem + _result_ending(source, format))
         target = out / below / name if out else source.with_name(name.stem + RESTORED + name.suffix)
-        jobs.setdefault(str(source.parent.resolve() / source.name), Job(str(source), str(target)))
+        jobs.setdefault(str(real(source.parent) / source.name), Job(str(source), str(target)))
     if not jobs:
         raise InputError('no photographs were given; name some, or folders, or a --list FILE that has some')
     wanted = list(jobs.values())
@@ -109,7 +110,7 @@ def _sources(
             yield entry, Path()
         else:
             fixed = Path(*takewhile(lambda part: not glob.has_magic(part), entry.parts))
-            below = {folder for folder in avoid if fixed.resolve() in folder.parents}  # or there would be no photograph
+            below = {folder for folder in avoid if real(fixed) in folder.parents}  # or there would be no photograph
             found = [photo for photo in _photos_like(entry, below) if not is_result(photo)]
             if not found:
                 raise InputError(f'{entry}: no such photograph or folder')
@@ -129,16 +130,20 @@ def _photos_like(pattern: Path, avoid: set[Path]) -> Iterator[Path]:
 
 
 def _photos_in(folder: Path, avoid: set[Path]) -> Iterator[Path]:
-    """The photographs in a folder and its folders, in order; none that is hidden, or in a folder to avoid."""
+    """The photographs in a folder and its folders, in order; none that is hidden, or in a folder to avoid.
 
-    def refuse(error: OSError) -> None:
-        raise error
+    A folder that cannot be read stands for its photographs: it is told when it is read, as one of them would be.
+    """
+    unreadable: list[Path] = []
 
-    for here, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if name[0] != '.' and Path(here, name).resolve() not in avoid)
-        for name in sorted(files):
-            if name[0] != '.' and name.lower().endswith(PHOTO_ENDINGS):
-                yield Path(here, name)
+    def note(error: OSError) -> None:
+        if Path(error.filename) == folder:
+            raise error
+        unreadable.append(Path(error.filename))
+
+    for here, names in walk(folder, avoid=avoid, on_error=note):
+        yield from (here / name for name in names if name.lower().endswith(PHOTO_ENDINGS))
+    yield from unreadable
 
 
 def _result_ending(source: Path, format: str | None) -> str:
@@ -171,7 +176,7 @@ def _check_nothing_is_overwritten(jobs: list[Job], compare: Path | None) -> None
     if compare.exists() and not compare.is_dir():
         raise InputError(f'{compare}: is no folder; choose another --compare')
     check_page(compare)
-    folder = compare.resolve()
+    folder = real(compare)
     for source, _ in jobs:
         for picture in pictures_of(folder, source):
             if str(picture) in sources or str(picture) in taken:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from ..errors import InputError
+from ..folders import walk
 
 IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
@@ -21,9 +22,8 @@ def is_image(path: Path) -> bool:
 
 
 def images_under(folder: Path) -> list[Path]:
-    """The images of a folder and of all folders in it that are not hidden, sorted."""
-    found = (path for path in folder.rglob('*') if is_image(path) and not path.is_dir())
-    return sorted(path for path in found if not any(part[0] == '.' for part in path.relative_to(folder).parts))
+    """The images of a folder and of all that `walk` finds in it, sorted."""
+    return sorted(path for here, names in walk(folder) for path in map(here.joinpath, names) if is_image(path))
 
 
 def size_of_image(path: Path | str) -> tuple[int, ...]:
