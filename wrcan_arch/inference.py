@@ -24,7 +24,7 @@ PEAKS = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}  # of integers; fl
 CHOP_SHAVE = 36  # pixels by which the authors' quadrants overlap the image's halves
 CHOP_PIXELS = 1_280_000  # their quadrants are cut again while the image has at least this many
 
-CPU_STRIP, GPU_STRIP = 5 << 17, 32 << 20  # numbers in the features of one strip: what caches and kernels like
+CPU_STRIP, GPU_STRIP = 1 << 19, 32 << 20  # numbers in the features of one strip: what caches and kernels like
 FREE_SHARE = 0.8  # of the memory that is free, for one image
 
 
@@ -230,12 +230,13 @@ class _Restoring:
     def _strip_rows(self, height: int, width: int, image_bytes: int) -> int:
         """The strips' height: what the caches like, or less where the memory asks for it; about the same for all.
 
-        Weights are packed anew for a strip of another height, which costs where there are few strips.
+        Weights are packed anew for a strip of another height, which costs where there are few strips. An even height
+        is one of whole pairs of rows (`PairedKernel`).
         """
         assert isinstance(self.network, WRCAN)
         config = self.network.config
         row_size = 4 * config['num_feat'] * -(-width // SIZE_MULTIPLE)
-        rows = max(4, (CPU_STRIP if self.device.type == 'cpu' else GPU_STRIP) // row_size)
+        rows = max(4, (CPU_STRIP if self.device.type == 'cpu' else GPU_STRIP) // row_size // 2 * 2)
         budget = self.max_memory or int(FREE_SHARE * free_memory(self.device))
         unfolds = self.device.type == 'cpu' and not onednn_computes_in(self.dtype)
 
@@ -244,7 +245,7 @@ class _Restoring:
             return bytes_needed(config, (height, width), rows=rows, dtype=self.dtype, unfolds=unfolds) + images
 
         while rows > 1 and needed(rows) > budget:
-            rows //= 2
+            rows = rows // 4 * 2 or 1
         if needed(rows) > budget:
             hint = 'raise --max-memory (max_memory)' if self.max_memory else 'free some'
             raise InputError(
@@ -252,7 +253,8 @@ class _Restoring:
                 f'are there for it; scale the image down, or {hint}'
             )
         whole = -(-height // SIZE_MULTIPLE)
-        return -(-whole // -(-whole // rows))
+        even = -(-whole // -(-whole // rows))
+        return min(rows, even + even % 2)
 
 
 def _restore_finite(network: nn.Module, image: np.ndarray, result: np.ndarray, precision: str, **options) -> None:

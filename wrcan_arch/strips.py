@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .convolution import Convolution, Span
+from .convolution import Convolution, Span, empty_map
 from .wrcan_arch import (
     ATROUS_RATES,
     SIZE_MULTIPLE,
@@ -61,7 +61,7 @@ class Flow:
 
     def __init__(self, conv: Convolution, height: int, width: int) -> None:
         self.conv, self.height, self.width = conv, height, width
-        self.held = _empty_map(conv.in_channels, 0, width, like=conv.bias)  # input rows [top, stop)
+        self.held = empty_map(conv.in_channels, 0, width, like=conv.bias)  # input rows [top, stop)
         self.top = self.stop = self.done = 0  # done: output rows that were given
 
     def room(self, count: int) -> Tensor:
@@ -71,7 +71,7 @@ class Flow:
         kept = still_needed.shape[2]
         if kept + count > self.held.shape[2]:
             room_for_kept = kept or 2 * self.conv.rate  # so many rows, or fewer, are kept from the next time on
-            self.held = _empty_map(self.held.shape[1], room_for_kept + count, self.width, like=self.held)
+            self.held = empty_map(self.held.shape[1], room_for_kept + count, self.width, like=self.held)
         else:
             still_needed = still_needed.clone()  # it may overlap the place that it goes to
         self.held[:, :, :kept] = still_needed
@@ -86,7 +86,7 @@ class Flow:
         stop = stop if at_most is None else min(stop, start + at_most)
         self.done = stop
         if start == stop:
-            return _empty_map(conv.out_channels, 0, self.width // conv.stride, like=self.held)
+            return empty_map(conv.out_channels, 0, self.width // conv.stride, like=self.held)
         return conv(self.held, self.top, self.height, (start, stop))
 
     def __call__(self, rows: Tensor) -> Tensor:
@@ -316,16 +316,11 @@ def run_group(group: nn.Module, entry: Tensor, features: Tensor, branch: Tensor,
         entry[:, :, start:stop] += conv(features, 0, height, (start, stop))
 
 
-def _empty_map(channels: int, height: int, width: int, *, like: Tensor) -> Tensor:
-    shape = (1, channels, height, width)
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
-
-
 def _expand(network: WRCAN, strips: Iterator[Tensor], size: tuple[int, int], dtype: torch.dtype) -> Tensor:
     """f_EXP of the image, (1, 4F, H/4, W/4)."""
     encoding = Encoding(network, size, dtype)
     height, width = (side // SIZE_MULTIPLE for side in size)
-    out = _empty_map(4 * network.head.out_channels, height, width, like=encoding.expand.held)
+    out = empty_map(4 * network.head.out_channels, height, width, like=encoding.expand.held)
     done = 0
     for image in strips:
         expanded = encoding(image).expanded
