@@ -20,10 +20,12 @@ from torch import nn
 
 from wrcan_arch import WRCAN, InputError, cli, restore
 from wrcan_arch.checkpoint import write_weights
+from wrcan_arch.photos import bulk_restore
 from wrcan_arch.photos.bulk_restore import Options, Summary, in_thread, restore_photos
 from wrcan_arch.photos.files import check_writable, printable
 from wrcan_arch.photos.photo import Photo, read_photo, write_photo
 from wrcan_arch.photos.plan import plan
+from wrcan_arch.processes import Team
 from wrcan_arch.weights import SHIPPED
 
 FP32 = Options(precision='fp32')
@@ -149,6 +151,27 @@ def test_page_that_cannot_be_written_leaves_the_rest_told(tmp_path):
     summary = restore_photos(Same(), plan([save(tmp_path / 'a.png')], out=tmp_path / 'out'), options=options)
     assert summary.lines()[0] == '1 of 1 restored' and names(tmp_path / 'out') == ['a.png']
     assert len(summary.failures) == 1 and 'index.html: cannot be written' in summary.failures[0]
+
+
+def test_photograph_is_counted_while_it_is_computed_and_once(tmp_path, monkeypatch):
+    """One that is computed again in fp32 too, and one that cannot be read."""
+    monkeypatch.setattr(bulk_restore, 'TELL_AFTER', 0)
+    save(tmp_path / 'in' / '1.png', 1)
+    (tmp_path / 'in' / '2.png').write_text('broken')
+
+    def twice(_, image, *, progress, **options):
+        for share in (0.25, 0.75, 0.25, 0.5, 1):
+            progress(share)
+        return image
+
+    monkeypatch.setattr(bulk_restore, 'restore', twice)
+    team, counted = Team(), []
+    monkeypatch.setattr(team, 'add_done', counted.append)
+    jobs = plan([tmp_path / 'in'], out=tmp_path / 'out')
+    assert restore_photos(network(), jobs, options=Options(), team=team).attempted == 2
+    sizes = [Path(job.source).stat().st_size for job in jobs]
+    quarter, half = sizes[0] // 4, int(sizes[0] * 0.75)
+    assert counted == [quarter, half - quarter, sizes[0] - half, sizes[1]]
 
 
 def test_what_has_a_result_can_be_left_out(tmp_path):

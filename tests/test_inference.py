@@ -259,6 +259,16 @@ def test_strips_are_of_about_one_height(monkeypatch, height, rows):
     assert taken == [rows]
 
 
+@pytest.mark.parametrize('ensemble', [False, True])
+@pytest.mark.parametrize('mode', ['exact', 'chop'])
+def test_progress_is_told_over_a_batch_and_its_turns(mode, ensemble):
+    shares, image = [], torch.rand(2, 3, 9, 20)
+    restore(small_network(), image, mode=mode, ensemble=ensemble, precision='fp32', progress=shares.append)
+    assert shares == sorted(set(shares)) and shares[-1] == 1
+    parts = 16 if ensemble else 2
+    assert {part / parts for part in range(1, parts)} <= set(shares) and len(shares) % parts == 0
+
+
 @pytest.mark.parametrize(('dtype', 'peak'), [(np.uint8, 255), (np.uint16, 65535)])
 def test_arrays_come_back_rounded_and_clipped_in_their_own_type(dtype, peak):
     network = small_network()

@@ -70,6 +70,16 @@ def test_the_full_width_too_with_and_without_packed_weights(rows, may_pack, dtyp
     assert relative_error(in_strips(network, image, rows=rows, dtype=dtype), expected) < tolerance
 
 
+@pytest.mark.parametrize('block', ['wrca', 'res'])
+@pytest.mark.parametrize('size', [(1, 1), (130, 33)], ids=str)
+def test_progress_ends_with_all_done(block, size):
+    for rows in (3, 1000):
+        shares = []
+        in_strips(network_of(block), torch.rand(1, 3, *size), rows=rows, tell=shares.append)
+        assert shares == sorted(set(shares)) and shares[0] > 0 and shares[-1] == 1
+    assert len(shares) > 4, 'where a strip holds the whole image too'
+
+
 class LocalAttention(torch.nn.Module):
     """ChannelAttention with the mean of a window around each position, by its definition, on the whole map."""
 

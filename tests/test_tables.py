@@ -86,6 +86,7 @@ def test_result_of_other_images_another_network_or_protocol_is_not_set_against_t
     write(tmp_path, 'test_table2_row1', {'psnr': 28.0, 'ssim': 0.8}, weights=None, images=6)
     write(tmp_path, 'test_table2_row6', {'psnr': 29.0, 'ssim': 0.8}, protocol='exact bf16')
     write(tmp_path, 'test_table2_row3', {'psnr': 29.0, 'ssim': 0.8}, protocol='chop x8 fp32')
+    write(tmp_path, 'test_table2_row4', {'psnr': 29.0, 'ssim': 0.8}, protocol='local fp32')
     write(tmp_path, 'test_table2_row7', {'psnr': 4.76, 'ssim': 0.1}, images=6, network={'num_feat': 4, 'num_group': 1})
     compared = compare(tmp_path)
     found = cells(compared)
@@ -94,6 +95,7 @@ def test_result_of_other_images_another_network_or_protocol_is_not_set_against_t
         'test_table2_row1': 'not what the paper measured: images 6, not 3000',
         'test_table2_row6': 'not what the paper measured: protocol single, not x8',
         'test_table2_row3': 'not what the paper measured: protocol x8, not single',
+        'test_table2_row4': 'not what the paper measured: protocol local, not single',
         'test_table2_row7': 'not what the paper measured: images 6, not 3000; num_feat 4, not 64; num_group 1, not 4',
     }
     for name, note in notes.items():

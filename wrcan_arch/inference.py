@@ -177,10 +177,11 @@ class _Restoring:
         ensemble: bool,
         patch_size: int | None,
         max_memory: int | None,
+        progress: Callable[[float], None],
     ) -> None:
         self.network, self.dtype, self.mode, self.ensemble = network, dtype, mode, ensemble
         self.device = next(network.parameters()).device
-        self.max_memory = max_memory
+        self.max_memory, self.progress = max_memory, progress
         self.window = window_of(network, mode, patch_size)
         self.in_strips = mode in ('exact', 'local') and is_as_built(network)
         if max_memory is not None and not self.in_strips:
@@ -194,13 +195,19 @@ class _Restoring:
             self._run(image, result, _store, must_be_finite)
             return
         total = np.zeros(image.shape, np.float32)
-        for turn in ALL_TURNS:
-            self._run(turn(image), turn(total), _add, must_be_finite)
+        for number, turn in enumerate(ALL_TURNS):
+            self._run(turn(image), turn(total), _add, must_be_finite, turns_done=number)
         for start, stop in spans(len(total), 256):
             _store(result, (start, stop), total[start:stop] / len(ALL_TURNS))
 
-    def _run(self, image: np.ndarray, result: np.ndarray, write: Write, must_be_finite: bool) -> None:
+    def _run(
+        self, image: np.ndarray, result: np.ndarray, write: Write, must_be_finite: bool, turns_done: int = 0
+    ) -> None:
         height, width = image.shape[:2]
+        turns = len(ALL_TURNS) if self.ensemble else 1
+
+        def tell(share: float) -> None:
+            self.progress((turns_done + share) / turns)
 
         def read(span: Span) -> Tensor:
             rows = image[slice(*span)].astype(np.float32) / np.float32(PEAKS.get(image.dtype, 1))
@@ -215,10 +222,18 @@ class _Restoring:
             assert isinstance(self.network, WRCAN)
             rows = self._strip_rows(height, width, image.itemsize + result.itemsize)
             restore_in_strips(
-                self.network, read, write_tensor, (height, width), rows=rows, window=self.window, dtype=self.dtype
+                self.network,
+                read,
+                write_tensor,
+                (height, width),
+                rows=rows,
+                window=self.window,
+                dtype=self.dtype,
+                tell=tell,
             )
         else:
             write_tensor((0, height), self._whole(read((0, height)).to(self.device)))
+            tell(1)
 
     def _whole(self, image: Tensor) -> Tensor:
         if self.mode == 'input':  # the row of Table 2 that every other is compared with
@@ -281,6 +296,7 @@ def restore(
     precision: str = ...,
     patch_size: int | None = ...,
     max_memory: int | None = ...,
+    progress: Callable[[float], None] = ...,
 ) -> Tensor: ...
 @overload
 def restore(
@@ -292,11 +308,22 @@ def restore(
     precision: str = ...,
     patch_size: int | None = ...,
     max_memory: int | None = ...,
+    progress: Callable[[float], None] = ...,
 ) -> np.ndarray: ...
 
 
 @torch.no_grad()
-def restore(network, image, *, mode='exact', ensemble=False, precision='auto', patch_size=None, max_memory=None):
+def restore(
+    network,
+    image,
+    *,
+    mode='exact',
+    ensemble=False,
+    precision='auto',
+    patch_size=None,
+    max_memory=None,
+    progress=lambda share: None,
+):
     """Restore one image, or a batch of one size.
 
     Args:
@@ -312,12 +339,16 @@ def restore(network, image, *, mode='exact', ensemble=False, precision='auto', p
         patch_size: of the training, for 'local', in pixels; by default what the weights' file says.
         max_memory: bytes to work in, above the weights and the results of a batch; by default most of what is free. An
             image that needs more is an InputError.
+        progress: is given the share of the work that is done, up to 1: after each strip in 'exact' and 'local', after
+            each image or turn in the others. It starts over where an image is computed again in fp32, and runs ahead of
+            a GPU.
 
     Returns:
         The same kind, shape and type as `image`: floats neither clamped nor rounded, integers rounded and clipped.
     """
     options = {'mode': mode, 'ensemble': ensemble, 'patch_size': patch_size, 'max_memory': max_memory}
     check_request(precision=precision, **options)
+    options['progress'] = progress
     device = next(network.parameters()).device
     for name, weight in network.named_parameters():
         if weight.dtype != torch.float32 or weight.device != device or weight.is_meta:
@@ -345,8 +376,9 @@ def restore(network, image, *, mode='exact', ensemble=False, precision='auto', p
             shape = tuple(image.shape)
             raise InputError(f'an image tensor must be float (B, {channels}, H, W), not {image.dtype} {shape}')
         results = np.empty(image.shape, np.float32)
-        for one, result in zip(image.detach().to('cpu', torch.float32).numpy(), results, strict=True):
-            _restore_finite(network, one.transpose(1, 2, 0), result.transpose(1, 2, 0), precision, **options)
+        for number, one in enumerate(image.detach().to('cpu', torch.float32).numpy()):
+            options['progress'] = lambda share, number=number: progress((number + share) / len(results))
+            _restore_finite(network, one.transpose(1, 2, 0), results[number].transpose(1, 2, 0), precision, **options)
         return torch.from_numpy(results).to(image.device, image.dtype)
 
 

@@ -21,7 +21,7 @@ from .errors import InputError, RunError
 
 Job = TypeVar('Job', bound=tuple[str, ...])  # what it is made of tells it from the others
 
-PATIENCE = 6 * 3600  # seconds without a photograph finished anywhere, after which a process is given up
+PATIENCE = 6 * 3600  # seconds without any work done anywhere, after which a process is given up
 JOINING = timedelta(minutes=5)  # that all processes have to start in
 ASKING = timedelta(seconds=5)  # that a process with an error takes to find out whether others have one
 STARTED_BY_TORCHRUN = 'TORCHELASTIC_RUN_ID'

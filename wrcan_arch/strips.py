@@ -196,6 +196,36 @@ def _decode(upsampled: Tensor, skips: Queue, conv: Flow) -> Tensor:
     return F.relu_(conv.out())
 
 
+class Progress:
+    """Tells what share of an image's work is done, counted in the convolutions' products for a column of features.
+
+    Attributes:
+        encoder, decoder: the products that one pass takes for a row of the features.
+    """
+
+    def __init__(self, network: WRCAN, height: int, tell: Callable[[float], None]) -> None:
+        outer, inner = network.encoders
+        assert isinstance(outer, Encoder) and isinstance(inner, Encoder)  # a ModuleList forgets their type
+        whole, half, quarter = (network.head, outer.conv), (outer.down, inner.conv), (inner.down, network.expand)
+        self.encoder = 16 * weights_of(*whole) + 4 * weights_of(*half) + weights_of(*quarter)
+        outer, inner = network.decoders
+        assert isinstance(outer, Decoder) and isinstance(inner, Decoder)
+        whole, half, quarter = (outer.conv, network.tail), (inner.conv, outer.up), (network.body_conv, inner.up)
+        self.decoder = 16 * weights_of(*whole) + 4 * weights_of(*half) + weights_of(*quarter)
+        self.total = (2 * self.encoder + weights_of(network.groups) + self.decoder) * height // SIZE_MULTIPLE
+        self.done, self.tell = 0, tell
+
+    def add(self, products: int) -> None:
+        self.done += products
+        self.tell(self.done / self.total)
+
+
+def weights_of(*modules: nn.Module) -> int:
+    """How many weights their convolutions have, each of which is a product for every position of the output."""
+    convs = (conv for module in modules for conv in module.modules() if isinstance(conv, nn.Conv2d))
+    return sum(conv.weight.numel() for conv in convs)
+
+
 def spans(height: int, rows: int) -> Iterator[Span]:
     """[0, height) in strips."""
     for start in range(0, height, rows):
@@ -214,7 +244,9 @@ class Update:
             self.done = stop
 
 
-def run_branch(block: ResidualBlock, features: Tensor, update: Update, out: Tensor, rows: int) -> Tensor:
+def run_branch(
+    block: ResidualBlock, features: Tensor, update: Update, out: Tensor, rows: int, progress: Progress
+) -> Tensor:
     """The block's branch of `features` (1, C, H, W), in strips, into `out`; returns its sum (1, C, 1, 1) in float32.
 
     Rows of `out` are written only after `update` has passed them: it may still read what `out` held before.
@@ -224,7 +256,7 @@ def run_branch(block: ResidualBlock, features: Tensor, update: Update, out: Tens
     height, width = features.shape[2:]
     parallel = [Convolution(conv, dtype) for conv in layers[0]]
     last = Flow(Convolution(layers[1], dtype), height, width)
-    reach = max(conv.rate for conv in parallel)
+    reach, products = max(conv.rate for conv in parallel), weights_of(block)
     total = torch.zeros(1, out.shape[1], 1, 1, dtype=torch.float32, device=features.device)
     for start, stop in spans(height, rows):
         update.until(min(stop + reach, height))
@@ -235,6 +267,7 @@ def run_branch(block: ResidualBlock, features: Tensor, update: Update, out: Tens
         part = last.out()
         out[:, :, done : last.done] = part
         total += part.sum((2, 3), keepdim=True, dtype=torch.float32)
+        progress.add(products * (stop - start))
     return total
 
 
@@ -293,7 +326,15 @@ def attend(attention: nn.Module, total: Tensor, features: Tensor, branch: Tensor
     return Update(lambda span: add(span, attention.weights(means(span)).to(features.dtype)[..., places]))
 
 
-def run_group(group: nn.Module, entry: Tensor, features: Tensor, branch: Tensor, rows: int, window: int | None) -> None:
+def run_group(
+    group: nn.Module,
+    entry: Tensor,
+    features: Tensor,
+    branch: Tensor,
+    rows: int,
+    window: int | None,
+    progress: Progress,
+) -> None:
     """A residual group, in place: entry += Conv(blocks(entry)). `features` and `branch` are maps to work in."""
     height = entry.shape[2]
 
@@ -305,7 +346,7 @@ def run_group(group: nn.Module, entry: Tensor, features: Tensor, branch: Tensor,
     assert isinstance(group, ResidualGroup)  # a Sequential forgets their type
     for block in group.blocks:
         assert isinstance(block, ResidualBlock)
-        total = run_branch(block, features, update, branch, rows)
+        total = run_branch(block, features, update, branch, rows, progress)
         update = attend(block.attention, total, features, branch, window)
         if window is not None:  # a window reads rows of the branch that the next pass would write over
             for _, stop in spans(height, max(1, rows // 4)):
@@ -314,9 +355,12 @@ def run_group(group: nn.Module, entry: Tensor, features: Tensor, branch: Tensor,
     for start, stop in spans(height, rows):
         update.until(min(stop + conv.rate, height))
         entry[:, :, start:stop] += conv(features, 0, height, (start, stop))
+        progress.add(weights_of(group.conv) * (stop - start))
 
 
-def _expand(network: WRCAN, strips: Iterator[Tensor], size: tuple[int, int], dtype: torch.dtype) -> Tensor:
+def _expand(
+    network: WRCAN, strips: Iterator[Tensor], size: tuple[int, int], dtype: torch.dtype, progress: Progress
+) -> Tensor:
     """f_EXP of the image, (1, 4F, H/4, W/4)."""
     encoding = Encoding(network, size, dtype)
     height, width = (side // SIZE_MULTIPLE for side in size)
@@ -326,6 +370,7 @@ def _expand(network: WRCAN, strips: Iterator[Tensor], size: tuple[int, int], dty
         expanded = encoding(image).expanded
         out[:, :, done : done + expanded.shape[2]] = expanded
         done += expanded.shape[2]
+        progress.add(progress.encoder * image.shape[2] // SIZE_MULTIPLE)
     return out
 
 
@@ -368,6 +413,7 @@ def restore_in_strips(
     rows: int,
     window: int | None = None,
     dtype: torch.dtype = torch.float32,
+    tell: Callable[[float], None] = lambda share: None,
 ) -> None:
     """Restore one image.
 
@@ -379,6 +425,7 @@ def restore_in_strips(
         rows: the strips' height, in rows of the features at a quarter of the size. It changes time and memory alone.
         window: pool the attention over a window of that many positions a side, instead of the whole image.
         dtype: what is computed in, except for what of the image goes past the network: that is fp32.
+        tell: is given the share of the work that is done, up to 1, after each strip.
     """
     height, width = size
     device = network.head.weight.device
@@ -393,10 +440,11 @@ def restore_in_strips(
         return image.contiguous(memory_format=torch.channels_last)
 
     strips = list(spans(padded[0], _end_rows(network.head.out_channels, padded[1])))
-    entry = _expand(network, map(read_padded, strips), padded, dtype)
+    progress = Progress(network, padded[0], tell)
+    entry = _expand(network, map(read_padded, strips), padded, dtype, progress)
     features, branch = torch.empty_like(entry), torch.empty_like(entry)
     for group in network.groups:
-        run_group(group, entry, features, branch, rows, window)
+        run_group(group, entry, features, branch, rows, window, progress)
     del features, branch
 
     encoding, decoding = Encoding(network, padded, dtype), Decoding(network, padded, dtype, entry)
@@ -407,3 +455,4 @@ def restore_in_strips(
         if stop > done:
             write((done, stop), restored[:, :, : stop - done, :width])
         done = stop
+        progress.add((progress.encoder + progress.decoder) * image.shape[2] // SIZE_MULTIPLE)

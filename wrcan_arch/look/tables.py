@@ -132,7 +132,7 @@ def _not_the_papers(row: Row, found: Found) -> str:
     """What the result was measured on that the row was not; '' where the two can be compared."""
     network = {**WRCAN, **found.network}  # what options leave out is as WRCAN has it
     mode, *more = found.protocol.split()
-    protocol = 'input' if mode == 'input' else 'x8' if 'x8' in more else 'single'
+    protocol = mode if mode in ('input', 'local') else 'x8' if 'x8' in more else 'single'
     here = {'protocol': protocol, 'images': found.images, **{name: network[name] for name in row.network}}
     paper = {'protocol': row.protocol, 'images': FRAMES, **row.network}
     differences = [f'{name} {here[name]}, not {paper[name]}' for name in paper if here[name] != paper[name]]

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,6 +31,7 @@ T = TypeVar('T')
 R = TypeVar('R')
 
 INFERENCE_OPTIONS = ('mode', 'ensemble', 'precision', 'patch_size', 'max_memory')
+TELL_AFTER = 0.2  # seconds between two looks at how far a photograph is
 NAMES_SHOWN = 3  # of the photographs that a warning is about
 NO_MEMORY = re.compile('out of memory|not enough memory|allocate memory')  # in PyTorch's messages
 
@@ -156,12 +158,12 @@ def _read(options: Options, trained_quality: int | list[int] | None, work: Work)
         )
 
 
-def _compute(network: nn.Module, options: Options, work: Work) -> None:
+def _compute(network: nn.Module, options: Options, progress: Callable[[float], None], work: Work) -> None:
     before = work.photo.pixels
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         try:
-            after = restore(network, before, **options.inference())
+            after = restore(network, before, progress=progress, **options.inference())
         except InputError as error:
             raise InputError(f'{work.job.source}: {error}') from error
     work.warnings += [str(warning.message) for warning in caught if warning.category is RuntimeWarning]
@@ -241,17 +243,22 @@ def restore_photos(
             else:
                 yield Work(job)
 
-    def written(work: Work) -> tuple[Job, Summary]:
-        return work.job, _attempt(partial(_write, options), work).summary()  # and the pixels are let go
+    def written(work: Work) -> Summary:
+        return _attempt(partial(_write, options), work).summary()  # and the pixels are let go
+
+    bar = _progress_bar(team, jobs)
+
+    def computed(work: Work) -> Work:
+        bar.set_postfix_str(printable(Path(work.job.source).name), refresh=False)
+        tally = _Tally(team, _size(work.job), bar)
+        work = _attempt(partial(_compute, network, options, tally), work)
+        tally(1)
+        return work
 
     decoded = in_thread(partial(_attempt, partial(_read, options, trained_quality)), wanted())
-    computed = map(partial(_attempt, partial(_compute, network, options)), decoded)
-    with _progress_bar(team, jobs) as bar:
-        for job, outcome in in_thread(written, computed):
+    with bar:
+        for outcome in in_thread(written, map(computed, decoded)):
             summary.add(outcome)
-            team.add_done(_size(job))
-            bar.set_postfix_str(printable(Path(job.source).name), refresh=False)
-            bar.update(team.done() - bar.n)
         messages = team.gather(summary.to_json(), waiting=lambda: bar.update(team.done() - bar.n))
     if not messages:
         return None
@@ -274,12 +281,31 @@ def _is_done(job: Job, options: Options) -> bool:
     return options.compare is None or any(map(os.path.lexists, pictures_of(options.compare, job.source)))
 
 
+class _Tally:
+    """Counts one photograph as done while it is computed, and shows what all processes have done."""
+
+    def __init__(self, team: Team, size: int, bar: tqdm) -> None:
+        self.team, self.size, self.bar = team, size, bar
+        self.counted, self.told = 0, time.monotonic()
+
+    def __call__(self, share: float) -> None:
+        now = time.monotonic()
+        if share < 1 and now - self.told < TELL_AFTER:
+            return
+        self.told = now
+        if (more := int(share * self.size) - self.counted) > 0:  # it starts over where fp32 has to do it again
+            self.team.add_done(more)
+            self.counted += more
+        self.bar.update(self.team.done() - self.bar.n)
+
+
 def _progress_bar(team: Team, jobs: Sequence[Job]) -> tqdm:
     """One for all processes, shown by the first; its length is the photographs' size."""
     shown = team.rank == 0
     return tqdm(
         total=sum(map(_size, jobs)) if shown else None,
         disable=not shown,
+        miniters=1,
         bar_format='restore: {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}',
     )
 
