@@ -78,8 +78,8 @@ def find_videos(inputs: list[Path]) -> dict[str, Path]:
         found = [entry]
         if entry.is_dir():
             inside = list(walk(entry))
-            found = [path for folder, names in inside for path in map(folder.joinpath, names) if is_video(path)]
-            found += [folder for folder, _ in inside if holds_frames(folder)]
+            found = sorted(path for folder, names in inside for path in map(folder.joinpath, names) if is_video(path))
+            found += sorted(folder for folder, _ in inside if holds_frames(folder))
         for path in found:
             parts = (entry.resolve().name, *path.relative_to(entry).parts)
             name = key_for('_'.join(parts).removesuffix('' if path.is_dir() else path.suffix))

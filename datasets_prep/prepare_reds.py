@@ -32,7 +32,6 @@ from tqdm import tqdm
 
 import pairs
 from wrcan_arch.errors import InputError
-from wrcan_arch.folders import walk
 from wrcan_arch.train.lmdb_store import RAW_ENDING, StoreWriter, in_own_process, open_store, verify_store
 
 SEQUENCES = {'train': 240, 'val': 30, 'test': 30}
@@ -91,6 +90,9 @@ def frames_in_files(files: list[Path]) -> Iterator[tuple[str, Frame]]:
 
 
 def files_under(downloads: list[Path]) -> list[Path]:
+    def refuse(error: OSError) -> None:
+        raise error
+
     files = []
     for download in downloads:
         if not download.exists():
@@ -98,7 +100,8 @@ def files_under(downloads: list[Path]) -> list[Path]:
         if download.is_file():
             files.append(download.absolute())
         else:
-            files += [place / name for place, names in walk(download.absolute()) for name in names]
+            for place, _, names in os.walk(download.absolute(), onerror=refuse, followlinks=True):
+                files += [Path(place, name) for name in names]
     return sorted(files)
 
 

@@ -88,6 +88,7 @@ def test_rows_are_computed_in_pairs_where_that_pays(of_pairs, channels, dtype, s
         products = [product.packed for product in conv.paired.products]
         assert None not in products
         conv(image, 0, 16, (2, 4))
+        conv(image, 0, 16, (4, 6))
         assert all(a is b.packed for a, b in zip(products, conv.paired.products, strict=True))
         exact = deepcopy(plain).double()(image.double())[:, :, 1:3]
         of_pairs, of_nine = ((each - exact).abs().mean() for each in (rows, conv.kernel(image[:, :, :4])))

@@ -38,12 +38,16 @@ def test_links_into_the_folder_and_above_it_are_not():
     Path('in/a/up').symlink_to('../..')
     Path('in/a/beside').symlink_to('../b')
     Path('in/a/self').symlink_to('self')
+    Path('in/.current').symlink_to('b')
+    Path('in/0').symlink_to('b')  # comes before b
     assert found() == ['in/a/1.jpg', 'in/a/self', 'in/b/2.jpg'], 'b under its own name; self is no folder'
 
 
 def test_folders_to_avoid_are_left_out_however_they_are_reached():
     Path('in/linked').symlink_to('../disk')
+    Path('in/below').symlink_to('../disk/more')
     assert found(avoid={real('disk'), real('in/b')}) == ['in/a/1.jpg']
+    assert found('disk/more', avoid={real('disk')}) == ['disk/more/5.jpg'], 'it was asked for'
 
 
 def test_folder_that_cannot_be_read_is_an_error_or_told():

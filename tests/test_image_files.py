@@ -47,3 +47,12 @@ def test_size_is_read_from_the_header(tmp_path):
     cv2.imwrite(str(tmp_path / 'a.png'), np.zeros((3, 5, 3), np.uint8))
     (tmp_path / 'b.png').write_text('no image')
     assert [size_of_image(tmp_path / name) for name in ('a.png', 'b.png', 'c.png')] == [(3, 5), (), ()]
+
+
+def test_folder_that_cannot_be_read_is_no_empty_one(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, 'Permission denied', path)
+
+    monkeypatch.setattr('os.scandir', refuse)
+    with pytest.raises(InputError, match=r'cannot be read \(Permission denied\)$'):
+        images_under(tmp_path)

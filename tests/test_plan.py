@@ -3,7 +3,6 @@ import io
 import os
 import sys
 from pathlib import Path
-from unittest import mock
 
 import pytest
 
@@ -180,28 +179,32 @@ def test_links_that_lead_nowhere_are_told_when_they_are_read():
     assert {'gone.jpg', 'loop.jpg'} <= {job.source for job in plan(['*.jpg'])}
 
 
-def test_folder_that_cannot_be_read_is_no_empty_one():
-    Path('deep').mkdir()
-    unreadable = mock.patch('os.scandir', side_effect=PermissionError(13, 'Permission denied', 'deep'))
-    with unreadable, pytest.raises(PermissionError):
-        plan(['deep'])
-
-
-def test_folder_below_that_cannot_be_read_stands_for_its_photographs():
-    for name in ('in/deep/b.jpg', 'in/z/c.jpg'):
+@pytest.fixture
+def unreadable(monkeypatch):
+    for name in ('in/shut.1/b.jpg', 'in/shut.2/b.jpg', 'in/z/c.jpg'):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).touch()
     scandir = os.scandir
 
     def refuse(path):
-        if Path(path) == Path('in/deep'):
+        if Path(path).name.startswith('shut'):
             raise PermissionError(13, 'Permission denied', path)
         return scandir(path)
 
-    with mock.patch('os.scandir', refuse):
-        assert [job.source for job in plan(['in'])][-2:] == ['in/z/c.jpg', 'in/deep']
-        with pytest.raises(InputError, match=r'in/deep: cannot be read \(Permission denied\)'):
-            read_photo('in/deep')
+    monkeypatch.setattr('os.scandir', refuse)
+
+
+def test_folders_that_cannot_be_read_are_told_and_the_others_planned(unreadable):
+    for entries in (['in'], ['in/*'], ['in/shut.1', 'in/shut.2', 'in/z']):
+        told = []
+        assert plan(entries, out=Path('out'), unreadable=told)[-1].source == 'in/z/c.jpg'
+        assert told == [f'in/shut.{number}: cannot be read (Permission denied)' for number in (1, 2)]
+
+
+def test_folder_that_cannot_be_read_is_no_empty_one(unreadable):
+    for entries, options in ((['in'], {}), (['in/shut.1'], {'unreadable': []}), (['in/shut*'], {'unreadable': []})):
+        with pytest.raises(InputError, match=r'in/shut.1: cannot be read \(Permission denied\)'):
+            plan(entries, **options)
 
 
 def test_nothing_to_restore_is_an_error():

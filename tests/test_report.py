@@ -25,7 +25,8 @@ LOG = """2026-01-01 10:00:00,000 INFO: [small..][epoch:  0, iter:       1, lr:(1
 
 def test_curves_are_what_the_logs_say_and_a_later_log_counts(tmp_path):
     (tmp_path / 'train_small_20260101_100000.log').write_text(LOG)
-    (tmp_path / 'train_small_20260102_100000.log').write_text(LOG.replace('5.0251e-01', '4.0e-01').splitlines()[1])
+    later = LOG.replace('5.0251e-01', '4.0e-01').splitlines()[1].encode() + b'\n/data/caf\xe9 is not of UTF-8'
+    (tmp_path / 'train_small_20260102_100000.log').write_bytes(later)
     curves = read_curves(tmp_path)
     assert curves.losses == {'l_pix': [(1, 0.61602), (1200, 0.4)], 'l_ae': [(1, 0.04876), (1200, 0.034787)]}
     assert curves.metrics == {'psnr': [(1200, 26.6165)], 'ssim': [(1200, 0.8034)]}

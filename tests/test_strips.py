@@ -58,11 +58,13 @@ def test_every_strip_height_gives_the_whole_image(block, size, end_strip, monkey
 
 
 @pytest.mark.parametrize('rows', [1, 4, 1000])
-@pytest.mark.parametrize('may_pack', [True, False])
+@pytest.mark.parametrize('how', ['packed', 'in pairs', 'plain'])
 @pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
-def test_the_full_width_too_with_and_without_packed_weights(rows, may_pack, dtype, tolerance, monkeypatch):
-    if not may_pack:
+def test_the_full_width_too_however_it_convolves(rows, how, dtype, tolerance, monkeypatch):
+    if how == 'plain':
         monkeypatch.setattr('wrcan_arch.convolution.packs_weights', lambda *_: False)
+    if how == 'in pairs':
+        monkeypatch.setattr('wrcan_arch.convolution.PAIRED_POSITIONS', 0)
     torch.manual_seed(0)
     network, image = WRCAN(num_group=1, num_block=1).eval(), torch.rand(1, 3, 45, 62)
     with torch.no_grad():
@@ -137,7 +139,13 @@ WIDE = (200, 12_000)  # encoder and decoder take more than the blocks
 
 @pytest.mark.parametrize(
     ('num_feat', 'dtype', 'size'),
-    [(16, 'float32', (600, 2400)), (16, 'bfloat16', (600, 2400)), (16, 'float32', WIDE), (128, 'float32', (64, 64))],
+    [
+        (16, 'float32', (600, 2400)),
+        (16, 'bfloat16', (600, 2400)),
+        (16, 'float32', WIDE),
+        (128, 'float32', (64, 64)),
+        (64, 'float32', (256, 1024)),  # the first whose convolutions compute rows in pairs
+    ],
 )
 def test_memory_stays_within_what_was_said(num_feat, dtype, size):
     """In a process of its own: the peak of its resident memory while it restores one image."""

@@ -52,6 +52,7 @@ def restore(arguments: argparse.Namespace) -> int:
     team = Team.from_environment()
     if team.noted_before_restart('told failures'):  # all is done and told; torchrun starts again whatever ends with 1
         return 1
+    unreadable: list[str] = []
     jobs = plan(
         arguments.photos,
         listed=read_list(arguments.list, processes=team.size) if arguments.list else (),
@@ -59,6 +60,7 @@ def restore(arguments: argparse.Namespace) -> int:
         compare=arguments.compare,
         format=arguments.format,
         skip_existing=arguments.skip_existing,
+        unreadable=unreadable,
     )
     network = load_network(arguments.weights or SHIPPED['small'])
     if torch.cuda.is_available():
@@ -69,6 +71,7 @@ def restore(arguments: argparse.Namespace) -> int:
         summary = restore_photos(network, jobs, options=options, team=team)
     if summary is None:  # the first process tells it
         return 0
+    summary.failures += unreadable
     for failure in summary.failures:
         print(printable(failure), file=sys.stderr)
     if summary.failures:

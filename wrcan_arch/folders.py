@@ -23,7 +23,7 @@ def walk(
 
     Args:
         folder: with its own name, which may be a hidden one.
-        avoid: `real` folders that are left out.
+        avoid: `real` folders that are left out, and links to what is below them.
         on_error: takes the OSError of a folder that cannot be read.
     """
     top = real(folder)
@@ -31,9 +31,12 @@ def walk(
 
     def is_taken(path: Path) -> bool:
         found = real(path)
-        taken = path.name[0] != '.' and found not in left_out and not (path.is_symlink() and top in found.parents)
+        if path.name[0] == '.' or found in left_out:
+            return False
+        if path.is_symlink() and not {top, *avoid}.isdisjoint(found.parents):
+            return False
         left_out.add(found)
-        return taken
+        return True
 
     for here, folders, files in os.walk(folder, onerror=on_error, followlinks=True):
         folders[:] = [name for name in sorted(folders) if is_taken(Path(here, name))]

@@ -186,8 +186,9 @@ class Team:
         while (number := self.store.add('taken', 1) - 1) < len(jobs):
             yield jobs[number]
 
-    def add_done(self, amount: int) -> None:
-        self.store.add('done', amount)
+    def add_done(self, amount: int) -> int:
+        """How much all of them have done with that."""
+        return self.store.add('done', amount)
 
     def done(self) -> int:
         """How much all of them have done."""

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import sys
 import time
 import warnings
 from collections import Counter
@@ -32,6 +33,8 @@ R = TypeVar('R')
 
 INFERENCE_OPTIONS = ('mode', 'ensemble', 'precision', 'patch_size', 'max_memory')
 TELL_AFTER = 0.2  # seconds between two looks at how far a photograph is
+LOG_AFTER = 30  # seconds between two lines of the bar where it is no terminal's
+COMPUTING = 0.98  # of a photograph's work, about; the rest is to write it
 NAMES_SHOWN = 3  # of the photographs that a warning is about
 NO_MEMORY = re.compile('out of memory|not enough memory|allocate memory')  # in PyTorch's messages
 
@@ -243,22 +246,22 @@ def restore_photos(
             else:
                 yield Work(job)
 
-    def written(work: Work) -> Summary:
-        return _attempt(partial(_write, options), work).summary()  # and the pixels are let go
-
     bar = _progress_bar(team, jobs)
 
-    def computed(work: Work) -> Work:
+    def computed(work: Work) -> tuple[Work, _Tally]:
         bar.set_postfix_str(printable(Path(work.job.source).name), refresh=False)
-        tally = _Tally(team, _size(work.job), bar)
-        work = _attempt(partial(_compute, network, options, tally), work)
-        tally(1)
-        return work
+        tally = _Tally(team, work.job, bar)
+        return _attempt(partial(_compute, network, options, tally), work), tally
+
+    def written(made: tuple[Work, _Tally]) -> tuple[Summary, _Tally]:
+        work, tally = made
+        return _attempt(partial(_write, options), work).summary(), tally  # and the pixels are let go
 
     decoded = in_thread(partial(_attempt, partial(_read, options, trained_quality)), wanted())
     with bar:
-        for outcome in in_thread(written, map(computed, decoded)):
+        for outcome, tally in in_thread(written, map(computed, decoded)):
             summary.add(outcome)
+            tally.finish()
         messages = team.gather(summary.to_json(), waiting=lambda: bar.update(team.done() - bar.n))
     if not messages:
         return None
@@ -284,19 +287,26 @@ def _is_done(job: Job, options: Options) -> bool:
 class _Tally:
     """Counts one photograph as done while it is computed, and shows what all processes have done."""
 
-    def __init__(self, team: Team, size: int, bar: tqdm) -> None:
-        self.team, self.size, self.bar = team, size, bar
+    def __init__(self, team: Team, job: Job, bar: tqdm) -> None:
+        self.team, self.size, self.bar = team, _size(job), bar
         self.counted, self.told = 0, time.monotonic()
 
     def __call__(self, share: float) -> None:
+        """`share` of the computing is done."""
         now = time.monotonic()
-        if share < 1 and now - self.told < TELL_AFTER:
-            return
-        self.told = now
-        if (more := int(share * self.size) - self.counted) > 0:  # it starts over where fp32 has to do it again
-            self.team.add_done(more)
-            self.counted += more
-        self.bar.update(self.team.done() - self.bar.n)
+        if share == 1 or now - self.told >= TELL_AFTER:
+            self.told = now
+            self._count(int(share * COMPUTING * self.size))
+
+    def finish(self) -> None:
+        """The result is written, or has failed."""
+        self._count(self.size)
+
+    def _count(self, amount: int) -> None:
+        if amount > self.counted:  # the computing starts over where fp32 has to do it again
+            done = self.team.add_done(amount - self.counted)
+            self.counted = amount
+            self.bar.update(done - self.bar.n)
 
 
 def _progress_bar(team: Team, jobs: Sequence[Job]) -> tqdm:
@@ -306,6 +316,7 @@ def _progress_bar(team: Team, jobs: Sequence[Job]) -> tqdm:
         total=sum(map(_size, jobs)) if shown else None,
         disable=not shown,
         miniters=1,
+        mininterval=TELL_AFTER if sys.stderr and sys.stderr.isatty() else LOG_AFTER,
         bar_format='restore: {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}',
     )
 

@@ -11,7 +11,6 @@ memory beyond the pixels handed in or out):
 Pillow takes 8 of 16 bits of a colour photograph without a word; OpenCV knows no CMYK and no profiles.
 """
 
-import os
 import re
 import stat
 from dataclasses import dataclass, field, replace
@@ -107,9 +106,7 @@ def read_photo(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Photo:
     """
     path = Path(path)
     try:
-        if not stat.S_ISREG(mode := path.stat().st_mode):  # a pipe would be waited for
-            if stat.S_ISDIR(mode):
-                os.scandir(path).close()  # PermissionError, of one that stands for the photographs in it
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
             raise InputError('not a file')
         with path.open('rb', buffering=0) as file:
             return _read(file, max_pixels)

@@ -33,6 +33,7 @@ def plan(
     compare: Path | None = None,
     format: str | None = None,
     skip_existing: bool = False,
+    unreadable: list[str] | None = None,
 ) -> list[Job]:
     """Every photograph and where its restored one goes.
 
@@ -46,18 +47,22 @@ def plan(
         format: of the results; None: the photograph's own where it can be written, else PNG.
         skip_existing: what is there is left as it is, so a result named among the photographs (a shell's *.jpg does)
             can be passed over.
+        unreadable: takes what to say of each folder that cannot be read; None: the first is an InputError.
 
     Raises:
         InputError: there is nothing to restore, or a result would overwrite a photograph or another result.
     """
+    told: list[str] = [] if unreadable is None else unreadable
     if format is not None and format not in ENDINGS:
         raise InputError(f"format '{format}' is not one of {', '.join(ENDINGS)}")
     avoid = {real(folder) for folder in (out, compare) if folder is not None}
     jobs: dict[str, Job] = {}
-    for source, below in _sources(entries, listed, out is None, avoid):
+    for source, below in _sources(entries, listed, out is None, avoid, told):
         name = Path(source.stem + _result_ending(source, format))
         target = out / below / name if out else source.with_name(name.stem + RESTORED + name.suffix)
         jobs.setdefault(str(real(source.parent) / source.name), Job(str(source), str(target)))
+    if told and (unreadable is None or not jobs):
+        raise InputError(told[0])
     if not jobs:
         raise InputError('no photographs were given; name some, or folders, or a --list FILE that has some')
     wanted = list(jobs.values())
@@ -90,7 +95,7 @@ def read_list(path: str, *, processes: int = 1) -> Iterator[str]:
 
 
 def _sources(
-    entries: Iterable[Path | str], listed: Iterable[str], beside: bool, avoid: set[Path]
+    entries: Iterable[Path | str], listed: Iterable[str], beside: bool, avoid: set[Path], unreadable: list[str]
 ) -> Iterator[tuple[Path, Path]]:
     """Each photograph, and the folder below the results' that its result goes to."""
 
@@ -102,8 +107,9 @@ def _sources(
             raise InputError('an empty name was given, where a photograph or folder should be')
         entry = Path(named)
         if entry.is_dir():
-            photos = [photo for photo in _photos_in(entry, avoid) if not is_result(photo)]
-            if not photos:
+            before = len(unreadable)
+            photos = [photo for photo in _photos_in(entry, avoid, unreadable) if not is_result(photo)]
+            if not photos and len(unreadable) == before:
                 raise InputError(f'{entry}: no photographs in it ({" ".join(PHOTO_ENDINGS)})')
             yield from ((photo, photo.parent.relative_to(entry)) for photo in photos)
         elif entry.exists() or entry.is_symlink():  # one that leads nowhere is told when it is read
@@ -111,39 +117,33 @@ def _sources(
         else:
             fixed = Path(*takewhile(lambda part: not glob.has_magic(part), entry.parts))
             below = {folder for folder in avoid if real(fixed) in folder.parents}  # or there would be no photograph
-            found = [photo for photo in _photos_like(entry, below) if not is_result(photo)]
-            if not found:
+            before = len(unreadable)
+            found = [photo for photo in _photos_like(entry, below, unreadable) if not is_result(photo)]
+            if not found and len(unreadable) == before:
                 raise InputError(f'{entry}: no such photograph or folder')
             yield from ((photo, photo.parent.relative_to(fixed)) for photo in found)
     for path in map(Path, listed):
         yield path, path_below(path).parent
 
 
-def _photos_like(pattern: Path, avoid: set[Path]) -> Iterator[Path]:
+def _photos_like(pattern: Path, avoid: set[Path], unreadable: list[str]) -> Iterator[Path]:
     """The files that fit a pattern, in order, and the photographs in folders that do; none in a folder to avoid."""
     # Path.glob, which the linter would have, takes hidden files for * and refuses a pattern that begins at the root.
     for path in map(Path, sorted(glob.glob(str(pattern), recursive=True))):  # noqa: PTH207
         if path.is_dir():
-            yield from _photos_in(path, avoid)
+            yield from _photos_in(path, avoid, unreadable)
         elif avoid.isdisjoint(Path(os.path.realpath(path)).parents):
             yield path
 
 
-def _photos_in(folder: Path, avoid: set[Path]) -> Iterator[Path]:
-    """The photographs in a folder and its folders, in order; none that is hidden, or in a folder to avoid.
-
-    A folder that cannot be read stands for its photographs: it is told when it is read, as one of them would be.
-    """
-    unreadable: list[Path] = []
+def _photos_in(folder: Path, avoid: set[Path], unreadable: list[str]) -> Iterator[Path]:
+    """The photographs in a folder and its folders, in order; none that is hidden, or in a folder to avoid."""
 
     def note(error: OSError) -> None:
-        if Path(error.filename) == folder:
-            raise error
-        unreadable.append(Path(error.filename))
+        unreadable.append(f'{error.filename}: cannot be read ({error.strerror})')
 
     for here, names in walk(folder, avoid=avoid, on_error=note):
         yield from (here / name for name in names if name.lower().endswith(PHOTO_ENDINGS))
-    yield from unreadable
 
 
 def _result_ending(source: Path, format: str | None) -> str:

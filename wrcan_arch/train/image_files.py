@@ -22,8 +22,11 @@ def is_image(path: Path) -> bool:
 
 
 def images_under(folder: Path) -> list[Path]:
-    """The images of a folder and of all that `walk` finds in it, sorted."""
-    return sorted(path for here, names in walk(folder) for path in map(here.joinpath, names) if is_image(path))
+    """The images of a folder and of all that `walk` finds in it, sorted. InputError if one cannot be read."""
+    try:
+        return sorted(path for here, names in walk(folder) for path in map(here.joinpath, names) if is_image(path))
+    except OSError as error:
+        raise InputError(f'{error.filename}: cannot be read ({error.strerror})') from error
 
 
 def size_of_image(path: Path | str) -> tuple[int, ...]:
