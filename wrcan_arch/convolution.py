@@ -125,7 +125,7 @@ class Convolution:
             read = F.pad(read, (0, 0, above, below))
         if not self.packs:
             return F.conv2d(read, self.weight, self.bias, self.stride, (0, self.rate), self.rate)
-        if self.paired is not None and stop - start > 1 and height * read.shape[3] >= PAIRED_POSITIONS:
+        if self.paired is not None and height * read.shape[3] >= PAIRED_POSITIONS:
             return self.paired(read)
         return self.kernel(read)
 

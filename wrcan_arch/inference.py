@@ -24,7 +24,7 @@ PEAKS = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}  # of integers; fl
 CHOP_SHAVE = 36  # pixels by which the authors' quadrants overlap the image's halves
 CHOP_PIXELS = 1_280_000  # their quadrants are cut again while the image has at least this many
 
-CPU_STRIP, GPU_STRIP = 1 << 19, 32 << 20  # numbers in the features of one strip: what caches and kernels like
+CPU_STRIP, GPU_STRIP = 9 << 16, 32 << 20  # numbers in the features of one strip: what caches and kernels like
 FREE_SHARE = 0.8  # of the memory that is free, for one image
 
 
