@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .convolution import Convolution, Span, empty_map
+from .progress import Progress, weights_of
 from .wrcan_arch import (
     ATROUS_RATES,
     SIZE_MULTIPLE,
@@ -194,36 +195,6 @@ def _decode(upsampled: Tensor, skips: Queue, conv: Flow) -> Tensor:
     skips.take_into(skip)
     deep.copy_(upsampled)
     return F.relu_(conv.out())
-
-
-class Progress:
-    """Tells what share of an image's work is done, counted in the convolutions' products for a column of features.
-
-    Attributes:
-        encoder, decoder: the products that one pass takes for a row of the features.
-    """
-
-    def __init__(self, network: WRCAN, height: int, tell: Callable[[float], None]) -> None:
-        outer, inner = network.encoders
-        assert isinstance(outer, Encoder) and isinstance(inner, Encoder)  # a ModuleList forgets their type
-        whole, half, quarter = (network.head, outer.conv), (outer.down, inner.conv), (inner.down, network.expand)
-        self.encoder = 16 * weights_of(*whole) + 4 * weights_of(*half) + weights_of(*quarter)
-        outer, inner = network.decoders
-        assert isinstance(outer, Decoder) and isinstance(inner, Decoder)
-        whole, half, quarter = (outer.conv, network.tail), (inner.conv, outer.up), (network.body_conv, inner.up)
-        self.decoder = 16 * weights_of(*whole) + 4 * weights_of(*half) + weights_of(*quarter)
-        self.total = (2 * self.encoder + weights_of(network.groups) + self.decoder) * height // SIZE_MULTIPLE
-        self.done, self.tell = 0, tell
-
-    def add(self, products: int) -> None:
-        self.done += products
-        self.tell(self.done / self.total)
-
-
-def weights_of(*modules: nn.Module) -> int:
-    """How many weights their convolutions have, each of which is a product for every position of the output."""
-    convs = (conv for module in modules for conv in module.modules() if isinstance(conv, nn.Conv2d))
-    return sum(conv.weight.numel() for conv in convs)
 
 
 def spans(height: int, rows: int) -> Iterator[Span]:
