@@ -352,6 +352,24 @@ def test_command_tells_of_failures_with_any_name_and_goes_on(tmp_path, monkeypat
     assert names(tmp_path / 'out') == ['b.webp']
 
 
+def test_command_tells_of_a_folder_that_cannot_be_read_and_goes_on(tmp_path, monkeypatch, capsys, weights):
+    monkeypatch.chdir(tmp_path)
+    save(Path('in/shut/a.png'))
+    save(Path('in/z/b.png'))
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path) == Path('in/shut'):
+            raise PermissionError(13, 'Permission denied', path)
+        return scandir(path)
+
+    monkeypatch.setattr('os.scandir', refuse)
+    assert cli.main(['restore', 'in', '-w', str(weights), '-o', 'out']) == 1
+    said = capsys.readouterr()
+    assert 'in/shut: cannot be read (Permission denied)' in said.err.splitlines()
+    assert said.out.splitlines()[0] == '1 of 1 restored' and Path('out/z/b.png').exists()
+
+
 def test_list_from_standard_input(tmp_path, monkeypatch, weights):
     monkeypatch.chdir(tmp_path)
     save(Path('a/b.png'))
