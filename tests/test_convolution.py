@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from wrcan_arch.convolution import Convolution, packs_weights
+from wrcan_arch.convolution import Convolution, Kernel, PairedKernel, packs_weights
 
 CPU = torch.device('cpu')
 TYPES = [torch.float32, torch.bfloat16]
@@ -30,11 +30,10 @@ def test_any_rows_are_those_of_the_whole_convolution(how, dtype, rtol, atol, str
         monkeypatch.setattr('wrcan_arch.convolution.PAIRED_CHANNELS', 0)
         monkeypatch.setattr('wrcan_arch.convolution.PAIRED_POSITIONS', 0)
     plain, image = conv_of(stride, rate), torch.rand(1, 6, 14, width * stride)
-    conv, expected = Convolution(plain, dtype), plain(image)
+    conv, expected = Convolution(plain, dtype, positions=14 * width), plain(image)
     end = expected.shape[2]
     for span in ((0, 1), (0, 3), (2, 5), (3, end - 1), (end - 3, end), (end - 1, end), (0, end)):
-        top = max(0, span[0] * stride - rate)  # the rows above are not there
-        found = conv(image[:, :, top:].to(dtype), top, 14, span)
+        found = conv.of_map(image.to(dtype), span)
         assert found.dtype == dtype
         torch.testing.assert_close(found.float(), expected[:, :, slice(*span)], rtol=rtol, atol=atol)
 
@@ -57,10 +56,10 @@ def test_weights_are_packed_for_onednn_on_x86(dtype, monkeypatch):
 def test_weights_are_packed_once_for_strips_of_one_height(dtype):
     if not packs_weights(CPU, dtype):
         pytest.skip('oneDNN does not compute in this type here, so nothing is packed')
-    conv, image = Convolution(conv_of(rate=4), dtype), torch.rand(1, 6, 30, 9, dtype=dtype)
+    conv, image = Convolution(conv_of(rate=4), dtype, positions=30 * 9), torch.rand(1, 6, 30, 9, dtype=dtype)
     packed = []
     for span in ((0, 8), (8, 16), (16, 24), (24, 30)):  # the first reads beyond the edge, the last is lower
-        conv(image, 0, 30, span)
+        conv.of_map(image, span)
         packed.append(conv.kernel.packed)
         assert conv.kernel.packed.dtype == dtype, 'or it would be converted on every call'
     assert packed[0] is packed[1] is packed[2] is not packed[3]
@@ -69,27 +68,28 @@ def test_weights_are_packed_once_for_strips_of_one_height(dtype):
 @pytest.mark.parametrize(
     ('of_pairs', 'channels', 'dtype', 'stride', 'rate', 'width'),
     [
-        (True, 256, torch.float32, 1, 1, 1 << 10),
-        (False, 128, torch.float32, 1, 1, 1 << 10),
-        (False, 256, torch.bfloat16, 1, 1, 1 << 10),
-        (False, 256, torch.float32, 2, 1, 1 << 10),
-        (False, 256, torch.float32, 1, 2, 1 << 10),
-        (False, 256, torch.float32, 1, 1, 1 << 9),
+        (True, 256, torch.float32, 1, 1, 256),
+        (False, 128, torch.float32, 1, 1, 256),
+        (False, 256, torch.bfloat16, 1, 1, 256),
+        (False, 256, torch.float32, 2, 1, 256),
+        (False, 256, torch.float32, 1, 2, 256),
+        (False, 256, torch.float32, 1, 1, 255),
     ],
 )
 @torch.no_grad()
 def test_rows_are_computed_in_pairs_where_that_pays(of_pairs, channels, dtype, stride, rate, width):
     plain = nn.Conv2d(channels, 8, 3, stride=stride, padding=rate, dilation=rate)
-    conv = Convolution(plain, dtype)
-    image = torch.rand(1, channels, 8, width, dtype=dtype).to(memory_format=torch.channels_last)
-    rows = conv(image, 0, 16, (1, 3))
-    assert (conv.kernel.packed is None) == (of_pairs or not conv.packs)
+    conv = Convolution(plain, dtype, positions=16 * width)
+    image = torch.rand(1, channels, 16, width, dtype=dtype).to(memory_format=torch.channels_last)
+    rows = conv.of_map(image, (1, 3))
+    assert isinstance(conv.kernel, PairedKernel) == (of_pairs and conv.packs)
     if of_pairs and conv.packs:
-        products = [product.packed for product in conv.paired.products]
+        products = [product.packed for product in conv.kernel.products]
         assert None not in products
-        conv(image, 0, 16, (2, 4))
-        conv(image, 0, 16, (4, 6))
-        assert all(a is b.packed for a, b in zip(products, conv.paired.products, strict=True))
+        conv.of_map(image, (2, 4))
+        conv.of_map(image, (4, 6))
+        assert all(a is b.packed for a, b in zip(products, conv.kernel.products, strict=True))
         exact = deepcopy(plain).double()(image.double())[:, :, 1:3]
-        of_pairs, of_nine = ((each - exact).abs().mean() for each in (rows, conv.kernel(image[:, :, :4])))
-        assert of_pairs < 1.5 * of_nine, 'as exact as a sum of nine products; it was 0.6 of it'
+        of_nine = Kernel(lambda: plain.weight, plain.bias)(image[:, :, :4])
+        error_of_pairs, error_of_nine = ((each - exact).abs().mean() for each in (rows, of_nine))
+        assert error_of_pairs < 1.5 * error_of_nine, 'as exact as a sum of nine products; it was 0.6 of it'

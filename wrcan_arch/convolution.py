@@ -11,7 +11,7 @@ Span = tuple[int, int]  # rows [start, stop)
 
 # From which input on it pays to compute rows in pairs: below, sums and weights cost more than products save.
 PAIRED_CHANNELS = 256
-PAIRED_POSITIONS = 1 << 14  # of the whole map; 512 x 512 pixels have as many at a quarter of their size
+PAIRED_POSITIONS = 1 << 12  # of the whole map; 256 x 256 pixels have as many at a quarter of their size
 
 
 def packs_weights(device: torch.device, dtype: torch.dtype) -> bool:
@@ -39,20 +39,18 @@ class Kernel:
 
     def __init__(self, make: Callable[[], Tensor], bias: Tensor | None, stride: int = 1, rate: int = 1) -> None:
         """`make` gives the weights, in the type that is computed in."""
-        self.make, self.bias = make, bias
-        self.geometry = [0, rate], [stride, stride], [rate, rate], 1  # padding, stride, rate, groups
+        self.make, self.bias, self.stride, self.rate = make, bias, stride, rate
         self.packed: Tensor | None = None
-        self.packed_for = torch.Size()
+        self.packed_for: tuple[torch.Size, int] | None = None
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        """Columns are padded, rows are not."""
-        if rows.shape != self.packed_for:
+    def __call__(self, rows: Tensor, zeros: int = 0) -> Tensor:
+        """Columns are padded, rows by `zeros` above and below."""
+        geometry = [zeros, self.rate], [self.stride] * 2, [self.rate] * 2, 1  # padding, stride, rate, groups
+        if self.packed_for != (rows.shape, zeros):
             self.packed = None  # its memory is for the next
-            pack = torch.ops.aten.mkldnn_reorder_conv2d_weight
-            self.packed = pack(self.make().to_mkldnn(), *self.geometry, rows.shape)
-            self.packed_for = rows.shape
-        convolve = torch.ops.mkldnn._convolution_pointwise
-        return convolve(rows, self.packed, self.bias, *self.geometry, 'none', [], '')
+            self.packed = torch.ops.mkldnn._reorder_convolution_weight(self.make(), *geometry, rows.shape)
+            self.packed_for = rows.shape, zeros
+        return torch.ops.mkldnn._convolution_pointwise(rows, self.packed, self.bias, *geometry, 'none', [], '')
 
 
 class PairedKernel:
@@ -67,18 +65,18 @@ class PairedKernel:
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         g0, g1, g2 = weight.split(1, dim=2)
         self.products = (
-            Kernel(g0.contiguous, None),
+            Kernel(lambda: g0, None),
             Kernel(lambda: (g0 + g2).add_(g1).div_(2), bias),  # in both rows as it is
             Kernel(lambda: (g0 + g2).sub_(g1).div_(2), None),
-            Kernel(g2.contiguous, None),
+            Kernel(lambda: g2, None),
         )
 
-    def __call__(self, rows: Tensor) -> Tensor:
-        """Columns are padded, rows are not."""
-        channels, count, width = rows.shape[1], rows.shape[2] - 2, rows.shape[3]
+    def __call__(self, rows: Tensor, zeros: int = 0) -> Tensor:
+        """Columns are padded, rows by `zeros` above and below."""
+        channels, count, width = rows.shape[1], rows.shape[2] + 2 * zeros - 2, rows.shape[3]
         pairs = -(-count // 2)
-        if count % 2:
-            rows = F.pad(rows, (0, 0, 0, 1))  # for a row that is left out in the end
+        if zeros or count % 2:
+            rows = between_zeros(rows, zeros, zeros + count % 2)  # an odd row is left out in the end
         d0, d1, d2, d3 = (rows[:, :, start : start + 2 * pairs - 1 : 2] for start in range(4))
         times0, times1, times2, times3 = self.products
         terms = empty_map(channels, pairs, width, like=rows)
@@ -97,37 +95,51 @@ class PairedKernel:
 class Convolution:
     """A convolution of `conv3x3`, for any rows of its output; weights in the type that is computed in."""
 
-    def __init__(self, conv: nn.Module, dtype: torch.dtype) -> None:
+    def __init__(self, conv: nn.Module, dtype: torch.dtype, positions: int) -> None:
+        """`positions`: of the whole input, all strips together."""
         assert isinstance(conv, nn.Conv2d) and conv.bias is not None
         weight, bias = conv.weight, conv.bias.to(dtype)
         self.out_channels, self.in_channels = weight.shape[:2]
         self.stride, self.rate, self.bias = conv.stride[0], conv.dilation[0], bias
         self.packs = packs_weights(weight.device, dtype)
         self.weight = weight if self.packs else weight.to(dtype, memory_format=torch.channels_last)
-        self.kernel = Kernel(lambda: weight.to(dtype), bias, self.stride, self.rate)
-        can_pair = dtype == torch.float32 and self.stride == self.rate == 1 and self.in_channels >= PAIRED_CHANNELS
-        self.paired = PairedKernel(weight, bias) if can_pair else None
+        can_pair = self.packs and dtype == torch.float32 and self.stride == self.rate == 1
+        pairing_pays = self.in_channels >= PAIRED_CHANNELS and positions >= PAIRED_POSITIONS
+        self.kernel: Kernel | PairedKernel = (
+            PairedKernel(weight, bias)
+            if can_pair and pairing_pays
+            else Kernel(lambda: weight.to(dtype), bias, self.stride, self.rate)
+        )
 
-    def __call__(self, rows: Tensor, top: int, height: int, span: Span) -> Tensor:
-        """Rows `span` of the output, (1, C', stop - start, W / stride).
-
-        Args:
-            rows: (1, C, n, W), rows of the input from `top` on, at least those that these rows are made from.
-            top: the number of the first of them.
-            height: of the whole input, beyond which all is zero.
-            span: which rows of the output.
-        """
+    def read_for(self, span: Span) -> Span:
+        """The rows of the input, some of them beyond its edges perhaps, that rows of the output are made from."""
         start, stop = span
-        first, last = start * self.stride - self.rate, (stop - 1) * self.stride + self.rate + 1
-        above, below = max(0, -first), max(0, last - height)
-        read = rows[:, :, first + above - top : last - below - top]
-        if above or below:
-            read = F.pad(read, (0, 0, above, below))
-        if not self.packs:
-            return F.conv2d(read, self.weight, self.bias, self.stride, (0, self.rate), self.rate)
-        if self.paired is not None and height * read.shape[3] >= PAIRED_POSITIONS:
-            return self.paired(read)
-        return self.kernel(read)
+        return start * self.stride - self.rate, (stop - 1) * self.stride + self.rate + 1
+
+    def __call__(self, rows: Tensor, zeros: int = 0) -> Tensor:
+        """(1, C', n', W / stride) of (1, C, n, W), to whose rows `zeros` are added above and below."""
+        if self.packs:
+            return self.kernel(rows, zeros)
+        return F.conv2d(rows, self.weight, self.bias, self.stride, (zeros, self.rate), self.rate)
+
+    def of_map(self, whole: Tensor, span: Span) -> Tensor:
+        """Rows `span` of the output, (1, C', stop - start, W / stride), for a whole map, (1, C, H, W)."""
+        first, last = self.read_for(span)
+        above, below = max(0, -first), max(0, last - whole.shape[2])
+        rows = whole[:, :, first + above : last - below]
+        if above == below:
+            return self(rows, above)
+        return self(between_zeros(rows, above, below))
+
+
+def between_zeros(rows: Tensor, above: int, below: int) -> Tensor:
+    """With rows of zeros above and below. F.pad writes all of it twice."""
+    channels, count, width = rows.shape[1:]
+    padded = empty_map(channels, above + count + below, width, like=rows)
+    padded[:, :, :above] = 0
+    padded[:, :, above : above + count] = rows
+    padded[:, :, above + count :] = 0
+    return padded
 
 
 def empty_map(channels: int, height: int, width: int, *, like: Tensor) -> Tensor:

@@ -62,21 +62,24 @@ class Flow:
 
     def __init__(self, conv: Convolution, height: int, width: int) -> None:
         self.conv, self.height, self.width = conv, height, width
-        self.held = empty_map(conv.in_channels, 0, width, like=conv.bias)  # input rows [top, stop)
-        self.top = self.stop = self.done = 0  # done: output rows that were given
+        self.held = empty_map(conv.in_channels, conv.rate, width, like=conv.bias).zero_()  # input rows [top, stop)
+        self.top, self.stop, self.done = -conv.rate, 0, 0  # done: output rows that were given
 
     def room(self, count: int) -> Tensor:
         """Where the next `count` rows of the input are to be written, (1, C, count, W)."""
-        top = max(0, self.done * self.conv.stride - self.conv.rate)
+        rate = self.conv.rate
+        top, _ = self.conv.read_for((self.done, self.done))
         still_needed = self.held[:, :, top - self.top : self.stop - self.top]
-        kept = still_needed.shape[2]
-        if kept + count > self.held.shape[2]:
-            room_for_kept = kept or 2 * self.conv.rate  # so many rows, or fewer, are kept from the next time on
-            self.held = empty_map(self.held.shape[1], room_for_kept + count, self.width, like=self.held)
+        kept, stop = still_needed.shape[2], self.stop + count
+        beyond = rate if stop == self.height else 0  # rows of zeros
+        if kept + count + beyond > self.held.shape[2]:
+            most_kept = max(kept, 2 * rate)  # from the next time on
+            self.held = empty_map(self.held.shape[1], most_kept + count + rate, self.width, like=self.held)
         else:
             still_needed = still_needed.clone()  # it may overlap the place that it goes to
         self.held[:, :, :kept] = still_needed
-        self.top, self.stop = top, self.stop + count
+        self.held[:, :, kept + count : kept + count + beyond] = 0
+        self.top, self.stop = top, stop
         return self.held[:, :, kept : kept + count]
 
     def out(self, at_most: int | None = None) -> Tensor:
@@ -88,7 +91,8 @@ class Flow:
         self.done = stop
         if start == stop:
             return empty_map(conv.out_channels, 0, self.width // conv.stride, like=self.held)
-        return conv(self.held, self.top, self.height, (start, stop))
+        first, last = conv.read_for((start, stop))
+        return conv(self.held[:, :, first - self.top : last - self.top])
 
     def __call__(self, rows: Tensor) -> Tensor:
         self.room(rows.shape[2]).copy_(rows)
@@ -97,7 +101,8 @@ class Flow:
 
 def _flow(conv: nn.Module, size: tuple[int, int], dtype: torch.dtype, scale: int = 1) -> Flow:
     """Of a convolution whose input is `scale` times smaller than the image, along each side."""
-    return Flow(Convolution(conv, dtype), size[0] // scale, size[1] // scale)
+    height, width = size[0] // scale, size[1] // scale
+    return Flow(Convolution(conv, dtype, height * width), height, width)
 
 
 class Queue:
@@ -156,7 +161,7 @@ class Decoding:
         outer, inner = network.decoders
         assert isinstance(outer, Decoder) and isinstance(inner, Decoder)  # a ModuleList forgets their type
         self.features = features  # (1, 4F, H/4, W/4), the groups' output
-        self.body_conv = Convolution(network.body_conv, dtype)
+        self.body_conv = Convolution(network.body_conv, dtype, features[0, 0].numel())
         self.up1, self.conv1 = _flow(inner.up, size, dtype, scale=4), _flow(inner.conv, size, dtype, scale=2)
         self.up0, self.conv0 = _flow(outer.up, size, dtype, scale=2), _flow(outer.conv, size, dtype)
         self.head, self.tail = (_flow(conv, size, torch.float32) for conv in (network.head, network.tail))
@@ -173,7 +178,7 @@ class Decoding:
         deep = self.up1.room(count)
         if count:
             span = (self.done, self.done + count)
-            body = self.body_conv(self.features, 0, self.features.shape[2], span)
+            body = self.body_conv.of_map(self.features, span)
             torch.add(encoded.expanded, body, out=deep)  # Eq. 4
             self.done += count
         decoded1 = _decode(self.up1.out(), self.skip1, self.conv1)
@@ -225,15 +230,15 @@ def run_branch(
     branch, dtype = block.branch, features.dtype
     layers = (branch.atrous, branch.fuse) if isinstance(branch, WideReceptiveField) else ([branch.conv1], branch.conv2)
     height, width = features.shape[2:]
-    parallel = [Convolution(conv, dtype) for conv in layers[0]]
-    last = Flow(Convolution(layers[1], dtype), height, width)
+    parallel = [Convolution(conv, dtype, height * width) for conv in layers[0]]
+    last = Flow(Convolution(layers[1], dtype, height * width), height, width)
     reach, products = max(conv.rate for conv in parallel), weights_of(block)
     total = torch.zeros(1, out.shape[1], 1, 1, dtype=torch.float32, device=features.device)
     for start, stop in spans(height, rows):
         update.until(min(stop + reach, height))
         hidden = last.room(stop - start).chunk(len(parallel), dim=1)  # (1, 2C, rows, W)
         for conv, channels in zip(parallel, hidden, strict=True):
-            torch.clamp_min(conv(features, 0, height, (start, stop)), 0, out=channels)
+            torch.clamp_min(conv.of_map(features, (start, stop)), 0, out=channels)
         done = last.done
         part = last.out()
         out[:, :, done : last.done] = part
@@ -322,10 +327,10 @@ def run_group(
         if window is not None:  # a window reads rows of the branch that the next pass would write over
             for _, stop in spans(height, max(1, rows // 4)):
                 update.until(stop)
-    conv = Convolution(group.conv, features.dtype)
+    conv = Convolution(group.conv, features.dtype, entry[0, 0].numel())
     for start, stop in spans(height, rows):
         update.until(min(stop + conv.rate, height))
-        entry[:, :, start:stop] += conv(features, 0, height, (start, stop))
+        entry[:, :, start:stop] += conv.of_map(features, (start, stop))
         progress.add(weights_of(group.conv) * (stop - start))
 
 
