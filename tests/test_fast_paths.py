@@ -33,6 +33,10 @@ def model_with(optim_g=None, **train):
     return build_model({**opt, 'dist': False, 'rank': 0, 'world_size': 1, 'is_train': True})
 
 
+def has_channels_last(model):
+    return model.net_g.groups[0].conv.weight.is_contiguous(memory_format=torch.channels_last)
+
+
 def plain_step(data):
     """The restored batch, and the network with the gradients of Eq. 9, in two calls."""
     torch.manual_seed(1)
@@ -95,9 +99,7 @@ def test_fused_adam_makes_the_plain_steps():
 
 def test_defaults_are_the_fast_ones_and_each_can_be_turned_off():
     def state(model):
-        weight = model.net_g.groups[0].conv.weight
-        layout = weight.is_contiguous(memory_format=torch.channels_last)
-        return model.amp_dtype, layout, model.optimizer_g.defaults['fused']
+        return model.amp_dtype, has_channels_last(model), model.optimizer_g.defaults['fused']
 
     with mock.patch('wrcan_arch.inference.has_bf16_units', return_value=True):
         assert state(model_with()) == (torch.bfloat16, True, True)
@@ -106,6 +108,12 @@ def test_defaults_are_the_fast_ones_and_each_can_be_turned_off():
     assert state(model_with(amp='off', channels_last=True)) == (torch.float32, True, True)
     plain = model_with(amp='bf16', channels_last=False, optim_g={'fused': False})
     assert state(plain) == (torch.bfloat16, False, False)
+
+
+def test_testing_has_channels_last():
+    network = {'type': 'WRCAN', **NETWORK}
+    opt = {'model_type': 'WRCANModel', 'num_gpu': 0, 'dist': False, 'rank': 0, 'is_train': False, 'network_g': network}
+    assert has_channels_last(build_model({**opt, 'path': {}}))
 
 
 @pytest.mark.parametrize(('checkpointing', 'times'), [(False, 1), (True, 2)])

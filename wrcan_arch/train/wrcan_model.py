@@ -113,6 +113,8 @@ class WRCANModel(RecordedModel):
     def model_to_device(self, net: nn.Module) -> nn.Module:
         if self.is_train:
             self.prepare_for_training(net)
+        else:  # what convolutions are fastest with, where there are no gradients
+            net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's own types
         if not self.opt['dist']:
             return super().model_to_device(net)
         net = net.to(self.device)
