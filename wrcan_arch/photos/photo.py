@@ -258,7 +258,8 @@ def write_photo(path: Path | str, photo: Photo, *, quality: int = DEFAULT_QUALIT
         'avif': {'Q': quality, 'compression': 'av1', 'bitdepth': 12 if deep else 8, 'effort': 0},  # 4: 55 s, not 4 s
     }
     image = _image_of(photo, name)
-    kept = {flag for field_name, flag in KEPT.items() if field_name in image.get_fields()}
+    fields = image.get_fields()
+    kept = {flag for field_name, flag in KEPT.items() if field_name in fields}
     if name == 'jpeg' and not np.isclose(photo.pixels_per_mm[0], NO_RESOLUTION).any():
         kept.add('exif')  # without it libvips leaves the resolution out too
     if name == 'tiff':
