@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 import pairs
 from wrcan_arch.errors import InputError
+from wrcan_arch.files import written_whole
 
 MIN_RADIUS = 2.5  # pixels, of the smallest leaf in the busiest image
 COVER = 3.0  # leaves' area over the image's: about e^-3 of the ground stays to be seen
@@ -213,9 +214,8 @@ def write_images(arguments: argparse.Namespace) -> None:
         path = arguments.out / f'leaves_{arguments.seed}_{index:06d}.png'
         if not path.exists():
             image = dead_leaves(arguments.seed, index, arguments.size)
-            partial = path.with_suffix('.partial')
-            partial.write_bytes(cv2.imencode('.png', image)[1].tobytes())
-            partial.replace(path)  # a run that is stopped leaves no half image under the name of a whole one
+            with written_whole(path) as file:
+                file.write(cv2.imencode('.png', image)[1].tobytes())
 
 
 def main() -> None:

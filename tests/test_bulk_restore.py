@@ -22,7 +22,6 @@ from wrcan_arch import WRCAN, InputError, cli, restore
 from wrcan_arch.checkpoint import write_weights
 from wrcan_arch.photos import bulk_restore
 from wrcan_arch.photos.bulk_restore import Options, Summary, in_thread, restore_photos
-from wrcan_arch.photos.files import check_writable, printable
 from wrcan_arch.photos.photo import Photo, read_photo, write_photo
 from wrcan_arch.photos.plan import plan
 from wrcan_arch.processes import Team
@@ -112,7 +111,7 @@ def test_folder_that_cannot_be_written_is_said_before_the_first(tmp_path, monkey
 def test_photographs_folder_that_takes_no_result_is_said_before_the_first(tmp_path, monkeypatch):
     save(tmp_path / 'a.png')
     monkeypatch.setattr('wrcan_arch.photos.bulk_restore.restore', mock.Mock(side_effect=AssertionError('computed')))
-    full = mock.patch('wrcan_arch.photos.files.TemporaryFile', side_effect=OSError(30, 'Read-only file system'))
+    full = mock.patch('wrcan_arch.files.TemporaryFile', side_effect=OSError(30, 'Read-only file system'))
     with full, pytest.raises(InputError, match=r'cannot be written \(Read-only file system\); choose another folder'):
         restore_photos(Same(), plan([tmp_path / 'a.png']), options=FP32)
 
@@ -137,12 +136,6 @@ def test_name_of_any_length_has_a_picture_on_the_page(tmp_path):
     summary = restore_photos(Same(), plan([tmp_path / 'in'], out=tmp_path / 'out'), options=options)
     assert (summary.restored, summary.failures) == (2, [])
     assert (tmp_path / 'look' / 'index.html').read_text().count('<figure>') == 2
-
-
-def test_writable_folders_are_made_and_stay_empty(tmp_path):
-    check_writable(tmp_path / 'a' / 'b')
-    check_writable(tmp_path / 'a' / 'b')
-    assert not list((tmp_path / 'a' / 'b').iterdir())
 
 
 def test_page_that_cannot_be_written_leaves_the_rest_told(tmp_path):
@@ -308,11 +301,6 @@ def test_ten_thousand_photographs_take_no_more_memory_than_ten(tmp_path, monkeyp
     summary = restore_photos(Same(), jobs[500:], options=options)
     assert resident() - before < 10_000_000  # a kilobyte a photograph
     assert summary.restored == 9_500 and len(names(tmp_path / 'out')) == 10_000
-
-
-def test_names_are_printable_whatever_they_are():
-    assert printable('Zoë 海.png') == 'Zoë 海.png'
-    assert printable(os.fsdecode(b'latin\xe9\n\x1b[31m')) == r'latin\udce9\n\x1b[31m'
 
 
 # The command

@@ -375,7 +375,7 @@ def test_run_without_a_whole_checkpoint_does_not_start_over_by_itself(quick, cap
 
 def test_rest_of_a_killed_save_is_removed(quick):
     assert train('train:total_iter=4') == 0
-    rest = FOLDER / 'training_states/8.state.partial'
+    rest = FOLDER / 'training_states/.8.state.partial'
     rest.write_bytes(b'x' * 1000)
     assert train(resume=True) == 0
     assert not rest.exists()

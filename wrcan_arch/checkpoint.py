@@ -23,6 +23,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from .errors import InputError
+from .files import written_whole
 from .weights import SHIPPED
 from .wrcan_arch import WRCAN
 
@@ -100,30 +101,20 @@ def source_commit() -> str | None:
 def write_atomically(path: Path | str, content: Any) -> None:
     """`torch.save` (or, of bytes, their writing) that leaves the whole file or nothing, flushed to disk."""
     path = Path(path)
-    partial = path.with_name(path.name + '.partial')
     try:
-        with partial.open('wb') as file:
+        with written_whole(path) as file:
             if isinstance(content, bytes):
                 file.write(content)
             else:
                 torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # or the new name may not survive a loss of power
-        finally:
-            os.close(folder)
     except RuntimeError as error:  # torch's own, of a disk that takes no more
-        partial.unlink(missing_ok=True)
         free = shutil.disk_usage(path.parent).free
         raise OSError(errno.EIO, f'could not be written ({free:,} bytes are free there)', str(path)) from error
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and not error.filename:  # of a write into the open file
-            error.filename = str(path)
-        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # or the new name may not survive a loss of power
+    finally:
+        os.close(folder)
 
 
 def write_weights(path: Path | str, networks: Mapping[str, Tensors], metadata: Mapping[str, Any]) -> dict[str, str]:

@@ -41,8 +41,8 @@ def restore(arguments: argparse.Namespace) -> int:
     import torch
 
     from .checkpoint import load_network
+    from .files import printable
     from .photos.bulk_restore import Options, restore_photos
-    from .photos.files import printable
     from .photos.plan import plan, read_list
     from .processes import Team, take_own_gpu
     from .weights import SHIPPED

@@ -19,11 +19,11 @@ from torch import nn
 from tqdm import tqdm
 
 from ..errors import InputError
+from ..files import check_writable, printable
 from ..inference import check_request, restore, window_of
 from ..jpeg_quality import is_far
 from ..processes import Team
 from .comparison import pictures_of, write_page, write_side_by_side
-from .files import check_writable, printable
 from .judgement import blend, drifts
 from .photo import DEFAULT_QUALITY, MAX_PIXELS, Photo, check_fits, read_photo, write_photo
 from .plan import Job

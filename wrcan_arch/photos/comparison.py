@@ -9,7 +9,7 @@ from urllib.parse import quote
 import numpy as np
 
 from ..errors import InputError
-from .files import name_that_fits, path_below, printable, written_whole
+from ..files import disk_errors_name, name_that_fits, path_below, printable, written_whole
 from .photo import MAX_SIDE, Photo, write_photo
 
 PAGE = 'index.html'
@@ -86,7 +86,8 @@ def write_side_by_side(folder: Path, source: str, photo: Photo, restored: np.nda
 
 def write_page(folder: Path, sources: Iterable[str]) -> None:
     """Write the page of the pictures that `write_side_by_side` made of these photographs."""
-    with written_whole(folder / PAGE) as file:
+    page = folder / PAGE
+    with disk_errors_name(page), written_whole(page) as file:
         file.write(HEAD.encode())
         for source in sources:
             for picture in filter(Path.exists, pictures_of(folder, source)):

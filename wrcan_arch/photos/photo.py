@@ -22,8 +22,8 @@ import pyvips
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import InputError
+from ..files import disk_errors_name, written_whole
 from ..jpeg_quality import estimate_quality
-from .files import written_whole
 from .tiff_exif import add_metadata, begins_with_preview, read_exif, without_thumbnail
 
 MAX_PIXELS = 200_000_000
@@ -267,10 +267,12 @@ def write_photo(path: Path | str, photo: Photo, *, quality: int = DEFAULT_QUALIT
     keep = '|'.join(kept) or 'none'
     save = getattr(image, {'avif': 'heif'}.get(name, name) + 'save_target')
     try:
-        with written_whole(path) as file:
-            save(pyvips.Target.new_to_descriptor(file.fileno()), keep=keep, **options[name])
-            if name == 'tiff':
-                add_metadata(file, *(photo.metadata.get(key, b'') for key in ('exif-data', 'iptc-data')))
+        with disk_errors_name(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with written_whole(path) as file:
+                save(pyvips.Target.new_to_descriptor(file.fileno()), keep=keep, **options[name])
+                if name == 'tiff':
+                    add_metadata(file, *(photo.metadata.get(key, b'') for key in ('exif-data', 'iptc-data')))
     except pyvips.Error as error:
         reason = re.search('system error: (.+)', str(error))
         raise InputError(f'{path}: cannot be written ({reason[1] if reason else _one_line(error)})') from error

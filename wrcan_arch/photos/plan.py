@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import InputError
+from ..files import path_below
 from ..folders import real, walk
 from .comparison import check_page, pictures_of
-from .files import path_below
 from .photo import ENDINGS, PHOTO_ENDINGS
 
 RESTORED = '_restored'  # ends the name of a result that lies beside its photograph

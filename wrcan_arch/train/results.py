@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import io
 import json
 import math
 import zipfile
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from ..files import written_whole
 
 Scores = Mapping[str, Mapping[str, float]]  # by image, by metric
 
@@ -50,10 +53,12 @@ def write_scores(folder: Path, dataset: str, scores: Scores) -> None:
 
 
 def _write_csv(path: Path, header: list[str], rows: Iterable[list]) -> None:
-    with path.open('w', newline='', encoding='utf-8') as file:
-        writer = csv.writer(file)
-        writer.writerow(header)
-        writer.writerows(rows)
+    text = io.StringIO(newline='')
+    writer = csv.writer(text)
+    writer.writerow(header)
+    writer.writerows(rows)
+    with written_whole(path) as file:
+        file.write(text.getvalue().encode())
 
 
 def describe_weights(path: str) -> dict[str, str]:
@@ -74,8 +79,8 @@ def write_result(folder: Path, dataset: str, scores: Scores, about: Mapping[str,
         'metrics': mean_scores(scores),
         'date': datetime.now().isoformat(timespec='seconds'),
     }
-    path = folder / f'result_{dataset}.json'
-    path.write_text(json.dumps(result, indent=2) + '\n', encoding='utf-8')
+    with written_whole(folder / f'result_{dataset}.json') as file:
+        file.write(json.dumps(result, indent=2).encode() + b'\n')
 
 
 def write_submission(
@@ -98,9 +103,7 @@ def write_submission(
         f'Extra Data [1] / No Extra Data [0] : {int(options["extra_data"])}\n'
         f'Other description : {options["description"]}\n'
     )
-    partial = path.with_name(path.name + '.partial')
-    with zipfile.ZipFile(partial, 'w', zipfile.ZIP_STORED) as archive:  # PNGs do not get smaller
+    with written_whole(path) as target, zipfile.ZipFile(target, 'w', zipfile.ZIP_STORED) as archive:
         for key, file in sorted(chosen.items()):
-            archive.write(file, f'{key}.png')
+            archive.write(file, f'{key}.png')  # PNGs do not get smaller
         archive.writestr('readme.txt', readme)
-    partial.replace(path)

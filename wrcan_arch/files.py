@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import BinaryIO
 
-from ..errors import InputError
+from .errors import InputError
 
 LONGEST_NAME = 255  # bytes, in most file systems
 
@@ -23,32 +23,37 @@ def name_that_fits(name: str, more: str) -> str:
 def written_whole(path: Path) -> Iterator[BinaryIO]:
     """A file to write into; it gets the name `path` when all of it is on the disk, and is removed on an error.
 
-    One that is killed leaves `.NAME.partial`, which the next run overwrites. InputError where the disk says no.
+    One that is killed leaves `.NAME.partial`, which the next run overwrites. OSError where the disk says no.
     """
     partial = path.with_name(f'.{name_that_fits(path.name, ".partial.")}.partial')
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with partial.open('w+b') as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+        with partial.open('w+b') as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and not error.filename:  # of a write into the open file
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
+def disk_errors_name(path: Path) -> Iterator[None]:
+    """InputError, naming `path`, where the disk says no."""
+    try:
+        yield
     except OSError as error:
         raise InputError(f'{path}: cannot be written ({error.strerror or error}); choose another folder') from error
 
 
 def check_writable(folder: Path) -> None:
     """Make the folder where it is missing; InputError where no file can be written in it."""
-    try:
+    with disk_errors_name(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
             pass
-    except OSError as error:
-        raise InputError(f'{folder}: cannot be written ({error.strerror or error}); choose another folder') from error
 
 
 def path_below(path: Path) -> Path:

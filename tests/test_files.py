@@ -1,0 +1,70 @@
+"""Files that are there whole or not at all, and names that can be used and shown."""
+
+import os
+import re
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from wrcan_arch import InputError
+from wrcan_arch.files import check_writable, disk_errors_name, name_that_fits, path_below, printable, written_whole
+
+
+def names(folder):
+    return [path.name for path in folder.iterdir()]
+
+
+def test_file_has_its_name_when_it_is_whole(tmp_path):
+    path = tmp_path / 'a.json'
+    path.write_text('before')
+    with written_whole(path) as file:
+        file.write(b'half')
+        file.flush()
+        assert path.read_text() == 'before' and len(list(tmp_path.glob('*.partial'))) == 1
+        file.write(b' and half')
+    assert path.read_text() == 'half and half' and names(tmp_path) == ['a.json']
+
+
+@pytest.mark.parametrize('error', [ValueError, KeyboardInterrupt, OSError])
+def test_error_leaves_what_was_there(tmp_path, error):
+    path = tmp_path / 'a.json'
+    path.write_text('before')
+    with pytest.raises(error), written_whole(path) as file:
+        file.write(b'half')
+        raise error
+    assert path.read_text() == 'before' and names(tmp_path) == ['a.json']
+
+
+def test_full_disk_is_told_with_the_files_name(tmp_path):
+    path = tmp_path / 'a.json'
+    with mock.patch('os.fsync', side_effect=OSError(28, 'No space left on device')):
+        with pytest.raises(OSError, match=re.escape(str(path))), written_whole(path):
+            pass
+        said = re.escape(f'{path}: cannot be written (No space left on device); choose another folder')
+        with pytest.raises(InputError, match=said), disk_errors_name(path), written_whole(path):
+            pass
+    assert not names(tmp_path)
+
+
+def test_writable_folders_are_made_and_stay_empty(tmp_path):
+    check_writable(tmp_path / 'a' / 'b')
+    check_writable(tmp_path / 'a' / 'b')
+    assert not list((tmp_path / 'a' / 'b').iterdir())
+
+
+def test_longest_names_can_be_written(tmp_path):
+    path = tmp_path / ('é' * 125 + '.png')
+    with written_whole(path):
+        pass
+    assert names(tmp_path) == [path.name]
+    assert name_that_fits(path.name, '') == path.name != name_that_fits(path.name, '.jpg')
+
+
+def test_paths_stay_below_a_folder():
+    assert path_below(Path('/data/../y')) == Path('y') and path_below(Path('a/b')) == Path('a/b')
+
+
+def test_names_are_printable_whatever_they_are():
+    assert printable('Zoë 海.png') == 'Zoë 海.png'
+    assert printable(os.fsdecode(b'latin\xe9\n\x1b[31m')) == r'latin\udce9\n\x1b[31m'
