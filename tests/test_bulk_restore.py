@@ -306,6 +306,13 @@ def test_ten_thousand_photographs_take_no_more_memory_than_ten(tmp_path, monkeyp
 # The command
 
 
+def test_weights_are_in_the_layout_that_is_fastest(tmp_path, weights, monkeypatch):
+    taken = []
+    monkeypatch.setattr(bulk_restore, 'restore_photos', lambda network, *_, **__: taken.append(network))
+    assert cli.main(['restore', str(save(tmp_path / 'a.png')), '--weights', str(weights)]) == 0
+    assert taken[0].groups[0].conv.weight.is_contiguous(memory_format=torch.channels_last)
+
+
 @pytest.fixture
 def weights(tmp_path):
     tiny = network()

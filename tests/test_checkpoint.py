@@ -1,6 +1,7 @@
 import pickle
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 import torch
@@ -213,6 +214,12 @@ def test_full_disk_is_said_of_the_file_and_leaves_nothing(tmp_path):
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=tmp_path)
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith('OSError') and 'a.pth' in last and list(tmp_path.iterdir()) == []
+
+
+def test_folder_that_cannot_be_flushed_is_said_of_the_file(tmp_path):
+    with mock.patch('os.fsync', side_effect=[None, OSError(5, 'Input/output error')]), pytest.raises(OSError) as caught:
+        write_atomically(tmp_path / 'a.pth', b'weights')
+    assert caught.value.filename == str(tmp_path / 'a.pth')
 
 
 def test_blocks_that_the_authors_did_not_have_and_wrong_endings_are_errors(tmp_path, official_weights):

@@ -434,11 +434,12 @@ def test_failed_save_is_tried_again(quick):
 
 
 def test_save_that_keeps_failing_ends_the_run_with_exit_code_1(quick, capsys):
+    """The best network is tried first, then the checkpoint, which is named."""
     with mock.patch('os.fsync', side_effect=OSError(28, 'No space left on device')), mock.patch('time.sleep'):
         assert train() == 1
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said == (
-        f'basicsr train: {FOLDER.resolve()}/models/net_g_best.pth: No space left on device; '
+        f'basicsr train: {FOLDER.resolve()}/models/net_g_4.pth: No space left on device; '
         'the run ends, make room and go on with --auto_resume'
     )
 

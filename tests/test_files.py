@@ -39,12 +39,29 @@ def test_error_leaves_what_was_there(tmp_path, error):
 def test_full_disk_is_told_with_the_files_name(tmp_path):
     path = tmp_path / 'a.json'
     with mock.patch('os.fsync', side_effect=OSError(28, 'No space left on device')):
-        with pytest.raises(OSError, match=re.escape(str(path))), written_whole(path):
+        with pytest.raises(OSError, match=rf'No space .*{re.escape(str(path))}'), written_whole(path):
             pass
         said = re.escape(f'{path}: cannot be written (No space left on device); choose another folder')
         with pytest.raises(InputError, match=said), disk_errors_name(path), written_whole(path):
             pass
     assert not names(tmp_path)
+
+
+@pytest.mark.parametrize('name', ['nowhere/a.pth', 'file/a.pth', 'folder', 'x' * 300])
+def test_what_cannot_be_written_is_named_as_it_was_asked_for(tmp_path, name):
+    (tmp_path / 'folder').mkdir()
+    (tmp_path / 'file').touch()
+    with pytest.raises(OSError) as caught, written_whole(tmp_path / name):
+        pass
+    assert caught.value.filename == str(tmp_path / name)
+    assert not list(tmp_path.rglob('*.partial'))
+
+
+def test_errors_of_others_keep_their_words(tmp_path):
+    for error in (OSError('the real reason'), OSError(2, 'not there', 'other.png')):
+        with pytest.raises(OSError) as caught, written_whole(tmp_path / 'a.zip'):
+            raise error
+        assert caught.value is error
 
 
 def test_writable_folders_are_made_and_stay_empty(tmp_path):

@@ -251,11 +251,11 @@ def test_the_memory_given_is_kept_to_or_refused(monkeypatch):
 
 @pytest.mark.parametrize(('height', 'rows'), [(256, 32), (236, 60), (4, 2), (325, 28), (1000, 36)])
 def test_strips_are_of_about_one_height(monkeypatch, height, rows):
-    """At most 40 rows of the features in each, an even number, but no 40 and 24; up to 60 in one."""
+    """At most 40 rows of the features in each, an even number, but no 40 and 24; up to 59 in one."""
     network, taken = small_network(), []
     row = 4 * network.config['num_feat'] * 8
     monkeypatch.setattr(inference, 'CPU_STRIP', 40 * row)
-    monkeypatch.setattr(inference, 'CPU_WHOLE', 60 * row)
+    monkeypatch.setattr(inference, 'CPU_WHOLE', 59 * row)
     monkeypatch.setattr(inference, 'restore_in_strips', lambda *_, **options: taken.append(options['rows']))
     restore(network, np.zeros((height, 32, 3), np.uint8), precision='fp32')
     assert taken == [rows]

@@ -3,6 +3,7 @@ import json
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
+from unittest import mock
 
 import basicsr.train
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from wrcan_arch.cli import main
 from wrcan_arch.errors import InputError
 from wrcan_arch.train import pipelines
-from wrcan_arch.train.results import mean_scores, write_scores
+from wrcan_arch.train.results import mean_scores, write_result, write_scores
 
 
 def test_means_do_not_depend_on_the_order():
@@ -28,6 +29,20 @@ def test_sequences_have_their_own_means(tmp_path):
     assert rows == [['sequence', 'images', 'psnr'], ['000', '2', '25.0'], ['001', '1', repr(1 / 3)]]
     rows = list(csv.reader((tmp_path / 'scores_set.csv').open()))
     assert rows[0] == ['key', 'psnr'] and float(rows[3][1]) == 1 / 3
+
+
+def test_scores_and_result_are_replaced_whole_or_not_at_all(tmp_path):
+    def write(psnr):
+        write_scores(tmp_path, 'set', {'a_0': {'psnr': psnr}})
+        write_result(tmp_path, 'set', {'a_0': {'psnr': psnr}}, {})
+
+    write(20.0)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for number, name in enumerate(('scores_set.csv', 'sequences_set.csv', 'result_set.json')):
+        full = [None] * number + [OSError(28, 'No space left on device')]
+        with mock.patch('os.fsync', side_effect=full), pytest.raises(OSError, match=name):
+            write(30.0)
+        assert (tmp_path / name).read_bytes() == before[name] and len(list(tmp_path.iterdir())) == 3
 
 
 def test_set_without_sharp_frames_becomes_the_challenges_submission(workplace, capsys):

@@ -113,6 +113,9 @@ def write_atomically(path: Path | str, content: Any) -> None:
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # or the new name may not survive a loss of power
+    except OSError as error:
+        error.filename = str(path)
+        raise
     finally:
         os.close(folder)
 

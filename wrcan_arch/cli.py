@@ -41,6 +41,7 @@ def restore(arguments: argparse.Namespace) -> int:
     import torch
 
     from .checkpoint import load_network
+    from .convolution import set_channels_last
     from .files import printable
     from .photos.bulk_restore import Options, restore_photos
     from .photos.plan import plan, read_list
@@ -63,8 +64,7 @@ def restore(arguments: argparse.Namespace) -> int:
         unreadable=unreadable,
     )
     network = load_network(arguments.weights or SHIPPED['small'])
-    # Weights are packed from it fastest.
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's own types
+    set_channels_last(network)
     if torch.cuda.is_available():
         take_own_gpu()
         network = network.cuda()

@@ -142,6 +142,11 @@ def between_zeros(rows: Tensor, above: int, below: int) -> Tensor:
     return padded
 
 
+def set_channels_last(network: nn.Module) -> None:
+    """Keep its weights in the layout that convolutions are fastest with, and from which they are packed fastest."""
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's own types
+
+
 def empty_map(channels: int, height: int, width: int, *, like: Tensor) -> Tensor:
     """(1, C, H, W), of that type and device, a position's channels side by side."""
     shape = (1, channels, height, width)

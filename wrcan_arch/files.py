@@ -23,19 +23,23 @@ def name_that_fits(name: str, more: str) -> str:
 def written_whole(path: Path) -> Iterator[BinaryIO]:
     """A file to write into; it gets the name `path` when all of it is on the disk, and is removed on an error.
 
-    One that is killed leaves `.NAME.partial`, which the next run overwrites. OSError where the disk says no.
+    One that is killed leaves `.NAME.partial`, which the next run overwrites. OSError, which names `path`, where the
+    disk says no.
     """
     partial = path.with_name(f'.{name_that_fits(path.name, ".partial.")}.partial')
     try:
-        with partial.open('w+b') as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException as error:
-        partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and not error.filename:  # of a write into the open file
-            error.filename = str(path)
+        try:
+            with partial.open('w+b') as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        if error.errno and error.filename in (None, str(partial)):  # none: of a write into the open file
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 

@@ -25,7 +25,7 @@ CHOP_SHAVE = 36  # pixels by which the authors' quadrants overlap the image's ha
 CHOP_PIXELS = 1_280_000  # their quadrants are cut again while the image has at least this many
 
 CPU_STRIP, GPU_STRIP = 9 << 16, 32 << 20  # numbers in the features of one strip: what caches and kernels like
-CPU_WHOLE = 1 << 20  # up to so many in all, strips have nothing to save; 256 x 256 pixels at full width
+CPU_WHOLE = 1 << 20  # up to so many in all there is one strip: more save little memory; 256 x 256 pixels at full width
 FREE_SHARE = 0.8  # of the memory that is free, for one image
 
 
@@ -253,8 +253,10 @@ class _Restoring:
         config = self.network.config
         whole, columns = -(-height // SIZE_MULTIPLE), -(-width // SIZE_MULTIPLE)
         row_size = 4 * config['num_feat'] * columns
-        strip = GPU_STRIP if self.device.type != 'cpu' else CPU_WHOLE if whole * row_size <= CPU_WHOLE else CPU_STRIP
-        rows = max(4, strip // row_size // 2 * 2)
+        if self.device.type == 'cpu' and whole * row_size <= CPU_WHOLE:
+            rows = whole + whole % 2
+        else:
+            rows = max(4, (CPU_STRIP if self.device.type == 'cpu' else GPU_STRIP) // row_size // 2 * 2)
         budget = self.max_memory or int(FREE_SHARE * free_memory(self.device))
         unfolds = self.device.type == 'cpu' and not onednn_computes_in(self.dtype)
 

@@ -14,6 +14,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
 from .. import inference
+from ..convolution import set_channels_last
 from ..errors import InputError
 from ..wrcan_arch import WRCAN, ResidualBlock, start_from_image
 from .muon import Muon
@@ -104,7 +105,7 @@ class WRCANModel(RecordedModel):
         if channels_last == 'auto':
             channels_last = self.amp_dtype != torch.float32 or self.device.type != 'cpu'
         if channels_last:
-            net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's own types
+            set_channels_last(net)
         if train_opt.get('checkpointing', False):
             for module in net.modules():
                 if isinstance(module, ResidualBlock):
@@ -113,8 +114,8 @@ class WRCANModel(RecordedModel):
     def model_to_device(self, net: nn.Module) -> nn.Module:
         if self.is_train:
             self.prepare_for_training(net)
-        else:  # what convolutions are fastest with, where there are no gradients
-            net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's own types
+        else:  # without gradients it is faster everywhere
+            set_channels_last(net)
         if not self.opt['dist']:
             return super().model_to_device(net)
         net = net.to(self.device)
