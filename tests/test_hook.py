@@ -55,6 +55,7 @@ def test_restoring_loads_neither_the_toolbox_nor_plots():
         (['tables'], 0),
         (['show', '-opt', str(OPTIONS / 'train_wrcan_320.yml')], 0),
         (['train', '-opt', 'absent.yml'], 2),
+        (['restore', 'absent.jpg'], 2),
     ],
 )
 def test_what_computes_nothing_loads_nothing_that_does(arguments, code):

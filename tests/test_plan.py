@@ -111,7 +111,7 @@ def test_lists_are_of_any_encoding(monkeypatch):
     Path('list').write_bytes(codecs.BOM_UTF8 + content)
     assert list(read_list('list')) == expected
     with pytest.raises(InputError, match='several processes cannot share one standard input'):
-        list(read_list('-', processes=2))
+        list(read_list('-', alone=False))
     Path('list').write_bytes(b'a.jpg\0b.jpg\0')
     with pytest.raises(InputError, match='list: the list has a zero byte in it'):
         list(read_list('list'))

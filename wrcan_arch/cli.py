@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+TOLD_FAILURES = 'told failures'  # a restore's note for the processes that torchrun may start after it
+
 
 def train_or_test(arguments: argparse.Namespace) -> int:
     from .train import options
@@ -38,31 +40,33 @@ def train_or_test(arguments: argparse.Namespace) -> int:
 
 
 def restore(arguments: argparse.Namespace) -> int:
-    import torch
-
-    from .checkpoint import load_network
-    from .convolution import set_channels_last
-    from .files import printable
-    from .photos.bulk_restore import Options, restore_photos
     from .photos.plan import plan, read_list
-    from .processes import Team, take_own_gpu
-    from .weights import SHIPPED
 
-    chosen = {name: getattr(arguments, name) for name in Options.__dataclass_fields__}
-    options = Options(**{name: value for name, value in chosen.items() if value is not None})
-    team = Team.from_environment()
-    if team.noted_before_restart('told failures'):  # all is done and told; torchrun starts again whatever ends with 1
+    if _failures_were_told():
         return 1
     unreadable: list[str] = []
-    jobs = plan(
+    jobs = plan(  # before torch is loaded: a wrong name is said at once
         arguments.photos,
-        listed=read_list(arguments.list, processes=team.size) if arguments.list else (),
+        listed=read_list(arguments.list, alone=not _is_one_of_several()) if arguments.list else (),
         out=arguments.out,
         compare=arguments.compare,
         format=arguments.format,
         skip_existing=arguments.skip_existing,
         unreadable=unreadable,
     )
+
+    import torch
+
+    from .checkpoint import load_network
+    from .convolution import set_channels_last
+    from .files import printable
+    from .photos.bulk_restore import Options, restore_photos
+    from .processes import Team, take_own_gpu
+    from .weights import SHIPPED
+
+    chosen = {name: getattr(arguments, name) for name in Options.__dataclass_fields__}
+    options = Options(**{name: value for name, value in chosen.items() if value is not None})
+    team = Team.from_environment()
     network = load_network(arguments.weights or SHIPPED['small'])
     set_channels_last(network)
     if torch.cuda.is_available():
@@ -77,11 +81,20 @@ def restore(arguments: argparse.Namespace) -> int:
     for failure in summary.failures:
         print(printable(failure), file=sys.stderr)
     if summary.failures:
-        team.note_for_restarts('told failures')
+        team.note_for_restarts(TOLD_FAILURES)
     with _reader_may_leave():
         for line in summary.lines():
             print(printable(line))
     return 1 if summary.failures else 0
+
+
+def _failures_were_told() -> bool:
+    """Whether all is done and told: torchrun starts a restore again that ended with 1, as it does one that died."""
+    if not int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)):  # asking loads torch
+        return False
+    from .processes import Team
+
+    return Team.from_environment().noted_before_restart(TOLD_FAILURES)
 
 
 @contextmanager

@@ -75,12 +75,12 @@ def plan(
     return wanted
 
 
-def read_list(path: str, *, processes: int = 1) -> Iterator[str]:
+def read_list(path: str, *, alone: bool = True) -> Iterator[str]:
     """The lines of a file, or of standard input for '-': one path a line, in any encoding.
 
     InputError if it cannot be read, or several processes would read parts of the one standard input.
     """
-    if path == '-' and processes > 1:
+    if path == '-' and not alone:
         raise InputError('several processes cannot share one standard input; give --list a file')
     try:
         with sys.stdin.buffer if path == '-' else Path(path).open('rb') as file:
