@@ -5,9 +5,10 @@ from copy import deepcopy
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from wrcan_arch.convolution import Convolution, Kernel, PairedKernel, packs_weights
+from wrcan_arch.convolution import Convolution, Kernel, PairedKernel, margin_of, packs_weights
 
 CPU = torch.device('cpu')
 TYPES = [torch.float32, torch.bfloat16]
@@ -36,6 +37,30 @@ def test_any_rows_are_those_of_the_whole_convolution(how, dtype, rtol, atol, str
         found = conv.of_map(image.to(dtype), span)
         assert found.dtype == dtype
         torch.testing.assert_close(found.float(), expected[:, :, slice(*span)], rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize('packs', [True, False])
+@pytest.mark.parametrize(('dtype', 'rtol', 'atol'), [(torch.float32, 1e-5, 1e-6), (torch.bfloat16, 0.01, 0.01)])
+@pytest.mark.parametrize('rate', [1, 2, 3, 4])
+@torch.no_grad()
+def test_columns_of_zeros_may_be_there_already(packs, dtype, rtol, atol, rate, monkeypatch):
+    if not packs:
+        monkeypatch.setattr('wrcan_arch.convolution.packs_weights', lambda *_: False)
+    plain, image = conv_of(rate=rate), torch.rand(1, 6, 14, 12)
+    conv, expected = Convolution(plain, dtype, positions=14 * 12, margin=4), plain(image)
+    for span in ((0, 3), (5, 9), (0, 14)):
+        found = conv.of_map(F.pad(image, (4, 4)).to(dtype), span)
+        torch.testing.assert_close(found.float(), expected[:, :, slice(*span)], rtol=rtol, atol=atol)
+
+
+def test_maps_have_margins_for_amx(monkeypatch):
+    monkeypatch.setattr('wrcan_arch.convolution.packs_weights', lambda *_: True)
+    monkeypatch.setattr(torch.cpu, '_is_amx_tile_supported', lambda: True, raising=False)
+    assert margin_of(CPU, torch.bfloat16, 4) == 4 and margin_of(CPU, torch.float32, 4) == 0
+    monkeypatch.setattr('wrcan_arch.convolution.packs_weights', lambda *_: False)
+    assert margin_of(CPU, torch.bfloat16, 4) == 0
+    monkeypatch.delattr(torch.cpu, '_is_amx_tile_supported')
+    assert margin_of(CPU, torch.bfloat16, 4) == 0
 
 
 @pytest.mark.parametrize('dtype', TYPES)

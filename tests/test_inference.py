@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from wrcan_arch import WRCAN, InputError, inference, load_network, restore
+from wrcan_arch import WRCAN, InputError, inference, load_network, restore, strips
 from wrcan_arch.strips import is_as_built
+
+CPU = torch.device('cpu')
 
 
 @pytest.mark.parametrize(
@@ -159,7 +161,7 @@ def test_pytorchs_own_switch_of_precision_is_put_back_as_somebody_set_it():
 
 def test_without_a_limit_most_of_what_is_free_is_used(monkeypatch):
     network, image = small_network(), np.zeros((800, 300, 3), np.uint8)
-    needed = inference.bytes_needed(network.config, (800, 300), rows=1, dtype=torch.float32) + 6 * 800 * 300
+    needed = inference.bytes_needed(network.config, (800, 300), rows=1, dtype=torch.float32, device=CPU) + 6 * 800 * 300
     monkeypatch.setattr(inference, 'free_memory', lambda device: int(needed / 0.8) + 1000)
     restore(network, image, precision='fp32')
     monkeypatch.setattr(inference, 'free_memory', lambda device: int(needed / 0.9))
@@ -241,7 +243,7 @@ def test_the_memory_given_is_kept_to_or_refused(monkeypatch):
     )  # so high that blocks take more than encoder and decoder
     rows = []
     monkeypatch.setattr(inference, 'restore_in_strips', lambda *_, **options: rows.append(options['rows']))
-    needed = inference.bytes_needed(network.config, (3200, 300), rows=1, dtype=torch.float32)
+    needed = inference.bytes_needed(network.config, (3200, 300), rows=1, dtype=torch.float32, device=CPU)
     for budget in (None, 10 * needed, needed + 7 * 3200 * 300):
         restore(network, image, precision='fp32', max_memory=budget)
     assert rows[0] == rows[1] > rows[2] >= 1
@@ -249,15 +251,25 @@ def test_the_memory_given_is_kept_to_or_refused(monkeypatch):
         restore(network, image, precision='fp32', max_memory=1 << 20)
 
 
-@pytest.mark.parametrize(('height', 'rows'), [(256, 32), (236, 60), (4, 2), (325, 28), (1000, 36)])
-def test_strips_are_of_about_one_height(monkeypatch, height, rows):
-    """At most 40 rows of the features in each, an even number, but no 40 and 24; up to 59 in one."""
+@pytest.mark.parametrize(
+    ('height', 'precision', 'rows'),
+    [
+        (256, 'fp32', 32),
+        (236, 'fp32', 60),
+        (4, 'fp32', 2),
+        (325, 'fp32', 28),
+        (1000, 'fp32', 36),
+        (1000, 'bf16', 64),
+    ],
+)
+def test_strips_are_of_about_one_height(monkeypatch, height, precision, rows):
+    """At most 40 rows of the features in each, an even number, but no 40 and 24; up to 59 in one. Of bf16 80."""
     network, taken = small_network(), []
     row = 4 * network.config['num_feat'] * 8
-    monkeypatch.setattr(inference, 'CPU_STRIP', 40 * row)
+    monkeypatch.setattr(inference, 'CPU_STRIP', 4 * 40 * row)
     monkeypatch.setattr(inference, 'CPU_WHOLE', 59 * row)
     monkeypatch.setattr(inference, 'restore_in_strips', lambda *_, **options: taken.append(options['rows']))
-    restore(network, np.zeros((height, 32, 3), np.uint8), precision='fp32')
+    restore(network, np.zeros((height, 32, 3), np.uint8), precision=precision)
     assert taken == [rows]
 
 
@@ -365,18 +377,19 @@ def test_result_is_the_same_within_autocast_and_whatever_the_default_type(mode):
 @pytest.mark.parametrize('has_onednn', [True, False])
 def test_where_convolutions_unfold_their_input_more_memory_is_asked(monkeypatch, has_onednn):
     network, image = small_network(), np.zeros((8, 12, 3), np.uint8)
-    monkeypatch.setattr(inference, 'onednn_computes_in', lambda dtype: has_onednn)
-    needed = inference.bytes_needed(network.config, (8, 12), rows=1, dtype=torch.bfloat16, unfolds=not has_onednn)
+    monkeypatch.setattr(strips, 'onednn_computes_in', lambda dtype: True)
+    plain = inference.bytes_needed(network.config, (8, 12), rows=1, dtype=torch.bfloat16, device=CPU)
+    monkeypatch.setattr(strips, 'onednn_computes_in', lambda dtype: has_onednn)
+    needed = inference.bytes_needed(network.config, (8, 12), rows=1, dtype=torch.bfloat16, device=CPU)
     restore(network, image, precision='bf16', max_memory=needed + 6 * 8 * 12)
     with pytest.raises(InputError, match='12 x 8 pixels need .* MB of memory'):
         restore(network, image, precision='bf16', max_memory=needed - 1)
-    plain = inference.bytes_needed(network.config, (8, 12), rows=1, dtype=torch.bfloat16)
     assert (needed > plain) is not has_onednn
 
 
 def test_without_onednn_convolutions_unfold_in_fp32_too():
     network, image = small_network(), np.zeros((8, 12, 3), np.uint8)
-    enough = inference.bytes_needed(network.config, (8, 12), rows=1, dtype=torch.float32) + 6 * 8 * 12
+    enough = inference.bytes_needed(network.config, (8, 12), rows=1, dtype=torch.float32, device=CPU) + 6 * 8 * 12
     restore(network, image, precision='fp32', max_memory=enough)
     with torch.backends.mkldnn.flags(enabled=False), pytest.raises(InputError, match='12 x 8 pixels need'):
         restore(network, image, precision='fp32', max_memory=enough)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from wrcan_arch import WRCAN, restore, strips
-from wrcan_arch.convolution import Convolution, onednn_computes_in
+from wrcan_arch.convolution import Convolution
 from wrcan_arch.strips import Flow, bytes_needed, restore_in_strips
 from wrcan_arch.wrcan_arch import BLOCKS, ChannelAttention
 
@@ -57,14 +57,28 @@ def test_every_strip_height_gives_the_whole_image(block, size, end_strip, monkey
         assert relative_error(in_strips(network, image, rows=rows), expected) < 1e-5, rows
 
 
+@pytest.mark.parametrize('window', [None, 4])
+@pytest.mark.parametrize('block', BLOCKS)
+@pytest.mark.parametrize('size', SIZES, ids=str)
+def test_margins_change_nothing(block, size, window, monkeypatch):
+    """As maps have them for AMX."""
+    network, image = network_of(block), torch.rand(1, 3, *size)
+    expected = [in_strips(network, image, rows=rows, window=window) for rows in (3, 1000)]
+    monkeypatch.setattr(strips, 'margin_of', lambda *_: 4)
+    for rows, each in zip((3, 1000), expected, strict=True):
+        assert relative_error(in_strips(network, image, rows=rows, window=window), each) < 1e-6
+
+
 @pytest.mark.parametrize('rows', [1, 4, 1000])
-@pytest.mark.parametrize('how', ['packed', 'in pairs', 'plain'])
+@pytest.mark.parametrize('how', ['packed', 'in pairs', 'with margins', 'plain'])
 @pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
 def test_the_full_width_too_however_it_convolves(rows, how, dtype, tolerance, monkeypatch):
     if how == 'plain':
         monkeypatch.setattr('wrcan_arch.convolution.packs_weights', lambda *_: False)
     if how == 'in pairs':
         monkeypatch.setattr('wrcan_arch.convolution.PAIRED_POSITIONS', 0)
+    if how == 'with margins':
+        monkeypatch.setattr(strips, 'margin_of', lambda *_: 4)
     torch.manual_seed(0)
     network, image = WRCAN(num_group=1, num_block=1).eval(), torch.rand(1, 3, 45, 62)
     with torch.no_grad():
@@ -166,8 +180,7 @@ def test_memory_stays_within_what_was_said(num_feat, dtype, size):
     result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=200, env=threads)
     assert result.returncode == 0, result.stderr
     dtype = getattr(torch, dtype)
-    unfolds = not onednn_computes_in(dtype)
-    said = bytes_needed({'num_feat': num_feat}, size, rows=8, dtype=dtype, unfolds=unfolds)
+    said = bytes_needed({'num_feat': num_feat}, size, rows=8, dtype=dtype, device=torch.device('cpu'))
     maps = 3 * 4 * num_feat * size[0] // 4 * size[1] // 4 * dtype.itemsize
     assert maps < int(result.stdout) <= said
 

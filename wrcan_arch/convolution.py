@@ -30,6 +30,15 @@ def onednn_computes_in(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def margin_of(device: torch.device, dtype: torch.dtype, rate: int) -> int:
+    """Columns of zeros on either side of a map, for convolutions of up to that rate; 0 where they pad it themselves.
+
+    On AMX oneDNN copies what it pads, and for an atrous convolution many rows of it more than once.
+    """
+    has_amx = getattr(torch.cpu, '_is_amx_tile_supported', bool)()  # not in every release
+    return rate if has_amx and dtype == torch.bfloat16 and packs_weights(device, dtype) else 0
+
+
 class Kernel:
     """A convolution by oneDNN whose weights stay in its own order for as long as inputs have one shape.
 
@@ -37,15 +46,22 @@ class Kernel:
     320 takes up to a quarter of the time.
     """
 
-    def __init__(self, make: Callable[[], Tensor], bias: Tensor | None, stride: int = 1, rate: int = 1) -> None:
-        """`make` gives the weights, in the type that is computed in."""
-        self.make, self.bias, self.stride, self.rate = make, bias, stride, rate
+    def __init__(
+        self,
+        make: Callable[[], Tensor],
+        bias: Tensor | None,
+        stride: int = 1,
+        rate: int = 1,
+        padding: int = 1,
+    ) -> None:
+        """`make` gives the weights, in the type that is computed in; `padding` is of the columns."""
+        self.make, self.bias, self.stride, self.rate, self.padding = make, bias, stride, rate, padding
         self.packed: Tensor | None = None
         self.packed_for: tuple[torch.Size, int] | None = None
 
     def __call__(self, rows: Tensor, zeros: int = 0) -> Tensor:
-        """Columns are padded, rows by `zeros` above and below."""
-        geometry = [zeros, self.rate], [self.stride] * 2, [self.rate] * 2, 1  # padding, stride, rate, groups
+        """Rows are padded by `zeros` above and below."""
+        geometry = [zeros, self.padding], [self.stride] * 2, [self.rate] * 2, 1  # padding, stride, rate, groups
         if self.packed_for != (rows.shape, zeros):
             self.packed = None  # its memory is for the next
             self.packed = torch.ops.mkldnn._reorder_convolution_weight(self.make(), *geometry, rows.shape)
@@ -95,20 +111,25 @@ class PairedKernel:
 class Convolution:
     """A convolution of `conv3x3`, for any rows of its output; weights in the type that is computed in."""
 
-    def __init__(self, conv: nn.Module, dtype: torch.dtype, positions: int) -> None:
-        """`positions`: of the whole input, all strips together."""
+    def __init__(self, conv: nn.Module, dtype: torch.dtype, positions: int, margin: int = 0) -> None:
+        """
+        Args:
+            positions: of the whole input, all strips together.
+            margin: columns of zeros that the input has on either side, and the output has not; 0: it is padded here.
+        """
         assert isinstance(conv, nn.Conv2d) and conv.bias is not None
         weight, bias = conv.weight, conv.bias.to(dtype)
         self.out_channels, self.in_channels = weight.shape[:2]
         self.stride, self.rate, self.bias = conv.stride[0], conv.dilation[0], bias
+        self.margin, self.padding = margin, 0 if margin else self.rate
         self.packs = packs_weights(weight.device, dtype)
         self.weight = weight if self.packs else weight.to(dtype, memory_format=torch.channels_last)
-        can_pair = self.packs and dtype == torch.float32 and self.stride == self.rate == 1
+        can_pair = self.packs and dtype == torch.float32 and self.stride == self.rate == self.padding == 1
         pairing_pays = self.in_channels >= PAIRED_CHANNELS and positions >= PAIRED_POSITIONS
         self.kernel: Kernel | PairedKernel = (
             PairedKernel(weight, bias)
             if can_pair and pairing_pays
-            else Kernel(lambda: weight.to(dtype), bias, self.stride, self.rate)
+            else Kernel(lambda: weight.to(dtype), bias, self.stride, self.rate, self.padding)
         )
 
     def read_for(self, span: Span) -> Span:
@@ -119,8 +140,13 @@ class Convolution:
     def __call__(self, rows: Tensor, zeros: int = 0) -> Tensor:
         """(1, C', n', W / stride) of (1, C, n, W), to whose rows `zeros` are added above and below."""
         if self.packs:
-            return self.kernel(rows, zeros)
-        return F.conv2d(rows, self.weight, self.bias, self.stride, (zeros, self.rate), self.rate)
+            out = self.kernel(rows, zeros)
+        else:
+            out = F.conv2d(rows, self.weight, self.bias, self.stride, (zeros, self.padding), self.rate)
+        if not self.margin:
+            return out
+        of_margin = self.margin - self.rate
+        return out[..., of_margin : out.shape[3] - of_margin]
 
     def of_map(self, whole: Tensor, span: Span) -> Tensor:
         """Rows `span` of the output, (1, C', stop - start, W / stride), for a whole map, (1, C, H, W)."""

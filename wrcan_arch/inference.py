@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .convolution import Span, onednn_computes_in
+from .convolution import Span
 from .errors import InputError
 from .free_memory import free_memory
 from .strips import bytes_needed, is_as_built, restore_in_strips, spans
@@ -24,8 +24,8 @@ PEAKS = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}  # of integers; fl
 CHOP_SHAVE = 36  # pixels by which the authors' quadrants overlap the image's halves
 CHOP_PIXELS = 1_280_000  # their quadrants are cut again while the image has at least this many
 
-CPU_STRIP, GPU_STRIP = 9 << 16, 32 << 20  # numbers in the features of one strip: what caches and kernels like
-CPU_WHOLE = 1 << 20  # up to so many in all there is one strip: more save little memory; 256 x 256 pixels at full width
+CPU_STRIP, GPU_STRIP = 9 << 18, 128 << 20  # bytes of the features of one strip: what caches and kernels like
+CPU_WHOLE = 1 << 20  # numbers in all up to which there is one strip, which costs little memory: 256 x 256 pixels' 64
 FREE_SHARE = 0.8  # of the memory that is free, for one image
 
 
@@ -256,13 +256,14 @@ class _Restoring:
         if self.device.type == 'cpu' and whole * row_size <= CPU_WHOLE:
             rows = whole + whole % 2
         else:
-            rows = max(4, (CPU_STRIP if self.device.type == 'cpu' else GPU_STRIP) // row_size // 2 * 2)
+            strip = CPU_STRIP if self.device.type == 'cpu' else GPU_STRIP
+            rows = max(4, strip // (row_size * self.dtype.itemsize) // 2 * 2)
         budget = self.max_memory or int(FREE_SHARE * free_memory(self.device))
-        unfolds = self.device.type == 'cpu' and not onednn_computes_in(self.dtype)
 
         def needed(rows: int) -> int:
             images = 3 * height * width * image_bytes
-            return bytes_needed(config, (height, width), rows=rows, dtype=self.dtype, unfolds=unfolds) + images
+            held = bytes_needed(config, (height, width), rows=rows, dtype=self.dtype, device=self.device)
+            return held + images
 
         while rows > 1 and needed(rows) > budget:
             rows = rows // 4 * 2 or 1

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .convolution import Convolution, Span, empty_map
+from .convolution import Convolution, Span, empty_map, margin_of, onednn_computes_in
 from .progress import Progress, weights_of
 from .wrcan_arch import (
     ATROUS_RATES,
@@ -37,7 +37,7 @@ BRANCH_MATRICES = 4  # of 4F x 4F at each of 9 places: the weights of a block's 
 WEIGHT_COPIES = 2  # converted or packed, and one more while that is done
 BRANCH_MAPS = 6  # maps of 4F channels that a strip of a block takes, the library's own copies included
 END_MAPS = 16  # maps of F channels that a strip of encoder and decoder takes
-UNFOLDED_MAPS = 18  # more that they take where a convolution unfolds its input: 9 positions of twice as many channels
+UNFOLDED_MAPS = 18  # more where PyTorch's own convolution unfolds its input: 9 positions of twice as many channels
 END_ROWS = 24  # rows of the image by which the decoder is behind the encoder, about
 END_STRIP = 5 << 16  # numbers in F channels of a strip of the encoder and decoder
 WORKSPACE = 32 << 20  # bytes of the library's scratch, whatever the size
@@ -60,9 +60,12 @@ def _parts(**config: Any) -> list[str]:
 class Flow:
     """A convolution that is given its input rows after rows, and gives its output's as soon as they are known."""
 
-    def __init__(self, conv: Convolution, height: int, width: int) -> None:
+    def __init__(self, conv: Convolution, height: int, width: int, held: Tensor | None = None) -> None:
+        """`held`: memory for its rows, of another's that has ended."""
         self.conv, self.height, self.width = conv, height, width
-        self.held = empty_map(conv.in_channels, conv.rate, width, like=conv.bias).zero_()  # input rows [top, stop)
+        held = empty_map(conv.in_channels, conv.rate, width, like=conv.bias) if held is None else held
+        held[:, :, : conv.rate] = 0
+        self.held = held  # input rows [top, stop)
         self.top, self.stop, self.done = -conv.rate, 0, 0  # done: output rows that were given
 
     def room(self, count: int) -> Tensor:
@@ -220,31 +223,49 @@ class Update:
             self.done = stop
 
 
-def run_branch(
-    block: ResidualBlock, features: Tensor, update: Update, out: Tensor, rows: int, progress: Progress
-) -> Tensor:
-    """The block's branch of `features` (1, C, H, W), in strips, into `out`; returns its sum (1, C, 1, 1) in float32.
+class Maps:
+    """What the groups work in, beside their input."""
 
-    Rows of `out` are written only after `update` has passed them: it may still read what `out` held before.
+    def __init__(self, network: WRCAN, entry: Tensor, rows: int) -> None:
+        channels, height, width = entry.shape[1:]
+        self.margin = margin = margin_of(entry.device, entry.dtype, max(ATROUS_RATES))
+        self.wide = empty_map(channels, height, width + 2 * margin, like=entry)
+        self.features = self.wide[..., margin : margin + width]  # of a block, (1, C, H, W)
+        for side in (self.wide[..., :margin], self.wide[..., margin + width :]):
+            side.zero_()
+        self.branch = torch.empty_like(entry)
+        widest = max(conv.in_channels for conv in network.groups.modules() if isinstance(conv, nn.Conv2d))
+        self.hidden = empty_map(widest, rows + 3, width, like=entry)  # of a strip, and rows that the next one needs
+
+    def convolution(self, conv: nn.Module) -> Convolution:
+        """Of the features: of `wide`."""
+        return Convolution(conv, self.wide.dtype, self.branch[0, 0].numel(), self.margin)
+
+
+def run_branch(block: ResidualBlock, maps: Maps, update: Update, rows: int, progress: Progress) -> Tensor:
+    """The block's branch of the features, in strips, into maps.branch; returns its sum (1, C, 1, 1) in float32.
+
+    Rows of the branch are written only after `update` has passed them: it may still read what they held before.
     """
-    branch, dtype = block.branch, features.dtype
+    branch, dtype = block.branch, maps.branch.dtype
     layers = (branch.atrous, branch.fuse) if isinstance(branch, WideReceptiveField) else ([branch.conv1], branch.conv2)
-    height, width = features.shape[2:]
-    parallel = [Convolution(conv, dtype, height * width) for conv in layers[0]]
-    last = Flow(Convolution(layers[1], dtype, height * width), height, width)
+    channels, height, width = maps.branch.shape[1:]
+    parallel = [maps.convolution(conv) for conv in layers[0]]
+    last = Flow(Convolution(layers[1], dtype, height * width), height, width, held=maps.hidden)
     reach, products = max(conv.rate for conv in parallel), weights_of(block)
-    total = torch.zeros(1, out.shape[1], 1, 1, dtype=torch.float32, device=features.device)
+    total = torch.zeros(channels, dtype=torch.float32, device=maps.branch.device)
     for start, stop in spans(height, rows):
         update.until(min(stop + reach, height))
         hidden = last.room(stop - start).chunk(len(parallel), dim=1)  # (1, 2C, rows, W)
-        for conv, channels in zip(parallel, hidden, strict=True):
-            torch.clamp_min(conv.of_map(features, (start, stop)), 0, out=channels)
+        for conv, part in zip(parallel, hidden, strict=True):
+            torch.clamp_min(conv.of_map(maps.wide, (start, stop)), 0, out=part)
         done = last.done
-        part = last.out()
-        out[:, :, done : last.done] = part
-        total += part.sum((2, 3), keepdim=True, dtype=torch.float32)
+        out = last.out()
+        maps.branch[:, :, done : last.done] = out
+        of_rows = out[0].permute(1, 2, 0).sum(1)  # (rows, C); a sum in another type would copy what it sums
+        total += of_rows.sum(0, dtype=torch.float32)
         progress.add(products * (stop - start))
-    return total
+    return total[None, :, None, None]
 
 
 class WindowMeans:
@@ -302,35 +323,27 @@ def attend(attention: nn.Module, total: Tensor, features: Tensor, branch: Tensor
     return Update(lambda span: add(span, attention.weights(means(span)).to(features.dtype)[..., places]))
 
 
-def run_group(
-    group: nn.Module,
-    entry: Tensor,
-    features: Tensor,
-    branch: Tensor,
-    rows: int,
-    window: int | None,
-    progress: Progress,
-) -> None:
-    """A residual group, in place: entry += Conv(blocks(entry)). `features` and `branch` are maps to work in."""
+def run_group(group: nn.Module, entry: Tensor, maps: Maps, rows: int, window: int | None, progress: Progress) -> None:
+    """A residual group, in place: entry += Conv(blocks(entry))."""
     height = entry.shape[2]
 
     def take(span: Span) -> None:
         start, stop = span
-        features[:, :, start:stop] = entry[:, :, start:stop]
+        maps.features[:, :, start:stop] = entry[:, :, start:stop]
 
     update = Update(take)
     assert isinstance(group, ResidualGroup)  # a Sequential forgets their type
     for block in group.blocks:
         assert isinstance(block, ResidualBlock)
-        total = run_branch(block, features, update, branch, rows, progress)
-        update = attend(block.attention, total, features, branch, window)
+        total = run_branch(block, maps, update, rows, progress)
+        update = attend(block.attention, total, maps.features, maps.branch, window)
         if window is not None:  # a window reads rows of the branch that the next pass would write over
             for _, stop in spans(height, max(1, rows // 4)):
                 update.until(stop)
-    conv = Convolution(group.conv, features.dtype, entry[0, 0].numel())
+    conv = maps.convolution(group.conv)
     for start, stop in spans(height, rows):
         update.until(min(stop + conv.rate, height))
-        entry[:, :, start:stop] += conv.of_map(features, (start, stop))
+        entry[:, :, start:stop] += conv.of_map(maps.wide, (start, stop))
         progress.add(weights_of(group.conv) * (stop - start))
 
 
@@ -361,19 +374,16 @@ def _end_rows(feat: int, width: int) -> int:
 
 
 def bytes_needed(
-    config: Mapping[str, Any], size: tuple[int, int], *, rows: int, dtype: torch.dtype, unfolds: bool = False
+    config: Mapping[str, Any], size: tuple[int, int], *, rows: int, dtype: torch.dtype, device: torch.device
 ) -> int:
-    """What `restore_in_strips` holds at most, above the weights and what `read` and `write` keep.
-
-    `unfolds`: convolutions write out their input for a matrix product first, as PyTorch's own do on a CPU where
-    oneDNN does not compute in `dtype`.
-    """
-    unfolded = UNFOLDED_MAPS if unfolds else 0
+    """What `restore_in_strips` holds at most, above the weights and what `read` and `write` keep."""
+    unfolded = UNFOLDED_MAPS if device.type == 'cpu' and not onednn_computes_in(dtype) else 0
     padded = _padded(size)
     feat, columns = config['num_feat'], padded[1] // SIZE_MULTIPLE
     a_map = 4 * feat * padded[0] // SIZE_MULTIPLE * columns
     strip_rows = rows + 2 * max(ATROUS_RATES)
-    in_blocks = 3 * a_map + (BRANCH_MAPS + unfolded) * 4 * feat * strip_rows * columns
+    margins = 4 * feat * padded[0] // SIZE_MULTIPLE * 2 * margin_of(device, dtype, max(ATROUS_RATES))
+    in_blocks = 3 * a_map + margins + (BRANCH_MAPS + unfolded) * 4 * feat * strip_rows * columns
     at_ends = a_map + (END_MAPS + unfolded) * feat * (_end_rows(feat, padded[1]) + END_ROWS) * padded[1]
     weights = WEIGHT_COPIES * 9 * BRANCH_MATRICES * (4 * feat) ** 2
     return dtype.itemsize * (max(in_blocks, at_ends) + weights) + WORKSPACE
@@ -418,10 +428,10 @@ def restore_in_strips(
     strips = list(spans(padded[0], _end_rows(network.head.out_channels, padded[1])))
     progress = Progress(network, padded[0], tell)
     entry = _expand(network, map(read_padded, strips), padded, dtype, progress)
-    features, branch = torch.empty_like(entry), torch.empty_like(entry)
+    maps = Maps(network, entry, rows)
     for group in network.groups:
-        run_group(group, entry, features, branch, rows, window, progress)
-    del features, branch
+        run_group(group, entry, maps, rows, window, progress)
+    del maps
 
     encoding, decoding = Encoding(network, padded, dtype), Decoding(network, padded, dtype, entry)
     done = 0
