@@ -53,14 +53,16 @@ def test_columns_of_zeros_may_be_there_already(packs, dtype, rtol, atol, rate, m
         torch.testing.assert_close(found.float(), expected[:, :, slice(*span)], rtol=rtol, atol=atol)
 
 
-def test_maps_have_margins_for_amx(monkeypatch):
+def test_wide_maps_have_margins_for_amx(monkeypatch):
     monkeypatch.setattr('wrcan_arch.convolution.packs_weights', lambda *_: True)
     monkeypatch.setattr(torch.cpu, '_is_amx_tile_supported', lambda: True, raising=False)
-    assert margin_of(CPU, torch.bfloat16, 4) == 4 and margin_of(CPU, torch.float32, 4) == 0
+    assert margin_of(CPU, torch.bfloat16, 128, rate=4) == 4
+    assert margin_of(CPU, torch.bfloat16, 127, rate=4) == margin_of(CPU, torch.float32, 128, rate=4) == 0
     monkeypatch.setattr('wrcan_arch.convolution.packs_weights', lambda *_: False)
-    assert margin_of(CPU, torch.bfloat16, 4) == 0
+    assert margin_of(CPU, torch.bfloat16, 128, rate=4) == 0
+    monkeypatch.setattr('wrcan_arch.convolution.packs_weights', lambda *_: True)
     monkeypatch.delattr(torch.cpu, '_is_amx_tile_supported')
-    assert margin_of(CPU, torch.bfloat16, 4) == 0
+    assert margin_of(CPU, torch.bfloat16, 128, rate=4) == 0
 
 
 @pytest.mark.parametrize('dtype', TYPES)

@@ -13,6 +13,8 @@ Span = tuple[int, int]  # rows [start, stop)
 PAIRED_CHANNELS = 256
 PAIRED_POSITIONS = 1 << 12  # of the whole map; 256 x 256 pixels have as many at a quarter of their size
 
+MARGIN_WIDTH = 128  # of narrower maps the copies cost less than the margins' own columns
+
 
 def packs_weights(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether `Convolution` packs its weights there, for oneDNN."""
@@ -30,11 +32,13 @@ def onednn_computes_in(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def margin_of(device: torch.device, dtype: torch.dtype, rate: int) -> int:
+def margin_of(device: torch.device, dtype: torch.dtype, width: int, rate: int) -> int:
     """Columns of zeros on either side of a map, for convolutions of up to that rate; 0 where they pad it themselves.
 
-    On AMX oneDNN copies what it pads, and for an atrous convolution many rows of it more than once.
+    On AMX oneDNN copies what it pads, and for an atrous convolution of a wide map most rows of it more than once.
     """
+    if width < MARGIN_WIDTH:
+        return 0
     has_amx = getattr(torch.cpu, '_is_amx_tile_supported', bool)()  # not in every release
     return rate if has_amx and dtype == torch.bfloat16 and packs_weights(device, dtype) else 0
 

@@ -228,7 +228,7 @@ class Maps:
 
     def __init__(self, network: WRCAN, entry: Tensor, rows: int) -> None:
         channels, height, width = entry.shape[1:]
-        self.margin = margin = margin_of(entry.device, entry.dtype, max(ATROUS_RATES))
+        self.margin = margin = margin_of(entry.device, entry.dtype, width, max(ATROUS_RATES))
         self.wide = empty_map(channels, height, width + 2 * margin, like=entry)
         self.features = self.wide[..., margin : margin + width]  # of a block, (1, C, H, W)
         for side in (self.wide[..., :margin], self.wide[..., margin + width :]):
@@ -382,7 +382,7 @@ def bytes_needed(
     feat, columns = config['num_feat'], padded[1] // SIZE_MULTIPLE
     a_map = 4 * feat * padded[0] // SIZE_MULTIPLE * columns
     strip_rows = rows + 2 * max(ATROUS_RATES)
-    margins = 4 * feat * padded[0] // SIZE_MULTIPLE * 2 * margin_of(device, dtype, max(ATROUS_RATES))
+    margins = 4 * feat * padded[0] // SIZE_MULTIPLE * 2 * margin_of(device, dtype, columns, max(ATROUS_RATES))
     in_blocks = 3 * a_map + margins + (BRANCH_MAPS + unfolded) * 4 * feat * strip_rows * columns
     at_ends = a_map + (END_MAPS + unfolded) * feat * (_end_rows(feat, padded[1]) + END_ROWS) * padded[1]
     weights = WEIGHT_COPIES * 9 * BRANCH_MATRICES * (4 * feat) ** 2
