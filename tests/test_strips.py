@@ -185,6 +185,15 @@ def test_memory_stays_within_what_was_said(num_feat, dtype, size):
     assert maps < int(result.stdout) <= said
 
 
+def test_sums_of_rows_may_be_beyond_the_range_of_fp16():
+    network, image = network_of(num_group=1, num_block=1), torch.rand(1, 3, 8, 4096)
+    branch = network.groups[0].blocks[0].branch
+    torch.nn.init.zeros_(branch.fuse.weight)
+    torch.nn.init.constant_(branch.fuse.bias, 100)  # 1,024 of them in a row
+    expected = in_strips(network, image, rows=1)
+    assert relative_error(in_strips(network, image, rows=1, dtype=torch.float16), expected) < 0.01
+
+
 @torch.no_grad()
 def test_a_flow_takes_memory_for_its_rows_once():
     conv = Convolution(torch.nn.Conv2d(4, 4, 3, padding=1), torch.float32, positions=24 * 6)

@@ -24,8 +24,8 @@ PEAKS = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}  # of integers; fl
 CHOP_SHAVE = 36  # pixels by which the authors' quadrants overlap the image's halves
 CHOP_PIXELS = 1_280_000  # their quadrants are cut again while the image has at least this many
 
-CPU_STRIP, GPU_STRIP = 9 << 18, 128 << 20  # bytes of the features of one strip: what caches and kernels like
-CPU_WHOLE = 1 << 20  # numbers in all up to which there is one strip, which costs little memory: 256 x 256 pixels' 64
+CPU_STRIP, GPU_STRIP = 9 << 18, 64 << 20  # bytes of the features of one strip: what caches and kernels like
+CPU_WHOLE = 1 << 20  # numbers up to which there is one strip: more save little memory; 256 x 256 pixels, full width
 FREE_SHARE = 0.8  # of the memory that is free, for one image
 
 

@@ -235,7 +235,7 @@ class Maps:
             side.zero_()
         self.branch = torch.empty_like(entry)
         widest = max(conv.in_channels for conv in network.groups.modules() if isinstance(conv, nn.Conv2d))
-        self.hidden = empty_map(widest, rows + 3, width, like=entry)  # of a strip, and rows that the next one needs
+        self.hidden = empty_map(widest, min(rows, height) + 3, width, like=entry)  # of a strip and between strips
 
     def convolution(self, conv: nn.Module) -> Convolution:
         """Of the features: of `wide`."""
@@ -254,6 +254,9 @@ def run_branch(block: ResidualBlock, maps: Maps, update: Update, rows: int, prog
     last = Flow(Convolution(layers[1], dtype, height * width), height, width, held=maps.hidden)
     reach, products = max(conv.rate for conv in parallel), weights_of(block)
     total = torch.zeros(channels, dtype=torch.float32, device=maps.branch.device)
+    summed_in = (
+        torch.float32 if dtype == torch.float16 else dtype
+    )  # another type copies what it sums; fp16 ends at 65504
     for start, stop in spans(height, rows):
         update.until(min(stop + reach, height))
         hidden = last.room(stop - start).chunk(len(parallel), dim=1)  # (1, 2C, rows, W)
@@ -262,7 +265,7 @@ def run_branch(block: ResidualBlock, maps: Maps, update: Update, rows: int, prog
         done = last.done
         out = last.out()
         maps.branch[:, :, done : last.done] = out
-        of_rows = out[0].permute(1, 2, 0).sum(1)  # (rows, C); a sum in another type would copy what it sums
+        of_rows = out[0].permute(1, 2, 0).sum(1, dtype=summed_in)  # (rows, C)
         total += of_rows.sum(0, dtype=torch.float32)
         progress.add(products * (stop - start))
     return total[None, :, None, None]
