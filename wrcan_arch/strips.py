@@ -254,9 +254,7 @@ def run_branch(block: ResidualBlock, maps: Maps, update: Update, rows: int, prog
     last = Flow(Convolution(layers[1], dtype, height * width), height, width, held=maps.hidden)
     reach, products = max(conv.rate for conv in parallel), weights_of(block)
     total = torch.zeros(channels, dtype=torch.float32, device=maps.branch.device)
-    summed_in = (
-        torch.float32 if dtype == torch.float16 else dtype
-    )  # another type copies what it sums; fp16 ends at 65504
+    summed_in = torch.float32 if dtype == torch.float16 else dtype  # fp16 ends at 65504; another type copies the rows
     for start, stop in spans(height, rows):
         update.until(min(stop + reach, height))
         hidden = last.room(stop - start).chunk(len(parallel), dim=1)  # (1, 2C, rows, W)
