@@ -26,6 +26,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # or what runs in the 
 DATA = Path(__file__).parent / 'data'
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The slow ones first, or one process has nothing to do while the other ends one."""
+    items.sort(key=lambda item: item.get_closest_marker('slow') is None)
+
+
 @pytest.fixture(scope='session')
 def golden() -> dict[str, torch.Tensor]:
     """What the official code computed with official_small.pt, in fp32 on a CPU."""

@@ -58,8 +58,8 @@ def test_every_strip_height_gives_the_whole_image(block, size, end_strip, monkey
 
 
 @pytest.mark.parametrize('window', [None, 4])
-@pytest.mark.parametrize('block', BLOCKS)
-@pytest.mark.parametrize('size', SIZES, ids=str)
+@pytest.mark.parametrize('block', ['wrca', 'res'])
+@pytest.mark.parametrize('size', [(1, 1), (37, 41), (8, 200)], ids=str)
 def test_margins_change_nothing(block, size, window, monkeypatch):
     """As maps have them for AMX."""
     network, image = network_of(block), torch.rand(1, 3, *size)
