@@ -87,6 +87,13 @@ def test_wrong_restore_is_one_line(tmp_path, monkeypatch, capsys, official_weigh
     assert not list(Path().glob('out/*'))
 
 
+def test_several_processes_cannot_share_standard_input(monkeypatch, capsys):
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    monkeypatch.setattr(cli, '_end_of_several', lambda error, _: print(error) or 2)
+    assert cli.main(['restore', '--list', '-']) == 2
+    assert 'several processes cannot share one standard input' in capsys.readouterr().out
+
+
 def test_unreadable_photo_is_named_and_the_rest_done(tmp_path, monkeypatch, capsys, official_weights):
     monkeypatch.chdir(tmp_path)
     cv2.imwrite('a.png', picture(16, 16))

@@ -185,6 +185,16 @@ def test_memory_stays_within_what_was_said(num_feat, dtype, size):
     assert maps < int(result.stdout) <= said
 
 
+def test_margins_are_counted(monkeypatch):
+    def said():
+        config, cpu = {'num_feat': 8}, torch.device('cpu')
+        return bytes_needed(config, (9000, 1200), rows=2, dtype=torch.bfloat16, device=cpu)
+
+    without = said()
+    monkeypatch.setattr(strips, 'margin_of', lambda *_: 4)
+    assert said() - without == 2 * (4 * 8) * (9000 // 4) * (4 + 4)
+
+
 def test_sums_of_rows_may_be_beyond_the_range_of_fp16():
     network, image = network_of(num_group=1, num_block=1), torch.rand(1, 3, 8, 4096)
     branch = network.groups[0].blocks[0].branch

@@ -13,7 +13,7 @@ Span = tuple[int, int]  # rows [start, stop)
 PAIRED_CHANNELS = 256
 PAIRED_POSITIONS = 1 << 12  # of the whole map; 256 x 256 pixels have as many at a quarter of their size
 
-MARGIN_WIDTH = 128  # of narrower maps the copies cost less than the margins' own columns
+MARGIN_WIDTH = 128  # positions: of narrower maps the copies cost less than the margins' own columns
 
 
 def packs_weights(device: torch.device, dtype: torch.dtype) -> bool:

@@ -235,7 +235,7 @@ class Maps:
             side.zero_()
         self.branch = torch.empty_like(entry)
         widest = max(conv.in_channels for conv in network.groups.modules() if isinstance(conv, nn.Conv2d))
-        self.hidden = empty_map(widest, min(rows, height) + 3, width, like=entry)  # of a strip and between strips
+        self.hidden = empty_map(widest, min(rows, height) + 3, width, like=entry)  # 2 of the last strip, 1 of zeros
 
     def convolution(self, conv: nn.Module) -> Convolution:
         """Of the features: of `wide`."""
@@ -254,7 +254,7 @@ def run_branch(block: ResidualBlock, maps: Maps, update: Update, rows: int, prog
     last = Flow(Convolution(layers[1], dtype, height * width), height, width, held=maps.hidden)
     reach, products = max(conv.rate for conv in parallel), weights_of(block)
     total = torch.zeros(channels, dtype=torch.float32, device=maps.branch.device)
-    summed_in = torch.float32 if dtype == torch.float16 else dtype  # fp16 ends at 65504; another type copies the rows
+    summed_in = torch.float32 if dtype == torch.float16 else dtype  # fp16 ends at 65504; another type copies
     for start, stop in spans(height, rows):
         update.until(min(stop + reach, height))
         hidden = last.room(stop - start).chunk(len(parallel), dim=1)  # (1, 2C, rows, W)
