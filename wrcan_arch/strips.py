@@ -229,7 +229,7 @@ class Maps:
     def __init__(self, network: WRCAN, entry: Tensor, rows: int) -> None:
         channels, height, width = entry.shape[1:]
         self.margin = margin = margin_of(entry.device, entry.dtype, width, max(ATROUS_RATES))
-        self.wide = empty_map(channels, height, width + 2 * margin, like=entry)
+        self.wide = empty_map(channels, height, width + 2 * margin, like=entry)  # zeros on either side
         self.features = self.wide[..., margin : margin + width]  # of a block, (1, C, H, W)
         for side in (self.wide[..., :margin], self.wide[..., margin + width :]):
             side.zero_()
@@ -254,7 +254,7 @@ def run_branch(block: ResidualBlock, maps: Maps, update: Update, rows: int, prog
     last = Flow(Convolution(layers[1], dtype, height * width), height, width, held=maps.hidden)
     reach, products = max(conv.rate for conv in parallel), weights_of(block)
     total = torch.zeros(channels, dtype=torch.float32, device=maps.branch.device)
-    summed_in = torch.float32 if dtype == torch.float16 else dtype  # fp16 ends at 65504; another type copies
+    summed_in = torch.float32 if dtype == torch.float16 else dtype  # fp16 ends at 65504; bf16 rounds
     for start, stop in spans(height, rows):
         update.until(min(stop + reach, height))
         hidden = last.room(stop - start).chunk(len(parallel), dim=1)  # (1, 2C, rows, W)
