@@ -198,15 +198,28 @@ def _open_with_pillow(file: BinaryIO, content: str, max_pixels: int) -> pyvips.I
         _check_pixels(*opened.size, max_pixels)
         grey = opened.mode in ('1', 'L')
         try:
-            samples = np.asarray(opened.convert('L' if grey else 'RGBA' if opened.has_transparency_data else 'RGB'))
+            if opened.info.get('bit_depth', 8) > 8:
+                samples = _deep_samples_of_heic(file)
+            else:
+                samples = np.asarray(opened.convert('L' if grey else 'RGBA' if opened.has_transparency_data else 'RGB'))
         except RuntimeError as error:  # pi_heif's, of a codec that it has not
             raise InputError(f'cannot be decoded ({_one_line(error)}); convert it to JPEG') from error
-        image = _vips_image(np.atleast_3d(samples), 'b-w' if grey else 'srgb')
-        for name, key in (('exif-data', 'exif'), ('icc-profile-data', 'icc_profile')):
+        interpretations = ('b-w', 'srgb') if samples.itemsize == 1 else ('grey16', 'rgb16')
+        image = _vips_image(np.atleast_3d(samples), interpretations[0 if grey else 1])
+        for name, key in (('exif-data', 'exif'), ('xmp-data', 'xmp'), ('icc-profile-data', 'icc_profile')):
             if opened.info.get(key):
                 image.set_type(pyvips.GValue.blob_type, name, opened.info[key])
         image.set_type(pyvips.GValue.gint_type, 'n-pages', getattr(opened, 'n_frames', 1))
     return image
+
+
+def _deep_samples_of_heic(file: BinaryIO) -> np.ndarray:
+    """All 10 or 12 bits, of which Pillow would take 8, as uint16 (H, W) or (H, W, C), white at 65535."""
+    import pi_heif
+
+    opened = pi_heif.open_heif(file, convert_hdr_to_8bit=False)
+    samples = np.asarray(opened)  # the bits that it has are the upper ones
+    return samples | samples >> opened.info['bit_depth']
 
 
 def _colours(image: pyvips.Image) -> tuple[Literal['grey', 'rgb', 'cmyk'], pyvips.Image]:
