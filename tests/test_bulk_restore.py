@@ -2,6 +2,7 @@ import gc
 import io
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -287,20 +288,32 @@ def resident():
     return int(Path('/proc/self/statm').read_text().split()[1]) * os.sysconf('SC_PAGE_SIZE')
 
 
+def grown_by(folder, count, size, monkeypatch):
+    """Bytes that the process has grown by when it has restored so many photographs, all but the first twentieth."""
+    monkeypatch.setattr(os, 'fsync', lambda descriptor: None)  # this disk's slowness is not ours
+    Image.fromarray(picture(*size)).save(folder / 'photo.png')
+    (folder / 'in').mkdir()
+    for number in range(count):
+        shutil.copyfile(folder / 'photo.png', folder / 'in' / f'{number:05}.png')
+    jobs = plan([folder / 'in'], out=folder / 'out')
+    first = restore_photos(Same(), jobs[: count // 20], options=Options(mode='input'))  # what is loaded and kept once
+    before = resident()
+    others = restore_photos(Same(), jobs[count // 20 :], options=Options(mode='input'))
+    assert first.restored + others.restored == len(names(folder / 'out')) == count
+    return resident() - before
+
+
 @pytest.mark.slow
 def test_ten_thousand_photographs_take_no_more_memory_than_ten(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, 'fsync', lambda descriptor: None)  # this disk's slowness is not ours
-    photo = save(tmp_path / 'photo.png').read_bytes()
-    (tmp_path / 'in').mkdir()
-    for number in range(10_000):
-        (tmp_path / 'in' / f'{number:05}.png').write_bytes(photo)
-    jobs = plan([tmp_path / 'in'], out=tmp_path / 'out')
-    options = Options(mode='input')
-    restore_photos(Same(), jobs[:500], options=options)  # what is loaded and kept once
-    before = resident()
-    summary = restore_photos(Same(), jobs[500:], options=options)
-    assert resident() - before < 10_000_000  # a kilobyte a photograph
-    assert summary.restored == 9_500 and len(names(tmp_path / 'out')) == 10_000
+    pixels = Photo(picture(12, 16))
+    monkeypatch.setattr(bulk_restore, 'read_photo', lambda path, max_pixels: pixels)  # the next test's
+    monkeypatch.setattr(bulk_restore, 'write_photo', lambda path, photo, quality: Path(path).touch())
+    assert grown_by(tmp_path, 10_000, (12, 16), monkeypatch) < 5_000_000  # half a kilobyte each
+
+
+@pytest.mark.slow
+def test_pixels_are_let_go(tmp_path, monkeypatch):
+    assert grown_by(tmp_path, 400, (300, 400), monkeypatch) < 30_000_000  # a tenth of the pixels in and out
 
 
 # The command
