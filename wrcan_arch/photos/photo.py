@@ -150,6 +150,8 @@ def _read(file: BinaryIO, max_pixels: int) -> Photo:
     if 'orientation' in fields and image.get('orientation') > 1:
         image = image.copy_memory().autorot()  # turning needs all rows
     samples = np.atleast_3d(image.numpy())  # (H, W, 1 to 4)
+    if content in ('avif', 'heic') and samples.itemsize == 2:  # of 10 or 12 bits, which are the upper ones
+        samples = samples | samples >> image.get('bits-per-sample')  # white is 65535
     colours = samples.shape[2] - image.hasalpha()
     return Photo(
         pixels=np.ascontiguousarray(np.broadcast_to(samples[:, :, :colours], (*samples.shape[:2], 3))),
@@ -198,8 +200,8 @@ def _open_with_pillow(file: BinaryIO, content: str, max_pixels: int) -> pyvips.I
         _check_pixels(*opened.size, max_pixels)
         grey = opened.mode in ('1', 'L')
         try:
-            if opened.info.get('bit_depth', 8) > 8:
-                samples = _deep_samples_of_heic(file)
+            if opened.info.get('bit_depth', 8) > 8:  # of HEIC alone; Pillow would take 8 of them
+                samples = np.asarray(pi_heif.open_heif(file, convert_hdr_to_8bit=False))
             else:
                 samples = np.asarray(opened.convert('L' if grey else 'RGBA' if opened.has_transparency_data else 'RGB'))
         except RuntimeError as error:  # pi_heif's, of a codec that it has not
@@ -210,16 +212,8 @@ def _open_with_pillow(file: BinaryIO, content: str, max_pixels: int) -> pyvips.I
             if opened.info.get(key):
                 image.set_type(pyvips.GValue.blob_type, name, opened.info[key])
         image.set_type(pyvips.GValue.gint_type, 'n-pages', getattr(opened, 'n_frames', 1))
+        image.set_type(pyvips.GValue.gint_type, 'bits-per-sample', opened.info.get('bit_depth', 8))
     return image
-
-
-def _deep_samples_of_heic(file: BinaryIO) -> np.ndarray:
-    """All 10 or 12 bits, of which Pillow would take 8, as uint16 (H, W) or (H, W, C), white at 65535."""
-    import pi_heif
-
-    opened = pi_heif.open_heif(file, convert_hdr_to_8bit=False)
-    samples = np.asarray(opened)  # the bits that it has are the upper ones
-    return samples | samples >> opened.info['bit_depth']
 
 
 def _colours(image: pyvips.Image) -> tuple[Literal['grey', 'rgb', 'cmyk'], pyvips.Image]:
