@@ -24,7 +24,7 @@ from wrcan_arch.inference import has_bf16_units
 
 PATCH_SIZE = 256  # of local's window
 BOUNDS = {'fp32': 240, 'bf16': 130}  # bytes a pixel, images included, that exact is held to
-WHOLE = {'fp32': 3000, 'bf16': 1500}  # bytes a pixel that the plain forward takes, about: where it would not fit
+WHOLE = {'fp32': 2650, 'bf16': 1400}  # bytes a pixel that the plain forward takes, about: where it would not fit
 LARGE = 4_000_000  # pixels from which on only the fastest precision is run, and once
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16}
 
