@@ -201,7 +201,8 @@ def _open_with_pillow(file: BinaryIO, content: str, max_pixels: int) -> pyvips.I
         grey = opened.mode in ('1', 'L')
         try:
             if opened.info.get('bit_depth', 8) > 8:  # of HEIC alone; Pillow would take 8 of them
-                samples = np.asarray(pi_heif.open_heif(file, convert_hdr_to_8bit=False))
+                # A copy: the memory goes with what was opened.
+                samples = np.array(pi_heif.open_heif(file, convert_hdr_to_8bit=False))
             else:
                 samples = np.asarray(opened.convert('L' if grey else 'RGBA' if opened.has_transparency_data else 'RGB'))
         except RuntimeError as error:  # pi_heif's, of a codec that it has not
