@@ -264,6 +264,16 @@ def test_all_bits_of_heic_are_read(tmp_path):
     np.testing.assert_array_equal(read_photo(tmp_path / 'a.png').pixels, photo.pixels)
 
 
+def test_all_bits_of_grey_and_transparent_heic_are_read():
+    y, x = np.mgrid[:48, :64]
+    ramp = 1000 + 700 * x + 300 * y
+    grey = read_photo(DATA / 'deep_grey.heic')  # by pillow-heif, of that
+    assert grey.mode == 'grey' and np.abs(grey.pixels - ramp[:, :, None]).mean() < 64
+    clear = read_photo(DATA / 'deep_alpha.heic')  # its alpha is 65,535 less a third of that
+    assert clear.mode == 'rgb' and np.abs(clear.alpha - (65_535 - ramp // 3)).mean() < 64
+    assert np.abs(clear.pixels[:, :, 0] - ramp).mean() < 64
+
+
 def test_white_is_white_in_ten_and_twelve_bits(tmp_path):
     for bits in (10, 12):
         white = pyvips.Image.new_from_memory(np.full((24, 32, 3), 65_535, np.uint16), 32, 24, 3, 'ushort')

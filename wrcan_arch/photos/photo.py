@@ -207,8 +207,8 @@ def _open_with_pillow(file: BinaryIO, content: str, max_pixels: int) -> pyvips.I
                 samples = np.asarray(opened.convert('L' if grey else 'RGBA' if opened.has_transparency_data else 'RGB'))
         except RuntimeError as error:  # pi_heif's, of a codec that it has not
             raise InputError(f'cannot be decoded ({_one_line(error)}); convert it to JPEG') from error
-        interpretations = ('b-w', 'srgb') if samples.itemsize == 1 else ('grey16', 'rgb16')
-        image = _vips_image(np.atleast_3d(samples), interpretations[0 if grey else 1])
+        samples = np.atleast_3d(samples)
+        image = _vips_image(samples, 'b-w' if samples.shape[2] == 1 else 'srgb')
         for name, key in (('exif-data', 'exif'), ('xmp-data', 'xmp'), ('icc-profile-data', 'icc_profile')):
             if opened.info.get(key):
                 image.set_type(pyvips.GValue.blob_type, name, opened.info[key])
