@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from wrcan_arch import InputError, JPEGDeblurDataset
 from wrcan_arch.train.draws import Draw, DrawSampler
 from wrcan_arch.train.jpeg import jpeg_roundtrip
-from wrcan_arch.train.jpeg_deblur_dataset import augment, planes, rounded_noise
+from wrcan_arch.train.jpeg_deblur_dataset import augment, draw_noise, planes, rounded_noise
 from wrcan_arch.train.lmdb_store import StoreWriter
 
 NO_AUGMENTATION = dict.fromkeys(['hflip_prob', 'vflip_prob', 'transpose_prob', 'rgb_permute_prob', 'noise_prob'], 0)
@@ -269,11 +269,21 @@ def test_noise_is_on_the_blurred_patch_alone_with_its_sigma():
 
 @pytest.mark.parametrize('sigma', [0.5, 2, 8.0])
 def test_rounded_noise_is_the_normal_distributions(sigma):
-    levels = np.arange(-60, 61)
+    levels, pairs = np.arange(-60, 61), rounded_noise(sigma)
     expected = norm.cdf(levels + 0.5, scale=sigma) - norm.cdf(levels - 0.5, scale=sigma)
-    found = np.bincount(rounded_noise(sigma) + 60, minlength=121) / len(rounded_noise(sigma))
-    np.testing.assert_allclose(found, expected, atol=2e-5)
-    assert (rounded_noise(0.0) == 0).all()
+    joint = np.zeros((len(levels), len(levels)))
+    np.add.at(joint, tuple(pairs.T + 60), 1 / len(pairs))
+    np.testing.assert_allclose(joint, np.outer(expected, expected), atol=2e-5)
+    np.testing.assert_allclose(joint.sum(1), expected, atol=2e-5)
+    np.testing.assert_allclose(joint.sum(0), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(('sigma', 'most'), [(0.0, 0), (1e4, 255)])
+def test_noise_without_and_beyond_all_measure_stays_in_range(sigma, most):
+    assert abs(rounded_noise(sigma)).max() == most
+    for shape in ((1, 1, 3), (3, 5, 3), (0, 4, 3)):
+        noise = draw_noise(shape, sigma, np.random.default_rng(0))
+        assert noise.shape == shape and noise.dtype == np.int16
 
 
 def test_names_choose_a_sequence_of_stores_and_of_nested_folders(options, tmp_path):

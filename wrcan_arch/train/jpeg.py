@@ -2,7 +2,7 @@
 
 JPEG transforms blocks that are fixed to the frame's corner: 8 x 8 in luma, 16 x 16 frame pixels in chroma (4:2:0), and
 the decoder interpolates chroma over one neighbouring sample, if there are more than two in a row. So the blocks that a
-crop touches, when it is widened by two samples, decide every one of its pixels.
+crop touches when it is widened by a pixel decide every one of its pixels.
 """
 
 import cv2
@@ -11,7 +11,8 @@ import numpy as np
 from ..errors import InputError
 
 MCU = 16  # pixels: the minimum coded unit of 4:2:0
-MARGIN = 4  # pixels: two samples of chroma
+MARGIN = 1  # pixel, beyond which no sample of chroma counts
+NARROWEST = 5  # pixels, which three samples of chroma cover
 
 
 def jpeg_roundtrip(image: np.ndarray, quality: int) -> np.ndarray:
@@ -49,11 +50,12 @@ def jpeg_crop(frame: np.ndarray, top: int, left: int, height: int, width: int, q
 
     window_top, window_bottom = _block_window(top, top + height, frame_height)
     window_left, window_right = _block_window(left, left + width, frame_width)
-    window = np.ascontiguousarray(frame[window_top:window_bottom, window_left:window_right])
+    window = frame[window_top:window_bottom, window_left:window_right]
     top, left = top - window_top, left - window_left
     return jpeg_roundtrip(window, quality)[top : top + height, left : left + width]
 
 
 def _block_window(start: int, stop: int, size: int) -> tuple[int, int]:
-    """[start, stop) widened by MARGIN and then to whole coded units, within [0, size)."""
-    return max(0, (start - MARGIN) // MCU * MCU), min(size, -(-(stop + MARGIN) // MCU) * MCU)
+    """[start, stop) with its margin, widened to whole coded units of NARROWEST pixels at least, within [0, size)."""
+    first = min(start - MARGIN, size - NARROWEST)
+    return max(0, first // MCU * MCU), min(size, -(-(stop + MARGIN) // MCU) * MCU)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -405,9 +405,14 @@ def open_store(path: Path | str) -> Store:
     return opened[1]
 
 
+@cache
+def _data_file(path: str) -> Path:
+    return Path(path, 'data.mdb')  # to make one takes three times as long as to look at its file
+
+
 def _identity(path: str) -> Identity:
     try:
-        data = Path(path, 'data.mdb').stat()
+        data = _data_file(path).stat()
     except OSError:  # which Store tells, with what is missing
         return os.getpid(), 0, 0
     return os.getpid(), data.st_dev, data.st_ino
