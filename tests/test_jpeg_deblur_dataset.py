@@ -181,13 +181,14 @@ def test_items_depend_on_seed_and_draw_alone_not_on_workers(options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('start', ['fork', 'spawn'])
-def test_workers_of_either_kind_can_follow_a_read_in_the_parent(options, start):
-    """LMDB's environments must not cross a fork and cannot be pickled."""
+@pytest.mark.parametrize('options', ['lmdb'], indirect=True)
+@pytest.mark.parametrize(('start', 'workers'), [('fork', 2), ('spawn', 1)])  # a spawned one loads all libraries
+def test_workers_of_either_kind_can_follow_a_read_in_the_parent(options, start, workers):
+    """LMDB's environments must not cross a fork and cannot be pickled; a spawned worker needs the toolbox's repairs."""
     dataset = JPEGDeblurDataset(options)
     alone = [dataset[Draw(index, index)]['lq'] for index in range(4)]
     draws = [Draw(index, index) for index in range(4)]
-    loader = DataLoader(dataset, batch_size=None, sampler=draws, num_workers=2, multiprocessing_context=start)
+    loader = DataLoader(dataset, batch_size=None, sampler=draws, num_workers=workers, multiprocessing_context=start)
     assert all(torch.equal(item['lq'], expected) for item, expected in zip(loader, alone, strict=True))
 
 

@@ -61,16 +61,3 @@ def test_lmdb_repair_is_needed(prepared):
     assert 'is already open in this process' in stock.stderr
     ours = run_python(code.format('FileClient') + two('FileClient("lmdb", db_paths=root)'))
     assert ours.returncode == 0, ours.stderr
-
-
-def test_repairs_are_in_place_in_spawned_workers(workplace):
-    result = run_python(
-        'from torch.utils.data import DataLoader\n'
-        'from wrcan_arch import JPEGDeblurDataset\n'
-        'opt = dict(name="a", phase="val", io_backend=dict(type="lmdb"),\n'
-        '           dataroot_lq="data_blur.lmdb", dataroot_gt="data_sharp.lmdb")\n'
-        'data = JPEGDeblurDataset(opt); data[0]\n'
-        'loader = DataLoader(data, num_workers=1, multiprocessing_context="spawn")\n'
-        'print(len(list(loader)))\n'
-    )
-    assert result.stdout.strip() == '6', result.stderr
