@@ -1,6 +1,7 @@
 """Which files are images, how large they are, what their keys are."""
 
 import os
+import struct
 
 import cv2
 import numpy as np
@@ -47,6 +48,9 @@ def test_size_is_read_from_the_header(tmp_path):
     cv2.imwrite(str(tmp_path / 'a.png'), np.zeros((3, 5, 3), np.uint8))
     (tmp_path / 'b.png').write_text('no image')
     assert [size_of_image(tmp_path / name) for name in ('a.png', 'b.png', 'c.png')] == [(3, 5), (), ()]
+    small = cv2.imencode('.bmp', np.zeros((3, 5, 3), np.uint8))[1].tobytes()
+    (tmp_path / 'phone.bmp').write_bytes(small[:18] + struct.pack('<ii', 16320, 12240) + small[26:])
+    assert size_of_image(tmp_path / 'phone.bmp') == (12240, 16320), "200 megapixels, more than Pillow's limit"
 
 
 def test_folder_that_cannot_be_read_is_no_empty_one(tmp_path, monkeypatch):

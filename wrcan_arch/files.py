@@ -60,6 +60,18 @@ def check_writable(folder: Path) -> None:
             pass
 
 
+@contextmanager
+def opened_at_any_size() -> Iterator[None]:
+    """Pillow opens images beyond its own limit on pixels: for one who has another limit, or wants the header alone."""
+    from PIL import Image
+
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
 def path_below(path: Path) -> Path:
     """`path` as it can be put below any folder: without its root, and without '..'."""
     inside = path.resolve() if '..' in path.parts else path

@@ -22,7 +22,7 @@ import pyvips
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import InputError
-from ..files import disk_errors_name, written_whole
+from ..files import disk_errors_name, opened_at_any_size, written_whole
 from ..jpeg_quality import estimate_quality
 from .tiff_exif import add_metadata, begins_with_preview, read_exif, without_thumbnail
 
@@ -191,11 +191,8 @@ def _open_with_pillow(file: BinaryIO, content: str, max_pixels: int) -> pyvips.I
         except ImportError as error:
             raise InputError('HEIC needs pi-heif: pip install "wrcan-arch[heic]"; or convert it to JPEG') from error
         pi_heif.register_heif_opener()
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # ours is the limit
-    try:
+    with opened_at_any_size():
         opened = Image.open(file, formats=['BMP', 'HEIF'])
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
     with opened:
         _check_pixels(*opened.size, max_pixels)
         grey = opened.mode in ('1', 'L')

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from ..errors import InputError
+from ..files import opened_at_any_size
 from ..folders import walk
 
 IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
@@ -32,12 +33,12 @@ def images_under(folder: Path) -> list[Path]:
 def size_of_image(path: Path | str) -> tuple[int, ...]:
     """(H, W) as it is decoded, upright, from the file's header; () of what is none."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), opened_at_any_size():
             warnings.simplefilter('ignore')  # of what else may be wrong, the one who decodes it tells
             with Image.open(path) as image:
                 exif = image.getexif() if 'exif' in image.info else {}  # unasked, Pillow decodes a PNG to look for it
                 return image.size if exif.get(ExifTags.Base.Orientation, 1) > 4 else image.size[::-1]
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except (OSError, SyntaxError, ValueError):
         return ()
 
 
