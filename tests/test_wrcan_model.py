@@ -10,6 +10,7 @@ import torch
 import yaml
 from basicsr.models import build_model
 from conftest import SMALL_TRAINING
+from fresh import run_python
 
 from wrcan_arch import InputError, WRCANModel, restore
 from wrcan_arch.checkpoint import read_file, read_weights
@@ -63,6 +64,27 @@ def test_step_is_equation_9(opt):
         assert model.get_current_log() == pytest.approx({'l_pix': l_pix.item(), 'l_ae': l_ae.item()}, rel=1e-5)
     for ours, plain in zip(model.net_g.parameters(), network.parameters(), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-6)
+
+
+def test_freed_memory_is_kept_for_the_next_step():
+    result = run_python(
+        'import resource, torch\n'
+        'from wrcan_arch.train.wrcan_model import keep_freed_memory\n'
+        'def pages_got():\n'
+        '    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n'
+        '    for _ in range(5): torch.ones(1 << 24)\n'
+        '    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n'
+        'print(pages_got()); keep_freed_memory(); pages_got(); print(pages_got())\n'
+    )
+    given_back, kept = map(int, result.stdout.split())
+    assert kept < given_back / 10, result.stderr
+
+
+@pytest.mark.parametrize('is_train', [True, False])
+def test_memory_is_kept_where_a_cpu_trains(opt, is_train):
+    with mock.patch('wrcan_arch.train.wrcan_model.keep_freed_memory') as keep:
+        build_model({**opt, 'is_train': is_train})
+    assert keep.called is is_train
 
 
 def test_bytes_become_floats_on_the_device(opt):

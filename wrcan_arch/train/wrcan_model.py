@@ -1,5 +1,6 @@
 """How BasicSR trains WRCAN: the joint step of Eq. 9, on one device or several, in the precision asked for."""
 
+import ctypes
 import os
 from collections import OrderedDict
 from contextlib import nullcontext
@@ -21,6 +22,7 @@ from .muon import Muon
 from .recorded_model import RecordedModel
 from .step_guard import StepGuard
 
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 AMP_TYPES = {'off': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
@@ -29,6 +31,18 @@ def be_deterministic() -> None:
     os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False  # which takes whatever kernel was the fastest this time
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what a step on a CPU frees for the next one; its peak, that is.
+
+    It would give large blocks back, and get them again page by page, each cleared by the kernel: a tenth of a step in
+    fp32, a fifth of what matrix units leave to do (benchmarks/RESULTS.md).
+    """
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)  # which other C libraries have not
+    if mallopt:
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def as_bf16(group: distributed.ProcessGroup, bucket: distributed.GradBucket) -> torch.futures.Future[Tensor]:
@@ -86,6 +100,8 @@ class WRCANModel(RecordedModel):
             device=self.device,
             dist=self.opt['dist'],
         )
+        if self.device.type == 'cpu':
+            keep_freed_memory()
         super().init_training_settings()
 
     @cached_property
