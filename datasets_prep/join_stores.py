@@ -38,6 +38,13 @@ def open_pair(source: Path) -> dict[str, Store]:
 
 def join(sources: list[Path], out: Path, *, raw: bool) -> int:
     """Writes OUT_blur.lmdb and OUT_sharp.lmdb, both or neither. Returns how many pairs they have."""
+    called: dict[str, Path] = {}
+    for source in sources:
+        other = called.setdefault(key_for(source.name), source)
+        if other is not source:
+            raise InputError(
+                f'{other} and {source}: both are called {source.name}; leave one out, or rename its stores'
+            )
     found = {source: open_pair(source) for source in sources}
     count = 0
     with ExitStack() as stack:

@@ -1,12 +1,15 @@
 """`basicsr doctor --data`: what is wrong with stores, folders of files and the data of an option file."""
 
+import io
 import os
 import re
 from pathlib import Path
 
 import cv2
 import lmdb
+import numpy as np
 import pytest
+import tifffile
 from conftest import picture
 from damage import STORE, bomb, folders, png, swap, value
 from PIL import ExifTags, Image
@@ -55,6 +58,27 @@ def test_doctor_decodes_every_file_of_folders(workplace, capfd):
     assert 'there is no such option here; did you mean io_backend?' in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ('name', 'content', 'message'),
+    [
+        ('bomb.png', bomb, 'is 60000 x 60000, more pixels than OpenCV takes; scale it down'),
+        ('deep.tif', lambda: tiff(np.uint32), 'cannot be decoded by OpenCV, which training uses; convert it to PNG'),
+        ('large.png', lambda: png(np.zeros((13400, 13400), np.uint8)), None),
+    ],
+)
+def test_doctor_reads_what_training_reads_and_no_more(tmp_path, capfd, name, content, message):
+    (tmp_path / name).write_bytes(content())
+    assert main(['doctor', '--data', str(tmp_path)]) == (1 if message else 0)
+    last = capfd.readouterr().err.splitlines()[-1:]  # OpenCV may warn above it
+    assert last == ([f'{tmp_path / name}: {message}'] if message else [])
+
+
+def tiff(kind):
+    file = io.BytesIO()
+    tifffile.imwrite(file, np.zeros((8, 9), kind))
+    return file.getvalue()
+
+
 def test_doctor_compares_the_sizes_of_files_as_they_are_decoded(workplace, capfd):
     folders()
     sideways = Image.Exif()
@@ -99,7 +123,7 @@ def test_doctor_goes_on_after_a_file_that_cannot_be_opened(workplace, capfd):
 FAULTS = {
     'cut': (lambda: png(picture(80, 96))[:-600], 'cannot be decoded'),
     'of another size': (lambda: png(picture(80, 95)), 'is 95 x 80, meta_info.txt says 96 x 80'),
-    'bomb': (bomb, 'cannot be decoded (Image size'),
+    'bomb': (bomb, 'is 60000 x 60000, meta_info.txt says 96 x 80'),
     'no image': (lambda: b'rubbish', 'cannot be decoded (cannot identify image file'),
 }
 

@@ -117,6 +117,13 @@ def test_photographs_folder_that_takes_no_result_is_said_before_the_first(tmp_pa
         restore_photos(Same(), plan([tmp_path / 'a.png']), options=FP32)
 
 
+def test_photograph_that_is_not_there_leaves_no_folder(tmp_path):
+    save(tmp_path / 'a.png')
+    jobs = plan(listed=[str(tmp_path / 'nowhere' / 'a.png'), str(tmp_path / 'a.png')])
+    assert restore_photos(Same(), jobs, options=FP32).restored == 1
+    assert names(tmp_path) == ['a.png', 'a_restored.png']
+
+
 def test_comparisons_that_are_missing_are_made_and_results_left(tmp_path):
     for number in range(2):
         save(tmp_path / 'in' / f'{number}.png', number)

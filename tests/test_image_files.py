@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from wrcan_arch import InputError
-from wrcan_arch.train.image_files import decode_image, images_under, key_for, size_of_image
+from wrcan_arch.train.image_files import decode_image, images_under, key_for, size_of_image, write_png
 
 
 @pytest.mark.parametrize(('name', 'key'), [('IMG.0001', 'IMG_0001'), ('at the sea', 'at_the_sea'), ('a-b_c', 'a-b_c')])
@@ -51,6 +51,16 @@ def test_size_is_read_from_the_header(tmp_path):
     small = cv2.imencode('.bmp', np.zeros((3, 5, 3), np.uint8))[1].tobytes()
     (tmp_path / 'phone.bmp').write_bytes(small[:18] + struct.pack('<ii', 16320, 12240) + small[26:])
     assert size_of_image(tmp_path / 'phone.bmp') == (12240, 16320), "200 megapixels, more than Pillow's limit"
+
+
+def test_png_is_written_whole_whatever_its_name(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    path = tmp_path / 'new' / os.fsdecode(b'b\xff.png')
+    write_png(path, image)
+    np.testing.assert_array_equal(decode_image(path.read_bytes()), image)
+    with pytest.raises(InputError, match=r'cannot be written \(File name too long\); choose another folder'):
+        write_png(tmp_path / f'{"a" * 260}.png', image)
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
 
 
 def test_folder_that_cannot_be_read_is_no_empty_one(tmp_path, monkeypatch):

@@ -1,3 +1,4 @@
+import os
 import pickle
 from itertools import permutations
 from pathlib import Path
@@ -285,6 +286,17 @@ def test_noise_without_and_beyond_all_measure_stays_in_range(sigma, most):
     for shape in ((1, 1, 3), (3, 5, 3), (0, 4, 3)):
         noise = draw_noise(shape, sigma, np.random.default_rng(0))
         assert noise.shape == shape and noise.dtype == np.int16
+
+
+def test_names_of_any_bytes_get_a_key_that_can_be_written(tmp_path):
+    for role, ending in (('lq', 'jpg'), ('gt', 'png')):
+        (tmp_path / role).mkdir()
+        (tmp_path / role / os.fsdecode(b'b\xff.' + ending.encode())).write_bytes(
+            cv2.imencode('.png', picture(8, 8))[1].tobytes()
+        )
+    folders = {f'dataroot_{role}': str(tmp_path / role) for role in ('lq', 'gt')}
+    item = JPEGDeblurDataset({'name': 'a', 'phase': 'val', 'io_backend': {'type': 'disk'}, **folders})[0]
+    assert item['key'] == 'b\\udcff' and item['gt'].shape == (3, 8, 8)
 
 
 def test_names_choose_a_sequence_of_stores_and_of_nested_folders(options, tmp_path):

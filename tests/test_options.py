@@ -191,6 +191,12 @@ def test_each_mistake_is_named_with_its_line_before_anything_is_written(demo, ol
             assert standing not in demo.splitlines(), 'the line with the mistake, not another with the same key'
 
 
+@pytest.mark.parametrize('wrong', ['-1', '1e3', '~'])
+def test_wrong_length_of_a_run_is_one_mistake(demo, wrong):
+    """The cosine's periods, which follow from it, are none."""
+    assert len(problems_of(demo.replace('total_iter: 400', f'total_iter: {wrong}', 1))) == 1
+
+
 def test_all_mistakes_are_named_at_once(demo):
     for old, new, _ in (MISTAKES[1], MISTAKES[7], MISTAKES[12], MISTAKES[29]):
         demo = demo.replace(old, new, 1)

@@ -54,6 +54,18 @@ def test_quality_is_the_users(tmp_path, ending, least_psnr):
     assert path.stat().st_size < size / 2 and cv2.PSNR(np.asarray(Image.open(path).convert('RGB')), fine) < 40
 
 
+def test_damaged_bytes_in_a_message_of_libvips_end_with_their_file(tmp_path):
+    exif = Image.Exif()
+    exif[0x112] = 6
+    content = io.BytesIO()
+    Image.fromarray(picture(24, 32)).save(content, 'AVIF', exif=exif)
+    (tmp_path / 'a.avif').write_bytes(content.getvalue().replace(b'irot', b'iro\x80'))
+    with pytest.raises(InputError, match='a.avif: cannot be read, it may be cut or damaged'):
+        read_photo(tmp_path / 'a.avif')
+    write_photo(tmp_path / 'b.png', Photo(pixels=picture(16, 16)))
+    np.testing.assert_array_equal(read_photo(tmp_path / 'b.png').pixels, picture(16, 16))
+
+
 def test_jpeg_quality_of_a_file_is_estimated(tmp_path):
     write_photo(tmp_path / 'a.jpg', Photo(pixels=picture(16, 16)), quality=37)
     assert read_photo(tmp_path / 'a.jpg').jpeg_quality == 37

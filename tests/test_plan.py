@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from wrcan_arch import InputError
+from wrcan_arch.photos.comparison import HEAD
 from wrcan_arch.photos.photo import read_photo
 from wrcan_arch.photos.plan import Job, plan, read_list
 
@@ -123,6 +124,36 @@ def test_results_that_a_shell_names_are_passed_over_where_nothing_is_overwritten
     Path('a_restored.jpg').touch()
     assert plan(['a.jpg', 'a_restored.jpg'], skip_existing=True) == [Job('a.jpg', 'a_restored.jpg')]
     assert len(plan(['a.jpg', 'a_restored.jpg'], out=Path('out'), skip_existing=True)) == 2
+
+
+def test_pictures_of_before_and_after_overwrite_nothing_that_lies_among_the_photographs():
+    Path('in/b.PNG.jpg').touch()
+    taken = r'in/b\.PNG: its picture of before and after would overwrite b\.PNG\.jpg, which may be a photograph'
+    os.chdir('in')
+    with pytest.raises(InputError, match=taken.replace('in/', '') + '; choose another --compare'):
+        plan(['b.PNG'], out=Path('../out'), compare=Path())
+    for earlier in ('../out/b.PNG', 'index.html'):
+        Path(earlier).parent.mkdir(exist_ok=True)
+        Path(earlier).write_text(HEAD)
+        assert plan(['b.PNG'], out=Path('../out'), compare=Path(), skip_existing=True), 'an earlier run made them'
+
+
+def test_folder_that_cannot_be_entered_is_told_of_its_photographs_alone(monkeypatch):
+    """Tests may run as root, who enters every folder."""
+
+    def is_dir(path, is_dir=Path.is_dir):
+        if 'deep' in path.parts:
+            raise PermissionError(13, 'Permission denied', str(path))
+        return is_dir(path)
+
+    monkeypatch.setattr(Path, 'is_dir', is_dir)
+    assert [job.source for job in plan(['in/deep/c.heic', 'a.jpg'], out=Path('out'))] == ['in/deep/c.heic', 'a.jpg']
+
+
+def test_closed_standard_input_is_one_line(monkeypatch):
+    monkeypatch.setattr(sys, 'stdin', None)
+    with pytest.raises(InputError, match='standard input is closed; give --list a file'):
+        list(read_list('-'))
 
 
 @pytest.mark.parametrize(('out', 'compare'), [('out', '.'), ('look', 'look')])

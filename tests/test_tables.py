@@ -122,6 +122,18 @@ def test_named_folder_has_to_be_there(tmp_path, monkeypatch, capsys):
     )
 
 
+def test_pages_are_written_where_they_are_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path('link').symlink_to('tables.csv')
+    assert main(['tables', '--html', 'new/tables.html', '--csv', 'link']) == 0
+    assert Path('new/tables.html').read_text().startswith('<!doctype html>')
+    assert Path('link').is_symlink() and Path('tables.csv').read_text()
+    assert main(['tables', '--html', 'new']) == 2
+    assert capsys.readouterr().err == (
+        'basicsr tables: new: cannot be written (Is a directory); choose another folder\n'
+    )
+
+
 def test_row_without_a_result_says_what_to_do(tmp_path):
     write(tmp_path, 'test_table1_case2', {'psnr': 28.0, 'ssim': 0.8}, dataset='demo_test')
     write(tmp_path, 'test_table1_case3', {'psnr': 28.0, 'ssim': 0.8}, dataset='demo_test')

@@ -152,6 +152,7 @@ def convert(arguments: argparse.Namespace) -> int:
 
 def tables(arguments: argparse.Namespace) -> int:
     from .errors import InputError
+    from .files import write_text
     from .look.tables import as_csv, as_html, as_text, compare
 
     if arguments.results and not arguments.results.is_dir():
@@ -160,7 +161,7 @@ def tables(arguments: argparse.Namespace) -> int:
     print(as_text(compared))
     for path, render in ((arguments.html, as_html), (arguments.csv, as_csv)):
         if path is not None:
-            path.write_text(render(compared), encoding='utf-8')
+            write_text(path, render(compared))
             print(f'wrote {path}')
     return 0
 

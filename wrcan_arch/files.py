@@ -52,6 +52,17 @@ def disk_errors_name(path: Path) -> Iterator[None]:
         raise InputError(f'{path}: cannot be written ({error.strerror or error}); choose another folder') from error
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text in UTF-8, whole, into a folder that is made where it is missing. InputError if it cannot be."""
+    with disk_errors_name(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_symlink() or (path.exists() and not path.is_file()):  # as /dev/stdout, which must stay what it is
+            path.write_text(text, encoding='utf-8')
+        else:
+            with written_whole(path) as file:
+                file.write(text.encode())
+
+
 def check_writable(folder: Path) -> None:
     """Make the folder where it is missing; InputError where no file can be written in it."""
     with disk_errors_name(folder):

@@ -15,6 +15,7 @@ from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import InputError
+from ..files import write_text
 from ..train.jpeg_deblur_dataset import JPEGDeblurDataset
 from ..train.results import key_of, sequence_of
 from .crops import CROP, ZOOM, busiest_crops
@@ -236,7 +237,6 @@ def make_figure(results: Sequence[Path], crops: Sequence[str], out: Path) -> Pat
     if image == out:
         raise InputError(f'{out}: is where the picture goes; name the page, as in {out.with_suffix(".html")}')
     rows = read_rows(results, crops)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(_html_page(rows), encoding='utf-8')
+    write_text(out, _html_page(rows))
     Image.fromarray(draw(rows)).save(image)
     return image

@@ -17,6 +17,7 @@ from basicsr.utils import tensor2img
 from matplotlib.figure import Figure
 
 from ..errors import InputError
+from ..files import write_text
 from ..train.results import key_of
 from .crops import CROP, ZOOM, busiest_crops
 from .finished_test import check_sizes, open_test_set, read_found, read_restored
@@ -185,6 +186,5 @@ def write_report(opt: Mapping[str, Any], experiment: Path | None, out: Path) -> 
     datasets = [dataset['name'] for dataset in opt['datasets'].values()]
     found = read_found(Path('results', opt['name'], f'result_{datasets[0]}.json'))
     about = f'<p>{count} images; protocol: {html.escape(found.protocol)}.</p>'
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page(opt['name'], about + '\n'.join(sections)), encoding='utf-8')
+    write_text(out, page(opt['name'], about + '\n'.join(sections)))
     return scores

@@ -15,10 +15,11 @@ import re
 import stat
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import pyvips
+import pyvips.error
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import InputError
@@ -53,6 +54,15 @@ NO_RESOLUTION = (1, 72 / 25.4)  # pixels per mm, as libvips says of files that s
 LUMA = [0.299, 0.587, 0.114]  # ITU-R BT.601, as in JPEG
 
 pyvips.cache_set_max(0)  # libvips would keep the last hundred photographs
+
+
+def _text_of_any_bytes(text: Any) -> str:
+    return pyvips.ffi.string(text).decode(errors='replace')
+
+
+# libvips's messages may quote bytes of a damaged file, at which pyvips would stop: in this call and all that follow, as
+# it clears a message when it has decoded it.
+pyvips.error._to_string = _text_of_any_bytes
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ..errors import InputError
 from ..files import path_below
 from ..folders import real, walk
-from .comparison import check_page, pictures_of
+from .comparison import PAGE, check_page, pictures_of
 from .photo import ENDINGS, PHOTO_ENDINGS
 
 RESTORED = '_restored'  # ends the name of a result that lies beside its photograph
@@ -71,7 +71,14 @@ def plan(
         wanted = [job for job in wanted if os.path.realpath(job.source) not in results]
     _check_nothing_is_overwritten(wanted, compare)
     if out is not None and not skip_existing:
-        _check_no_photograph_is_overwritten(wanted, out)
+        hint = 'choose another -o, or leave it with --skip-existing'
+        _check_no_photograph_is_overwritten(wanted, out, 'its result', hint)
+    if compare is not None and not (compare / PAGE).exists():  # or the pictures are an earlier run's
+        waiting = (job for job in wanted if not (skip_existing and os.path.lexists(job.target)))
+        pictures = ((job.source, str(picture)) for job in waiting for picture in pictures_of(compare, job.source))
+        _check_no_photograph_is_overwritten(
+            pictures, compare, 'its picture of before and after', 'choose another --compare'
+        )
     return wanted
 
 
@@ -82,6 +89,8 @@ def read_list(path: str, *, alone: bool = True) -> Iterator[str]:
     """
     if path == '-' and not alone:
         raise InputError('several processes cannot share one standard input; give --list a file')
+    if path == '-' and sys.stdin is None:
+        raise InputError('standard input is closed; give --list a file')
     try:
         with sys.stdin.buffer if path == '-' else Path(path).open('rb') as file:
             for line in file:
@@ -106,13 +115,17 @@ def _sources(
         if not str(named):
             raise InputError('an empty name was given, where a photograph or folder should be')
         entry = Path(named)
-        if entry.is_dir():
+        try:
+            is_folder, is_there = entry.is_dir(), entry.exists() or entry.is_symlink()
+        except PermissionError:
+            is_folder, is_there = False, True
+        if is_folder:
             before = len(unreadable)
             photos = [photo for photo in _photos_in(entry, avoid, unreadable) if not is_result(photo)]
             if not photos and len(unreadable) == before:
                 raise InputError(f'{entry}: no photographs in it ({" ".join(PHOTO_ENDINGS)})')
             yield from ((photo, photo.parent.relative_to(entry)) for photo in photos)
-        elif entry.exists() or entry.is_symlink():  # one that leads nowhere is told when it is read
+        elif is_there:  # what leads nowhere, or into a folder that cannot be read, is told when it is read
             yield entry, Path()
         else:
             fixed = Path(*takewhile(lambda part: not glob.has_magic(part), entry.parts))
@@ -151,13 +164,12 @@ def _result_ending(source: Path, format: str | None) -> str:
     return source.suffix if source.suffix.lower() in written else ENDINGS[format or 'png'][0]
 
 
-def _check_no_photograph_is_overwritten(jobs: list[Job], out: Path) -> None:
-    """Where results go to the photographs' own folder, or one above, what is there already may be a photograph too."""
-    above = os.path.realpath(out).rstrip('/') + '/'
-    for source, target in jobs:
+def _check_no_photograph_is_overwritten(made: Iterable[tuple[str, str]], folder: Path, what: str, hint: str) -> None:
+    """Where files go to the photographs' own folder, or one above, what is there already may be a photograph too."""
+    above = os.path.realpath(folder).rstrip('/') + '/'
+    for source, target in made:
         if os.path.lexists(target) and os.path.realpath(source).startswith(above):
-            hint = 'choose another -o, or leave it with --skip-existing'
-            raise InputError(f'{source}: its result would overwrite {target}, which may be a photograph; {hint}')
+            raise InputError(f'{source}: {what} would overwrite {target}, which may be a photograph; {hint}')
 
 
 def _check_nothing_is_overwritten(jobs: list[Job], compare: Path | None) -> None:

@@ -1,8 +1,8 @@
 """What is wrong with the frames of a run: quickly, before it starts, or value by value (`basicsr doctor --data`)."""
 
 import io
+import math
 import re
-import warnings
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -11,9 +11,12 @@ from typing import Any
 from PIL import Image
 
 from ..errors import InputError
-from .image_files import images_under, size_of_image
+from ..files import opened_at_any_size
+from .image_files import decode_image, images_under, size_of_image
 from .jpeg_deblur_dataset import JPEGDeblurDataset, roots_of
 from .lmdb_store import in_own_process, open_store, verify_store
+
+MOST_PIXELS = 1 << 30  # OpenCV's limit
 
 
 def quick_problems(dataset: Mapping[str, Any], phase: str, *, numbered: bool = False) -> Iterator[str]:
@@ -123,12 +126,14 @@ def _read_all(root: Path | str) -> list[str]:
 def _image_fault(value: bytes, shape: tuple[int, int, int] | None = None) -> str | None:
     """What is wrong with an image file; one of another size than meta_info's is not decoded, whatever it says it is."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(value)) as image:
-                if shape and image.size != (shape[1], shape[0]):
-                    return f'is {image.size[0]} x {image.size[1]}, meta_info.txt says {_text(shape)}'
-                image.load()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        with opened_at_any_size(), Image.open(io.BytesIO(value)) as image:
+            if shape and image.size != (shape[1], shape[0]):
+                return f'is {image.size[0]} x {image.size[1]}, meta_info.txt says {_text(shape)}'
+            if math.prod(image.size) > MOST_PIXELS:
+                return f'is {image.size[0]} x {image.size[1]}, more pixels than OpenCV takes; scale it down'
+            image.load()
+    except (OSError, SyntaxError, ValueError) as error:
         return f'cannot be decoded ({error})'
+    if image.format not in ('JPEG', 'PNG') and decode_image(value) is None:  # a TIFF of floats, say
+        return 'cannot be decoded by OpenCV, which training uses; convert it to PNG'
     return None

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from ..errors import InputError
-from ..files import opened_at_any_size
+from ..files import disk_errors_name, opened_at_any_size, written_whole
 from ..folders import walk
 
 IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
@@ -51,6 +51,17 @@ def decode_image(content: bytes | np.ndarray) -> np.ndarray | None:
         return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if len(content) else None
     except cv2.error:  # of an image that says it has more pixels than OpenCV takes
         return None
+
+
+def write_png(path: Path, image: np.ndarray) -> None:
+    """Write uint8 (H, W, 3) in BGR, whole, into a folder that is made where it is missing. InputError if it cannot be.
+
+    OpenCV's own writing takes no such path either, and some full disks for written ones.
+    """
+    with disk_errors_name(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as file:
+            file.write(cv2.imencode('.png', image)[1].tobytes())
 
 
 def key_for(name: str) -> str:

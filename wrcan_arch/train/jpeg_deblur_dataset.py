@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import InputError
+from ..files import printable
 from ..jpeg_quality import estimate_quality, is_far
 from .draws import Draw, draw_generator
 from .image_files import decode_image, images_under
@@ -173,7 +174,8 @@ class JPEGDeblurDataset(Dataset):
             raise InputError(f"data set {self.opt['name']}: no folder '{root}'")
         names: dict[str, str] = {}
         for name, frame in called:
-            other = names.setdefault(name.replace('/', '_'), frame)  # results are files, all in one folder
+            key = printable(name.replace('/', '_'))  # results are files, all in one folder, and lines of a table
+            other = names.setdefault(key, frame)
             if other != frame:
                 raise InputError(f'data set {self.opt["name"]}: {other} and {frame} are one name; remove one of them')
         return names

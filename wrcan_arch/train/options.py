@@ -131,8 +131,8 @@ def read_options(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) 
         file.values['path']['pretrain_network_g'] = str(SHIPPED[weights])
     scheduler, last = find(file.values, ('train', 'scheduler')), find(file.values, ('train', 'total_iter'))
     is_cosine = isinstance(scheduler, dict) and scheduler.get('type') == 'CosineAnnealingRestartLR'
-    if is_cosine and scheduler.get('periods') is None and isinstance(last, int):
-        scheduler['periods'] = [last]
+    if is_cosine and scheduler.get('periods') is None:  # where total_iter is wrong, that is said of it alone
+        scheduler['periods'] = [last if isinstance(last, int) and last > 0 else 1]
     return file
 
 

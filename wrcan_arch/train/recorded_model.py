@@ -8,7 +8,7 @@ from typing import Any
 
 from basicsr.metrics import calculate_metric
 from basicsr.models.sr_model import SRModel
-from basicsr.utils import get_root_logger, imwrite, tensor2img
+from basicsr.utils import get_root_logger, tensor2img
 from basicsr.utils.dist_util import master_only
 from torch import Tensor, distributed, nn
 from torch.utils.data import default_collate
@@ -17,6 +17,7 @@ from tqdm import tqdm
 from .. import checkpoint, inference
 from ..errors import InputError
 from . import results, run_folder
+from .image_files import write_png
 from .options import as_overrides
 from .step_guard import ends_the_run
 
@@ -124,7 +125,7 @@ class RecordedModel(SRModel):
                 images['img2'] = tensor2img(visuals['gt'])
                 del self.gt
             if save_img:
-                imwrite(images['img'], self._image_path(dataset.opt['name'], key, current_iter))
+                write_png(self._image_path(dataset.opt['name'], key, current_iter), images['img'])
             metrics = self.opt['val'].get('metrics') or {}
             mine[key] = {name: float(calculate_metric(images, opt)) for name, opt in metrics.items()}
         if not self.opt['dist']:
@@ -134,12 +135,12 @@ class RecordedModel(SRModel):
         scores = {key: each for part, _ in gathered for key, each in part.items()}
         return scores, math.fsum(part for _, part in gathered) / max(1, len(scores))
 
-    def _image_path(self, dataset_name: str, key: str, current_iter: int) -> str:
+    def _image_path(self, dataset_name: str, key: str, current_iter: int) -> Path:
         """Where the toolbox puts restored images, while training and in a test."""
         folder = Path(self.opt['path']['visualization'])
         if self.is_train:
-            return str(folder / key / f'{key}_{current_iter}.png')
-        return str(folder / dataset_name / f'{key}_{self.opt["val"].get("suffix") or self.opt["name"]}.png')
+            return folder / key / f'{key}_{current_iter}.png'
+        return folder / dataset_name / f'{key}_{self.opt["val"].get("suffix") or self.opt["name"]}.png'
 
     def _write_results(self, dataset_name: str, scores: results.Scores, seconds: float, save_img: bool) -> None:
         folder = Path(self.opt['path']['results_root'])
@@ -156,7 +157,7 @@ class RecordedModel(SRModel):
         results.write_scores(folder, dataset_name, scores)
         submission = self.opt['val'].get('submission')
         if submission and save_img:
-            images = {key: Path(self._image_path(dataset_name, key, 0)) for key in scores}
+            images = {key: self._image_path(dataset_name, key, 0) for key in scores}
             results.write_submission(folder / f'submission_{dataset_name}.zip', images, seconds, submission)
 
     def test(self) -> None:
