@@ -203,6 +203,7 @@ OTHERS = {
     'override of nothing': ([*TRAIN, '--force_yml', 'train:iters=3'], 2, '--force_yml train:iters=3: train:iters: there is no such option here'),
     'override without a value': ([*TRAIN, '--force_yml', 'train'], 2, 'write SECTION:OPTION=VALUE'),
     'override that is no YAML': ([*TRAIN, '--force_yml', 'name=[1'], 2, '--force_yml name=[1:'),
+    'override that YAML reads in its own way': ([*TRAIN, '--force_yml', 'name=*'], 2, 'needs quotes of its own, "*"'),
     'override with code': ([*TRAIN, '--force_yml', 'name=!!python/object/apply:os.system ["touch written"]'], 2, 'constructor'),
     'option file that is a folder': (['train', '-opt', 'data_sharp'], 2, 'data_sharp: a folder, no option file'),
     'test of a training': (

@@ -96,7 +96,10 @@ class _Reader:
 
 def parse_value(text: str, source: str) -> Any:
     """The plain value that `text` is in YAML; `source` names it in errors."""
-    return _Reader(source).read(f'value: {text}').values['value']
+    try:
+        return _Reader(source).read(f'value: {text}').values['value']
+    except InputError as error:
+        raise InputError(f'{error}; a text with such characters needs quotes of its own, "{text}"') from error
 
 
 DEFAULTS = {'num_gpu': 'auto', 'manual_seed': 0, 'scale': 1, 'path': {}}  # of keys that the toolbox cannot do without
