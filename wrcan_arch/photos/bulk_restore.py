@@ -227,10 +227,9 @@ def restore_photos(
     taken, made = (config.get(name, 3) for name in ('num_in_ch', 'num_out_ch'))
     if not taken == made == 3:
         raise InputError(f'the network makes {made} channels of {taken}; a photograph has 3')
-    beside = {Path(job.target).parent for job in jobs if os.path.lexists(job.source)}
-    folders = [options.compare, *([options.out] if options.out else beside)]
+    folders = {options.out} if options.out else {Path(job.target).parent for job in jobs if os.path.lexists(job.source)}
     if not all(_is_done(job, options) for job in jobs):
-        for folder in filter(None, folders):
+        for folder in filter(None, {options.compare, *folders}):
             check_writable(folder)
     team = team or Team()
     if team.size > 1:  # or one process could begin the largest when the others are done

@@ -36,8 +36,8 @@ def be_deterministic() -> None:
 def keep_freed_memory() -> None:
     """Have glibc keep what a step on a CPU frees for the next one; its peak, that is.
 
-    It would give large blocks back and get them again page by page, each cleared by the kernel: up to a tenth of a step
-    in fp32, a fifth of what matrix units leave to do (benchmarks/RESULTS.md).
+    It would give large blocks back and get them again page by page, each cleared by the kernel: up to an eighth of a
+    step in fp32, a fifth of what matrix units leave to do (benchmarks/RESULTS.md).
     """
     mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)  # which other C libraries have not
     if mallopt:
