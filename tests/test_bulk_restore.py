@@ -121,7 +121,7 @@ def test_photograph_that_is_not_there_leaves_no_folder(tmp_path):
     save(tmp_path / 'a.png')
     jobs = plan(listed=[str(tmp_path / 'nowhere' / 'a.png'), str(tmp_path / 'a.png')])
     assert restore_photos(Same(), jobs, options=FP32).restored == 1
-    assert names(tmp_path) == ['a.png', 'a_restored.png']
+    assert names(tmp_path) == ['a.png', 'a_restored.png'] and not (tmp_path / 'nowhere').exists()
 
 
 def test_comparisons_that_are_missing_are_made_and_results_left(tmp_path):
