@@ -1,8 +1,8 @@
 """Photographs in and out: upright, of the same size, mode and depth, with colour profile, EXIF and transparency.
 
-libvips does it, and Pillow only what libvips's wheel cannot read (BMP and HEIC). Measured with 24 megapixels and the
-libraries' own defaults for writing (libvips 8.18, Pillow 13 for 8 bit, OpenCV 5 for 16 bit, two cores; seconds, and
-memory beyond the pixels handed in or out):
+libvips does it, and Pillow and pi-heif what libvips's wheel cannot read (BMP and HEIC). Measured with 24 megapixels and
+the libraries' own defaults for writing (libvips 8.18, Pillow 13 for 8 bit, OpenCV 5 for 16 bit, two cores; seconds,
+and memory beyond the pixels handed in or out):
 
            read JPEG    read PNG     read 16-bit PNG  write JPEG   write PNG    write 16-bit TIFF
   libvips  0.2 s 16 MB  0.4 s  8 MB  0.9 s  16 MB     0.1 s  7 MB  1.2 s  9 MB  0.1 s  19 MB
@@ -11,9 +11,13 @@ memory beyond the pixels handed in or out):
 Pillow takes 8 of 16 bits of a colour photograph without a word; OpenCV knows no CMYK and no profiles.
 """
 
+import json
 import re
 import stat
+import subprocess
+import sys
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -52,6 +56,8 @@ SRGB_PRIMARIES, SRGB_TRANSFERS = (1, 2, 5, 6), (1, 2, 6, 13)  # or near to it, o
 NO_RESOLUTION = (1, 72 / 25.4)  # pixels per mm, as libvips says of files that say nothing
 
 LUMA = [0.299, 0.587, 0.114]  # ITU-R BT.601, as in JPEG
+
+HEIC_DECODER = Path(__file__).with_name('heic_decoder.py')
 
 pyvips.cache_set_max(0)  # libvips would keep the last hundred photographs
 
@@ -142,8 +148,10 @@ def _read(file: BinaryIO, max_pixels: int) -> Photo:
     if content == 'tiff' and begins_with_preview(file):
         raise InputError('begins with a small preview, as raw files do; develop it to TIFF or JPEG first')
     file.seek(0)
-    if content in ('bmp', 'heic'):
-        image = _open_with_pillow(file, content, max_pixels)
+    if content == 'bmp':
+        image = _open_bmp(file, max_pixels)
+    elif content == 'heic':
+        image = _open_heic(file, max_pixels)
     else:
         image = _open_with_vips(file, content)
     _check_pixels(image.width, image.height, max_pixels)
@@ -194,33 +202,38 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
         raise InputError(f'{width} x {height} is more than {max_pixels:,} pixels; raise --max-pixels')
 
 
-def _open_with_pillow(file: BinaryIO, content: str, max_pixels: int) -> pyvips.Image:
-    if content == 'heic':
-        try:
-            import pi_heif
-        except ImportError as error:
-            raise InputError('HEIC needs pi-heif: pip install "wrcan-arch[heic]"; or convert it to JPEG') from error
-        pi_heif.register_heif_opener()
+def _open_bmp(file: BinaryIO, max_pixels: int) -> pyvips.Image:
     with opened_at_any_size():
-        opened = Image.open(file, formats=['BMP', 'HEIF'])
+        opened = Image.open(file, formats=['BMP'])
     with opened:
         _check_pixels(*opened.size, max_pixels)
         grey = opened.mode in ('1', 'L')
-        try:
-            if opened.info.get('bit_depth', 8) > 8:  # of HEIC alone; Pillow would take 8 of them
-                # A copy: the memory goes with what was opened.
-                samples = np.array(pi_heif.open_heif(file, convert_hdr_to_8bit=False))
-            else:
-                samples = np.asarray(opened.convert('L' if grey else 'RGBA' if opened.has_transparency_data else 'RGB'))
-        except RuntimeError as error:  # pi_heif's, of a codec that it has not
-            raise InputError(f'cannot be decoded ({_one_line(error)}); convert it to JPEG') from error
-        samples = np.atleast_3d(samples)
-        image = _vips_image(samples, 'b-w' if samples.shape[2] == 1 else 'srgb')
-        for name, key in (('exif-data', 'exif'), ('xmp-data', 'xmp'), ('icc-profile-data', 'icc_profile')):
-            if opened.info.get(key):
-                image.set_type(pyvips.GValue.blob_type, name, opened.info[key])
-        image.set_type(pyvips.GValue.gint_type, 'n-pages', getattr(opened, 'n_frames', 1))
-        image.set_type(pyvips.GValue.gint_type, 'bits-per-sample', opened.info.get('bit_depth', 8))
+        samples = np.asarray(opened.convert('L' if grey else 'RGBA' if opened.has_transparency_data else 'RGB'))
+        return _vips_image(np.atleast_3d(samples), 'b-w' if grey else 'srgb')
+
+
+def _open_heic(file: BinaryIO, max_pixels: int) -> pyvips.Image:
+    if find_spec('pi_heif') is None:
+        raise InputError('HEIC needs pi-heif: pip install "wrcan-arch[heic]"; or convert it to JPEG')
+    command = [sys.executable, '-P', str(HEIC_DECODER), str(max_pixels)]
+    decoder = subprocess.run(command, stdin=file, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    answer = decoder.stdout
+    at = answer.find(b'\n') + 1
+    told: dict[str, Any] = {'error': 'its decoder crashed'} if decoder.returncode else json.loads(answer[:at])
+    if 'error' in told:
+        raise InputError(f'cannot be decoded ({told["error"]}); it may be damaged, if not convert it to JPEG')
+    width, height = told['size']
+    _check_pixels(width, height, max_pixels)
+    metadata = {}
+    for name, length in told['metadata'].items():
+        metadata[name] = answer[at : at + length]
+        at += length
+    samples = np.frombuffer(answer, np.uint16 if told['bits'] > 8 else np.uint8, offset=at).reshape(told['shape'])
+    image = _vips_image(samples, 'b-w' if samples.shape[2] == 1 else 'srgb')
+    for name, content in metadata.items():
+        image.set_type(pyvips.GValue.blob_type, name, content)
+    image.set_type(pyvips.GValue.gint_type, 'n-pages', told['pictures'])
+    image.set_type(pyvips.GValue.gint_type, 'bits-per-sample', told['bits'])
     return image
 
 

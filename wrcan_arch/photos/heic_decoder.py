@@ -1,0 +1,49 @@
+"""Decodes a HEIC file, in a process of its own: damage can crash the library, and the other photographs must go on.
+
+Standard input is the file, the only argument how many pixels it may have. The answer on standard output is a line of
+JSON, then the bytes that it tells of: the metadata, by libvips's names, and the samples.
+"""
+
+import json
+import sys
+from typing import Any, BinaryIO
+
+import numpy as np
+import pi_heif
+
+NAMES = {'exif-data': 'exif', 'xmp-data': 'xmp', 'icc-profile-data': 'icc_profile'}
+
+
+def decode(file: BinaryIO, max_pixels: int) -> tuple[dict, list[bytes]]:
+    """What there is to say of a photograph, and the bytes of its metadata and samples; none beyond `max_pixels`."""
+    opened = pi_heif.open_heif(file, convert_hdr_to_8bit=False)
+    width, height = opened.size
+    told: dict[str, Any] = {'size': (width, height), 'pictures': len(opened)}
+    if width * height > max_pixels:
+        return told, []
+    picture = opened[opened.primary_index]
+    pi_heif.set_orientation(picture.info)  # libheif has turned it
+    told['bits'] = picture.info['bit_depth']
+    if told['bits'] > 8:  # Pillow would take 8 of them
+        samples = np.asarray(picture)
+    else:
+        mode = 'L' if picture.mode == 'L' else 'RGBA' if picture.has_alpha else 'RGB'
+        samples = np.asarray(picture.to_pillow().convert(mode))
+    told['shape'] = np.atleast_3d(samples).shape
+    metadata = {name: picture.info[key] for name, key in NAMES.items() if picture.info.get(key)}
+    told['metadata'] = {name: len(content) for name, content in metadata.items()}
+    return told, [*metadata.values(), samples.tobytes()]
+
+
+def main() -> None:
+    try:
+        told, blobs = decode(sys.stdin.buffer, int(sys.argv[1]))
+    except Exception as error:  # whichever: this photograph is not decoded, and that is all
+        told, blobs = {'error': ' '.join(str(error).split()) or type(error).__name__}, []
+    sys.stdout.buffer.write(json.dumps(told).encode() + b'\n')
+    for blob in blobs:
+        sys.stdout.buffer.write(blob)
+
+
+if __name__ == '__main__':
+    main()
