@@ -334,7 +334,7 @@ def test_colours_that_a_result_cannot_say_are_noticed(tmp_path):
     }
     assert found == {'srgb': False, 'p3': True, 'pq': True, 'hlg': True, 'unsaid': False}
     assert not read_photo(DATA / 'small.heic').marked_colours, 'which has a profile'
-    with mock.patch('wrcan_arch.photos.photo.MARK_WITHIN', at + 3):
+    with mock.patch('wrcan_arch.photos.photo.DESCRIPTION', at + 3):
         assert not read_photo(tmp_path / 'p3.avif').marked_colours, 'a mark that is cut'
 
 
@@ -348,13 +348,21 @@ def test_preview_is_not_taken_for_the_photograph(tmp_path):
     assert [read_photo(tmp_path / name).pixels.shape[0] for name in ('page.tif', 'first.tif')] == [8, 8]
 
 
-def test_further_pictures_of_a_file_are_counted(tmp_path):
-    Image.fromarray(picture(8, 8)).save(
-        tmp_path / 'a.tif', save_all=True, append_images=[Image.fromarray(picture(8, 8, 1))]
-    )
-    photo = read_photo(tmp_path / 'a.tif')
-    assert photo.pictures == 2
-    np.testing.assert_array_equal(photo.pixels, picture(8, 8))
+@pytest.mark.parametrize('ending', LOSSLESS)
+def test_further_pictures_of_a_file_are_counted(tmp_path, ending):
+    first, second = tmp_path / f'a{ending}', Image.fromarray(picture(8, 8, 1))
+    Image.fromarray(picture(8, 8)).save(first, save_all=True, append_images=[second])
+    assert read_photo(first).pictures == 2
+    np.testing.assert_array_equal(read_photo(first).pixels, picture(8, 8))
+    second.save(first)
+    assert read_photo(first).pictures == 1
+
+
+def test_the_mark_of_an_animated_png_is_not_looked_for_among_its_pixels(tmp_path):
+    Image.fromarray(picture(8, 8)).save(tmp_path / 'a.png')
+    with (tmp_path / 'a.png').open('ab') as file:
+        file.write(b'acTL')
+    assert read_photo(tmp_path / 'a.png').pictures == 1
 
 
 def bad_files(folder):

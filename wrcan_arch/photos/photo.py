@@ -50,7 +50,7 @@ KEPT = {'exif-data': 'exif', 'xmp-data': 'xmp', 'iptc-data': 'iptc', 'icc-profil
 
 HEAD = 64  # bytes that tell a file's format
 AVIF_BRANDS = {b'avif', b'avis'}
-MARK_WITHIN = 1 << 16  # bytes from the start, where AVIF and HEIC describe their pictures
+DESCRIPTION = 1 << 16  # bytes from the start, in which AVIF, HEIC and PNG describe their pictures
 SRGB_PRIMARIES, SRGB_TRANSFERS = (1, 2, 5, 6), (1, 2, 6, 13)  # or near to it, or not said
 
 NO_RESOLUTION = (1, 72 / 25.4)  # pixels per mm, as libvips says of files that say nothing
@@ -179,15 +179,25 @@ def _read(file: BinaryIO, max_pixels: int) -> Photo:
         pixels_per_mm=(image.xres, image.yres),
         jpeg_quality=quality,
         marked_colours=content in ('avif', 'heic') and 'icc-profile-data' not in metadata and _marks_colours(file),
-        pictures=2 if head[8:12] == b'avis' else image.get('n-pages') if 'n-pages' in fields else 1,
+        pictures=2 if _is_animated(file, content) else image.get('n-pages') if 'n-pages' in fields else 1,
     )
 
 
 def _marks_colours(file: BinaryIO) -> bool:
     """Whether an AVIF or HEIC file says in numbers (ITU-T H.273) that its colours are others than sRGB's."""
-    file.seek(0)
-    numbers = file.read(MARK_WITHIN).partition(b'colrnclx')[2]  # primaries, transfer, of 2 bytes each
+    numbers = _description(file).partition(b'colrnclx')[2]  # primaries, transfer, of 2 bytes each
     return len(numbers) >= 4 and (numbers[1] not in SRGB_PRIMARIES or numbers[3] not in SRGB_TRANSFERS)
+
+
+def _is_animated(file: BinaryIO, content: str) -> bool:
+    """Whether it is an AVIF sequence or an animated PNG, of which libvips sees the first picture alone."""
+    start = _description(file)
+    return start[8:12] == b'avis' or (content == 'png' and b'acTL' in start.partition(b'IDAT')[0])
+
+
+def _description(file: BinaryIO) -> bytes:
+    file.seek(0)
+    return file.read(DESCRIPTION)
 
 
 def _open_with_vips(file: BinaryIO, content: str) -> pyvips.Image:
