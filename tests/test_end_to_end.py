@@ -3,7 +3,9 @@
 import csv
 import hashlib
 import json
+import os
 import re
+import signal
 from pathlib import Path
 from unittest import mock
 
@@ -16,10 +18,12 @@ from basicsr.metrics import calculate_psnr, calculate_ssim
 from forked import basicsr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from wrcan_arch import InputError
 from wrcan_arch.checkpoint import read_file
 from wrcan_arch.cli import main
 from wrcan_arch.look.report import read_curves
 from wrcan_arch.train import run_folder
+from wrcan_arch.train.lmdb_store import StoreBackend
 
 MODELS = Path('experiments/small/models')
 
@@ -186,6 +190,16 @@ def test_weights_that_are_trained_on_are_scored_first_and_kept_where_training_sp
     assert read_file(Path('experiments/spoilt/models/net_g_best.pth'))['metadata']['iter'] == 0
 
 
+def test_a_batch_that_cannot_be_divided_is_said_before_an_older_run_is_put_aside(workplace, capsys):
+    assert train('train:total_iter=1') == 0
+    text = Path('train.yml').read_text()
+    Path('train.yml').write_text(text.replace('batch_size_per_gpu: 4', 'batch_size_total: 3'))
+    with mock.patch('wrcan_arch.train.pipelines.torch.cuda.device_count', lambda: 2):
+        assert train('num_gpu=auto') == 2
+    assert '3 cannot be divided over 2 processes or GPUs' in capsys.readouterr().err
+    assert not list(Path('experiments').glob('*archived*'))
+
+
 def test_run_does_not_put_aside_the_weights_it_begins_with(workplace, capsys):
     assert train('train:total_iter=6') == 0
     own = f'path:pretrain_network_g={MODELS}/net_g_latest.pth'
@@ -205,6 +219,48 @@ def test_toolboxs_own_data_set_trains_and_resumes(workplace):
     assert train(resume=True, option_file='paired.yml') == 0
     curves = read_curves(Path('experiments/small'))
     assert [iteration for iteration, _ in curves.losses['l_pix']] == list(range(1, 13)) and 'l_ae' not in curves.losses
+
+
+@pytest.fixture
+def toolboxs_own(workplace):
+    """An option file as the toolbox's are written, of its own model, network and data set."""
+    text = Path('train.yml').read_text().replace('JPEGDeblurDataset', 'PairedImageDataset')
+    text = text.replace('WRCANModel', 'SRModel\nscale: 1').replace('val_freq: 4', 'val_freq: !!float 4e0')
+    text = re.sub(
+        r'\nnetwork_g: .*', '\nnetwork_g: {type: EDSR, num_in_ch: 3, num_out_ch: 3, num_feat: 4, upscale: 1}', text
+    )
+    text = re.sub(r'    jpeg_quality.*\n', '    use_hflip: true\n    use_rot: true\n    use_shuffle: true\n', text)
+    text = re.sub(r'  (autoencoder_opt|amp|inference).*\n', '', text)
+    Path('own.yml').write_text(text.replace('save_checkpoint_freq: 6', 'save_checkpoint_freq: !!float 6e0'))
+
+
+def test_the_toolboxs_own_option_files_run(toolboxs_own):
+    assert train(option_file='own.yml') == 0
+    assert run_folder.iterations(Path('experiments/small')) == [12, 6]
+    assert [iteration for iteration, _ in read_curves(Path('experiments/small')).metrics['psnr']] == [4, 8, 12]
+
+
+def test_another_model_ends_at_once_where_ours_would_save(toolboxs_own, capfd):
+    """By a signal, or at a frame that cannot be read: it does not look for either before its next step."""
+
+    def stop(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def read(way, *asked):
+        if isinstance(way, InputError):
+            raise way
+        return way(*asked)
+
+    with mock.patch('basicsr.models.sr_model.SRModel.optimize_parameters', stop):
+        assert train(option_file='own.yml') == 130
+    said = capfd.readouterr().err
+    assert said.endswith('basicsr: stopped\n') and 'is saved' not in said
+
+    frames = [*[StoreBackend.get] * 8, InputError('a frame is damaged')]  # pairs of the first batch, and the next
+    with mock.patch.object(StoreBackend, 'get', lambda *asked: read(frames.pop(0), *asked)):
+        assert train('datasets:train:num_worker_per_gpu=0', option_file='own.yml') == 1
+    assert 'a frame is damaged; the run ends; fix that and go on with --auto_resume' in capfd.readouterr().err
+    assert 'iter:       1' in log_text() and 'iter:       2' not in log_text()
 
 
 def test_options_of_srmodel_still_work(workplace):

@@ -220,11 +220,15 @@ def test_mistake_in_a_base_is_named_there(demo):
 
 
 def test_the_toolboxs_own_model_does_not_pass_over_our_options(demo):
-    text = demo.replace('WRCANModel', 'SRModel').replace('  amp: auto', '  amp: auto\n  checkpointing: false')
-    said = problems_of(text)
-    for key in ('train:autoencoder_opt', 'train:amp', 'val:inference', 'datasets:train:as_bytes'):
+    values = yaml.safe_load(demo.replace('WRCANModel', 'SRModel'))
+    values['train'] |= {'checkpointing': False, 'max_skipped_steps': 3}
+    values['train']['optim_g'] = {'type': 'Muon', 'lr': 0.01}
+    values['logger']['keep_last'] = 2
+    said = problems_of(yaml.safe_dump(values))
+    for key in ('train:autoencoder_opt', 'train:amp', 'train:max_skipped_steps', 'train:optim_g:type',
+                'logger:keep_last', 'val:inference', 'datasets:train:as_bytes'):  # fmt: skip
         assert any(f': {key}: SRModel does not know it; ' in line or 'takes floats alone' in line for line in said), key
-    assert len(said) == 4, 'what is off is no difference'
+    assert len(said) == 7, 'what is off is no difference'
 
 
 def test_data_sets_that_are_scored_have_names_of_their_own(demo):

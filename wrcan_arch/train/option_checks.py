@@ -25,7 +25,8 @@ OF_WRCAN_MODEL = [
     tuple(keys.split(':'))
     for keys in (
         'train:amp train:accumulate train:channels_last train:checkpointing train:start_from_image '
-        'train:autoencoder_opt train:gradient_compression val:inference val:best_metric val:submission deterministic'
+        'train:autoencoder_opt train:gradient_compression train:max_skipped_steps val:inference val:best_metric '
+        'val:submission logger:keep_last deterministic'
     ).split()
 ]
 REQUIRED_OF_TRAINING_DATA = ('num_worker_per_gpu', 'gt_size')
@@ -227,6 +228,9 @@ def _unfit_model(file: OptionFile) -> Iterator[str]:
     for keys in OF_WRCAN_MODEL if model == 'SRModel' else ():
         if find(file.values, keys) not in (None, False, 'off'):
             yield f'{file.at(*keys)}: SRModel does not know it; leave it out, or set model_type: WRCANModel'
+    if model == 'SRModel' and find(file.values, ('train', 'optim_g', 'type')) == 'Muon':
+        at = file.at('train', 'optim_g', 'type')
+        yield f'{at}: SRModel does not know it; take Adam, or set model_type: WRCANModel'
 
 
 def _unfit_schedule(file: OptionFile) -> Iterator[str]:

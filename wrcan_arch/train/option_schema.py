@@ -16,6 +16,7 @@ from .options import Keys, OptionFile
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
+Every = Annotated[float, Field(ge=1, multiple_of=1)]  # so many iterations; the toolbox's files write !!float 5e3
 Quality = Annotated[int, Field(ge=1, le=100)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -74,6 +75,7 @@ class PairData(Section):
     num_prefetch_queue: Positive = 1
     pin_memory: bool = False
     persistent_workers: bool = False
+    use_shuffle: bool = True  # in the toolbox's files; nothing reads it
 
 
 class JPEGDeblurData(PairData):
@@ -181,7 +183,7 @@ class Submission(Section):
 
 
 class Validation(Section):
-    val_freq: Positive | None = None
+    val_freq: Every | None = None
     save_img: bool
     suffix: Name | None = None
     pbar: bool = False
@@ -198,7 +200,7 @@ class Wandb(Section):
 
 class Logger(Section):
     print_freq: Positive
-    save_checkpoint_freq: Positive
+    save_checkpoint_freq: Every
     keep_last: Positive | None = None
     use_tb_logger: bool
     wandb: Wandb | None = None

@@ -29,6 +29,7 @@ import torch
 import yaml
 from basicsr.utils import check_resume, get_root_logger
 from basicsr.utils.dist_util import master_only
+from basicsr.utils.registry import MODEL_REGISTRY
 from torch import distributed
 
 from ..errors import InputError
@@ -38,6 +39,7 @@ from .draws import DrawSampler
 from .jpeg_deblur_dataset import JPEGDeblurDataset
 from .recorded_model import RecordedModel
 from .step_guard import UntilUnreadable, ending_data_workers, ignore_signals, signals_ask
+from .wrcan_model import WRCANModel
 
 TIMEOUT = 600  # seconds that processes wait for each other, unless dist_params:timeout says otherwise
 
@@ -59,6 +61,7 @@ def init_dist(launcher: str, **_: Any) -> None:
         timeout=timeout,
     )
     _run.team = team
+    _check_batch(team.size)
     if team.rank == 0:
         _hold_results()
 
@@ -117,7 +120,8 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
 
     Processes that torchrun starts again go on from what those before them have saved, if these had begun.
     """
-    _run.held.enter_context(signals_ask())  # before, a signal ends a process that waits for others at once
+    if _ends_when_asked(opt):  # other models' runs, and a process that waits for others, end at once
+        _run.held.enter_context(signals_ask())
     folder = Path(opt['path']['experiments_root'])
     if _run.team and _run.team.noted_before_restart(f'began {folder}'):
         opt['auto_resume'] = True
@@ -151,6 +155,11 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
     return state
 
 
+def _ends_when_asked(opt: dict[str, Any]) -> bool:
+    """Whether the run's model looks, before each iteration, for a reason to save and end the run."""
+    return issubclass(MODEL_REGISTRY.get(opt['model_type']), WRCANModel)
+
+
 def _check_weights_stay(opt: dict[str, Any], folder: Path) -> None:
     """A new run puts an older one's folder of its name aside, and what it would begin with along with it."""
     for key, path in opt['path'].items():
@@ -173,6 +182,12 @@ def share_of_batch(train: dict[str, Any], parts: int) -> int:
             f'{" or ".join(map(str, near))} would'
         )
     return total // parts
+
+
+def _check_batch(parts: int) -> None:
+    """Before the toolbox puts an older run of this name aside."""
+    if _run.command == 'train':
+        share_of_batch(_run.options['datasets']['train'], parts)
 
 
 def create_train_val_dataloader(opt: dict[str, Any], logger: Any) -> tuple:
@@ -204,7 +219,7 @@ def create_train_val_dataloader(opt: dict[str, Any], logger: Any) -> tuple:
             logger.warning(doubt)
     if _run.resume_state:
         _run.resume_state['epoch'] = train_sampler.start_epoch  # an epoch that was just full, or of another batch size
-    train_loader = UntilUnreadable(train_loader, alone=not opt['dist'])
+    train_loader = UntilUnreadable(train_loader, saves_first=_ends_when_asked(opt) and not opt['dist'])
     return train_loader, train_sampler, val_loaders, train_sampler.last_epoch, total_iters
 
 
@@ -366,6 +381,7 @@ def run(
                 held.enter_context(ending_data_workers())
             _forget_logger()
             if launcher == 'none':
+                _check_batch(max(1, torch.cuda.device_count() if options['num_gpu'] == 'auto' else options['num_gpu']))
                 _hold_results()
             try:
                 getattr(pipeline, f'{command}_pipeline')(str(Path.cwd()))
@@ -379,3 +395,4 @@ def run(
                 if distributed.is_initialized():
                     distributed.destroy_process_group()
                 _forget_logger()
+                _run = _Run()

@@ -71,7 +71,7 @@ class RecordedModel(SRModel):
             averaged=self.ema_decay > 0,
             start=start,
             total=int(self.opt['train']['total_iter']),
-            every=self.opt['logger']['save_checkpoint_freq'],
+            every=int(self.opt['logger']['save_checkpoint_freq']),
             keep=self.opt['logger'].get('keep_last'),
         )
 

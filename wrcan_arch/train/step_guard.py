@@ -69,12 +69,13 @@ class UntilUnreadable:
     """A data loader whose frames may turn out unreadable when a run is long under way.
 
     It then gives the batch before once more: the loop begins an iteration, which saves and ends the run before a step.
-    Not among several processes (`alone` is false): the others would wait for this one's step.
+    Not (`saves_first` is false) among several processes, where the others would wait for this one's step, nor for
+    models that would make that step.
     """
 
-    def __init__(self, loader: Iterable[Any], *, alone: bool) -> None:
+    def __init__(self, loader: Iterable[Any], *, saves_first: bool) -> None:
         self.loader = loader
-        self.alone = alone
+        self.saves_first = saves_first
         self.last: Any = None
 
     def __iter__(self) -> Iterator[Any]:
@@ -86,7 +87,7 @@ class UntilUnreadable:
         except InputError as error:
             if self.last is None:
                 raise
-            if not self.alone:
+            if not self.saves_first:
                 raise ends_the_run(error) from error
             _unreadable = error
             yield self.last
