@@ -3,8 +3,8 @@
 Each process has one core and one thread, the single one too. One and two take turns: while one works the other waits.
 Where others use the machine two processes may not get two cores: the ceiling tells, and the busier process's processor
 time is what the clock would show if they did.
-What is said of GPUs is predicted from a step's time that is given (--patch-seconds), the bytes that are reduced and the
-speed of the link. It is no measurement.
+What is said of GPUs is predicted from a patch's time that is given (--patch-seconds), the bytes that are reduced and
+the speed of the link. It is no measurement.
 """
 
 import argparse
@@ -232,7 +232,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--rounds', type=int, default=7)
     parser.add_argument(
-        '--patch-seconds', type=float, default=0.1, help='of one step on one GPU, a patch of 320 x 320; given'
+        '--patch-seconds',
+        type=float,
+        default=0.1,
+        help='a step of one GPU for each of its patches of 320 x 320; given',
     )
     arguments = parser.parse_args()
     if len(os.sched_getaffinity(0)) < 2:

@@ -1,6 +1,7 @@
 """The `basicsr` command: arguments in, exit code out. The work is done elsewhere, and imported only when asked for.
 
-Exit codes: 0 done; 1 some inputs failed, named at the end; 2 the request is wrong: one line says what and what to do.
+Exit codes: 0 done; 1 some inputs failed, named at the end, or a run had to end; 2 the request is wrong: one line says
+what and what to do; 130, 143 stopped by Ctrl+C or SIGTERM.
 """
 
 import argparse
@@ -256,7 +257,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument('--force_yml', nargs='+', metavar='KEYS=VALUE', help='set options: train:total_iter=20')
 
     for name, about in (
-        ('train', 'train as an option file says; experiments/ goes under this folder'),
+        ('train', 'train as an option file says; experiments/ and tb_logger/ go under this folder'),
         ('test', 'score a network as an option file says; results/ goes under this folder'),
     ):
         command = add(name, train_or_test, about)

@@ -86,7 +86,7 @@ class Photo:
     pixels_per_mm: tuple[float, float] = (1, 1)
     jpeg_quality: int | None = None  # as estimated, of a JPEG file
     marked_colours: bool = False  # not sRGB's, by a mark that has no place in a result
-    pictures: int = 1  # that the file holds, 2 for any more than one; this is the first
+    pictures: int = 1  # that the file holds, 2 of any animation; this is the first, of a HEIC the main one
 
     def with_pixels(self, pixels: np.ndarray) -> 'Photo':
         """The same photograph with other pixels of the same shape."""
