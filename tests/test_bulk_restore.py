@@ -82,6 +82,7 @@ def test_photo_too_large_for_the_memory_is_named(tmp_path, monkeypatch):
     jobs = plan([save(tmp_path / 'a.png')], out=tmp_path / 'out')
     errors = (
         torch.cuda.OutOfMemoryError('CUDA out of memory'),
+        RuntimeError('cuDNN error: CUDNN_STATUS_ALLOC_FAILED'),
         MemoryError(),
         RuntimeError("can't allocate memory: 9 bytes"),
     )

@@ -8,17 +8,36 @@ from unittest import mock
 
 import cv2
 import pytest
+import torch
 from conftest import picture
 from damage import swap
 from packaging.requirements import Requirement
 
 from wrcan_arch import cli
+from wrcan_arch.errors import RunError
 
 
 def basicsr(capsys, *arguments):
     """Exit code, and the lines on standard error that are not progress."""
     code = cli.main(list(map(str, arguments)))
     return code, [line for line in capsys.readouterr().err.splitlines() if line.strip() and '%|' not in line]
+
+
+@pytest.mark.parametrize(('error', 'code'), [(KeyboardInterrupt(), 130), (RunError('stopped', 143), 143)])
+def test_exit_code_is_the_same_where_nobody_reads(monkeypatch, error, code):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, 'w', buffering=1) as stderr, mock.patch.object(cli, 'doctor', side_effect=error):
+        monkeypatch.setattr('sys.stderr', stderr)
+        assert cli.main(['doctor']) == code
+
+
+def test_full_memory_of_a_gpu_is_one_line(capsys):
+    with mock.patch.object(cli, 'doctor', side_effect=torch.OutOfMemoryError('CUDA out of memory. Tried')):
+        assert basicsr(capsys, 'doctor') == (2, [
+            "basicsr doctor: the GPU's memory is full; take a smaller image or patch, or compute on the CPU "
+            '(CUDA_VISIBLE_DEVICES=)'
+        ])  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -190,12 +190,43 @@ def test_weights_that_are_trained_on_are_scored_first_and_kept_where_training_sp
     assert read_file(Path('experiments/spoilt/models/net_g_best.pth'))['metadata']['iter'] == 0
 
 
-def test_a_batch_that_cannot_be_divided_is_said_before_an_older_run_is_put_aside(workplace, capsys):
-    assert train('train:total_iter=1') == 0
-    text = Path('train.yml').read_text()
-    Path('train.yml').write_text(text.replace('batch_size_per_gpu: 4', 'batch_size_total: 3'))
+@pytest.fixture
+def toolboxs_own(workplace):
+    """An option file as the toolbox's are written, of its own model, network and data set."""
+    text = Path('train.yml').read_text().replace('JPEGDeblurDataset', 'PairedImageDataset')
+    text = text.replace('WRCANModel', 'SRModel\nscale: 1').replace('val_freq: 4', 'val_freq: !!float 4e0')
+    text = re.sub(
+        r'\nnetwork_g: .*', '\nnetwork_g: {type: EDSR, num_in_ch: 3, num_out_ch: 3, num_feat: 4, upscale: 1}', text
+    )
+    text = re.sub(r'    jpeg_quality.*\n', '    use_hflip: true\n    use_rot: true\n    use_shuffle: true\n', text)
+    text = re.sub(r'  (autoencoder_opt|amp|inference).*\n', '', text)
+    Path('own.yml').write_text(text.replace('save_checkpoint_freq: 6', 'save_checkpoint_freq: !!float 6e0'))
+
+
+def test_state_of_another_way_to_compute_the_step_is_gone_on_with(workplace, capsys):
+    assert train('train:total_iter=6', 'train:optim_g={type: Adam, lr: 1e-3, fused: false}') == 0
+    assert train(resume=True) == 0
+    assert train('train:optim_g={type: Muon, lr: 1e-2}', 'train:total_iter=13', resume=True) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert 'the training state is of another optimizer (' in said and 'leave train:optim_g:type as it was' in said
+
+
+def test_one_process_of_our_model_takes_one_gpu(workplace, capsys, monkeypatch):
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 2)
+    assert train('num_gpu=2') == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.endswith(
+        'num_gpu: one process takes one GPU; torchrun --nproc_per_node=2 -m wrcan_arch train ... takes 2'
+    )
+    assert not MODELS.exists()
+
+
+def test_a_batch_that_cannot_be_divided_is_said_before_an_older_run_is_put_aside(toolboxs_own, capsys):
+    assert train('train:total_iter=1', option_file='own.yml') == 0
+    text = Path('own.yml').read_text()
+    Path('own.yml').write_text(text.replace('batch_size_per_gpu: 4', 'batch_size_total: 3'))
     with mock.patch('wrcan_arch.train.pipelines.torch.cuda.device_count', lambda: 2):
-        assert train('num_gpu=auto') == 2
+        assert train('num_gpu=auto', option_file='own.yml') == 2
     assert '3 cannot be divided over 2 processes or GPUs' in capsys.readouterr().err
     assert not list(Path('experiments').glob('*archived*'))
 
@@ -219,19 +250,6 @@ def test_toolboxs_own_data_set_trains_and_resumes(workplace):
     assert train(resume=True, option_file='paired.yml') == 0
     curves = read_curves(Path('experiments/small'))
     assert [iteration for iteration, _ in curves.losses['l_pix']] == list(range(1, 13)) and 'l_ae' not in curves.losses
-
-
-@pytest.fixture
-def toolboxs_own(workplace):
-    """An option file as the toolbox's are written, of its own model, network and data set."""
-    text = Path('train.yml').read_text().replace('JPEGDeblurDataset', 'PairedImageDataset')
-    text = text.replace('WRCANModel', 'SRModel\nscale: 1').replace('val_freq: 4', 'val_freq: !!float 4e0')
-    text = re.sub(
-        r'\nnetwork_g: .*', '\nnetwork_g: {type: EDSR, num_in_ch: 3, num_out_ch: 3, num_feat: 4, upscale: 1}', text
-    )
-    text = re.sub(r'    jpeg_quality.*\n', '    use_hflip: true\n    use_rot: true\n    use_shuffle: true\n', text)
-    text = re.sub(r'  (autoencoder_opt|amp|inference).*\n', '', text)
-    Path('own.yml').write_text(text.replace('save_checkpoint_freq: 6', 'save_checkpoint_freq: !!float 6e0'))
 
 
 def test_the_toolboxs_own_option_files_run(toolboxs_own):

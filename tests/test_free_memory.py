@@ -28,6 +28,17 @@ def test_this_machine_has_some():
     assert 1 << 20 < memory.free_memory(torch.device('cpu')) < 1 << 50
 
 
+@pytest.mark.parametrize(('said', 'share'), [
+    ({}, 12), ({'LOCAL_WORLD_SIZE': '4'}, 3), ({'SLURM_STEP_TASKS_PER_NODE': '3(x2),2'}, 4),
+])  # fmt: skip
+def test_processes_of_one_machine_share_its_memory(monkeypatch, said, share):
+    monkeypatch.setattr(memory, '_free_in_machine', lambda: [12 * GB])
+    monkeypatch.setattr(memory, '_free_in_groups', list)
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    assert memory.free_memory(torch.device('cpu')) == share * GB
+
+
 def test_what_pytorch_keeps_of_a_gpu_can_be_had(monkeypatch):
     for name, value in {'mem_get_info': (GB, 8 * GB), 'memory_reserved': 5 * GB, 'memory_allocated': 2 * GB}.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)

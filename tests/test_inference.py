@@ -134,11 +134,11 @@ def test_chop_cuts_a_frame_of_reds_once():
 def test_fp32_is_not_rounded_to_tf32_on_a_gpu(monkeypatch, newer, name, tf32, exact):
     switch = SimpleNamespace(**{name: tf32})
     monkeypatch.setattr(torch.backends, 'cudnn', SimpleNamespace(conv=switch) if newer else switch)
-    with pytest.raises(RuntimeError), inference._exact_convolutions(torch.device('cuda')):
+    with pytest.raises(RuntimeError), inference.exact_convolutions(torch.device('cuda')):
         assert getattr(switch, name) == exact
         raise RuntimeError
     assert getattr(switch, name) == tf32
-    with inference._exact_convolutions(torch.device('cpu')):
+    with inference.exact_convolutions(torch.device('cpu')):
         assert getattr(switch, name) == tf32
 
 
@@ -152,7 +152,7 @@ def test_pytorchs_own_switch_of_precision_is_put_back_as_somebody_set_it():
         for chosen in (exact, tf32):
             setattr(switch, name, chosen)
             restore(small_network(), torch.rand(1, 3, 8, 8), precision='fp32')
-            with inference._exact_convolutions(torch.device('cuda')):
+            with inference.exact_convolutions(torch.device('cuda')):
                 assert getattr(switch, name) == exact
             assert getattr(switch, name) == chosen
     finally:

@@ -308,6 +308,23 @@ def test_kind_is_encoded_or_raw(tmp_path):
         StoreWriter(tmp_path / 'a.lmdb', kind='rows')
 
 
+def test_what_an_earlier_writer_left_outlives_an_error_at_opening(tmp_path):
+    path = tmp_path / 'a.lmdb'
+    with pytest.raises(KeyboardInterrupt), StoreWriter(path, resume=True) as writer:
+        writer.put('a', '.png', b'value', (1, 1, 3))
+        writer._commit()
+        raise KeyboardInterrupt
+    with (
+        mock.patch('lmdb.open', side_effect=lmdb.Error('Cannot allocate memory')),
+        pytest.raises((InputError, OSError)),
+        StoreWriter(path, resume=True),
+    ):
+        pass
+    with StoreWriter(path, resume=True) as writer:
+        assert writer.resumed.keys() == {'a'}
+        writer.keep('a')
+
+
 def test_resumed_writer_keeps_replaces_and_deletes(tmp_path, monkeypatch):
     monkeypatch.setattr(lmdb_store, 'BATCH_SIZE', 1)
     path = tmp_path / 'a.lmdb'

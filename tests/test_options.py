@@ -257,6 +257,16 @@ def test_what_validation_would_fail_on_is_said_before_the_run(demo, monkeypatch)
     assert not list(option_checks._unfit_logger(options.read_options('test.yml'))), 'a test may be called that'
 
 
+@pytest.mark.parametrize(('gpus', 'num_gpu', 'refused'), [(1, 'auto', True), (0, 'auto', False), (1, 0, False)])
+def test_local_is_refused_where_a_gpu_is_to_be_deterministic(demo, monkeypatch, gpus, num_gpu, refused):
+    monkeypatch.setattr('torch.cuda.device_count', lambda: gpus)
+    values = yaml.safe_load(demo) | {'deterministic': True, 'num_gpu': num_gpu}
+    values['val']['inference'] = {'mode': 'local'}
+    write(Path('own.yml'), yaml.safe_dump(values))
+    said = list(option_checks._wrong_machine(options.read_options('own.yml')))
+    assert len(said) == refused and all('deterministic: mode local has sums' in line for line in said)
+
+
 def test_options_of_another_model_are_left_to_it(demo):
     text = demo.replace('WRCANModel', 'SRGANModel') + '\nnetwork_d: {type: VGGStyleDiscriminator}\n'
     said = problems_of(text.replace('inference: {', 'inference: {tiles: 4, '))

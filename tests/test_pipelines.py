@@ -64,6 +64,33 @@ def test_init_dist_replacement_is_needed():
     assert re.match('ZeroDivisionError|AssertionError', said)
 
 
+def test_several_gpus_of_one_process_are_one(workplace):
+    opt = resolved(num_gpu=2)
+    opt['path'] |= {'experiments_root': 'experiments/small'}
+    try:
+        assert pipelines.load_resume_state(opt) is None and opt['num_gpu'] == 1
+        (said,) = pipelines._run.warnings
+        assert said == 'One of 2 GPUs is taken; torchrun --nproc_per_node=2 -m wrcan_arch train ... takes all.'
+    finally:
+        pipelines._run.held.close()
+        pipelines._run = pipelines._Run()
+
+
+@pytest.mark.parametrize(('num_gpu', 'backend'), [(0, 'gloo'), ('auto', 'nccl')])
+def test_processes_without_gpus_leave_those_that_are_there(num_gpu, backend):
+    team = mock.Mock(rank=1, size=2)
+    with (
+        mock.patch.object(pipelines, '_run', pipelines._Run(options={'num_gpu': num_gpu, 'datasets': {}})),
+        mock.patch.object(pipelines.Team, 'from_environment', lambda **_: team),
+        mock.patch.object(pipelines, 'take_own_gpu') as take,
+        mock.patch('torch.cuda.is_available', lambda: True),
+        mock.patch('torch.distributed.PrefixStore'),
+        mock.patch('torch.distributed.init_process_group') as init,
+    ):
+        pipelines.init_dist('pytorch')
+    assert init.call_args.args[0] == backend and take.called == (backend == 'nccl')
+
+
 class RandomNumbers(Dataset):
     """As the toolbox's own data sets take their crops and flips: from the global random modules."""
 

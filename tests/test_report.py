@@ -1,3 +1,4 @@
+import os
 import re
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from wrcan_arch.look.crops import busiest_crops
 from wrcan_arch.look.finished_test import read_restored
 from wrcan_arch.look.page import rounded
 from wrcan_arch.look.report import plot_losses, read_curves, write_report
+from wrcan_arch.train.image_files import write_png
 from wrcan_arch.train.results import write_result
 
 LOG = """2026-01-01 10:00:00,000 INFO: [small..][epoch:  0, iter:       1, lr:(1.000e-03,)] [eta: 0:00:00, time (data): 1.239 (0.086)] l_pix: 6.1602e-01 l_ae: 4.8760e-02
@@ -135,6 +137,9 @@ def test_what_would_be_passed_over_is_refused(capsys, arguments, message):
 def test_image_that_was_not_saved_is_said_once(tmp_path, capfd):
     with pytest.raises(InputError, match=r'no restored image a\.png; run basicsr test with save_img: true'):
         read_restored(tmp_path / 'a.png')
+    other = tmp_path / os.fsdecode(b'\xff.png')
+    write_png(other, picture(4, 5))
+    np.testing.assert_array_equal(read_restored(other), picture(4, 5))
     assert capfd.readouterr() == ('', '')
 
 

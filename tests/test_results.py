@@ -108,6 +108,7 @@ def test_loader_gets_the_share_whatever_gpus_the_machine_has(dist, world_size, n
     """One process of torchrun on a machine of four GPUs has the whole batch; without torchrun the four share it."""
     train = {'batch_size_total': 16, 'num_worker_per_gpu': 0}
     opt = {'datasets': {'train': train}, 'dist': dist, 'world_size': world_size, 'num_gpu': num_gpu, 'manual_seed': 0}
+    opt |= {'model_type': 'SRModel'}  # ours takes one GPU a process
     seen = []
 
     def load(opt, logger):

@@ -1,5 +1,7 @@
 """Steps that must not be made: skipped without a trace in the weights, counted, and too many end the run."""
 
+import os
+import signal
 from copy import deepcopy
 from pathlib import Path
 from unittest import mock
@@ -11,7 +13,7 @@ from basicsr.models import build_model
 from conftest import SMALL_TRAINING
 
 from wrcan_arch.cli import main
-from wrcan_arch.train import options, run_folder
+from wrcan_arch.train import options, run_folder, step_guard
 from wrcan_arch.train.step_guard import StepGuard
 
 
@@ -22,6 +24,12 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+def test_a_signal_is_heard_where_nobody_reads_what_it_prints():
+    with step_guard.signals_ask(), mock.patch('os.write', side_effect=BrokenPipeError):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert step_guard._asked == signal.SIGTERM
 
 
 @pytest.fixture

@@ -274,8 +274,17 @@ def test_auto_accumulation_halves_until_it_fits(opt):
     model = build_model(opt)
     model.net_g.forward = forward_in_little_memory
     model.feed_data({name: torch.rand(8, 3, 16, 16) for name in ('lq', 'gt', 'gt_jpeg')})
-    with pytest.raises(torch.cuda.OutOfMemoryError):
+    with pytest.raises(RunError, match="the GPU's memory does not hold 8 patches in 2 part"):
         model.optimize_parameters(1)
+
+
+def test_a_loss_that_runs_out_of_memory_leaves_no_graph(opt):
+    model = build_model(opt)
+    model.cri_pix = mock.Mock(side_effect=torch.cuda.OutOfMemoryError('full'))
+    model.feed_data(batch())
+    with pytest.raises(RunError):
+        model.optimize_parameters(1)
+    assert not model.output.requires_grad
 
 
 def test_out_of_memory_with_several_processes_asks_for_a_number(opt):

@@ -341,7 +341,7 @@ def main(argv: list[str] | None = None) -> int:
         with _reader_may_leave():
             code = arguments.run(arguments)
     except KeyboardInterrupt:
-        print('basicsr: stopped', file=sys.stderr)
+        _tell('basicsr: stopped')
         return 130
     except Exception as error:
         if _is_one_of_several():
@@ -352,9 +352,17 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.debug:
             traceback.print_exc()
         else:
-            print(f'basicsr {arguments.command}: {message}', file=sys.stderr)
+            _tell(f'basicsr {arguments.command}: {message}')
         return getattr(error, 'exit_code', 2)
     return code
+
+
+def _tell(line: str) -> None:
+    """On stderr, if that is still there: the exit code is to be the same."""
+    try:
+        print(line, file=sys.stderr)
+    except OSError:  # Ctrl+C has ended the tee that read it, or the terminal is gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def _is_one_of_several() -> bool:
@@ -397,6 +405,9 @@ def _message_for_user(error: Exception) -> str | None:
         return str(error)
     if isinstance(error, InputError):
         return one_line(error)
+    torch = sys.modules.get('torch')
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return "the GPU's memory is full; take a smaller image or patch, or compute on the CPU (CUDA_VISIBLE_DEVICES=)"
     if isinstance(error, ModuleNotFoundError):
         return f'{error}; basicsr doctor says what is missing'
     if isinstance(error, OSError):

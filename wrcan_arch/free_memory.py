@@ -1,5 +1,7 @@
 """How many bytes can be had: of a GPU, or of this machine and of the containers and jobs that limit this process."""
 
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,11 +17,17 @@ GROUP_FILES = {
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can be had on `device`."""
+    """Bytes that can be had on `device`; of a machine's, the share of one of the processes that were started on it."""
     if device.type == 'cuda':
         kept_for_reuse = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept_for_reuse
-    return min([*_free_in_machine(), *_free_in_groups()], default=UNKNOWN)
+    return min([*_free_in_machine(), *_free_in_groups()], default=UNKNOWN) // _processes_here()
+
+
+def _processes_here() -> int:
+    """As torchrun or srun say it (of several machines, srun: '4(x2),3')."""
+    said = os.environ.get('LOCAL_WORLD_SIZE') or os.environ.get('SLURM_STEP_TASKS_PER_NODE') or '1'
+    return int(re.split('[(,]', said)[0])
 
 
 def _free_in_machine(meminfo: Path = Path('/proc/meminfo')) -> Iterator[int]:

@@ -120,7 +120,7 @@ def describe(
 
 
 @contextmanager
-def _exact_convolutions(device: torch.device) -> Iterator[None]:
+def exact_convolutions(device: torch.device) -> Iterator[None]:
     """fp32 means fp32: PyTorch lets a GPU's convolutions round to TF32 unless it is told not to, for all threads."""
     cudnn = torch.backends.cudnn
     conv = getattr(cudnn, 'conv', None)  # newer; once somebody has set it, the older switch cannot be read
@@ -364,7 +364,7 @@ def restore(
     channels = network.head.in_channels if isinstance(network, WRCAN) else 3
     if isinstance(network, WRCAN) and network.tail.out_channels != channels:
         raise InputError(f'the network makes {network.tail.out_channels} channels of {channels}, no restored image')
-    with _exact_convolutions(device), torch.autocast(device.type, enabled=False):
+    with exact_convolutions(device), torch.autocast(device.type, enabled=False):
         if isinstance(image, np.ndarray):
             image = image.astype(image.dtype.newbyteorder('='), copy=False)
             if image.ndim != 3 or image.shape[2] != channels or 0 in image.shape or not _is_known(image.dtype):

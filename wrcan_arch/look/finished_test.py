@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import yaml
 
 from ..errors import InputError
+from ..train.image_files import decode_image
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def open_test_set(opt: Mapping[str, Any], phase: str) -> Sequence[Mapping[str, A
 
 def read_restored(path: Path) -> np.ndarray:
     """An image that a test restored, uint8 (H, W, 3), BGR."""
-    image = cv2.imread(str(path)) if path.is_file() else None  # or OpenCV says it too
+    image = decode_image(path.read_bytes()) if path.is_file() else None
     if image is None:
         raise InputError(f'{path.parent}: no restored image {path.name}; run basicsr test with save_img: true')
     return image

@@ -36,7 +36,7 @@ TELL_AFTER = 0.2  # seconds between two looks at how far a photograph is
 LOG_AFTER = 30  # seconds between two lines of the bar where it is no terminal's
 COMPUTING = 0.98  # of a photograph's work, about; the rest is to write it
 NAMES_SHOWN = 3  # of the photographs that a warning is about
-NO_MEMORY = re.compile('out of memory|not enough memory|allocate memory')  # in PyTorch's messages
+NO_MEMORY = re.compile('out of memory|not enough memory|allocate memory|STATUS_ALLOC_FAILED')  # in PyTorch's messages
 
 
 @dataclass(frozen=True, kw_only=True)

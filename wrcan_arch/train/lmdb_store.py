@@ -135,6 +135,7 @@ class StoreWriter:
             raise InputError(f'{self.path}: exists already; remove it or choose another name')
 
     def __enter__(self) -> 'StoreWriter':
+        is_new = not self._partial.exists()
         self._partial.mkdir(parents=True, exist_ok=True)
         what = f'{self.path}: another process is writing it'
         self._lock.enter_context(locked(self._partial / LOCK, what, 'wait for it, or choose another name'))
@@ -147,7 +148,8 @@ class StoreWriter:
                 self._environment = lmdb.open(str(self._partial), map_size=FIRST_MAP_SIZE, max_dbs=1)
                 self._record_db = self._environment.open_db(RECORDS)
         except (InputError, OSError, lmdb.Error) as error:
-            shutil.rmtree(self._partial)
+            if is_new or {left.name for left in self._partial.iterdir()} <= {LOCK}:
+                shutil.rmtree(self._partial)
             self._lock.close()
             if isinstance(error, lmdb.Error):
                 raise self._disk_error(error) from error
@@ -160,7 +162,7 @@ class StoreWriter:
             return False
         try:
             environment = lmdb.open(str(self._partial), map_size=FIRST_MAP_SIZE, max_dbs=1)
-        except lmdb.Error:
+        except (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError):
             return False
         try:
             if not _missing_bytes(environment, self._partial):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import read_file
 from ..errors import InputError
+from ..inference import exact_convolutions
 
 BACKBONE = 'alexnet-owt-7be5be79.pth'  # the package brings the weights of LPIPS itself, not those of AlexNet
 BACKBONE_ADDRESS = f'https://download.pytorch.org/models/{BACKBONE}'
@@ -72,5 +73,5 @@ def calculate_lpips(img: np.ndarray, img2: np.ndarray, crop_border: int = 0, **_
     inside = slice(crop_border, -crop_border or None)
     device = torch.device('cuda', torch.cuda.current_device()) if torch.cuda.is_available() else torch.device('cpu')
     network = lpips_network(find_backbone(), device)
-    with torch.inference_mode():
+    with exact_convolutions(device), torch.inference_mode():
         return float(network(*(_to_tensor(image[inside, inside]).to(device) for image in (img, img2))))

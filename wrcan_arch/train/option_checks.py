@@ -323,6 +323,10 @@ def _wrong_machine(file: OptionFile) -> Iterator[str]:
     if isinstance(wanted, int) and wanted > found:
         hint = 'auto takes what is there'
         yield f'{file.at("num_gpu")}: {wanted} asked for, this machine has {found}; {hint}'
+    is_local = find(file.values, ('val', 'inference', 'mode')) == 'local'
+    if file.values.get('deterministic') and is_local and found and wanted != 0:
+        hint = 'mode local has sums that a GPU does not add the same way each time; leave one out'
+        yield f'{file.at("deterministic")}: {hint}'
     for phase, dataset in sections(file.values, ('datasets',)).items():
         if dataset.get('persistent_workers') and phase != 'train':  # these are read without workers
             where = file.at('datasets', phase, 'persistent_workers')

@@ -52,9 +52,11 @@ def init_dist(launcher: str, **_: Any) -> None:
     timeout = timedelta(seconds=chosen.get('timeout', TIMEOUT))
     team = Team.from_environment(timeout=timeout)
     team.agree(_what_decides(_run.options), timeout=timeout)
-    take_own_gpu()
+    on_gpus = _run.options['num_gpu'] != 0 and torch.cuda.is_available()
+    if on_gpus:
+        take_own_gpu()
     distributed.init_process_group(
-        chosen.get('backend') or ('nccl' if torch.cuda.is_available() else 'gloo'),
+        chosen.get('backend') or ('nccl' if on_gpus else 'gloo'),
         store=distributed.PrefixStore('group', team.store),
         rank=team.rank,
         world_size=team.size,
@@ -120,8 +122,12 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
 
     Processes that torchrun starts again go on from what those before them have saved, if these had begun.
     """
-    if _ends_when_asked(opt):  # other models' runs, and a process that waits for others, end at once
+    if _is_ours(opt):  # another model's run, and a process that waits for others, ends at once
         _run.held.enter_context(signals_ask())
+        if not opt['dist'] and opt['num_gpu'] > 1:
+            hint = f'torchrun --nproc_per_node={opt["num_gpu"]} -m wrcan_arch train ... takes all'
+            _run.warnings.append(f'One of {opt["num_gpu"]} GPUs is taken; {hint}.')
+            opt['num_gpu'] = 1
     folder = Path(opt['path']['experiments_root'])
     if _run.team and _run.team.noted_before_restart(f'began {folder}'):
         opt['auto_resume'] = True
@@ -131,7 +137,7 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
     if opt['auto_resume']:
         networks = [key.removeprefix('network_') for key in opt if key.startswith('network_')]
         state, passed_over = run_folder.newest_pair(folder, networks)
-        _run.warnings = [f'Passed over: {damaged}' for damaged in passed_over]
+        _run.warnings += [f'Passed over: {damaged}' for damaged in passed_over]
         if state:
             opt['path']['resume_state'] = str(run_folder.state_path(folder, state['iter']))
         elif folder.is_dir():
@@ -155,8 +161,8 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
     return state
 
 
-def _ends_when_asked(opt: dict[str, Any]) -> bool:
-    """Whether the run's model looks, before each iteration, for a reason to save and end the run."""
+def _is_ours(opt: dict[str, Any]) -> bool:
+    """Whether the model looks, before each iteration, for a reason to save and end, and takes one GPU a process."""
     return issubclass(MODEL_REGISTRY.get(opt['model_type']), WRCANModel)
 
 
@@ -190,6 +196,19 @@ def _check_batch(parts: int) -> None:
         share_of_batch(_run.options['datasets']['train'], parts)
 
 
+def _gpus_of_one_process(options: dict[str, Any]) -> int:
+    """How many there are for it. InputError where the options ask a model of ours for several."""
+    wanted = options['num_gpu']
+    if not _is_ours(options):
+        return torch.cuda.device_count() if wanted == 'auto' else wanted
+    if wanted != 'auto' and wanted > 1:
+        raise InputError(
+            f'num_gpu: one process takes one GPU; torchrun --nproc_per_node={wanted} -m wrcan_arch {_run.command} ... '
+            f'takes {wanted}'
+        )
+    return 1
+
+
 def create_train_val_dataloader(opt: dict[str, Any], logger: Any) -> tuple:
     """The toolbox's loaders over draws that start where the run stands and end with its last iteration."""
     if _run.team:
@@ -219,7 +238,7 @@ def create_train_val_dataloader(opt: dict[str, Any], logger: Any) -> tuple:
             logger.warning(doubt)
     if _run.resume_state:
         _run.resume_state['epoch'] = train_sampler.start_epoch  # an epoch that was just full, or of another batch size
-    train_loader = UntilUnreadable(train_loader, saves_first=_ends_when_asked(opt) and not opt['dist'])
+    train_loader = UntilUnreadable(train_loader, saves_first=_is_ours(opt) and not opt['dist'])
     return train_loader, train_sampler, val_loaders, train_sampler.last_epoch, total_iters
 
 
@@ -381,7 +400,7 @@ def run(
                 held.enter_context(ending_data_workers())
             _forget_logger()
             if launcher == 'none':
-                _check_batch(max(1, torch.cuda.device_count() if options['num_gpu'] == 'auto' else options['num_gpu']))
+                _check_batch(max(1, _gpus_of_one_process(options)))
                 _hold_results()
             try:
                 getattr(pipeline, f'{command}_pipeline')(str(Path.cwd()))

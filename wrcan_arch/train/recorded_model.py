@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from basicsr.metrics import calculate_metric
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger, tensor2img
@@ -285,7 +286,15 @@ class RecordedModel(SRModel):
             {key: value for key, value in each.items() if key in PLACE_IN_SCHEDULE}
             for each in resume_state['schedulers']
         ]
-        super().resume_training({**resume_state, 'schedulers': schedulers})
+        saved = resume_state['optimizers']
+        try:
+            optimizers = [_with_fused_of(own, each) for own, each in zip(self.optimizers, saved, strict=True)]
+            super().resume_training({**resume_state, 'schedulers': schedulers, 'optimizers': optimizers})
+        except ValueError as error:
+            raise InputError(
+                f'the training state is of another optimizer ({" ".join(str(error).split())}); leave '
+                'train:optim_g:type as it was, or begin a new run with its weights as path:pretrain_network_g'
+            ) from error
         self.last_iter = resume_state['iter']
         self._recall_best(resume_state.get('best_metric_results', {}), resume_state.get('best_by', self._best_by()))
 
@@ -327,3 +336,9 @@ class RecordedModel(SRModel):
                 if unlike := as_overrides(held, self.opt['network_g']):
                     hint = f'set {unlike}'
             raise InputError(f'{load_path}: not the weights of the network in the option file; {hint}') from error
+
+
+def _with_fused_of(own: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's saved state, with the option file's way to compute a step instead of the saved one."""
+    fused = {'fused': own.defaults['fused']} if 'fused' in own.defaults else {}
+    return {**saved, 'param_groups': [{**group, **fused} for group in saved['param_groups']]}

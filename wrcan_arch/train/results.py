@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..files import written_whole
+from ..files import printable, written_whole
 
 Scores = Mapping[str, Mapping[str, float]]  # by image, by metric
 
@@ -26,7 +26,7 @@ def mean_scores(scores: Scores) -> dict[str, float]:
 
 def key_of(item: Mapping[str, Any]) -> str:
     """What a test calls the image of a data set's item; the toolbox's own data sets give paths alone."""
-    return item.get('key', Path(item['lq_path']).stem)
+    return item.get('key', printable(Path(item['lq_path']).stem))
 
 
 def sequence_of(key: str) -> str:

@@ -6,7 +6,7 @@ import os
 import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -24,13 +24,13 @@ _unreadable: InputError | None = None  # of the batch that would be next
 def signals_ask() -> Iterator[None]:
     """SIGTERM and Ctrl+C ask the run to end where it can go on, and no longer end it anywhere."""
     global _asked, _unreadable
-    _asked = _unreadable = None
 
     def ask(number: int, _: Any) -> None:
         global _asked
-        if _asked is None:
-            os.write(2, ASKED)  # print is not safe in here
-        _asked = signal.Signals(number)
+        is_first, _asked = _asked is None, signal.Signals(number)
+        if is_first:
+            with suppress(OSError):  # Ctrl+C ends the tee that reads it too
+                os.write(2, ASKED)  # print is not safe in here
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -38,6 +38,7 @@ def signals_ask() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        _asked = _unreadable = None
 
 
 def ignore_signals() -> None:

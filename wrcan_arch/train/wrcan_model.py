@@ -16,7 +16,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 
 from .. import inference
 from ..convolution import set_channels_last
-from ..errors import InputError
+from ..errors import InputError, RunError
 from ..wrcan_arch import WRCAN, ResidualBlock, start_from_image
 from .muon import Muon
 from .recorded_model import RecordedModel
@@ -132,10 +132,8 @@ class WRCANModel(RecordedModel):
             self.prepare_for_training(net)
         else:  # without gradients it is faster everywhere
             set_channels_last(net)
-        if not self.opt['dist']:
-            return super().model_to_device(net)
         net = net.to(self.device)
-        return self._data_parallel(net) if self.is_train else net
+        return self._data_parallel(net) if self.is_train and self.opt['dist'] else net
 
     def _data_parallel(self, net: nn.Module) -> nn.parallel.DistributedDataParallel:
         """The toolbox's needs a GPU. Every step has the same graph, and gradients lie where they are sent from."""
@@ -175,6 +173,9 @@ class WRCANModel(RecordedModel):
             name: _as_float(value.to(self.device, non_blocking=True)) if isinstance(value, Tensor) else value
             for name, value in data.items()
         }
+        for value in data.values():  # a prefetching stream must not take their memory before this one has read them
+            if isinstance(value, Tensor) and value.is_cuda:
+                value.record_stream(torch.cuda.current_stream())
         super().feed_data(data)
         self.gt_jpeg = data.get('gt_jpeg')
         self.keys = data.get('key') or data.get('lq_path', ())
@@ -211,7 +212,10 @@ class WRCANModel(RecordedModel):
     def _split_further(self, error: torch.cuda.OutOfMemoryError) -> None:
         """Twice as many parts after running out of memory, where that is left to us."""
         if not self.accumulate_auto or 2 * self.accumulate > len(self.lq):
-            raise error
+            raise RunError(
+                f"the GPU's memory does not hold {len(self.lq)} patches in {self.accumulate} part(s); "
+                'set train.accumulate: auto, train.checkpointing: true, or a smaller gt_size'
+            ) from error
         if self.opt['dist']:  # the other processes are already waiting for this one's gradients
             raise InputError(
                 f'out of memory with {self.accumulate} part(s); several processes cannot find the number out together: '
@@ -261,17 +265,17 @@ class WRCANModel(RecordedModel):
             )
         else:
             output, autoencoded = self.net_g(lq, gt_jpeg)
-        self.output = output.float()
+        output = output.float()
+        self.output = output.detach()  # or the graph of an attempt that fails would stay in memory
 
         losses = {}
         if self.cri_pix is not None:
-            losses['l_pix'] = self.cri_pix(self.output, gt)
+            losses['l_pix'] = self.cri_pix(output, gt)
         if self.cri_ae is not None:
             losses['l_ae'] = self.cri_ae(autoencoded.float(), gt)
         if self.cri_perceptual is not None:
-            l_percep, l_style = self.cri_perceptual(self.output, gt)
+            l_percep, l_style = self.cri_perceptual(output, gt)
             losses |= {name: x for name, x in {'l_percep': l_percep, 'l_style': l_style}.items() if x is not None}
-        self.output = self.output.detach()  # or a failed attempt's graph would stay in memory
         return losses
 
     def get_current_log(self) -> dict[str, float]:
