@@ -169,13 +169,13 @@ class WRCANModel(RecordedModel):
     def feed_data(self, data: dict[str, Any]) -> None:
         if 'gt' not in data and hasattr(self, 'gt'):
             del self.gt  # of the item before
+        for value in data.values():  # a prefetching stream must not take their memory before this one has read them
+            if isinstance(value, Tensor) and value.is_cuda:
+                value.record_stream(torch.cuda.current_stream())
         data = {
             name: _as_float(value.to(self.device, non_blocking=True)) if isinstance(value, Tensor) else value
             for name, value in data.items()
         }
-        for value in data.values():  # a prefetching stream must not take their memory before this one has read them
-            if isinstance(value, Tensor) and value.is_cuda:
-                value.record_stream(torch.cuda.current_stream())
         super().feed_data(data)
         self.gt_jpeg = data.get('gt_jpeg')
         self.keys = data.get('key') or data.get('lq_path', ())
