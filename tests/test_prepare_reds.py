@@ -120,7 +120,7 @@ def test_stores_hold_the_files_bytes_under_basicsrs_keys(reds):
         assert (path / 'meta_info.txt').read_text().splitlines() == expected
         assert content(path)[1] == [file.read_bytes() for file in files]
         assert len(files) == SEQUENCES[name.partition('_')[0]] * FRAMES
-        assert names_in(path) == {'data.mdb', 'lock.mdb', 'meta_info.txt', 'manifest.json'}
+        assert names_in(path) == {'data.mdb', 'meta_info.txt', 'manifest.json'}
         assert verify_store(path) == []
 
 

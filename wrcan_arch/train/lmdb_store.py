@@ -258,6 +258,9 @@ class StoreWriter:
         finally:
             self._environment.close()
             if kind is None and self._whole:
+                # Readers do not lock. Where it is there lmdb notes its inode, and once the store is deleted it takes
+                # another store, whose file gets that number, for one that is open already.
+                (self._partial / 'lock.mdb').unlink(missing_ok=True)
                 self._partial.rename(self.path)  # before the lock goes, or another writer would begin in it
                 (self.path / LOCK).unlink()
             elif not (self._resume and self._committed):
