@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,13 @@ import pytest
 from wrcan_arch.cli import main
 from wrcan_arch.errors import InputError
 from wrcan_arch.train import pipelines
-from wrcan_arch.train.results import mean_scores, write_result, write_scores
+from wrcan_arch.train.results import key_of, mean_scores, write_result, write_scores
+
+
+def test_scores_of_images_whose_names_are_not_utf8_are_written(tmp_path):
+    key = key_of({'lq_path': os.fsdecode(b'/a/caf\xe9.png')})
+    write_scores(tmp_path, 'mine', {key: {'psnr': 30.0}})
+    assert r'caf\udce9,30.0' in (tmp_path / 'scores_mine.csv').read_text()
 
 
 def test_means_do_not_depend_on_the_order():
