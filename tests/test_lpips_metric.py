@@ -1,4 +1,5 @@
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -58,6 +59,21 @@ def test_metric_is_the_packages(lpips, alexnet, backbone):
     assert value != pytest.approx(reference(lpips, alexnet, first[:, :, ::-1], second[:, :, ::-1]), rel=1e-3)
     assert calculate_lpips(first, first) == 0
     assert calculate_lpips(first, second, 9) == calculate_lpips(first[9:-9, 9:-9], second[9:-9, 9:-9]) != value
+
+
+def test_score_is_not_rounded_as_a_gpu_would(lpips, backbone):
+    seen = []
+
+    def score(*_):
+        seen.append((exact().__enter__.called, exact().__exit__.called))
+        return 0
+
+    with (
+        mock.patch('wrcan_arch.train.lpips_metric.exact_convolutions') as exact,
+        mock.patch('wrcan_arch.train.lpips_metric.lpips_network', return_value=score),
+    ):
+        calculate_lpips(picture(70, 70, 1), picture(70, 70, 2))
+    assert seen == [(True, False)], 'inside of it'
 
 
 def test_network_is_made_once_and_takes_nothing_from_the_random_state(lpips, backbone):

@@ -14,6 +14,7 @@ from basicsr.utils.misc import mkdir_and_rename
 from fresh import run_python
 from torch.utils.data import Dataset
 
+from wrcan_arch.errors import InputError
 from wrcan_arch.train import options, pipelines
 
 
@@ -89,6 +90,18 @@ def test_processes_without_gpus_leave_those_that_are_there(num_gpu, backend):
     ):
         pipelines.init_dist('pytorch')
     assert init.call_args.args[0] == backend and take.called == (backend == 'nccl')
+
+
+def test_a_batch_that_processes_cannot_share_is_said_before_they_join():
+    run = pipelines._Run(command='train', options={'num_gpu': 0, 'datasets': {'train': {'batch_size_total': 3}}})
+    with (
+        mock.patch.object(pipelines, '_run', run),
+        mock.patch.object(pipelines.Team, 'from_environment', lambda **_: mock.Mock(rank=0, size=2)),
+        mock.patch('torch.distributed.init_process_group') as init,
+        pytest.raises(InputError, match='3 cannot be divided over 2 processes'),
+    ):
+        pipelines.init_dist('pytorch')
+    assert not init.called
 
 
 class RandomNumbers(Dataset):

@@ -278,6 +278,14 @@ def test_auto_accumulation_halves_until_it_fits(opt):
         model.optimize_parameters(1)
 
 
+def test_memory_of_a_batch_from_a_side_stream_is_kept_until_it_is_read(opt):
+    lq = mock.Mock(spec=torch.Tensor, is_cuda=True)
+    lq.to.side_effect = lambda *_, **__: lq.record_stream.assert_called_once() or torch.rand(1, 3, 16, 16)
+    with mock.patch('torch.cuda.current_stream') as stream:
+        build_model(opt).feed_data({'lq': lq})
+    lq.record_stream.assert_called_once_with(stream())
+
+
 def test_a_loss_that_runs_out_of_memory_leaves_no_graph(opt):
     model = build_model(opt)
     model.cri_pix = mock.Mock(side_effect=torch.cuda.OutOfMemoryError('full'))

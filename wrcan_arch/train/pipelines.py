@@ -52,6 +52,7 @@ def init_dist(launcher: str, **_: Any) -> None:
     timeout = timedelta(seconds=chosen.get('timeout', TIMEOUT))
     team = Team.from_environment(timeout=timeout)
     team.agree(_what_decides(_run.options), timeout=timeout)
+    _check_batch(team.size)
     on_gpus = _run.options['num_gpu'] != 0 and torch.cuda.is_available()
     if on_gpus:
         take_own_gpu()
@@ -63,7 +64,6 @@ def init_dist(launcher: str, **_: Any) -> None:
         timeout=timeout,
     )
     _run.team = team
-    _check_batch(team.size)
     if team.rank == 0:
         _hold_results()
 
