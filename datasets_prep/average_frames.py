@@ -38,6 +38,9 @@ STILL_CHANGE = 0.4  # a window whose last frame differs less from its first is s
 CUT_CHANGE = 6.0  # at least; shots of unlike things differ by 20 to 120
 CUT_RATIO = 3.0  # times the upper quartile of the changes around
 CUT_NEIGHBOURS = 15  # on each side
+UNLIKE = (
+    30.0  # a cut whatever the changes around: a folder may hold photographs that have nothing to do with each other
+)
 
 os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')  # what is wrong with a video is said by this script
 
@@ -153,7 +156,8 @@ def find_cuts(changes: Sequence[float]) -> list[int]:
     cuts = []
     for index, change in enumerate(changes):
         around = changes[max(0, index - CUT_NEIGHBOURS) : index + CUT_NEIGHBOURS + 1]
-        if change >= CUT_CHANGE and change >= CUT_RATIO * np.quantile(around, 0.75):
+        limit = min(UNLIKE, CUT_RATIO * np.quantile(around, 0.75))
+        if change >= max(CUT_CHANGE, limit):
             cuts.append(index)
     return cuts
 

@@ -18,7 +18,15 @@ from tqdm import tqdm
 import exposure
 import pairs
 from wrcan_arch.errors import InputError
-from wrcan_arch.train.image_files import IMAGE_ENDINGS, decode_image, images_under, is_image, key_for, size_of_image
+from wrcan_arch.train.image_files import (
+    IMAGE_ENDINGS,
+    decode_image,
+    images_under,
+    is_image,
+    is_other_image,
+    key_for,
+    size_of_image,
+)
 
 WIDEST = 32766  # pixels a side: OpenCV moves no larger picture
 LARGE = 4_000_000  # pixels
@@ -40,20 +48,24 @@ def find_photos(inputs: list[Path]) -> dict[str, Path]:
             found.add(os.path.realpath(path))
             other = photos.setdefault(key_for('_'.join(inside.with_suffix('').parts)), path)
             if other is not path:
-                raise InputError(f'{other} and {path} have the same name; rename one, or give the folder around both')
+                advice = 'rename one' if other.parent == path.parent else 'rename one, or give the folder around both'
+                raise InputError(f'{other} and {path} have the same name; {advice}')
     if not photos:
         raise InputError(f'{", ".join(map(str, inputs))}: no photographs ({" ".join(IMAGE_ENDINGS)}) found')
     return photos
 
 
-def check_sizes(photos: dict[str, Path], largest: int | None) -> None:
-    """InputError for what cannot be read or is too large, before anything is made; a hint where it will take long."""
+def check_photos(photos: dict[str, Path], largest: int | None) -> None:
+    """InputError for what cannot be read or is too large, before anything is made; a hint where it will take long.
+
+    Each is decoded for it, which takes a small part of what its copies do.
+    """
     sizes = {photo: size_of_image(photo) for photo in photos.values()}
     for photo, size in sizes.items():
-        if not size:
-            raise InputError(f'{photo}: not a readable image; remove it or convert it to PNG')
-        if max(size) > WIDEST and not largest:
+        if size and max(size) > WIDEST and not largest:
             raise InputError(f'{photo}: is {size[1]} x {size[0]}, {WIDEST} a side are possible; set --largest')
+        if not size or decode_image(photo.read_bytes()) is None:
+            raise InputError(f'{photo}: not a readable image; remove it or convert it to PNG')
     large = [photo for photo, size in sizes.items() if size[0] * size[1] > LARGE]
     if large and not largest:
         print(
@@ -162,8 +174,17 @@ def write_pairs(arguments: argparse.Namespace) -> None:
             raise InputError(f'--{name} {getattr(arguments, name)}: a number from 0 up')
     if arguments.largest is not None and arguments.largest < 1:
         raise InputError(f'--largest {arguments.largest}: at least 1')
+    folders = [entry for entry in arguments.photos if entry.is_dir()]
+    for folder in folders if arguments.files else ():
+        if folder.resolve() in arguments.out.resolve().parents:  # or the next run would blur what this one has
+            raise InputError(
+                f'-o {arguments.out}: its --files would lie among the photographs; choose a folder elsewhere'
+            )
     photos = find_photos(arguments.photos)
-    check_sizes(photos, arguments.largest)
+    if others := [path for folder in folders for path in images_under(folder, is_other_image)]:
+        endings = ' '.join(sorted({path.suffix.lower() for path in others}))
+        print(f'{pairs.counted(len(others), "picture")} left out ({endings}); convert them to JPEG or PNG')
+    check_photos(photos, arguments.largest)
     sizes = dict.fromkeys(photos, arguments.copies)
     with pairs.pair_stores(arguments, sizes, 'photograph') as put:
         made = make_pairs(photos, arguments)

@@ -117,6 +117,8 @@ def find_frames(downloads: list[Path], splits: list[str]) -> dict[str, dict[str,
             if set_name not in found:
                 continue
             before = found[set_name].get(frame.key)
+            if before and before.member == frame.member and before.path.samefile(frame.path):
+                continue
             if before and bool(before.member) == bool(frame.member):
                 raise InputError(f'{before} and {frame}: the same frame twice; move one of them away')
             found[set_name][frame.key] = frame

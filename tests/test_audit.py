@@ -1,7 +1,6 @@
 """`basicsr doctor --data`: what is wrong with stores, folders of files and the data of an option file."""
 
 import io
-import os
 import re
 from pathlib import Path
 
@@ -63,6 +62,11 @@ def test_doctor_decodes_every_file_of_folders(workplace, capfd):
     [
         ('bomb.png', bomb, 'is 60000 x 60000, more pixels than OpenCV takes; scale it down'),
         ('deep.tif', lambda: tiff(np.uint32), 'cannot be decoded by OpenCV, which training uses; convert it to PNG'),
+        (
+            'cut.png',
+            lambda: png(picture(80, 96))[:-20],
+            'cannot be decoded by OpenCV, which training uses; convert it to PNG',
+        ),
         ('large.png', lambda: png(np.zeros((13400, 13400), np.uint8)), None),
     ],
 )
@@ -154,7 +158,7 @@ def test_doctor_holds_raw_images_against_their_sizes(tmp_path, capfd):
 def test_store_whose_tree_is_damaged_does_not_end_doctor(workplace, capfd):
     """LMDB follows its own pointers: a process of its own may die of it."""
     data = bytearray((STORE / 'data.mdb').read_bytes())
-    data[2 * 4096 :] = os.urandom(len(data) - 2 * 4096)
+    data[2 * 4096 :] = np.random.default_rng(0).bytes(len(data) - 2 * 4096)
     (STORE / 'data.mdb').write_bytes(data)
     assert main(['doctor', '--data', str(STORE)]) == 1
     assert 'data_blur.lmdb: ' in capfd.readouterr().err

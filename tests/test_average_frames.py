@@ -143,6 +143,11 @@ def test_what_moves_suddenly_or_in_jerks_is_no_cut():
         assert average_frames.find_cuts(changes_of(sequence)) == []
 
 
+def test_photographs_that_are_no_video_are_not_averaged():
+    photos = [picture(48, 64, seed) for seed in range(12)]
+    assert average_frames.find_cuts(changes_of(photos)) == [*range(1, 12)]
+
+
 def test_lengths_are_drawn_in_their_range_and_windows_follow_on_each_other():
     def windows(**options):
         arguments = {'seed': 0, 'frames': [7, 13], 'stride': None} | options

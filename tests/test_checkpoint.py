@@ -1,13 +1,14 @@
+import errno
+import os
 import pickle
-import subprocess
-import sys
 from unittest import mock
 
 import pytest
 import torch
+from fresh import run_python
 from safetensors.torch import save_file
 
-from wrcan_arch import WRCAN, InputError, load_network
+from wrcan_arch import WRCAN, InputError, checkpoint, load_network
 from wrcan_arch.checkpoint import (
     convert,
     name_from_official,
@@ -204,14 +205,15 @@ def test_two_sets_of_weights_ask_which(tmp_path):
     assert torch.equal(read_weights(tmp_path / 'b.safetensors')[0]['tail.bias'], first['tail.bias'])
 
 
-def test_full_disk_is_said_of_the_file_and_leaves_nothing(tmp_path):
+def test_full_disk_is_said_of_the_file_and_leaves_nothing(tmp_path, monkeypatch):
     """A limit on the size of files, in a process of its own, stands for a full disk."""
     code = (
         'import resource, signal, torch; from wrcan_arch.checkpoint import write_atomically\n'
         'signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n'
         'write_atomically("a.pth", {"params": {"x": torch.zeros(9999)}})'
     )
-    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, cwd=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    result = run_python(code)
     last = result.stderr.strip().splitlines()[-1]
     assert last.startswith('OSError') and 'a.pth' in last and list(tmp_path.iterdir()) == []
 
@@ -220,6 +222,24 @@ def test_folder_that_cannot_be_flushed_is_said_of_the_file(tmp_path):
     with mock.patch('os.fsync', side_effect=[None, OSError(5, 'Input/output error')]), pytest.raises(OSError) as caught:
         write_atomically(tmp_path / 'a.pth', b'weights')
     assert caught.value.filename == str(tmp_path / 'a.pth')
+
+
+@pytest.mark.parametrize('number', [errno.EINVAL, errno.ENOTSUP])
+def test_file_system_that_flushes_no_folders_is_no_error(tmp_path, number):
+    with mock.patch('os.fsync', side_effect=[None, OSError(number, os.strerror(number))]) as fsync:
+        write_atomically(tmp_path / 'a.pth', b'weights')
+    assert fsync.call_count == 2 and (tmp_path / 'a.pth').read_bytes() == b'weights'
+
+
+@pytest.mark.parametrize(('changed', 'commit'), [('', 'abc'), (' M wrcan_arch/strips.py', 'abc-dirty')])
+def test_commit_of_a_changed_checkout_is_marked(changed, commit):
+    said = {'ls-files': 'checkpoint.py', 'status': changed, 'rev-parse': 'abc'}
+
+    def git(command, **_):
+        return mock.Mock(stdout=f'{said[command[3]]}\n')
+
+    with mock.patch('subprocess.run', git):
+        assert checkpoint.source_commit.__wrapped__() == commit
 
 
 def test_blocks_that_the_authors_did_not_have_and_wrong_endings_are_errors(tmp_path, official_weights):

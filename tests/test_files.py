@@ -41,8 +41,8 @@ def test_full_disk_is_told_with_the_files_name(tmp_path):
     with mock.patch('os.fsync', side_effect=OSError(28, 'No space left on device')):
         with pytest.raises(OSError, match=rf'No space .*{re.escape(str(path))}'), written_whole(path):
             pass
-        said = re.escape(f'{path}: cannot be written (No space left on device); choose another folder')
-        with pytest.raises(InputError, match=said), disk_errors_name(path), written_whole(path):
+        said = re.escape(f'{path}: cannot be written (No space left on device); make room')
+        with pytest.raises(InputError, match=f'^{said}$'), disk_errors_name(path), written_whole(path):
             pass
     assert not names(tmp_path)
 

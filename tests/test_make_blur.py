@@ -205,7 +205,8 @@ def test_finetuning_takes_what_is_written_with_a_split(prepared, run, tmp_path, 
         (['photo.png', '--val', '0'], '--val 0.0: give a fraction between 0 and 1'),
         (['photo.png', '--val', '0.5'], '--val 0.5: there is only one scene, photo'),
         (['photo.png', 'broken', '--val', '0.5'], 'broken.png: not a readable image'),
-        (['photo.png', 'other'], 'photo.png and other/photo.jpg have the same name'),
+        (['photo.png', 'other'], 'photo.png and other/photo.jpg have the same name; rename one, or give the folder'),
+        (['twins'], 'twins/a.jpg and twins/a.png have the same name; rename one\n'),
         (['photo.png', '-o', 'new/'], '-o new/: a folder; give a name in it, such as new/mine'),
         (['photo.png', '-o', 'other'], '-o other: a folder; give a name in it, such as other/mine'),
         (['photo.png', '-o', '.'], '-o .: a folder; give a name in it, such as mine'),
@@ -217,16 +218,16 @@ def test_finetuning_takes_what_is_written_with_a_split(prepared, run, tmp_path, 
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(run, tmp_path, arguments, message):
-    for folder in ('empty', 'broken', 'other'):
+    for folder in ('empty', 'broken', 'other', 'twins'):
         (tmp_path / folder).mkdir()
     for name in ('broken.png', 'broken.txt'):
         (tmp_path / 'broken' / name).write_text('broken')
-    for name in ('photo.png', 'other/photo.jpg'):
+    for name in ('photo.png', 'other/photo.jpg', 'twins/a.png', 'twins/a.jpg'):
         cv2.imwrite(str(tmp_path / name), np.zeros((8, 8, 3), np.uint8))
     before = sorted(tmp_path.rglob('*'))
     printed = run('-o', 'out', *arguments, '--files', exit_code=2)
     lines = [line for line in printed.err.splitlines() if line and '%|' not in line]
-    assert len(lines) == 1 and lines[0].startswith('make_blur: ') and message in lines[0]
+    assert len(lines) == 1 and lines[0].startswith('make_blur: ') and message in f'{lines[0]}\n'
     assert sorted(tmp_path.rglob('*')) == before
 
 
@@ -243,9 +244,28 @@ def test_names_of_any_letters_and_folders_are_taken(run, tmp_path):
 def test_what_cannot_be_read_is_found_before_anything_is_made(run, tmp_path):
     for number in range(3):
         cv2.imwrite(str(tmp_path / f'{number}.png'), np.zeros((8, 8, 3), np.uint8))
-    (tmp_path / '2.png').write_bytes(b'cut')
-    printed = run('.', '-o', 'out', exit_code=2)
-    assert '2.png: not a readable image; remove it' in printed.err and 'pair' not in printed.err
+    whole = (tmp_path / '2.png').read_bytes()
+    for damaged in (b'cut', whole[: len(whole) // 2]):  # the second has its header
+        (tmp_path / '2.png').write_bytes(damaged)
+        printed = run('.', '-o', 'out', exit_code=2)
+        assert '2.png: not a readable image; remove it' in printed.err and 'pair' not in printed.err
+
+
+def test_pictures_of_other_kinds_are_told(run, tmp_path):
+    for name in ('a.heic', 'b.HEIC', 'c.avif'):
+        (tmp_path / name).touch()
+    cv2.imwrite(str(tmp_path / 'd.png'), np.zeros((8, 8, 3), np.uint8))
+    printed = run('.', '-o', 'out', '--copies', '1')
+    assert '3 pictures left out (.avif .heic); convert them to JPEG or PNG\n' in printed.out
+    assert '1 pair (1 of 1 photograph)' in printed.out
+
+
+def test_what_it_writes_is_no_photograph_of_the_next_run(run, tmp_path):
+    (tmp_path / 'photos').mkdir()
+    cv2.imwrite(str(tmp_path / 'photos/a.png'), np.zeros((8, 8, 3), np.uint8))
+    printed = run('photos', '-o', 'photos/mine', '--copies', '1', '--files', exit_code=2)
+    assert '-o photos/mine: its --files would lie among the photographs; choose a folder elsewhere' in printed.err
+    run('photos', '-o', 'photos/mine', '--copies', '1')
 
 
 def test_large_photographs_are_told_and_made_smaller(run, tmp_path):

@@ -110,10 +110,13 @@ def problems_of(text, command='train'):
     """What check says of an option file with this text, line by line."""
     write(Path('own.yml'), text)
     before = sorted(Path().iterdir())
-    with pytest.raises(InputError) as error:
+    said = ''
+    try:
         option_checks.check(options.read_options('own.yml'), command)
+    except InputError as error:
+        said = str(error)
     assert sorted(Path().iterdir()) == before
-    return str(error.value).splitlines()
+    return said.splitlines()
 
 
 def test_demo_options_are_sound(demo):
@@ -255,6 +258,25 @@ def test_what_validation_would_fail_on_is_said_before_the_run(demo, monkeypatch)
     assert 'val:metrics:lpips: calculate_lpips: no ' in lpips
     write(Path('test.yml'), yaml.safe_dump({**values, 'train': None}))
     assert not list(option_checks._unfit_logger(options.read_options('test.yml'))), 'a test may be called that'
+
+
+def test_random_weights_are_not_scored(demo):
+    values = yaml.safe_load(demo)
+    values |= {'train': None, 'path': {'pretrain_network_g': None}}
+    values['datasets'] = {'test': values['datasets']['val']}
+    (said,) = problems_of(yaml.safe_dump(values), 'test')
+    assert said.endswith('path:pretrain_network_g: is missing; a network of random weights would be scored')
+    values['val']['inference'] = {'mode': 'input'}
+    assert not problems_of(yaml.safe_dump(values), 'test')
+
+
+def test_sharp_frames_are_asked_for_by_metrics_that_take_them(demo):
+    values = yaml.safe_load(demo)
+    del values['datasets']['val']['dataroot_gt']
+    assert any('datasets:val:dataroot_gt: is missing' in each for each in problems_of(yaml.safe_dump(values)))
+    values['val']['metrics'] = {'niqe': {'type': 'calculate_niqe', 'crop_border': 0, 'better': 'lower'}}
+    values['val'].pop('best_metric', None)
+    assert not problems_of(yaml.safe_dump(values))
 
 
 @pytest.mark.parametrize(('gpus', 'num_gpu', 'refused'), [(1, 'auto', True), (0, 'auto', False), (1, 0, False)])

@@ -134,6 +134,13 @@ def test_zips_and_folders_make_the_same_stores(reds, downloads, monkeypatch, sou
         assert content(downloads / 'out' / f'{name}.lmdb') == content(reds / 'stores' / f'{name}.lmdb')
 
 
+def test_folders_may_be_given_twice_and_hold_links(reds, downloads, monkeypatch):
+    (downloads / 'tree/again').symlink_to('train/train_sharp')
+    assert run(monkeypatch, 'tree', 'tree/train', '-o', 'out') == 0
+    for name in SETS:
+        assert content(downloads / 'out' / f'{name}.lmdb') == content(reds / 'stores' / f'{name}.lmdb')
+
+
 def test_what_cannot_be_done_with_what_is_there_is_said_in_one_line(reds, downloads, monkeypatch, capsys):
     assert run(monkeypatch, 'tree/train/train_blur_jpeg', '-o', 'out') == 0
     assert capsys.readouterr().out.splitlines()[0] == (
@@ -154,10 +161,14 @@ def test_help_names_the_downloads(monkeypatch, capsys):
 
 def test_workers_start_where_opencv_has_threads_of_its_own(downloads, monkeypatch):
     """As in a program that has used OpenCV: the threads are not there in a forked worker."""
+    threads = cv2.getNumThreads()
     cv2.setNumThreads(4)
     cv2.GaussianBlur(np.zeros((2000, 2000), np.float32), (0, 0), 9)
-    assert run(monkeypatch, 'tree', '-o', 'threads', '--workers', '2') == 0
-    assert cv2.getNumThreads() == 4
+    try:
+        assert run(monkeypatch, 'tree', '-o', 'threads', '--workers', '2') == 0
+        assert cv2.getNumThreads() == 4
+    finally:
+        cv2.setNumThreads(threads)
 
 
 def test_raw_store_gives_the_decoded_frames(reds):

@@ -1,6 +1,7 @@
 import os
 import re
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -45,6 +46,14 @@ def test_validations_stand_at_their_own_iteration_and_set(tmp_path):
     )
     (tmp_path / 'train_a.log').write_text(text)
     assert read_curves(tmp_path).metrics == {'psnr (one)': [(7, 20.0), (9, 21.0)], 'psnr (two)': [(7, 30.0)]}
+
+
+def test_sets_and_metrics_may_be_called_anything(tmp_path):
+    said = (
+        '2026 INFO: Validated my photos at iteration 7\n2026 INFO: Validation\n\t # psnr-y: 20.5\tBest: 20.5 @ 7 iter\n'
+    )
+    (tmp_path / 'train_a.log').write_text(said)
+    assert read_curves(tmp_path).metrics == {'psnr-y': [(7, 20.5)]}
 
 
 def test_folder_without_a_log_is_an_error(tmp_path):
@@ -94,6 +103,25 @@ def test_page_shows_images_at_1_to_1_and_crops_at_2_to_1(finished_test):
     shown = [(f'a, {name}', '240') if part == 0 else (f'a, {name}, crop', '320')
              for name in ('blurred', 'restored', 'sharp') for part in range(2)]  # fmt: skip
     assert widths == shown and 'crops at 2:1' in page
+
+
+@pytest.mark.parametrize('missing', ['log', 'result'])
+def test_what_is_missing_is_said_before_anything_is_scored(finished_test, missing):
+    if missing == 'result':
+        Path('results/some/result_small.json').unlink()
+    with (
+        mock.patch('wrcan_arch.look.report.calculate_metric') as score,
+        pytest.raises((InputError, OSError), match={'log': 'no train_', 'result': 'result_small.json'}[missing]),
+    ):
+        write_report(finished_test, Path('nowhere') if missing == 'log' else None, Path('report.html'))
+    assert not score.called
+
+
+def test_data_in_the_home_folder_is_found(finished_test, monkeypatch):
+    monkeypatch.setenv('HOME', str(Path.cwd()))
+    finished_test['datasets']['test'] |= {'dataroot_lq': '~/blur', 'dataroot_gt': '~/sharp'}
+    write_report(finished_test, None, Path('report.html'))
+    assert Path('report.html').is_file()
 
 
 def test_page_says_the_protocol_as_the_result_does(finished_test):

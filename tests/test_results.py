@@ -16,16 +16,28 @@ from wrcan_arch.train.results import key_of, mean_scores, write_result, write_sc
 
 
 def test_scores_of_images_whose_names_are_not_utf8_are_written(tmp_path):
-    key = key_of({'lq_path': os.fsdecode(b'/a/caf\xe9.png')})
+    key = key_of({'lq_path': os.fsdecode(b'/a/caf\xe9.png')}, {})
     write_scores(tmp_path, 'mine', {key: {'psnr': 30.0}})
     assert r'caf\udce9,30.0' in (tmp_path / 'scores_mine.csv').read_text()
 
 
-def test_means_do_not_depend_on_the_order():
-    scores = {f'{number:03d}': {'psnr': 0.1 * 3**number} for number in range(30)}
-    shuffled = dict(sorted(scores.items(), key=lambda each: hash(each[0]) % 7))
-    assert mean_scores(scores) == mean_scores(shuffled)
-    assert mean_scores(scores)['psnr'] == pytest.approx(0.1 * (3**30 - 1) / 2 / 30, rel=1e-12)
+@pytest.mark.parametrize(
+    ('path', 'root', 'key'),
+    [
+        ('000/00000012', 'REDS/blur.lmdb', '000_00000012'),  # a store's key
+        ('/data/blur/000/00000012.png', '/data/blur', '000_00000012'),
+        ('data/blur/a.jpg', 'data/blur', 'a'),
+        ('/elsewhere/a.jpg', '/data/blur', 'a'),
+    ],
+)
+def test_images_of_the_toolboxs_data_sets_are_called_as_ours_are(path, root, key):
+    assert key_of({'lq_path': path}, {'dataroot_lq': root}) == key
+    assert key_of({'lq_path': path, 'key': 'own'}, {'dataroot_lq': root}) == 'own'
+
+
+@pytest.mark.parametrize('order', [(1e16, 1.0, -1e16), (1.0, 1e16, -1e16), (-1e16, 1e16, 1.0)])
+def test_means_do_not_depend_on_the_order(order):
+    assert mean_scores({str(value): {'psnr': value} for value in order}) == {'psnr': 1 / 3}
     assert mean_scores({}) == {}
 
 
@@ -60,7 +72,7 @@ def test_set_without_sharp_frames_becomes_the_challenges_submission(workplace, c
     text = Path('test.yml').read_text().split('datasets:')[0] + (
         'datasets:\n  test: {name: frames, type: JPEGDeblurDataset, dataroot_lq: frames, io_backend: {type: disk}}\n'
         'network_g: {type: WRCAN, num_feat: 4, num_group: 1, num_block: 1}\n'
-        'val:\n  save_img: true\n  inference: {precision: fp32}\n'
+        'val:\n  save_img: true\n  inference: {mode: input}\n'
         '  submission: {every: 10, extra_data: true, description: a small test}\n'
     )
     Path('submit.yml').write_text(text)

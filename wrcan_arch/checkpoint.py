@@ -84,7 +84,10 @@ def checksum(tensors: Tensors) -> str:
 
 @cache
 def source_commit() -> str | None:
-    """The commit of the checkout that this package runs from; None where it is not a checkout."""
+    """The commit of the checkout that this package runs from, with -dirty where its files are not the commit's.
+
+    None where it is not a checkout.
+    """
     this = Path(__file__)
 
     def git(*arguments: str) -> str:
@@ -93,7 +96,8 @@ def source_commit() -> str | None:
 
     try:
         git('ls-files', '--error-unmatch', this.name)  # or it would be the commit of a project that has us installed
-        return git('rev-parse', 'HEAD')
+        changed = git('status', '--porcelain', '--untracked-files=no')
+        return git('rev-parse', 'HEAD') + ('-dirty' if changed else '')
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -114,8 +118,9 @@ def write_atomically(path: Path | str, content: Any) -> None:
     try:
         os.fsync(folder)  # or the new name may not survive a loss of power
     except OSError as error:
-        error.filename = str(path)
-        raise
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of file systems that flush no folders
+            error.filename = str(path)
+            raise
     finally:
         os.close(folder)
 

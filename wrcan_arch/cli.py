@@ -237,7 +237,8 @@ def examine_data(sources: list[str]) -> int:
     for root in roots:
         found = audit.all_problems(root)
         problems += (each for each in found if each not in problems)
-        print(f'{root}: {len(found)} problem{"s" * (len(found) > 1)}' if found else f'{root}: sound')
+        with _reader_may_leave():
+            print(f'{root}: {len(found)} problem{"s" * (len(found) > 1)}' if found else f'{root}: sound')
     for problem in problems:
         print(problem, file=sys.stderr)
     return 1 if problems else 0

@@ -1,5 +1,6 @@
 """File names and files: written whole or not at all, printed whatever they are called."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,7 +50,8 @@ def disk_errors_name(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f'{path}: cannot be written ({error.strerror or error}); choose another folder') from error
+        advice = 'make room' if error.errno in (errno.ENOSPC, errno.EDQUOT) else 'choose another folder'
+        raise InputError(f'{path}: cannot be written ({error.strerror or error}); {advice}') from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -97,11 +97,11 @@ def _open_results(results: Sequence[Path]) -> tuple[TestSet, list[Method]]:
     )
 
 
-def _keys(dataset: TestSet) -> list[str]:
+def _keys(dataset: Any) -> list[str]:
     """What the restored images are called, in the data set's order."""
     if isinstance(dataset, JPEGDeblurDataset):
         return [frame['key'] for frame in dataset.frames]
-    return [key_of(item) for item in dataset]  # other classes say it with the images only
+    return [key_of(item, dataset.opt) for item in dataset]  # other classes say it with the images only
 
 
 def _most_different(dataset: TestSet, keys: Sequence[str], methods: Sequence[Method]) -> list[str]:

@@ -50,7 +50,11 @@ def open_test_set(opt: Mapping[str, Any], phase: str) -> Sequence[Mapping[str, A
     """The data set that a test's options name under datasets: `phase`."""
     from basicsr.data import build_dataset  # not above: `basicsr tables` has no use for the toolbox
 
-    return build_dataset({**opt['datasets'][phase], 'phase': phase.split('_')[0], 'scale': opt['scale']})
+    dataset = {
+        key: str(Path(value).expanduser()) if key.startswith('dataroot') and value else value
+        for key, value in opt['datasets'][phase].items()
+    }
+    return build_dataset({**dataset, 'phase': phase.split('_')[0], 'scale': opt['scale']})
 
 
 def read_restored(path: Path) -> np.ndarray:

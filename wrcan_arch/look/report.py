@@ -54,7 +54,7 @@ def read_results(opt: Mapping[str, Any]) -> Iterator[Result]:
         for item in open_test_set(opt, phase):
             if 'gt' not in item:
                 raise InputError(f'{opt["name"]}: {dataset_opt["name"]} has no sharp images to compare with')
-            key = key_of(item)
+            key = key_of(item, dataset_opt)
             restored = read_restored(folder / f'{key}_{ending}.png')
             pictures = {'blurred': tensor2img(item['lq']), 'restored': restored, 'sharp': tensor2img(item['gt'])}
             check_sizes(key, pictures)
@@ -82,10 +82,10 @@ def read_curves(experiment: Path) -> Curves:
             iteration = int(match[1].replace(',', ''))
             for name, value in re.findall(r'\b(l_\w+): (\S+)', line):
                 losses.setdefault(name, {})[iteration] = float(value)
-        elif match := re.search(r'Validated (\S+) at iteration (\d+)', line):
+        elif match := re.search(r'Validated (.+) at iteration (\d+)', line):
             sets.add(match[1])
             place, iteration = match[1], int(match[2])
-        elif match := re.match(r'\s+# (\w+): (\S+)\s+Best: ', line):
+        elif match := re.match(r'\s+# (.+?): (\S+)\s+Best: ', line):
             metrics.setdefault((match[1], place), {})[iteration] = float(match[2])
     return Curves(
         {name: sorted(points.items()) for name, points in losses.items()},
@@ -166,6 +166,9 @@ def write_report(opt: Mapping[str, Any], experiment: Path | None, out: Path) -> 
     """
     count = sum(len(open_test_set(opt, phase)) for phase in opt['datasets'])
     shown = {round(each) for each in np.linspace(0, count - 1, min(count, SHOWN))}
+    curves = read_curves(experiment) if experiment is not None else None  # and what was found: before all is scored
+    datasets = [dataset['name'] for dataset in opt['datasets'].values()]
+    found = read_found(Path('results', opt['name'], f'result_{datasets[0]}.json'))
     scores, rows = [], []
     for number, result in enumerate(read_results(opt)):
         scores.append(result.scores)
@@ -174,8 +177,7 @@ def write_report(opt: Mapping[str, Any], experiment: Path | None, out: Path) -> 
     if not scores:
         raise InputError(f'{opt["name"]}: its data sets hold no images to report on')
     sections = [_summary(scores)]
-    if experiment is not None:
-        curves = read_curves(experiment)
+    if curves is not None:
         plots = [plot_losses(curves.losses)] if curves.losses else []
         plots += [plot(f'validation {name.upper()}', {name: points}) for name, points in curves.metrics.items()]
         sections.append(f'<h2>Training</h2><div class="plots">{"".join(plots)}</div>')
@@ -183,8 +185,6 @@ def write_report(opt: Mapping[str, Any], experiment: Path | None, out: Path) -> 
     what = f'The whole image, then crops at {ZOOM}:1 where the blur cost most.'
     sections.append(f'<h2>Pictures</h2><p>{what}{of_all}</p>')
     sections += rows
-    datasets = [dataset['name'] for dataset in opt['datasets'].values()]
-    found = read_found(Path('results', opt['name'], f'result_{datasets[0]}.json'))
     about = f'<p>{count} images; protocol: {html.escape(found.protocol)}.</p>'
     write_text(out, page(opt['name'], about + '\n'.join(sections)))
     return scores

@@ -134,6 +134,6 @@ def _image_fault(value: bytes, shape: tuple[int, int, int] | None = None) -> str
             image.load()
     except (OSError, SyntaxError, ValueError) as error:
         return f'cannot be decoded ({error})'
-    if image.format not in ('JPEG', 'PNG') and decode_image(value) is None:  # a TIFF of floats, say
+    if decode_image(value) is None:  # a TIFF of floats, say, or a PNG without its end, which Pillow takes
         return 'cannot be decoded by OpenCV, which training uses; convert it to PNG'
     return None

@@ -19,6 +19,9 @@ def locked(file: Path, what: str, advice: str) -> Iterator[None]:
         except (BlockingIOError, PermissionError) as error:
             opened.seek(0)
             raise InputError(f'{what} ({opened.read()}); {advice}') from error
+        except OSError as error:
+            advice = 'choose a folder on another one'
+            raise InputError(f'{file}: its file system keeps no locks ({error.strerror}); {advice}') from error
         opened.truncate(0)
         opened.write(f'process {os.getpid()} on {platform.node()}')
         opened.flush()

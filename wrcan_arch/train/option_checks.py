@@ -65,9 +65,15 @@ def _missing(file: OptionFile, command: str) -> Iterator[str]:
             yield f'{file.at(*place)}: data sets are called train, val, val_2 ...'
         if command == 'test' and phase.split('_')[0] == 'train':
             yield f'{file.at(*place)}: gives random patches to train on; call a data set to be scored test'
-        scored = phase != 'train' and sections(file.values, ('val', 'metrics'))
+        scored = phase != 'train' and _compares_with_sharp_frames(file)
         if (phase == 'train' or scored) and dataset.get('type') in ('JPEGDeblurDataset', 'PairedImageDataset'):
             yield from absent('datasets', phase, 'dataroot_gt')
+    of_ours = (
+        find(file.values, ('network_g', 'type')) == 'WRCAN'
+        and find(file.values, ('val', 'inference', 'mode')) != 'input'
+    )
+    if command == 'test' and of_ours and not find(file.values, ('path', 'pretrain_network_g')):
+        yield f'{file.at("path", "pretrain_network_g")}: is missing; a network of random weights would be scored'
     if find(file.values, ('val', 'submission')) and not find(file.values, ('val', 'save_img')):
         yield f'{file.at("val", "submission")}: needs save_img: true'
     if command == 'train':
@@ -78,6 +84,15 @@ def _missing(file: OptionFile, command: str) -> Iterator[str]:
                 yield from absent('datasets', 'train', 'batch_size_per_gpu')
         if file.values.get('val'):
             yield from absent('val', 'val_freq')
+
+
+def _compares_with_sharp_frames(file: OptionFile) -> bool:
+    """Whether a metric does; NIQE and its like take the restored image alone."""
+    from basicsr.utils.registry import METRIC_REGISTRY
+
+    names = {str(metric.get('type')) for metric in sections(file.values, ('val', 'metrics')).values()}
+    known = [METRIC_REGISTRY.get(name) for name in names if name in METRIC_REGISTRY]
+    return len(known) < len(names) or any('img2' in inspect.signature(each).parameters for each in known)
 
 
 def _wrong_classes(file: OptionFile, *, build: bool) -> Iterator[str]:

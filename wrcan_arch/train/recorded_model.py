@@ -16,7 +16,7 @@ from torch.utils.data import default_collate
 from tqdm import tqdm
 
 from .. import checkpoint, inference
-from ..errors import InputError
+from ..errors import InputError, RunError, one_line
 from . import results, run_folder
 from .image_files import write_png
 from .options import as_overrides
@@ -24,6 +24,11 @@ from .step_guard import ends_the_run
 
 Records = dict[str, dict[str, dict[str, Any]]]  # of the best, by validation set and metric, as the toolbox keeps them
 PLACE_IN_SCHEDULE = ('base_lrs', 'last_epoch', '_step_count', '_last_lr')  # of a scheduler's state
+
+
+def _two_images(dataset: Any, key: str) -> InputError:
+    place = f'data set {dataset.opt["name"]} ({dataset.opt.get("dataroot_lq")})'
+    return InputError(f'{place}: two of its images would be called {key}; rename one of them')
 
 
 def _record(records: Records, best_by: list[str]) -> dict[str, Any] | None:
@@ -84,7 +89,9 @@ class RecordedModel(SRModel):
         try:
             self._validate(dataloader.dataset, name, current_iter, tb_logger, save_img)
         except InputError as error:
-            if self.saved_iter is None:  # a test, or nothing is learnt yet
+            if not self.is_train:
+                raise RunError(f'{one_line(error)}; fix that and test again') from error
+            if self.saved_iter is None:  # nothing is learnt yet
                 raise
             self.pending_save = None
             if self.saved_iter < current_iter:
@@ -115,7 +122,9 @@ class RecordedModel(SRModel):
         seconds = 0.0
         for index in tqdm(range(rank, len(dataset), world_size), disable=rank > 0 or not self.opt['val'].get('pbar')):
             item = dataset[index]
-            key = results.key_of(item)
+            key = results.key_of(item, dataset.opt)
+            if key in mine:
+                raise _two_images(dataset, key)
             self.feed_data(default_collate([item]))
             started = time.perf_counter()
             self.test()
@@ -133,7 +142,11 @@ class RecordedModel(SRModel):
             return mine, seconds / max(1, len(mine))
         gathered: list[Any] = [None] * world_size
         distributed.all_gather_object(gathered, (mine, seconds))
-        scores = {key: each for part, _ in gathered for key, each in part.items()}
+        scores: dict[str, dict[str, float]] = {}
+        for key, each in ((key, each) for part, _ in gathered for key, each in part.items()):
+            if key in scores:
+                raise _two_images(dataset, key)
+            scores[key] = each
         return scores, math.fsum(part for _, part in gathered) / max(1, len(scores))
 
     def _image_path(self, dataset_name: str, key: str, current_iter: int) -> Path:

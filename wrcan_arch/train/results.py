@@ -24,9 +24,17 @@ def mean_scores(scores: Scores) -> dict[str, float]:
     return {name: math.fsum(each[name] for each in scores.values()) / len(scores) for name in metrics}
 
 
-def key_of(item: Mapping[str, Any]) -> str:
-    """What a test calls the image of a data set's item; the toolbox's own data sets give paths alone."""
-    return item.get('key', printable(Path(item['lq_path']).stem))
+def key_of(item: Mapping[str, Any], dataset: Mapping[str, Any]) -> str:
+    """What a test calls the image of an item of the data set with these options.
+
+    The toolbox's own data sets give paths alone, absolute or below dataroot_lq, and in a store its keys: of
+    000/00000012 it is 000_00000012, as a data set of ours calls it.
+    """
+    if 'key' in item:
+        return item['key']
+    path, root = Path(item['lq_path']).with_suffix(''), Path(dataset.get('dataroot_lq') or '').expanduser()
+    below = path.relative_to(root) if path.is_relative_to(root) else path
+    return printable(below.name if below.is_absolute() else '_'.join(below.parts))
 
 
 def sequence_of(key: str) -> str:

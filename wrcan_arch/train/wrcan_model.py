@@ -212,9 +212,10 @@ class WRCANModel(RecordedModel):
     def _split_further(self, error: torch.cuda.OutOfMemoryError) -> None:
         """Twice as many parts after running out of memory, where that is left to us."""
         if not self.accumulate_auto or 2 * self.accumulate > len(self.lq):
+            in_parts = '' if self.accumulate_auto else 'train.accumulate: auto, '
             raise RunError(
                 f"the GPU's memory does not hold {len(self.lq)} patches in {self.accumulate} part(s); "
-                'set train.accumulate: auto, train.checkpointing: true, or a smaller gt_size'
+                f'set {in_parts}train.checkpointing: true, or a smaller gt_size'
             ) from error
         if self.opt['dist']:  # the other processes are already waiting for this one's gradients
             raise InputError(

@@ -1,0 +1,21 @@
+"""Locks on what one process writes. Two processes and one lock are in test_lmdb_store.py and test_exact_resume.py."""
+
+import errno
+import os
+from unittest import mock
+
+import pytest
+
+from wrcan_arch import InputError
+from wrcan_arch.train.file_lock import locked
+
+
+@pytest.mark.parametrize('number', [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_file_system_without_locks_is_named(tmp_path, number):
+    said = f'{tmp_path}/lock: its file system keeps no locks .*; choose a folder on another one'
+    with (
+        mock.patch('fcntl.lockf', side_effect=OSError(number, os.strerror(number))),
+        pytest.raises(InputError, match=said),
+        locked(tmp_path / 'lock', 'taken', 'wait'),
+    ):
+        pass
