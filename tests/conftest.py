@@ -5,7 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 
@@ -62,21 +62,19 @@ def deep_picture(height, width, channels=3):
 
 
 def in_threads(*functions):
-    """What each function gives, or the error it ends with."""
-    results = [None] * len(functions)
+    """What each function gives, or the InputError it ends with; another error, and one that hangs, is raised here."""
 
-    def run(number):
+    def run(function):
         try:
-            results[number] = functions[number]()
+            return function()
         except InputError as error:
-            results[number] = str(error)
+            return str(error)
 
-    threads = [threading.Thread(target=run, args=(number,)) for number in range(len(functions))]
-    for each in threads:
-        each.start()
-    for each in threads:
-        each.join(20)
-    return results
+    pool = ThreadPoolExecutor(len(functions))
+    try:
+        return [future.result(20) for future in [pool.submit(run, each) for each in functions]]
+    finally:
+        pool.shutdown(wait=False)
 
 
 @pytest.fixture

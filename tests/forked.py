@@ -5,6 +5,7 @@ import os
 import runpy
 import socket
 import sys
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import torch
@@ -36,29 +37,33 @@ def srun(processes: int, *command: object, script: str | None = None, **variable
     started = []
     for rank in range(processes):
         own = environment(**{**job, 'SLURM_PROCID': rank, 'SLURM_LOCALID': rank, **variables})
-        started.append(_start(own, f'said_{rank}.txt', script, *map(str, command)))
-    return _ended(started), ''.join(Path(f'said_{rank}.txt').read_text() for rank in range(processes))
+        started.append(_start(own, f'said_{rank}.txt', script, command))
+    return [ended(each) for each in started], ''.join(Path(f'said_{rank}.txt').read_text() for rank in range(processes))
 
 
 def basicsr(*command: object) -> tuple[int, str]:
     """Alone: the exit code, and what was said."""
-    (code,) = _ended([_start(environment(), 'said.txt', None, *map(str, command))])
-    return code, Path('said.txt').read_text()
+    return ended(start(*command)), Path('said.txt').read_text()
 
 
-def _start(variables: dict[str, str], said: str, script: str | None, *command: str):
-    process = _forking.Process(target=_run, args=(str(Path.cwd()), variables, said, script, command))
+def start(*command: object, script: str | None = None) -> ForkServerProcess:
+    """Alone, to go on beside the test; said.txt holds what it says."""
+    return _start(environment(), 'said.txt', script, command)
+
+
+def ended(process: ForkServerProcess) -> int | None:
+    """Its exit code; it is killed, and the code says so, if it does not end by itself."""
+    process.join(200)
+    process.kill()
+    process.join()
+    return process.exitcode
+
+
+def _start(variables: dict[str, str], said: str, script: str | None, command: tuple) -> ForkServerProcess:
+    arguments = tuple(map(str, command))
+    process = _forking.Process(target=_run, args=(str(Path.cwd()), variables, said, script, arguments))
     process.start()
     return process
-
-
-def _ended(started: list) -> list[int]:
-    for each in started:
-        each.join(200)
-    for each in started:
-        each.kill()  # if it is still there; its exit code says so
-        each.join()
-    return [each.exitcode for each in started]
 
 
 def _run(folder: str, variables: dict[str, str], said: str, script: str | None, command: tuple[str, ...]) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import picture
+from forked import environment, srun
 from PIL import Image
 from torch import nn
 
@@ -424,25 +425,16 @@ def test_stopped_run_leaves_whole_files_alone(tmp_path, weights, ending):
 # Several processes
 
 
-def torchrun(folder, *arguments, processes=2, **options):
-    command = [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={processes}', '--standalone']
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
-    command += ['-m', 'wrcan_arch', 'restore', *map(str, arguments)]
-    return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
-    )
-
-
 @pytest.mark.slow
-def test_processes_share_the_photographs(tmp_path, weights):
+def test_processes_share_the_photographs(tmp_path, monkeypatch, weights):
+    monkeypatch.chdir(tmp_path)
     for number in range(12):
         save(tmp_path / 'in' / f'{number}.png', number)
     (tmp_path / 'in' / '3.png').write_text('broken')
-    process = torchrun(tmp_path, 'in', '-o', 'out', '-w', weights, '--precision', 'fp32', '--compare', 'look')
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert output.splitlines()[0] == '11 of 12 restored'
-    assert errors.count('3.png: not an image that can be read') == 1 and 'restore: 100%|' in errors
+    codes, said = srun(2, 'restore', 'in', '-o', 'out', '-w', weights, '--precision', 'fp32', '--compare', 'look')
+    assert codes == [1, 0], said
+    assert said.count('11 of 12 restored\n') == 1
+    assert said.count('3.png: not an image that can be read') == 1 and 'restore: 100%|' in said
     assert names(tmp_path / 'out') == sorted(f'{number}.png' for number in range(12) if number != 3)
     for number in (0, 11):
         expected = restore(network(), picture(12, 16, number), precision='fp32')
@@ -451,11 +443,15 @@ def test_processes_share_the_photographs(tmp_path, weights):
 
 
 @pytest.mark.slow
-def test_death_of_a_process_loses_only_what_it_had_not_done(tmp_path, weights):
+def test_death_of_a_process_loses_only_what_it_had_not_done(tmp_path, monkeypatch, capsys, weights):
     photo = save(tmp_path / 'in' / '0.png').read_bytes()
     for number in range(1, 3000):
         (tmp_path / 'in' / f'{number}.png').write_bytes(photo)
-    process = torchrun(tmp_path, 'in', '-o', 'out', '-w', weights)
+    process = subprocess.Popen(
+        [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--standalone']
+        + ['-m', 'wrcan_arch', 'restore', 'in', '-o', 'out', '-w', str(weights)],
+        cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )  # fmt: skip
     while len(list((tmp_path / 'out').glob('*.png'))) < 20:
         time.sleep(0.05)
         assert process.poll() is None
@@ -467,8 +463,7 @@ def test_death_of_a_process_loses_only_what_it_had_not_done(tmp_path, weights):
     assert 20 <= len(done) < 3000 and all(read_photo(path).pixels.shape == (12, 16, 3) for path in done)
     for path in sorted((tmp_path / 'in').iterdir())[40:]:
         path.unlink()
-    process = torchrun(tmp_path, 'in', '-o', 'out', '-w', weights, '--skip-existing')
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    assert 'had a result already' in output
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(['restore', 'in', '-o', 'out', '-w', str(weights), '--skip-existing']) == 0
+    assert 'had a result already' in capsys.readouterr().out
     assert {path.name for path in (tmp_path / 'in').iterdir()} <= {path.name for path in (tmp_path / 'out').iterdir()}

@@ -3,18 +3,18 @@ more than the iterations since the one before. Kills at random moments are in be
 
 import json
 import math
+import multiprocessing
 import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
+import time
 from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
-from forked import srun
+from forked import ended, srun, start
 
 from wrcan_arch import InputError
 from wrcan_arch.checkpoint import read_file
@@ -281,19 +281,19 @@ def test_ctrl_c_before_the_first_iteration_promises_nothing(quick, capfd):
 def test_signal_to_the_whole_group_finds_the_data_workers_at_work(quick):
     """As Ctrl+C in a terminal, and some schedulers: a worker that went first would take the run with it."""
     Path('train.yml').write_text(set_options(Path('train.yml').read_text(), total_iter=100_000, num_worker_per_gpu=2))
-    command = [sys.executable, '-m', 'wrcan_arch', 'train', '-opt', 'train.yml']
-    command += ['--force_yml', 'logger:save_checkpoint_freq=50_000', 'val:val_freq=50_000']
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
-    with subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, start_new_session=True, env=environment
-    ) as run:
-        for line in run.stderr:
-            if re.search(r'iter: +20,', line):
-                os.killpg(run.pid, signal.SIGTERM)
-                break
-        said = run.stderr.read()
-        assert run.wait(60) == 143, said[-3000:]
-    assert 'Traceback' not in said and said.strip().endswith('stopped by SIGTERM; go on with --auto_resume')
+    Path('own_group.py').write_text(
+        'import os, sys; from wrcan_arch import cli\nos.setsid(); sys.exit(cli.main(sys.argv[1:]))'
+    )
+    overrides = ('logger:save_checkpoint_freq=50_000', 'val:val_freq=50_000')
+    run = start('train', '-opt', 'train.yml', '--force_yml', *overrides, script='own_group.py')
+    said = Path('said.txt')
+    while not (said.exists() and re.search(r'iter: +20,', said.read_text())):
+        time.sleep(0.05)
+        assert run.is_alive(), said.read_text()[-3000:]
+    os.killpg(run.pid, signal.SIGTERM)
+    assert ended(run) == 143, said.read_text()[-3000:]
+    assert 'Traceback' not in said.read_text()
+    assert said.read_text().strip().endswith('stopped by SIGTERM; go on with --auto_resume')
     (iteration,) = run_folder.iterations(FOLDER)
     assert iteration >= 20
 
@@ -390,11 +390,24 @@ def test_old_checkpoints_go_once_the_new_one_is_safe(quick):
     names = ['net_g_10.pth', 'net_g_8.pth', 'net_g_best.pth', 'net_g_latest.pth']
     assert sorted(path.name for path in (FOLDER / 'models').iterdir()) == names
 
-    order = []
-    with mock.patch('wrcan_arch.checkpoint.write_atomically', side_effect=lambda path, _: order.append(path.name)):
-        (FOLDER / 'training_states/12.state').write_bytes(b'damaged')
-        run_folder.remove_old(FOLDER, 10, 1)
+    (FOLDER / 'training_states/12.state').write_bytes(b'damaged')
+    run_folder.remove_old(FOLDER, 10, 1)
     assert run_folder.iterations(FOLDER) == [12, 10]
+
+
+def test_an_old_checkpoint_stays_where_the_new_one_cannot_be_written(quick):
+    from wrcan_arch import checkpoint
+
+    write = checkpoint.write_atomically
+
+    def full(path, content):
+        if path.name == '8.state':
+            raise OSError(28, 'No space left on device', str(path))
+        write(path, content)
+
+    with mock.patch('wrcan_arch.checkpoint.write_atomically', full), mock.patch('time.sleep'):
+        assert train('logger:keep_last=1') == 1
+    assert run_folder.iterations(FOLDER) == [4] and run_folder.read_pair(FOLDER, 4, ['g'])
 
 
 @pytest.mark.parametrize('states_are_gone', [False, True])
@@ -444,6 +457,35 @@ def test_save_that_keeps_failing_ends_the_run_with_exit_code_1(quick, capsys):
     )
 
 
+@pytest.mark.parametrize(
+    ('changes', 'parts'),  # of 4 bytes for each of 1,000 weights
+    [
+        ({}, 3 * (1 + 2) + 3),  # at 4, 8 and 10
+        ({'averaged': True}, 3 * (2 + 2) + 6),
+        ({'start': 4}, 2 * 3 + 3),
+        ({'start': 9}, 1 * 3 + 3),
+        ({'total': 8}, 2 * 3 + 3),
+        ({'keep': 5}, 3 * 3 + 3),
+        ({'keep': 1}, 2 * 3 + 3),  # the old one waits for the new one
+        ({'keep': 3, 'total': 100}, 4 * 3 + 3),
+        ({'keep': 3, 'total': 100, 'there': 3}, 1 * 3 + 3),
+        ({'keep': 1, 'total': 100, 'there': 5}, 1 * 3 + 3),
+    ],
+)
+def test_room_that_checkpoints_need(tmp_path, changes, parts):
+    (tmp_path / 'training_states').mkdir()
+    for number in range(changes.pop('there', 0)):
+        (tmp_path / f'training_states/{number}.state').touch()
+    arguments = {'averaged': False, 'start': 0, 'total': 10, 'every': 4, 'keep': None, **changes}
+    with mock.patch('shutil.disk_usage', return_value=mock.Mock(free=4000 * parts)):
+        run_folder.check_room(tmp_path, 1000, **arguments)
+    with (
+        mock.patch('shutil.disk_usage', return_value=mock.Mock(free=4000 * parts - 1)),
+        pytest.raises(InputError, match=f'need {4000 * parts:,} bytes'),
+    ):
+        run_folder.check_room(tmp_path, 1000, **arguments)
+
+
 def test_room_on_the_disk_is_checked_before_the_first_iteration(quick, capsys):
     usage = mock.Mock(free=100_000)
     with mock.patch('shutil.disk_usage', return_value=usage), mock.patch.object(StepGuard, 'check') as step:
@@ -464,20 +506,26 @@ def test_room_on_the_disk_is_checked_before_the_first_iteration(quick, capsys):
     assert not scored.called and 'logger:keep_last' in capsys.readouterr().err, 'nor are weights to train on scored'
 
 
+def hold(locked):
+    with run_folder.only_run_in(FOLDER):
+        locked.set()
+        time.sleep(600)
+
+
 def test_second_run_in_the_folder_is_refused(quick, capsys):
     """Also one that would resume. The lock is the kernel's: a killed run leaves none."""
-    code = (
-        'import sys, time; from pathlib import Path; from wrcan_arch.train.run_folder import only_run_in\n'
-        f'with only_run_in(Path({str(FOLDER)!r})): print("locked", flush=True); time.sleep(600)'
-    )
-    with subprocess.Popen([sys.executable, '-c', code], stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout.readline() == 'locked\n'
-        for resume in (False, True):
-            assert train(resume=resume) == 2
-            said = capsys.readouterr().err.strip().splitlines()[-1]
-            assert f'experiments/small: another run is at work there (process {holder.pid} on ' in said
-        assert not FOLDER.exists()
-        holder.kill()
+    context = multiprocessing.get_context('fork')
+    locked = context.Event()
+    holder = context.Process(target=hold, args=(locked,))
+    holder.start()
+    assert locked.wait(60)
+    for resume in (False, True):
+        assert train(resume=resume) == 2
+        said = capsys.readouterr().err.strip().splitlines()[-1]
+        assert f'experiments/small: another run is at work there (process {holder.pid} on ' in said
+    assert not FOLDER.exists()
+    holder.kill()
+    holder.join()
     assert train('train:total_iter=1') == 0
 
 

@@ -3,7 +3,9 @@
 import logging
 import random
 import re
+from contextlib import contextmanager
 from hashlib import sha256
+from pathlib import Path
 from unittest import mock
 
 import basicsr.train
@@ -77,19 +79,54 @@ def test_several_gpus_of_one_process_are_one(workplace):
         pipelines._run = pipelines._Run()
 
 
-@pytest.mark.parametrize(('num_gpu', 'backend'), [(0, 'gloo'), ('auto', 'nccl')])
-def test_processes_without_gpus_leave_those_that_are_there(num_gpu, backend):
-    team = mock.Mock(rank=1, size=2)
+@contextmanager
+def joining(*, rank=1, **options):
+    """init_dist for one of two processes of a machine with GPUs, that joins nobody."""
+    run = pipelines._Run(command='test', options={'name': 'small', 'num_gpu': 0, 'datasets': {}, **options})
     with (
-        mock.patch.object(pipelines, '_run', pipelines._Run(options={'num_gpu': num_gpu, 'datasets': {}})),
-        mock.patch.object(pipelines.Team, 'from_environment', lambda **_: team),
+        mock.patch.object(pipelines, '_run', run),
+        mock.patch.object(pipelines.Team, 'from_environment', lambda **_: mock.Mock(rank=rank, size=2)),
         mock.patch.object(pipelines, 'take_own_gpu') as take,
         mock.patch('torch.cuda.is_available', lambda: True),
         mock.patch('torch.distributed.PrefixStore'),
         mock.patch('torch.distributed.init_process_group') as init,
+        run.held,
     ):
+        yield run, init, take
+
+
+@pytest.mark.parametrize(('num_gpu', 'backend'), [(0, 'gloo'), ('auto', 'nccl')])
+def test_processes_without_gpus_leave_those_that_are_there(num_gpu, backend):
+    with joining(num_gpu=num_gpu) as (_, init, take):
         pipelines.init_dist('pytorch')
     assert init.call_args.args[0] == backend and take.called == (backend == 'nccl')
+
+
+def test_backend_and_port_may_be_chosen(monkeypatch):
+    monkeypatch.delenv(pipelines.STARTED_BY_TORCHRUN, raising=False)
+    with (
+        joining(dist_params={'backend': 'mpi', 'port': 1234}) as (_, init, _),
+        mock.patch.object(pipelines, 'take_slurms_environment') as take,
+    ):
+        pipelines.init_dist('slurm')
+    assert init.call_args.args[0] == 'mpi' and take.call_args.args == (1234,)
+
+
+@pytest.mark.parametrize(('rank', 'held'), [(0, [mock.call(Path('results/small'))]), (1, [])])
+def test_the_first_of_several_processes_holds_a_test_s_results(rank, held):
+    with joining(rank=rank), mock.patch.object(pipelines.run_folder, 'only_run_in') as only_run_in:
+        pipelines.init_dist('pytorch')
+    assert only_run_in.call_args_list == held
+
+
+def test_processes_go_on_from_the_same_checkpoint(workplace):
+    team = mock.Mock()
+    team.noted_before_restart.return_value = False
+    opt = resolved(dist=True, rank=1)
+    opt['path'] |= {'experiments_root': 'experiments/small'}
+    with mock.patch.object(pipelines, '_run', pipelines._Run(team=team)) as run, run.held:
+        assert pipelines.load_resume_state(opt) is None
+    team.agree.assert_called_once_with({'the checkpoint to go on from as': 'None'})
 
 
 def test_a_batch_that_processes_cannot_share_is_said_before_they_join():

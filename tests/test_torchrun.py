@@ -44,6 +44,8 @@ from wrcan_arch.train.step_guard import StepGuard
 dies_at = int(sys.argv.pop(1))
 rank = os.environ.get('RANK') or os.environ.get('SLURM_PROCID')
 attempt = os.environ.get('TORCHELASTIC_RESTART_COUNT')
+with Path(f'attempts_{rank}').open('a') as file:
+    print(attempt, file=file)
 
 def maybe_die(number):
     if (rank, attempt, number) == ('1', '0', dies_at):
@@ -57,7 +59,7 @@ def check(self, iteration, tensors, keys, check=StepGuard.check):
     return check(self, iteration, tensors, keys)
 
 def write(*arguments, write=bulk_restore._write, done=[0]):
-    while dies_at and (rank, attempt) == ('0', '0') and not Path('dies').exists():
+    while (rank, attempt) == ('0', '0') and not Path('dies').exists():
         time.sleep(0.01)  # or it might leave too little to do for the other to die of
     write(*arguments)
     done[0] += 1
@@ -93,9 +95,13 @@ def own_lines(text):
 
 @pytest.fixture
 def job(workplace):
-    """Twenty iterations of eight images, whose loss has no randomness but the draws."""
+    """Twenty iterations of eight images, whose loss has no randomness but the draws.
+
+    Adam's eps is large: else the size of a gradient would not matter, nor a sum in the place of a mean be seen; and
+    where rounding moves a pixel over the kink of a ReLU or of L1, a weight of small gradient would go another way.
+    """
     text = set_options(Path('train.yml').read_text(), gt_size=16, total_iter=20, save_checkpoint_freq=5, val_freq=20)
-    text = text.replace('batch_size_per_gpu: 4', 'batch_size_total: 8')
+    text = text.replace('batch_size_per_gpu: 4', 'batch_size_total: 8').replace('lr: 1e-3,', 'lr: 1e-3, eps: 1e-3,')
     Path('train.yml').write_text(text.replace('amp: off', 'accumulate: 1\n  checkpointing: false\n  amp: off'))
     Path('worker.py').write_text(WORKER)
     threads = torch.get_num_threads()
@@ -185,19 +191,19 @@ def test_test_is_the_same_whatever_the_number_of_processes(job):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('dies_at', [2, 0], ids=['killed', 'all live'])
-def test_restoring_survives_a_death_and_tells_everything_once(job, dies_at):
+def test_restoring_survives_a_death_and_tells_everything_once(job):
     """Of two processes one is killed after its second photograph; torchrun starts them again, these do the rest.
 
-    Where nobody is killed torchrun starts them again too, because of the exit code; all is done and told already.
+    Then it starts them once more, because of the exit code, where all is done and told already.
     """
     write_weights(Path('net.pth'), {'params': WRCAN(num_feat=4, num_group=1, num_block=1).state_dict()}, {})
     Path('many').mkdir()
     for number in range(12):
         cv2.imwrite(f'many/{number}.png', picture(40, 50, number))
     Path('many/bad.png').write_bytes(b'no picture')
-    ended = torchrun(2, 'restore', 'many', '-o', 'out', '-w', 'net.pth', '--skip-existing', dies_at=dies_at, restarts=1)
+    ended = torchrun(2, 'restore', 'many', '-o', 'out', '-w', 'net.pth', '--skip-existing', dies_at=2, restarts=2)
     assert ended.returncode == 1, ended.stderr[-3000:]
+    assert Path('dies').exists() and Path('attempts_0').read_text().split() == ['0', '1', '2']
     assert sorted(path.name for path in Path('out').iterdir()) == sorted(f'{number}.png' for number in range(12))
     assert ended.stderr.count('many/bad.png') == 1
     bars = [each for each in ended.stderr.split('\r') if 'restore: 100%' in each]
