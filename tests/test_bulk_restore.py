@@ -119,6 +119,26 @@ def test_photographs_folder_that_takes_no_result_is_said_before_the_first(tmp_pa
         restore_photos(Same(), plan([tmp_path / 'a.png']), options=FP32)
 
 
+def test_quality_and_limit_are_those_asked_for(tmp_path, monkeypatch, capsys, weights):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(picture(12, 16)).save('a.jpg')
+    Image.fromarray(picture(20, 20)).save('large.jpg')
+    assert (
+        cli.main(['restore', 'a.jpg', 'large.jpg', '-w', str(weights), '--quality', '20', '--max-pixels', '300']) == 1
+    )
+    assert 'large.jpg: ' in capsys.readouterr().err and names(tmp_path)[1:3] == ['a_restored.jpg', 'large.jpg']
+    assert read_photo('a_restored.jpg').jpeg_quality == 20
+
+
+def test_wide_colours_are_warned_about(tmp_path):
+    path = save(tmp_path / 'a.png')
+    wide = Photo(pixels=picture(12, 16), marked_colours=True)
+    with mock.patch('wrcan_arch.photos.bulk_restore.read_photo', return_value=wide):
+        summary = restore_photos(Same(), plan([path]), options=FP32)
+    (said,) = summary.warnings
+    assert said.startswith('its colours are wider than sRGB')
+
+
 def test_photograph_that_is_not_there_leaves_no_folder(tmp_path):
     save(tmp_path / 'a.png')
     jobs = plan(listed=[str(tmp_path / 'nowhere' / 'a.png'), str(tmp_path / 'a.png')])

@@ -6,9 +6,9 @@ from unittest import mock
 import pytest
 import torch
 from fresh import run_python
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from wrcan_arch import WRCAN, InputError, checkpoint, load_network
+from wrcan_arch import WRCAN, InputError, checkpoint, cli, load_network
 from wrcan_arch.checkpoint import (
     convert,
     name_from_official,
@@ -203,6 +203,24 @@ def test_two_sets_of_weights_ask_which(tmp_path):
         convert(tmp_path / 'a.pth', tmp_path / 'b.safetensors')
     convert(tmp_path / 'a.pth', tmp_path / 'b.safetensors', key='params')
     assert torch.equal(read_weights(tmp_path / 'b.safetensors')[0]['tail.bias'], first['tail.bias'])
+
+
+def test_convert_does_what_its_flags_say(tmp_path, official_weights, capsys):
+    ours, theirs, half, averaged = (
+        str(tmp_path / name) for name in ('a.pth', 'b.pt', 'c.safetensors', 'd.safetensors')
+    )
+    assert cli.main(['convert', str(official_weights), '-o', ours]) == 0
+    assert cli.main(['convert', ours, '-o', theirs, '--to', 'official']) == 0
+    before = torch.load(official_weights, weights_only=True)
+    after = torch.load(theirs, weights_only=True)
+    assert before.keys() == after.keys() and all(torch.equal(after[name], value) for name, value in before.items())
+    tensors = read_weights(ours)[0]
+    assert cli.main(['convert', ours, '-o', half, '--dtype', 'fp16']) == 0
+    assert {value.dtype for value in load_file(half).values()} == {torch.float16}
+    write_weights(ours, {'params': tensors, 'params_ema': {name: 2 * value for name, value in tensors.items()}}, {})
+    assert cli.main(['convert', ours, '-o', averaged, '--key', 'params_ema']) == 0
+    assert torch.equal(read_weights(averaged)[0]['tail.bias'], 2 * tensors['tail.bias'])
+    assert capsys.readouterr().out.count('wrote ') == 4
 
 
 def test_full_disk_is_said_of_the_file_and_leaves_nothing(tmp_path, monkeypatch):

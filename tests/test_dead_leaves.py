@@ -2,6 +2,7 @@
 
 import time
 from functools import partial
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -34,6 +35,10 @@ def test_a_stopped_run_goes_on_and_nothing_half_written_stays(run, tmp_path):
     run('a', '--count', 2, '--size', 32)
     assert sorted(path.name for path in (tmp_path / 'a').iterdir()) == ['leaves_0_000000.png', 'leaves_0_000001.png']
     assert (tmp_path / 'a' / 'leaves_0_000000.png').stat().st_mtime_ns == first
+    (tmp_path / 'a' / 'leaves_0_000001.png').unlink()
+    with mock.patch('os.fsync', side_effect=OSError(28, 'No space left on device')):
+        run('a', '--count', 2, '--size', 32, exit_code=2)
+    assert [path.name for path in (tmp_path / 'a').iterdir()] == ['leaves_0_000000.png']
 
 
 def test_radii_follow_the_power_law():

@@ -194,6 +194,22 @@ def test_weights_that_are_trained_on_are_scored_first_and_kept_where_training_sp
     assert read_file(Path('experiments/spoilt/models/net_g_best.pth'))['metadata']['iter'] == 0
 
 
+def test_a_test_that_has_to_end_says_how_to_go_on(workplace, capsys):
+    assert train('train:total_iter=1') == 0
+    full = mock.patch('wrcan_arch.train.recorded_model.write_png', side_effect=InputError('a.png: the disk is full'))
+    with full:
+        assert main(['test', '-opt', 'test.yml', '--force_yml', 'val:save_img=true']) == 1
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said == 'basicsr test: a.png: the disk is full; fix that and test again'
+
+
+def test_images_that_would_be_called_the_same_are_not_scored_as_one(workplace, capsys):
+    assert train('train:total_iter=1') == 0
+    with mock.patch('wrcan_arch.train.results.key_of', return_value='same'):
+        assert main(['test', '-opt', 'test.yml']) == 1
+    assert 'two of its images would be called same; rename one of them' in capsys.readouterr().err
+
+
 @pytest.fixture
 def toolboxs_own(workplace):
     """An option file as the toolbox's are written, of its own model, network and data set."""

@@ -1,0 +1,55 @@
+"""The commands that README and the scripts give are ones that there are, and README's option file is sound."""
+
+import re
+import shlex
+from pathlib import Path
+
+import cv2
+import pytest
+from conftest import picture
+
+from wrcan_arch.cli import build_parser
+from wrcan_arch.train import option_checks, options
+
+ROOT = Path(__file__).parent.parent
+
+
+def commands():
+    """Command lines, as words without the program's name: of basicsr, and of Python's scripts."""
+    for name in ('README.md', 'docs/cluster.md', 'demo.sh', 'small.sh'):
+        text = (ROOT / name).read_text(encoding='utf-8').replace('\\\n', ' ').replace('$project/', '')
+        for line in re.findall(r'^ *(?:srun )?((?:basicsr|python|torchrun) .+)$', text, re.MULTILINE):
+            words = shlex.split(line, comments=True)
+            if words[0] == 'torchrun' and 'wrcan_arch' in words:
+                words = words[words.index('wrcan_arch') :]
+            yield pytest.param(words, id=f'{name}: {line[:60]}')
+
+
+@pytest.mark.parametrize('words', commands())
+def test_every_command_is_one(words):
+    program, *arguments = words
+    if program in ('basicsr', 'wrcan_arch'):
+        build_parser().parse_args([each for each in arguments if each != '...'])
+    for named in words:
+        if named.startswith(('options/', 'datasets_prep/', 'benchmarks/')) and '$' not in named:
+            assert (ROOT / named).exists()
+
+
+def test_there_are_commands_of_each_kind():
+    found = {words[0] for each in commands() for words in each.values}
+    assert {'basicsr', 'wrcan_arch', 'python'} <= found
+
+
+def test_option_file_of_readme_is_sound(tmp_path, monkeypatch):
+    (text,) = re.findall('```yaml\n(.*?)```', (ROOT / 'README.md').read_text(encoding='utf-8'), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    Path('options').symlink_to(ROOT / 'options')
+    Path('mine.yml').write_text(text)
+    for part in ('train', 'val'):
+        for role, ending in (('blurred', 'jpg'), ('sharp', 'png')):
+            Path(part, role).mkdir(parents=True)
+            for number in range(2):
+                cv2.imwrite(f'{part}/{role}/{number}.{ending}', picture(200, 210, number))
+    file = options.read_options('mine.yml')
+    option_checks.check(file, 'train')
+    assert file.values['name'] == 'mine' and file.values['datasets']['train']['blurred_quality'] == [40, 90]
