@@ -38,9 +38,7 @@ STILL_CHANGE = 0.4  # a window whose last frame differs less from its first is s
 CUT_CHANGE = 6.0  # at least; shots of unlike things differ by 20 to 120
 CUT_RATIO = 3.0  # times the upper quartile of the changes around
 CUT_NEIGHBOURS = 15  # on each side
-UNLIKE = (
-    30.0  # a cut whatever the changes around: a folder may hold photographs that have nothing to do with each other
-)
+UNLIKE = 30.0  # a cut whatever is around it: a folder may hold photographs that are no video at all
 
 os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')  # what is wrong with a video is said by this script
 

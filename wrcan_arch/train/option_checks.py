@@ -68,11 +68,9 @@ def _missing(file: OptionFile, command: str) -> Iterator[str]:
         scored = phase != 'train' and _compares_with_sharp_frames(file)
         if (phase == 'train' or scored) and dataset.get('type') in ('JPEGDeblurDataset', 'PairedImageDataset'):
             yield from absent('datasets', phase, 'dataroot_gt')
-    of_ours = (
-        find(file.values, ('network_g', 'type')) == 'WRCAN'
-        and find(file.values, ('val', 'inference', 'mode')) != 'input'
-    )
-    if command == 'test' and of_ours and not find(file.values, ('path', 'pretrain_network_g')):
+    is_ours = find(file.values, ('network_g', 'type')) == 'WRCAN'
+    is_used = find(file.values, ('val', 'inference', 'mode')) != 'input'
+    if command == 'test' and is_ours and is_used and not find(file.values, ('path', 'pretrain_network_g')):
         yield f'{file.at("path", "pretrain_network_g")}: is missing; a network of random weights would be scored'
     if find(file.values, ('val', 'submission')) and not find(file.values, ('val', 'save_img')):
         yield f'{file.at("val", "submission")}: needs save_img: true'
