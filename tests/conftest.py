@@ -27,7 +27,7 @@ DATA = Path(__file__).parent / 'data'
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slow ones first, or one process has nothing to do while the other ends one."""
+    """The slow ones first: or one process has nothing to do while the other ends one, and both load `forked`'s."""
     items.sort(key=lambda item: item.get_closest_marker('slow') is None)
 
 

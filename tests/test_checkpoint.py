@@ -1,11 +1,13 @@
 import errno
+import multiprocessing
 import os
 import pickle
+import resource
+import signal
 from unittest import mock
 
 import pytest
 import torch
-from fresh import run_python
 from safetensors.torch import load_file, save_file
 
 from wrcan_arch import WRCAN, InputError, checkpoint, cli, load_network
@@ -223,17 +225,23 @@ def test_convert_does_what_its_flags_say(tmp_path, official_weights, capsys):
     assert capsys.readouterr().out.count('wrote ') == 4
 
 
-def test_full_disk_is_said_of_the_file_and_leaves_nothing(tmp_path, monkeypatch):
+def write_beyond_a_limit(path, said):
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
+    try:
+        write_atomically(path, {'params': {'x': torch.zeros(9999)}})
+    except OSError as error:
+        said.send(str(error))
+
+
+def test_full_disk_is_said_of_the_file_and_leaves_nothing(tmp_path):
     """A limit on the size of files, in a process of its own, stands for a full disk."""
-    code = (
-        'import resource, signal, torch; from wrcan_arch.checkpoint import write_atomically\n'
-        'signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n'
-        'write_atomically("a.pth", {"params": {"x": torch.zeros(9999)}})'
-    )
-    monkeypatch.chdir(tmp_path)
-    result = run_python(code)
-    last = result.stderr.strip().splitlines()[-1]
-    assert last.startswith('OSError') and 'a.pth' in last and list(tmp_path.iterdir()) == []
+    context = multiprocessing.get_context('fork')
+    heard, said = context.Pipe(duplex=False)
+    process = context.Process(target=write_beyond_a_limit, args=(tmp_path / 'a.pth', said))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0 and heard.poll() and 'a.pth' in heard.recv() and list(tmp_path.iterdir()) == []
 
 
 def test_folder_that_cannot_be_flushed_is_said_of_the_file(tmp_path):

@@ -328,6 +328,7 @@ def test_first_metric_chooses_where_none_is_psnr(workplace):
     assert 'Best sharp: ' in log_text() and read_file(MODELS / 'net_g_best.pth')['metadata']['iter'] == 4
 
 
+@pytest.mark.slow
 def test_second_test_of_one_name_is_refused(workplace):
     """Or the images of one would lie beside the scores of the other."""
     assert train('train:total_iter=4') == 0

@@ -230,6 +230,7 @@ def test_two_processes_stop_and_resume_exactly(quick):
     assert_equal(outcome(), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('val_freq', [4, 10], ids=['in validation', 'in training'])
 def test_frame_that_turns_out_unreadable_ends_two_processes_too(quick, val_freq):
     text = set_options(Path('train.yml').read_text(), batch_size_per_gpu=1, save_checkpoint_freq=2, val_freq=val_freq)
@@ -278,6 +279,7 @@ def test_ctrl_c_before_the_first_iteration_promises_nothing(quick, capfd):
     assert f'{FOLDER.name} had no training state to go on from' in max(FOLDER.glob('train_*.log')).read_text()
 
 
+@pytest.mark.slow
 def test_signal_to_the_whole_group_finds_the_data_workers_at_work(quick):
     """As Ctrl+C in a terminal, and some schedulers: a worker that went first would take the run with it."""
     Path('train.yml').write_text(set_options(Path('train.yml').read_text(), total_iter=100_000, num_worker_per_gpu=2))
@@ -464,6 +466,8 @@ def test_save_that_keeps_failing_ends_the_run_with_exit_code_1(quick, capsys):
         ({'averaged': True}, 3 * (2 + 2) + 6),
         ({'start': 4}, 2 * 3 + 3),
         ({'start': 9}, 1 * 3 + 3),
+        ({'start': 4, 'weights': ['latest']}, 2 * 3 + 2),
+        ({'start': 4, 'weights': ['best', 'latest']}, 2 * 3 + 1),
         ({'total': 8}, 2 * 3 + 3),
         ({'keep': 5}, 3 * 3 + 3),
         ({'keep': 1}, 2 * 3 + 3),  # the old one waits for the new one
@@ -473,7 +477,11 @@ def test_save_that_keeps_failing_ends_the_run_with_exit_code_1(quick, capsys):
     ],
 )
 def test_room_that_checkpoints_need(tmp_path, changes, parts):
-    (tmp_path / 'training_states').mkdir()
+    changes = dict(changes)
+    for folder in ('training_states', 'models'):
+        (tmp_path / folder).mkdir()
+    for label in changes.pop('weights', ()):
+        run_folder.weights_path(tmp_path, label).touch()
     for number in range(changes.pop('there', 0)):
         (tmp_path / f'training_states/{number}.state').touch()
     arguments = {'averaged': False, 'start': 0, 'total': 10, 'every': 4, 'keep': None, **changes}

@@ -146,7 +146,8 @@ def check_room(
     pairs = -(-total // every) - start // every  # the last iteration is saved whatever its number
     if keep is not None:  # one more than that while an old one waits for the new one
         pairs = min(pairs, max(1, keep + 1 - len(iterations(folder))))
-    needed = pairs * (weights + state) + 3 * weights  # the best, the latest, and one of them while it is rewritten
+    there = sum(weights_path(folder, label).is_file() for label in ('best', 'latest'))
+    needed = pairs * (weights + state) + (3 - there) * weights  # these two, and one of them while it is rewritten
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise InputError(
