@@ -20,10 +20,10 @@ import pairs
 from wrcan_arch.errors import InputError
 from wrcan_arch.train.image_files import (
     IMAGE_ENDINGS,
+    OTHER_ENDINGS,
     decode_image,
     images_under,
     is_image,
-    is_other_image,
     key_for,
     size_of_image,
 )
@@ -181,7 +181,7 @@ def write_pairs(arguments: argparse.Namespace) -> None:
                 f'-o {arguments.out}: its --files would lie among the photographs; choose a folder elsewhere'
             )
     photos = find_photos(arguments.photos)
-    if others := [path for folder in folders for path in images_under(folder, is_other_image)]:
+    if others := [path for folder in folders for path in images_under(folder, OTHER_ENDINGS)]:
         endings = ' '.join(sorted({path.suffix.lower() for path in others}))
         print(f'{pairs.counted(len(others), "picture")} left out ({endings}); convert them to JPEG or PNG')
     check_photos(photos, arguments.largest)

@@ -4,6 +4,7 @@ import os
 import pickle
 import resource
 import signal
+import subprocess
 from unittest import mock
 
 import pytest
@@ -257,15 +258,22 @@ def test_file_system_that_flushes_no_folders_is_no_error(tmp_path, number):
     assert fsync.call_count == 2 and (tmp_path / 'a.pth').read_bytes() == b'weights'
 
 
-@pytest.mark.parametrize(('changed', 'commit'), [('', 'abc'), (' M wrcan_arch/strips.py', 'abc-dirty')])
-def test_commit_of_a_changed_checkout_is_marked(changed, commit):
-    said = {'ls-files': 'checkpoint.py', 'status': changed, 'rev-parse': 'abc'}
+def test_commit_of_a_changed_checkout_is_marked(tmp_path, monkeypatch):
+    def git(*arguments):
+        command = ['git', '-c', 'user.name=a', '-c', 'user.email=a@b', '-C', str(tmp_path), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
-    def git(command, **_):
-        return mock.Mock(stdout=f'{said[command[3]]}\n')
-
-    with mock.patch('subprocess.run', git):
-        assert checkpoint.source_commit.__wrapped__() == commit
+    monkeypatch.setattr(checkpoint, '__file__', str(tmp_path / 'a.py'))
+    (tmp_path / 'a.py').touch()
+    git('init')
+    assert checkpoint.source_commit.__wrapped__() is None, 'it is not of that checkout'
+    git('add', 'a.py')
+    git('commit', '-m', 'first')
+    git('tag', '-a', 'v1', '-m', 'a tag')
+    (tmp_path / 'new.py').touch()
+    assert checkpoint.source_commit.__wrapped__() == git('rev-parse', 'HEAD')
+    (tmp_path / 'a.py').write_text('changed')
+    assert checkpoint.source_commit.__wrapped__() == git('rev-parse', 'HEAD') + '-dirty'
 
 
 def test_blocks_that_the_authors_did_not_have_and_wrong_endings_are_errors(tmp_path, official_weights):

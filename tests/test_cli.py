@@ -176,8 +176,9 @@ def test_exit_code_is_the_works_whoever_reads(tmp_path, command, code):
     assert result.returncode == code and 'Traceback' not in result.stderr, result.stderr
 
 
+@pytest.mark.parametrize('buffering', [1, -1], ids=['by line', 'by block'])
 @pytest.mark.parametrize('command', ['restore a.png b.png -o out', 'doctor --data bad'])
-def test_what_failed_counts_though_nobody_reads_the_rest(tmp_path, monkeypatch, capfd, command):
+def test_what_failed_counts_though_nobody_reads_the_rest(tmp_path, monkeypatch, capfd, command, buffering):
     monkeypatch.chdir(tmp_path)
     Path('bad').mkdir()
     for path in ('b.png', 'bad/b.png'):
@@ -185,7 +186,7 @@ def test_what_failed_counts_though_nobody_reads_the_rest(tmp_path, monkeypatch, 
     cv2.imwrite('a.png', picture(8, 8))
     read, write = os.pipe()
     os.close(read)
-    with os.fdopen(write, 'w', buffering=1) as stdout:
+    with os.fdopen(write, 'w', buffering=buffering) as stdout:
         monkeypatch.setattr('sys.stdout', stdout)
         assert cli.main(command.split()) == 1
     assert 'b.png: ' in capfd.readouterr().err

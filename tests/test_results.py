@@ -2,6 +2,7 @@ import csv
 import json
 import os
 import zipfile
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -9,6 +10,8 @@ from unittest import mock
 import basicsr.train
 import pytest
 
+from wrcan_arch import WRCAN
+from wrcan_arch.checkpoint import write_weights
 from wrcan_arch.cli import main
 from wrcan_arch.errors import InputError
 from wrcan_arch.train import pipelines
@@ -72,10 +75,12 @@ def test_set_without_sharp_frames_becomes_the_challenges_submission(workplace, c
     text = Path('test.yml').read_text().split('datasets:')[0] + (
         'datasets:\n  test: {name: frames, type: JPEGDeblurDataset, dataroot_lq: frames, io_backend: {type: disk}}\n'
         'network_g: {type: WRCAN, num_feat: 4, num_group: 1, num_block: 1}\n'
-        'val:\n  save_img: true\n  inference: {mode: input}\n'
+        'val:\n  save_img: true\n  inference: {precision: fp32}\n'
         '  submission: {every: 10, extra_data: true, description: a small test}\n'
     )
-    Path('submit.yml').write_text(text)
+    network = WRCAN(num_feat=4, num_group=1, num_block=1)
+    write_weights(Path('net.pth'), {'params': network.state_dict()}, {})
+    Path('submit.yml').write_text(text + 'path: {pretrain_network_g: net.pth}\n')
     assert main(['test', '-opt', 'submit.yml']) == 0
     with zipfile.ZipFile('results/small_test/submission_frames.zip') as archive:
         assert sorted(archive.namelist()) == ['000_00000009.png', '001_00000009.png', 'readme.txt']
@@ -85,7 +90,8 @@ def test_set_without_sharp_frames_becomes_the_challenges_submission(workplace, c
     assert lines[0].startswith('runtime per image [s] : ') and float(lines[0].partition(': ')[2]) >= 0
     assert lines[2:] == ['Extra Data [1] / No Extra Data [0] : 1', 'Other description : a small test']
     result = json.loads(Path('results/small_test/result_frames.json').read_text())
-    assert (result['images'], result['metrics'], result['weights']) == (6, {}, None)
+    assert (result['images'], result['metrics']) == (6, {})
+    assert result['weights']['sha256'] == sha256(Path('net.pth').read_bytes()).hexdigest()
     Path('frames/000_00000008.jpg').rename('frames/coffee.jpg')
     assert main(['test', '-opt', 'submit.yml']) == 2
     assert "'coffee' does not end in a frame's number, as val:submission needs" in capsys.readouterr().err

@@ -154,7 +154,7 @@ WIDE = (200, 12_000)  # encoder and decoder take more than the blocks
     ('num_feat', 'dtype', 'size'),
     [
         (16, 'float32', (600, 2400)),
-        (16, 'bfloat16', (300, 2400)),
+        (16, 'bfloat16', (600, 2400)),
         (16, 'float32', WIDE),
         (128, 'float32', (64, 64)),
         (64, 'float32', (256, 1024)),  # the first whose convolutions compute rows in pairs

@@ -97,8 +97,8 @@ def own_lines(text):
 def job(workplace):
     """Twenty iterations of eight images, whose loss has no randomness but the draws.
 
-    Adam's eps is large: else the size of a gradient would not matter, nor a sum in the place of a mean be seen; and
-    where rounding moves a pixel over the kink of a ReLU or of L1, a weight of small gradient would go another way.
+    Adam's eps is large: with 1e-8, where rounding moves a pixel over the kink of a ReLU or of L1, a weight of small
+    gradient goes another way (4e-5 after 20 iterations). A sum in the place of the mean makes 3e-3, with 1e-8 2e-3.
     """
     text = set_options(Path('train.yml').read_text(), gt_size=16, total_iter=20, save_checkpoint_freq=5, val_freq=20)
     text = text.replace('batch_size_per_gpu: 4', 'batch_size_total: 8').replace('lr: 1e-3,', 'lr: 1e-3, eps: 1e-3,')
@@ -146,7 +146,7 @@ def test_training_is_the_same_whatever_the_number_of_processes(job, drawn_alone)
         codes, said = srun(count, 0, 'train', '-opt', 'train.yml', '--force_yml', option, script='worker.py')
         assert codes == [0] * count, said[-3000:]
         for name, value in read_file(FOLDER / 'models/net_g_latest.pth')['params'].items():
-            torch.testing.assert_close(value, alone[name], rtol=0, atol=1e-5)
+            torch.testing.assert_close(value, alone[name], rtol=0, atol=1e-6)
         assert draws(count) == drawn_alone
         ours = read_curves(FOLDER)
         for name, points in curves.losses.items():

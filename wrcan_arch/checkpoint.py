@@ -91,13 +91,12 @@ def source_commit() -> str | None:
     this = Path(__file__)
 
     def git(*arguments: str) -> str:
-        command = ['git', '-C', str(this.parent), *arguments]
+        command = ['git', '--no-optional-locks', '-C', str(this.parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
         git('ls-files', '--error-unmatch', this.name)  # or it would be the commit of a project that has us installed
-        changed = git('status', '--porcelain', '--untracked-files=no')
-        return git('rev-parse', 'HEAD') + ('-dirty' if changed else '')
+        return git('describe', '--always', '--abbrev=40', '--exclude=*', '--dirty')
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -4,7 +4,7 @@ import os
 import re
 import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -16,23 +16,32 @@ from ..files import disk_errors_name, opened_at_any_size, written_whole
 from ..folders import walk
 
 IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
-OTHER_ENDINGS = ('.arw', '.avif', '.cr2', '.cr3', '.dng', '.gif', '.heic', '.heif', '.jpe', '.jp2', '.jxl', '.nef')
+OTHER_ENDINGS = (
+    '.arw',
+    '.avif',
+    '.cr2',
+    '.cr3',
+    '.dng',
+    '.gif',
+    '.heic',
+    '.heif',
+    '.jpe',
+    '.jp2',
+    '.jxl',
+    '.nef',
+)  # not taken
 
 
-def is_image(path: Path) -> bool:
+def is_image(path: Path, endings: Sequence[str] = IMAGE_ENDINGS) -> bool:
     """By its name, which does not begin with a dot: macOS leaves ._NAME.jpg beside NAME.jpg, without an image in it."""
-    return path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith('.')
+    return path.suffix.lower() in endings and not path.name.startswith('.')
 
 
-def is_other_image(path: Path) -> bool:
-    """By its name: one of a kind that data sets do not take."""
-    return path.suffix.lower() in OTHER_ENDINGS and not path.name.startswith('.')
-
-
-def images_under(folder: Path, fits: Callable[[Path], bool] = is_image) -> list[Path]:
+def images_under(folder: Path, endings: Sequence[str] = IMAGE_ENDINGS) -> list[Path]:
     """The images of a folder and of all that `walk` finds in it, sorted. InputError if one cannot be read."""
     try:
-        return sorted(path for here, names in walk(folder) for path in map(here.joinpath, names) if fits(path))
+        paths = (path for here, names in walk(folder) for path in map(here.joinpath, names))
+        return sorted(path for path in paths if is_image(path, endings))
     except OSError as error:
         raise InputError(f'{error.filename}: cannot be read ({error.strerror})') from error
 
