@@ -1,6 +1,7 @@
 """What the tests share: golden numbers, small pictures, small stores."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from wrcan_arch import InputError  # and a test that imports basicsr first can: the repairs are ours
+from wrcan_arch.cli import main
 
 if 'PYTEST_XDIST_WORKER' in os.environ:  # one of several processes, which share the cores
     os.environ['OMP_NUM_THREADS'] = '1'
@@ -181,3 +183,32 @@ def workplace(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     Path('train.yml').write_text(SMALL_TRAINING)
     Path('test.yml').write_text(SMALL_TEST)
     return tmp_path
+
+
+def set_options(text, **new):
+    """The option file's text with the first value of each key replaced; a key that is not there goes under `train`."""
+    for key, value in new.items():
+        text, found = re.subn(rf'\b{key}: ({{.*}}|\[.*\]|[^,\n}}]*)', f'{key}: {value}', text, count=1)
+        if not found:
+            text = text.replace('  amp: ', f'  {key}: {value}\n  amp: ')
+    return text
+
+
+@pytest.fixture
+def quick(workplace):
+    """Six images in batches of two, so that an epoch is three iterations; ten iterations."""
+    text = Path('train.yml').read_text()
+    text = set_options(text, gt_size=16, batch_size_per_gpu=2, total_iter=10, num_worker_per_gpu=0)
+    text = set_options(text, save_checkpoint_freq=4)
+    Path('train.yml').write_text(text.replace('    ssim: {type: calculate_ssim, crop_border: 0}\n', ''))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # for networks this small, more only wait for each other
+    yield workplace
+    torch.set_num_threads(threads)
+
+
+def train(*overrides, resume=False):
+    return main(
+        ['train', '-opt', 'train.yml', *(['--auto_resume'] if resume else [])]
+        + (['--force_yml', *overrides] if overrides else [])
+    )

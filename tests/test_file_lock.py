@@ -1,4 +1,4 @@
-"""Locks on what one process writes. Two processes and one lock are in test_lmdb_store.py and test_exact_resume.py."""
+"""Locks on what one process writes. Two processes and one lock are in test_lmdb_store.py and test_run_folder.py."""
 
 import errno
 import os

@@ -18,9 +18,9 @@ import torch
 import torch.distributed as dist
 import yaml
 from basicsr.models import build_model
-from conftest import SMALL_TRAINING, in_threads, picture
+from conftest import SMALL_TRAINING, in_threads, picture, set_options
 from forked import environment, free_port, srun
-from test_exact_resume import assert_equal, outcome, set_options
+from test_exact_resume import assert_equal, outcome
 
 from wrcan_arch import InputError, processes
 from wrcan_arch.checkpoint import read_file, write_weights

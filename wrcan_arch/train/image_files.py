@@ -16,20 +16,8 @@ from ..files import disk_errors_name, opened_at_any_size, written_whole
 from ..folders import walk
 
 IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
-OTHER_ENDINGS = (
-    '.arw',
-    '.avif',
-    '.cr2',
-    '.cr3',
-    '.dng',
-    '.gif',
-    '.heic',
-    '.heif',
-    '.jpe',
-    '.jp2',
-    '.jxl',
-    '.nef',
-)  # not taken
+# Of images that data sets do not take.
+OTHER_ENDINGS = ('.arw', '.avif', '.cr2', '.cr3', '.dng', '.gif', '.heic', '.heif', '.jpe', '.jp2', '.jxl', '.nef')
 
 
 def is_image(path: Path, endings: Sequence[str] = IMAGE_ENDINGS) -> bool:
