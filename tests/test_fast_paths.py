@@ -137,9 +137,10 @@ def test_checkpointing_runs_blocks_twice_and_nothing_else(checkpointing, times):
     assert calls == {'head': 1, 'expand': 1, 'blocks': times * NETWORK['num_block']}
 
 
-def test_step_reads_nothing_back():
+@pytest.mark.parametrize('ema_decay', [0, 0.9])
+def test_step_reads_nothing_back(ema_decay):
     """With all that is fast, the host hands the step over and does not wait for it."""
-    model = model_with()
+    model = model_with(ema_decay=ema_decay)
     model.feed_data(batch())
     with ExitStack() as stack:
         for name in ('item', 'tolist', 'numpy', '__bool__', '__int__', '__float__', '__index__'):

@@ -42,11 +42,11 @@ def relative_error(found, expected):
     return ((found - expected).norm() / expected.norm()).item()
 
 
-@pytest.mark.parametrize('end_strip', [strips.END_STRIP, 0], ids=['whole', 'in 8 rows'])
+@pytest.mark.parametrize('end_strip', [strips.CPU_END_STRIP, (0, 0)], ids=['whole', 'in 8 rows'])
 @pytest.mark.parametrize('block', BLOCKS)
 @pytest.mark.parametrize('size', SIZES, ids=str)
 def test_every_strip_height_gives_the_whole_image(block, size, end_strip, monkeypatch):
-    monkeypatch.setattr(strips, 'END_STRIP', end_strip)
+    monkeypatch.setattr(strips, 'CPU_END_STRIP', end_strip)
     network, image = network_of(block), torch.rand(1, 3, *size)
     with torch.no_grad():
         expected = network(image)
@@ -189,6 +189,29 @@ def test_margins_are_counted(monkeypatch):
     without = said()
     monkeypatch.setattr(strips, 'margin_of', lambda *_: 4)
     assert said() - without == 2 * (4 * 8) * (9000 // 4) * (4 + 4)
+
+
+@pytest.mark.parametrize(
+    ('size', 'rows', 'device', 'most'),
+    [((720, 1280), 180, 'cuda', 11), ((256, 256), 64, 'cuda', 1), ((3000, 4000), 126, 'cuda', 25),
+     ((720, 1280), 6, 'cpu', 90), ((3000, 4000), 4, 'cpu', 375)],
+)  # fmt: skip
+def test_strips_of_encoder_and_decoder_are_few(size, rows, device, most):
+    """Of the full width: on a GPU, where 90 strips of 1280 x 720 would be 19,000 calls, they are few."""
+    end_rows, _ = strips._end_rows_and_bytes(64, size, rows, torch.float16, torch.device(device))
+    assert len(list(strips.spans(size[0], end_rows))) == most
+
+
+@pytest.mark.parametrize('device', ['cpu', 'cuda'])
+def test_their_height_is_of_the_memory_that_the_blocks_took(device, monkeypatch):
+    def said():
+        return strips._end_rows_and_bytes(16, (3000, 4000), 8, torch.float32, torch.device(device))
+
+    high, held = said()
+    assert high > 8
+    monkeypatch.setattr(strips, 'CPU_END_STRIP', (0, 0))
+    monkeypatch.setattr(strips, 'GPU_END_STRIP', (0, 0))
+    assert said() == (8, held)
 
 
 def test_sums_of_rows_may_be_beyond_the_range_of_fp16():

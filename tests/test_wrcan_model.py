@@ -45,6 +45,18 @@ def test_a_training_can_start_from_the_image(opt):
         assert torch.allclose(build_model(opt).net_g(blurred), blurred, atol=1e-6) is gives_it_back
 
 
+def test_averaged_weights_go_a_part_of_the_way(opt):
+    opt['train']['ema_decay'] = 0.75
+    model = build_model(opt)
+    before = deepcopy(model.net_g.state_dict())
+    model.feed_data(batch())
+    model.optimize_parameters(1)
+    averaged = model.net_g_ema.state_dict()
+    for name, now in model.net_g.state_dict().items():
+        assert not torch.equal(now, before[name])
+        torch.testing.assert_close(averaged[name], 0.75 * before[name] + 0.25 * now, rtol=1e-6, atol=1e-8)
+
+
 def test_step_is_equation_9(opt):
     """L1 + 0.1 MSE, by hand and by Adam on a copy of the network, in two plain passes."""
     torch.manual_seed(0)

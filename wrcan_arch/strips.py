@@ -39,7 +39,8 @@ BRANCH_MAPS = 6  # maps of 4F channels that a strip of a block takes, the librar
 END_MAPS = 16  # maps of F channels that a strip of encoder and decoder takes
 UNFOLDED_MAPS = 18  # more where PyTorch's own convolution unfolds its input: 9 positions of twice as many channels
 END_ROWS = 24  # rows of the image by which the decoder is behind the encoder, about
-END_STRIP = 5 << 16  # numbers in F channels of a strip of the encoder and decoder
+# Numbers in F channels of a strip of the encoder and decoder, at least and at most: what caches and kernels like.
+CPU_END_STRIP, GPU_END_STRIP = (5 << 16, 2 << 20), (4 << 20, 64 << 20)
 WORKSPACE = 32 << 20  # bytes of the library's scratch, whatever the size
 
 
@@ -160,7 +161,10 @@ class Decoding:
     of it. So the head is run once more here, on rows of the image, which take less room than its shallow features.
     """
 
-    def __init__(self, network: WRCAN, size: tuple[int, int], dtype: torch.dtype, features: Tensor) -> None:
+    def __init__(
+        self, network: WRCAN, size: tuple[int, int], dtype: torch.dtype, features: Tensor, end_rows: int
+    ) -> None:
+        """`end_rows`: the most that it is given at a time, but for the last rows, which it gives back in such steps."""
         outer, inner = network.decoders
         assert isinstance(outer, Decoder) and isinstance(inner, Decoder)  # a ModuleList forgets their type
         self.features = features  # (1, 4F, H/4, W/4), the groups' output
@@ -169,7 +173,7 @@ class Decoding:
         self.up0, self.conv0 = _flow(outer.up, size, dtype, scale=2), _flow(outer.conv, size, dtype)
         self.head, self.tail = (_flow(conv, size, torch.float32) for conv in (network.head, network.tail))
         self.skip0, self.skip1 = Queue(), Queue()
-        self.end_rows = _end_rows(network.head.out_channels, size[1])
+        self.end_rows = end_rows
         self.done = 0  # rows of the features
 
     def __call__(self, image: Tensor, encoded: Encoded) -> Tensor:
@@ -369,25 +373,34 @@ def _padded(size: tuple[int, int]) -> tuple[int, int]:
     return height + -height % SIZE_MULTIPLE, width + -width % SIZE_MULTIPLE
 
 
-def _end_rows(feat: int, width: int) -> int:
-    """The height of the encoder's and decoder's strips, in rows of the image."""
-    return max(2, END_STRIP // (feat * width * SIZE_MULTIPLE)) * SIZE_MULTIPLE
+def _end_rows_and_bytes(
+    feat: int, padded: tuple[int, int], rows: int, dtype: torch.dtype, device: torch.device
+) -> tuple[int, int]:
+    """The height of the encoder's and decoder's strips, in rows of the image, and the bytes that are held at most.
+
+    While these two run, all but one of the blocks' maps are gone: their strips may be as high as that memory allows.
+    """
+    unfolded = UNFOLDED_MAPS if device.type == 'cpu' and not onednn_computes_in(dtype) else 0
+    height, width = (side // SIZE_MULTIPLE for side in padded)
+    a_row = 4 * feat * width  # numbers: of a map of the features, and of F channels at the image's size
+    a_map, strip_rows = a_row * height, min(rows, height) + 2 * max(ATROUS_RATES)
+    margins = 4 * feat * height * 2 * margin_of(device, dtype, width, max(ATROUS_RATES))
+    in_blocks = 3 * a_map + margins + (BRANCH_MAPS + unfolded) * strip_rows * a_row
+
+    an_end_row = (END_MAPS + unfolded) * a_row
+    fitting = (in_blocks - a_map) // an_end_row - END_ROWS
+    least, most = (numbers // a_row for numbers in (CPU_END_STRIP if device.type == 'cpu' else GPU_END_STRIP))
+    end_rows = SIZE_MULTIPLE * min(height, max(2, max(least, min(fitting, most)) // SIZE_MULTIPLE))
+    at_ends = a_map + (end_rows + END_ROWS) * an_end_row
+    weights = WEIGHT_COPIES * 9 * BRANCH_MATRICES * (4 * feat) ** 2
+    return end_rows, dtype.itemsize * (max(in_blocks, at_ends) + weights) + WORKSPACE
 
 
 def bytes_needed(
     config: Mapping[str, Any], size: tuple[int, int], *, rows: int, dtype: torch.dtype, device: torch.device
 ) -> int:
     """What `restore_in_strips` holds at most, above the weights and what `read` and `write` keep."""
-    unfolded = UNFOLDED_MAPS if device.type == 'cpu' and not onednn_computes_in(dtype) else 0
-    padded = _padded(size)
-    feat, columns = config['num_feat'], padded[1] // SIZE_MULTIPLE
-    a_map = 4 * feat * padded[0] // SIZE_MULTIPLE * columns
-    strip_rows = rows + 2 * max(ATROUS_RATES)
-    margins = 4 * feat * padded[0] // SIZE_MULTIPLE * 2 * margin_of(device, dtype, columns, max(ATROUS_RATES))
-    in_blocks = 3 * a_map + margins + (BRANCH_MAPS + unfolded) * 4 * feat * strip_rows * columns
-    at_ends = a_map + (END_MAPS + unfolded) * feat * (_end_rows(feat, padded[1]) + END_ROWS) * padded[1]
-    weights = WEIGHT_COPIES * 9 * BRANCH_MATRICES * (4 * feat) ** 2
-    return dtype.itemsize * (max(in_blocks, at_ends) + weights) + WORKSPACE
+    return _end_rows_and_bytes(config['num_feat'], _padded(size), rows, dtype, device)[1]
 
 
 @torch.no_grad()
@@ -426,7 +439,8 @@ def restore_in_strips(
         image = F.pad(image, missing, mode='replicate') if any(missing) else image
         return image.contiguous(memory_format=torch.channels_last)
 
-    strips = list(spans(padded[0], _end_rows(network.head.out_channels, padded[1])))
+    end_rows, _ = _end_rows_and_bytes(network.head.out_channels, padded, rows, dtype, device)
+    strips = list(spans(padded[0], end_rows))
     progress = Progress(network, padded[0], tell)
     entry = _expand(network, map(read_padded, strips), padded, dtype, progress)
     maps = Maps(network, entry, rows)
@@ -434,7 +448,7 @@ def restore_in_strips(
         run_group(group, entry, maps, rows, window, progress)
     del maps
 
-    encoding, decoding = Encoding(network, padded, dtype), Decoding(network, padded, dtype, entry)
+    encoding, decoding = Encoding(network, padded, dtype), Decoding(network, padded, dtype, entry, end_rows)
     done = 0
     for image in map(read_padded, strips):
         restored = decoding(image, encoding(image))

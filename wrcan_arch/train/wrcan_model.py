@@ -195,8 +195,8 @@ class WRCANModel(RecordedModel):
         gradients = [each.grad for each in self.net_g.parameters() if each.grad is not None]
         broken = self.guard.check(current_iter, [*losses.values(), *gradients], self.keys)
         self._step(broken)
-        if self.ema_decay > 0 and not broken:  # with averaged weights, the host waits for the step here
-            self.model_ema(decay=self.ema_decay)
+        if self.ema_decay > 0:
+            self._average(broken)
 
     def _step(self, broken: Tensor) -> None:
         """The optimizer's step unless it is `broken`. A fused optimizer leaves it out on the device: no one waits."""
@@ -208,6 +208,14 @@ class WRCANModel(RecordedModel):
             self.optimizer_g.step()
         elif not broken:
             self.optimizer_g.step()
+
+    @torch.no_grad()
+    def _average(self, broken: Tensor) -> None:
+        """The averaged weights' step, as the toolbox's `model_ema`, but left out on the device too."""
+        share = (1 - self.ema_decay) * (1 - broken)
+        weights = self.get_bare_model(self.net_g).parameters()
+        for averaged, weight in zip(self.net_g_ema.parameters(), weights, strict=True):
+            averaged.lerp_(weight, share)
 
     def _split_further(self, error: torch.cuda.OutOfMemoryError) -> None:
         """Twice as many parts after running out of memory, where that is left to us."""
