@@ -1,0 +1,137 @@
+"""What runs on a GPU: on one that is there, else on a pretended one. `test_gpu.py` runs it in a process of its own."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from basicsr.models import build_model
+from conftest import SMALL_TRAINING, picture, set_options, train
+from pretended_gpu import pretended_gpu
+
+from wrcan_arch import WRCAN, restore
+from wrcan_arch.cli import main
+from wrcan_arch.convolution import set_channels_last
+from wrcan_arch.train import options
+
+GREY_LEVELS = {'fp32': 1, 'bf16': 4, 'fp16': 2}  # that a result may be off
+
+
+class GPU:
+    @property
+    def calls(self) -> int:
+        return torch.cuda.memory_stats()['allocation.all.allocated']  # one for most of them
+
+    @contextmanager
+    def nothing_waits(self) -> Iterator[None]:
+        torch.cuda.set_sync_debug_mode('error')
+        try:
+            yield
+        finally:
+            torch.cuda.set_sync_debug_mode('default')
+
+
+@pytest.fixture
+def gpu():
+    if torch.cuda.is_available():
+        yield GPU()
+    else:
+        with pretended_gpu() as pretended:
+            yield pretended
+
+
+def network_of(block):
+    torch.manual_seed(0)
+    network = WRCAN(num_feat=8, num_group=1, num_block=2, block=block).eval()
+    set_channels_last(network)
+    return network
+
+
+@pytest.mark.parametrize('precision', GREY_LEVELS)
+@pytest.mark.parametrize('mode', ['exact', 'local', 'chop'])
+@pytest.mark.parametrize('block', ['wrca', 'res'])
+def test_restores_as_a_cpu_does(gpu, block, mode, precision):
+    on_cpu, on_gpu = network_of(block), network_of(block).cuda()
+    for size in ((1, 1), (37, 50)):
+        image = picture(*size)
+        expected = restore(on_cpu, image, mode=mode, precision='fp32', patch_size=32).astype(int)
+        found = restore(on_gpu, image, mode=mode, precision=precision, patch_size=32)
+        assert np.abs(found - expected).max() <= GREY_LEVELS[precision], size
+
+
+def test_tensors_come_back_to_the_device_that_they_came_from(gpu):
+    on_cpu, on_gpu, image = network_of('wrca'), network_of('wrca').cuda(), torch.rand(2, 3, 16, 20)
+    expected = restore(on_cpu, image, ensemble=True, precision='fp32')
+    for given in (image, image.cuda()):
+        restored = restore(on_gpu, given, ensemble=True, precision='fp32')
+        assert restored.device == given.device
+        assert torch.allclose(restored.cpu(), expected, atol=1e-5)
+
+
+def model_with(num_gpu, optim_g=None, **chosen):
+    opt = yaml.load(SMALL_TRAINING, options.OptionLoader)
+    opt['train'] |= chosen
+    opt['train']['optim_g'] |= optim_g or {}
+    torch.manual_seed(1)
+    return build_model({**opt, 'num_gpu': num_gpu, 'dist': False, 'rank': 0, 'world_size': 1, 'is_train': True})
+
+
+def batch():
+    torch.manual_seed(0)
+    return {name: torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8) for name in ('lq', 'gt', 'gt_jpeg')}
+
+
+STEPS = {
+    'fp32': {'amp': 'off'},
+    'the defaults': {'amp': 'auto'},
+    'fp16': {'amp': 'fp16'},
+    'two parts': {'amp': 'bf16', 'accumulate': 2},
+    'checkpointing': {'amp': 'bf16', 'checkpointing': True},
+    'averaged': {'amp': 'bf16', 'ema_decay': 0.9},
+    'averaged, fp16': {'amp': 'fp16', 'ema_decay': 0.9},
+}
+
+
+@pytest.mark.parametrize('chosen', STEPS.values(), ids=STEPS)
+def test_steps_are_a_cpus_and_the_host_waits_for_none(gpu, chosen):
+    on_cpu, on_gpu = model_with(0, **{**chosen, 'amp': 'off'}), model_with(1, **chosen)
+    for iteration in (1, 2, 3):
+        on_gpu.update_learning_rate(iteration)
+        for model, place in ((on_cpu, nullcontext()), (on_gpu, gpu.nothing_waits())):
+            with place:
+                model.feed_data(batch())
+                model.optimize_parameters(iteration)
+    assert on_gpu.get_current_log() == pytest.approx(on_cpu.get_current_log(), rel=0.01)
+
+
+@pytest.mark.parametrize('optim_g', [{'type': 'Muon'}, {'fused': False}], ids=['Muon', 'unfused Adam'])
+def test_other_optimizers_make_steps_too(gpu, optim_g):
+    on_cpu, on_gpu = (model_with(number, optim_g) for number in (0, 1))
+    for model in (on_cpu, on_gpu):
+        for iteration in (1, 2):
+            model.feed_data(batch())
+            model.optimize_parameters(iteration)
+    assert on_gpu.get_current_log() == pytest.approx(on_cpu.get_current_log(), rel=0.01)
+
+
+def test_commands_use_it(gpu, quick):
+    train_yml, test_yml = Path('train.yml'), Path('test.yml')
+    text = set_options(train_yml.read_text(), num_gpu=1, amp='auto', total_iter=6)
+    loading = 'as_bytes: true\n    pin_memory: true\n    prefetch_mode: cuda\n'
+    train_yml.write_text(text.replace('    gt_size', f'    {loading}    gt_size'))
+    test_yml.write_text(set_options(test_yml.read_text(), num_gpu=1))
+    weights = 'experiments/small/models/net_g_best.pth'
+    for command in (
+        train,
+        partial(train, 'train:total_iter=10', resume=True),
+        partial(main, ['test', '-opt', 'test.yml']),
+        partial(main, ['restore', 'photos', '-o', 'restored', '-w', weights]),
+    ):
+        before = gpu.calls
+        assert command() == 0
+        assert gpu.calls > before + 1000, command
+    assert len(list(Path('restored').iterdir())) == 6
