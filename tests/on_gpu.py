@@ -99,12 +99,15 @@ STEPS = {
 @pytest.mark.parametrize('chosen', STEPS.values(), ids=STEPS)
 def test_steps_are_a_cpus_and_the_host_waits_for_none(gpu, chosen):
     on_cpu, on_gpu = model_with(0, **{**chosen, 'amp': 'off'}), model_with(1, **chosen)
+    computed_in = set()
+    on_gpu.net_g.body_conv.register_forward_hook(lambda _, __, out: computed_in.add(out.dtype))
     for iteration in (1, 2, 3):
         on_gpu.update_learning_rate(iteration)
         for model, place in ((on_cpu, nullcontext()), (on_gpu, gpu.nothing_waits())):
             with place:
                 model.feed_data(batch())
                 model.optimize_parameters(iteration)
+    assert computed_in == {{'off': torch.float32, 'fp16': torch.float16}.get(chosen['amp'], torch.bfloat16)}
     assert on_gpu.get_current_log() == pytest.approx(on_cpu.get_current_log(), rel=0.01)
 
 
