@@ -1,11 +1,11 @@
-"""Restoring: time and memory of plain, exact, local and chop, against a plain run and the machine's matrix product.
+"""Restoring: time and memory of plain, exact, local and chop, against a plain run and the device's matrix product.
 
     python benchmarks/inference.py                     # 256 x 256 to 24 megapixels, full width, one block
     python benchmarks/inference.py --blocks 4x16 --sizes 256x256 1280x720    # the paper's network
 
 Work and memory of a block do not depend on how many there are, so a shallow network shows the modes' ratios in minutes;
 its encoder and decoder, which are 4 % of the full network's work, weigh more in it. The plain forward is left out where
-it does not fit into the memory.
+it does not fit into the memory. Memory is a process's; a GPU's is what is allocated there, without the images.
 """
 
 import argparse
@@ -26,6 +26,7 @@ PATCH_SIZE = 256  # of local's window
 BOUNDS = {'fp32': 240, 'bf16': 130}  # bytes a pixel, images included, that exact is held to
 WHOLE = {'fp32': 2650, 'bf16': 1400}  # bytes a pixel that the plain forward takes, about: where it would not fit
 LARGE = 4_000_000  # pixels from which on only the fastest precision is run, and once
+MODES = ['plain', 'exact', 'local', 'chop', *(['exact x8'] if measure.DEVICE.type == 'cuda' else [])]
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16}
 
 
@@ -34,7 +35,7 @@ def network_of(mode: str, num_group: int, num_block: int) -> WRCAN:
     layout = torch.contiguous_format if mode == 'plain' else torch.channels_last
     with torch.device('meta'):
         network = WRCAN(num_group=num_group, num_block=num_block)
-    network.to_empty(device='cpu').to(memory_format=layout)
+    network.to_empty(device=measure.DEVICE).to(memory_format=layout)
     torch.manual_seed(0)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
@@ -55,16 +56,17 @@ def operations(network: WRCAN, pixels: int) -> float:
 
 def plain(network: WRCAN, image: np.ndarray, dtype: torch.dtype) -> np.ndarray:
     """The whole image at once, as the official code and the stock toolbox run it, in the type given."""
-    scaled = torch.from_numpy(image.astype(np.float32) / 255).permute(2, 0, 1)[None]
-    with torch.no_grad(), torch.autocast('cpu', dtype, enabled=dtype != torch.float32):
-        restored = network(scaled).float()[0].permute(1, 2, 0).numpy()
+    scaled = torch.from_numpy(image.astype(np.float32) / 255).permute(2, 0, 1)[None].to(measure.DEVICE)
+    with torch.no_grad(), torch.autocast(measure.DEVICE.type, dtype, enabled=dtype != torch.float32):
+        restored = network(scaled).float()[0].permute(1, 2, 0).cpu().numpy()
     return np.rint(restored.clip(0, 1) * 255).astype(np.uint8)
 
 
 def run(mode: str, precision: str, network: WRCAN, image: np.ndarray) -> np.ndarray:
     if mode == 'plain':
         return plain(network, image, DTYPES[precision])
-    return restore(network, image, mode=mode, precision=precision, patch_size=PATCH_SIZE)
+    once, x8, _ = mode.partition(' x8')
+    return restore(network, image, mode=once, ensemble=bool(x8), precision=precision, patch_size=PATCH_SIZE)
 
 
 def image_of(width: int, height: int) -> np.ndarray:
@@ -87,6 +89,11 @@ def smallest_peak(mode: str, precision: str, blocks: tuple[int, int]) -> int:
 
 def measured_alone(mode: str, precision: str, blocks: tuple[int, int], size: tuple[int, int]) -> tuple[float, float]:
     """Bytes a pixel above weights and libraries, and seconds, of a process that restores once."""
+    if measure.DEVICE.type == 'cuda':
+        network, image = network_of(mode, *blocks), image_of(*size)
+        started = time.perf_counter()
+        peak = measure.peak_on_gpu(functools.partial(run, mode, precision, network, image))
+        return peak / (size[0] * size[1]), time.perf_counter() - started
     peak, seconds = measure.peak_memory(restore_once, mode, precision, blocks, size)
     return (peak - smallest_peak(mode, precision, blocks)) / (size[0] * size[1]), seconds
 
@@ -106,7 +113,7 @@ def rows_of(
         (precision, mode)
         for precision in precisions
         for mode in modes
-        if mode != 'plain' or WHOLE[precision] * pixels < free_memory(torch.device('cpu'))
+        if mode != 'plain' or WHOLE[precision] * pixels < free_memory(measure.DEVICE)
     ]
     if not large:
         for precision, mode in fitting:
@@ -127,12 +134,12 @@ def rows_of(
             if (precision, mode) not in fitting:
                 rows.append({**row, 'seconds': 'does not fit'})
                 continue
-            each = times[f'{mode} {precision}']
+            each, turns = times[f'{mode} {precision}'], 8 if mode.endswith('x8') else 1
             row |= {
                 'seconds': each.median,
                 'spread': 'one run' if len(each.seconds) == 1 else f'{each.spread:.0%}',
                 'time / plain': 1 / each.times_faster_than(plain_times) if plain_times else None,
-                'of the ceiling': f'{operations(in_ours, pixels) / each.median / ceiling:.0%}',
+                'of the ceiling': f'{turns * operations(in_ours, pixels) / each.median / ceiling:.0%}',
                 'bytes a pixel': round(memory[precision, mode]),
                 'bound': BOUNDS[precision] if mode == 'exact' else None,
             }
@@ -150,11 +157,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--sizes', nargs='+', type=pair, default=[(256, 256), (1280, 720), (4000, 3000), (6000, 4000)])
     parser.add_argument('--blocks', type=pair, default=(1, 1), metavar='GROUPSxBLOCKS', help='default 1x1')
-    parser.add_argument('--modes', nargs='+', default=['plain', 'exact', 'local', 'chop'])
+    parser.add_argument('--modes', nargs='+', choices=MODES, default=MODES)
     parser.add_argument('--precisions', nargs='+', choices=DTYPES)
     parser.add_argument('--rounds', type=int, default=3)
     arguments = parser.parse_args()
-    precisions = arguments.precisions or ['fp32'] + ['bf16'] * has_bf16_units(torch.device('cpu'))
+    precisions = arguments.precisions or ['fp32'] + ['bf16'] * has_bf16_units(measure.DEVICE)
     rows: list[dict[str, Any]] = []
     for size in arguments.sizes:
         rows += rows_of(size, arguments.blocks, precisions, arguments.modes, arguments.rounds)

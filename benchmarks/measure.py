@@ -1,4 +1,6 @@
-"""What the benchmarks share: times of variants taken in turn, the machine's ceilings, memory, a table and JSON.
+"""What the benchmarks share: times of variants taken in turn, the device's ceilings, memory, a table and JSON.
+
+The GPU is measured where there is one; with CUDA_VISIBLE_DEVICES= in front of the command the CPU is.
 
 On a machine with other work on it only ratios within one run mean something. So the variants take turns, and a ratio is
 the median over the rounds of two times that were taken one after the other.
@@ -22,7 +24,8 @@ import torch
 
 RESULTS = Path(__file__).parent / 'results'
 LIBRARIES = ('torch', 'numpy', 'opencv-python', 'lmdb', 'basicsr')
-MATRIX_SIDE = 4096
+DEVICE = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+MATRIX_SIDE = {'cpu': 4096, 'cuda': 8192}[DEVICE.type]
 COPY_BYTES = 256 << 20
 
 
@@ -49,7 +52,7 @@ class Times:
 
 
 def _wait() -> None:
-    if torch.cuda.is_available():
+    if DEVICE.type == 'cuda':
         torch.cuda.synchronize()
 
 
@@ -67,16 +70,16 @@ def take_turns(variants: Mapping[str, Callable[[], object]], *, rounds: int = 7,
     return {name: Times(tuple(taken)) for name, taken in seconds.items()}
 
 
-def matrix_product(dtype: torch.dtype, device: str = 'cpu') -> tuple[Callable[[], object], float]:
+def matrix_product(dtype: torch.dtype) -> tuple[Callable[[], object], float]:
     """The ceiling of arithmetic: a product of two square matrices, and its floating-point operations."""
-    left, right = (torch.randn(MATRIX_SIDE, MATRIX_SIDE, device=device).to(dtype) for _ in range(2))
+    left, right = (torch.randn(MATRIX_SIDE, MATRIX_SIDE, device=DEVICE).to(dtype) for _ in range(2))
     product = torch.empty_like(left)
     return lambda: torch.mm(left, right, out=product), 2.0 * MATRIX_SIDE**3
 
 
-def copy(device: str = 'cpu') -> tuple[Callable[[], object], float]:
-    """The ceiling of memory: a copy, and the bytes that it reads and writes."""
-    source = torch.ones(COPY_BYTES // 4, device=device)
+def copy() -> tuple[Callable[[], object], float]:
+    """The ceiling of the CPU's memory: a copy, and the bytes that it reads and writes."""
+    source = torch.ones(COPY_BYTES // 4)
     target = torch.empty_like(source)
     return lambda: target.copy_(source), 2.0 * COPY_BYTES
 
@@ -88,6 +91,16 @@ def peak_memory(function: Callable[..., object], *arguments: Any) -> tuple[int, 
     """
     with multiprocessing.get_context('spawn').Pool(1) as pool:  # a fork would break OpenMP's threads
         return pool.apply(_peak_of_this_process, (function, arguments))
+
+
+def peak_on_gpu(function: Callable[[], object]) -> int:
+    """Bytes that `function()` allocates on the GPU at most, above what is allocated there already."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    function()
+    _wait()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def _peak_of_this_process(function: Callable[..., object], arguments: tuple) -> tuple[int, Any]:
@@ -114,7 +127,7 @@ def machine() -> dict[str, Any]:
         'processor': names[0] if names else platform.machine(),
         'units': units,
         'threads': torch.get_num_threads(),
-        'gpu': torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        'gpu': torch.cuda.get_device_name() if DEVICE.type == 'cuda' else None,
         'python': platform.python_version(),
         **{name: version(name) for name in LIBRARIES},
     }

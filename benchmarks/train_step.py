@@ -1,7 +1,8 @@
 """One training step: plain, ours, and ours with each means turned off; each convolution alone; memory.
 
-Plain is the official code's way in the stock toolbox: fp32, the default memory layout, two forward calls, an Adam that
-goes over the weights in several passes. Ours is WRCANModel.optimize_parameters as a run calls it.
+Plain is the official code's way in the stock toolbox: fp32 (on a GPU autocast to fp16), the default memory layout, two
+forward calls, an Adam that goes over the weights in several passes. Ours is WRCANModel.optimize_parameters as a run
+calls it. A GPU holds the weights of all variants at once, and one step: some 100 GB.
 """
 
 import argparse
@@ -16,13 +17,18 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from wrcan_arch import WRCAN
+from wrcan_arch.errors import RunError
 from wrcan_arch.inference import autocast_dtype, has_bf16_units
 from wrcan_arch.wrcan_arch import ResidualBlock
 
-DTYPE = autocast_dtype('auto', torch.device('cpu'))  # of ours: bf16 without units for it would take hours
-LAYOUT = {torch.float32: torch.contiguous_format}.get(DTYPE, torch.channels_last)  # a step's, by default
+ON_GPU = measure.DEVICE.type == 'cuda'
+DTYPE = autocast_dtype('auto', measure.DEVICE)  # of ours: bf16 without units for it would take hours
+PLAIN_DTYPE = torch.float16 if ON_GPU else torch.float32
+LAYOUT = torch.channels_last if ON_GPU or DTYPE.itemsize < 4 else torch.contiguous_format  # a step's, by default
 # Full width. (groups, blocks, patch, batch)
-SIZES = {'small': (1, 2, 128, 2), 'full': (4, 16, 256, 1)}
+CPU_SIZES = {'small': (1, 2, 128, 2), 'full': (4, 16, 256, 1)}
+GPU_SIZES = {'full': (4, 16, 256, 16), 'full, patch 320': (4, 16, 320, 16)}
+SIZES = GPU_SIZES if ON_GPU else CPU_SIZES
 VARIANTS: dict[str, dict[str, Any]] = {
     'ours': {},
     'without amp': {'amp': 'off'},
@@ -32,7 +38,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     'with checkpointing': {'checkpointing': True},
     'without the auto-encoder loss': {'autoencoder_opt': None},
 }
-SHOWN = {'small': [*VARIANTS], 'full': ['ours', 'without the auto-encoder loss']}
+SHOWN = {
+    'small': [*VARIANTS],
+    'full': [*VARIANTS] if ON_GPU else ['ours', 'without the auto-encoder loss'],
+    'full, patch 320': ['ours', 'with checkpointing'],
+}
 
 # Of the full network at 64 features. (in, out, side of the map as a part of the patch, stride, atrous rate)
 CONVOLUTIONS = {
@@ -51,13 +61,14 @@ CONVOLUTIONS = {
     'decoder 0': (128, 64, 1, 1, 1),
     'tail': (64, 3, 1, 1, 1),
 }
+DOES_NOT_FIT = 'does not fit'
 CARD_BYTES = 11e9
 CARD_RESERVE = 1e9  # for CUDA itself and cuDNN's workspaces: an assumption
 
 
 def batch_of(batch: int, patch: int) -> dict[str, Tensor]:
     torch.manual_seed(0)
-    return {name: torch.rand(batch, 3, patch, patch) for name in ('lq', 'gt', 'gt_jpeg')}
+    return {name: torch.rand(batch, 3, patch, patch).to(measure.DEVICE) for name in ('lq', 'gt', 'gt_jpeg')}
 
 
 def autoencode(network: WRCAN, images: Tensor) -> Tensor:
@@ -70,15 +81,18 @@ def autoencode(network: WRCAN, images: Tensor) -> Tensor:
 
 
 def plain_step(groups: int, blocks: int, data: dict[str, Tensor]) -> Callable[[], None]:
-    network = WRCAN(num_group=groups, num_block=blocks)
+    network = WRCAN(num_group=groups, num_block=blocks).to(measure.DEVICE)
+    scaler = torch.amp.GradScaler(measure.DEVICE.type, enabled=ON_GPU)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, weight_decay=1e-8)
 
     def step() -> None:
         optimizer.zero_grad()
-        l_pix = F.l1_loss(network(data['lq']), data['gt'])
-        l_ae = 0.1 * F.mse_loss(autoencode(network, data['gt_jpeg']), data['gt'])
-        (l_pix + l_ae).backward()
-        optimizer.step()
+        with torch.autocast(measure.DEVICE.type, PLAIN_DTYPE, enabled=ON_GPU):
+            l_pix = F.l1_loss(network(data['lq']), data['gt'])
+            l_ae = 0.1 * F.mse_loss(autoencode(network, data['gt_jpeg']), data['gt'])
+        scaler.scale(l_pix + l_ae).backward()
+        scaler.step(optimizer)
+        scaler.update()
 
     return step
 
@@ -93,7 +107,7 @@ def our_model(groups: int, blocks: int, train: Mapping[str, Any]) -> Any:
             'dist': False,
             'rank': 0,
             'world_size': 1,
-            'num_gpu': 0,
+            'num_gpu': int(ON_GPU),
             'network_g': {'type': 'WRCAN', 'num_group': groups, 'num_block': blocks},
             'path': {},
             'train': {
@@ -126,14 +140,16 @@ def operations(run: Callable[[], object]) -> float:
 def step_rows(size: str, rounds: int) -> list[dict[str, Any]]:
     groups, blocks, patch, batch = SIZES[size]
     data = batch_of(batch, patch)
-    steps = {'plain': plain_step(groups, blocks, data)}
-    steps |= {name: our_step(groups, blocks, data, VARIANTS[name]) for name in SHOWN[size]}
-    products = {dtype: measure.matrix_product(dtype) for dtype in {torch.float32, DTYPE}}
+    makers = {'plain': partial(plain_step, groups, blocks, data)}
+    makers |= {name: partial(our_step, groups, blocks, data, VARIANTS[name]) for name in SHOWN[size]}
+    peaks = {name: peak_of(make) for name, make in makers.items()} if ON_GPU else {}
+    steps = {name: make() for name, make in makers.items() if peaks.get(name) != DOES_NOT_FIT}
+    products = {dtype: measure.matrix_product(dtype) for dtype in {torch.float32, PLAIN_DTYPE, DTYPE}}
     times = measure.take_turns({**steps, **{str(dtype): run for dtype, (run, _) in products.items()}}, rounds=rounds)
 
     rows = []
     for name, step in steps.items():
-        dtype = torch.float32 if name in ('plain', 'without amp') else DTYPE
+        dtype = {'plain': PLAIN_DTYPE, 'without amp': torch.float32}.get(name, DTYPE)
         ceiling = products[dtype][1] / times[str(dtype)].median
         rate = operations(step) / times[name].median
         rows.append(
@@ -145,17 +161,32 @@ def step_rows(size: str, rounds: int) -> list[dict[str, Any]]:
                 'time, ours = 1': 1 / times[name].times_faster_than(times['ours']),
                 'GFLOP/s': rate / 1e9,
                 'of the matrix product': f'{rate / ceiling:.0%}',
+                **({'peak, GB': peaks[name]} if ON_GPU else {}),
             }
         )
-    return rows
+    return rows + [{'step': name, 's': DOES_NOT_FIT} for name in makers.keys() - steps.keys()]
+
+
+def peak_of(make_step: Callable[[], Callable[[], None]]) -> float | str:
+    """GB on the GPU of the weights, the optimizer and two steps; the second has Adam's moments from the start."""
+
+    def two_steps() -> None:
+        step = make_step()
+        step()
+        step()
+
+    try:
+        return measure.peak_on_gpu(two_steps) / 1e9
+    except (torch.cuda.OutOfMemoryError, RunError):  # the second is the model's, of the first
+        return DOES_NOT_FIT
 
 
 def convolution_passes(shape: tuple[int, ...], patch: int, batch: int) -> dict[str, Callable[[], object]]:
     """Forward and both gradients of one convolution, each on its own."""
     in_channels, out_channels, part, stride, rate = shape
-    image = torch.randn(batch, in_channels, patch // part, patch // part).to(DTYPE).contiguous(memory_format=LAYOUT)
-    weight = torch.randn(out_channels, in_channels, 3, 3).to(DTYPE).contiguous(memory_format=LAYOUT)
-    bias = torch.randn(out_channels).to(DTYPE)
+    shapes = (batch, in_channels, patch // part, patch // part), (out_channels, in_channels, 3, 3)
+    image, weight = (torch.randn(each).to(measure.DEVICE, DTYPE, memory_format=LAYOUT) for each in shapes)
+    bias = torch.randn(out_channels).to(measure.DEVICE, DTYPE)
     forward = partial(F.conv2d, image, weight, bias, stride, rate, rate)
     gradient = torch.randn_like(forward())
     sizes = [out_channels], [stride] * 2, [rate] * 2, [rate] * 2, False, [0, 0], 1
@@ -167,7 +198,7 @@ def convolution_passes(shape: tuple[int, ...], patch: int, batch: int) -> dict[s
     }
 
 
-def convolution_rows(rounds: int, patch: int = 256, batch: int = 1) -> list[dict[str, Any]]:
+def convolution_rows(rounds: int, patch: int, batch: int) -> list[dict[str, Any]]:
     product, product_operations = measure.matrix_product(DTYPE)
     rows = []
     for name, shape in CONVOLUTIONS.items():
@@ -203,7 +234,8 @@ def kept_bytes(patch: int, train: Mapping[str, Any]) -> int:
         if isinstance(module, ResidualBlock):  # checkpointing keeps its input where the hooks do not see it
             module.register_forward_pre_hook(keep_input)
     model.feed_data(batch_of(1, patch))
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast('cpu', torch.bfloat16):
+    autocast = torch.autocast(measure.DEVICE.type, torch.bfloat16)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast:
         losses = model._losses(model.lq, model.gt, model.gt_jpeg)
     assert losses
     return sum(kept.values())
@@ -235,8 +267,9 @@ def main() -> None:
     tables = {}
     for size, (groups, blocks, patch, batch) in SIZES.items():
         tables[f'A step: {groups} x {blocks} blocks, patch {patch}, batch {batch}'] = step_rows(size, rounds)
-    tables[f'Convolutions alone, {DTYPE}, patch 256, batch 1'] = convolution_rows(rounds)
-    if has_bf16_units(torch.device('cpu')):
+    _, _, patch, batch = SIZES['full']
+    tables[f'Convolutions alone, {DTYPE}, patch {patch}, batch {batch}'] = convolution_rows(rounds, patch, batch)
+    if has_bf16_units(measure.DEVICE):
         tables['Memory of a step of the full network, bf16'] = memory_rows()
     measure.report('train_step', tables)
 
