@@ -152,18 +152,20 @@ class _NotFinite(Exception):
     """The result has a NaN or an infinity in it."""
 
 
-Write = Callable[[np.ndarray, Span, np.ndarray], None]  # rows (rows, W, C), float32, into the result
+Write = Callable[[np.ndarray, Span, Tensor], None]  # rows (rows, W, C), float32, on any device, into the result
 
 
-def _store(result: np.ndarray, span: Span, rows: np.ndarray) -> None:
+def _store(result: np.ndarray, span: Span, rows: Tensor) -> None:
     """As the result has them: integers rounded and clipped, floats as they are."""
     if peak := PEAKS.get(result.dtype):
-        rows = np.rint(rows.clip(0, 1) * peak)
-    result[slice(*span)] = rows
+        rows = rows.clamp(0, 1).mul_(peak).round_()
+    if result.dtype == np.uint8:  # on the device, from which a quarter of the bytes comes back
+        rows = rows.to(torch.uint8)
+    result[slice(*span)] = rows.cpu().numpy()
 
 
-def _add(total: np.ndarray, span: Span, rows: np.ndarray) -> None:
-    total[slice(*span)] += rows
+def _add(total: np.ndarray, span: Span, rows: Tensor) -> None:
+    total[slice(*span)] += rows.cpu().numpy()
 
 
 class _Restoring:
@@ -199,7 +201,7 @@ class _Restoring:
         for number, turn in enumerate(ALL_TURNS):
             self._run(turn(image), turn(total), _add, must_be_finite, turns_done=number)
         for start, stop in spans(len(total), 256):
-            _store(result, (start, stop), total[start:stop] / len(ALL_TURNS))
+            _store(result, (start, stop), torch.from_numpy(total[start:stop]).div_(len(ALL_TURNS)))
 
     def _run(
         self, image: np.ndarray, result: np.ndarray, write: Write, must_be_finite: bool, turns_done: int = 0
@@ -211,13 +213,14 @@ class _Restoring:
             self.progress((turns_done + share) / turns)
 
         def read(span: Span) -> Tensor:
-            rows = image[slice(*span)].astype(np.float32) / np.float32(PEAKS.get(image.dtype, 1))
-            return torch.from_numpy(rows).permute(2, 0, 1)[None]
+            sent = image[slice(*span)].astype(np.uint8 if image.dtype == np.uint8 else np.float32)
+            rows = torch.from_numpy(sent).to(self.device, torch.float32).div_(PEAKS.get(image.dtype, 1))
+            return rows.permute(2, 0, 1)[None]
 
         def write_tensor(span: Span, rows: Tensor) -> None:
             if must_be_finite and not rows.isfinite().all():
                 raise _NotFinite
-            write(result, span, rows[0].permute(1, 2, 0).cpu().numpy())
+            write(result, span, rows[0].permute(1, 2, 0))
 
         if self.in_strips:
             assert isinstance(self.network, WRCAN)
@@ -233,7 +236,7 @@ class _Restoring:
                 tell=tell,
             )
         else:
-            write_tensor((0, height), self._whole(read((0, height)).to(self.device)))
+            write_tensor((0, height), self._whole(read((0, height))))
             tell(1)
 
     def _whole(self, image: Tensor) -> Tensor:
