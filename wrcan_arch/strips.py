@@ -390,7 +390,7 @@ def _end_rows_and_bytes(
     an_end_row = (END_MAPS + unfolded) * a_row
     fitting = (in_blocks - a_map) // an_end_row - END_ROWS
     least, most = (numbers // a_row for numbers in (CPU_END_STRIP if device.type == 'cpu' else GPU_END_STRIP))
-    end_rows = SIZE_MULTIPLE * min(height, max(2, max(least, min(fitting, most)) // SIZE_MULTIPLE))
+    end_rows = SIZE_MULTIPLE * min(height, max(2, min(rows, max(least, min(fitting, most)) // SIZE_MULTIPLE)))
     at_ends = a_map + (end_rows + END_ROWS) * an_end_row
     weights = WEIGHT_COPIES * 9 * BRANCH_MATRICES * (4 * feat) ** 2
     return end_rows, dtype.itemsize * (max(in_blocks, at_ends) + weights) + WORKSPACE
