@@ -25,7 +25,7 @@ from wrcan_arch.inference import has_bf16_units
 PATCH_SIZE = 256  # of local's window
 BOUNDS = {'fp32': 240, 'bf16': 130}  # bytes a pixel, images included, that exact is held to
 WHOLE = {'fp32': 2650, 'bf16': 1400}  # bytes a pixel that the plain forward takes, about: where it would not fit
-LARGE = 4_000_000  # pixels from which on only the fastest precision is run, and once
+LARGE = 4_000_000  # pixels from which on a CPU runs only the fastest precision, and once
 MODES = ['plain', 'exact', 'local', 'chop', *(['exact x8'] if measure.DEVICE.type == 'cuda' else [])]
 DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16}
 
@@ -88,7 +88,7 @@ def smallest_peak(mode: str, precision: str, blocks: tuple[int, int]) -> int:
 
 
 def measured_alone(mode: str, precision: str, blocks: tuple[int, int], size: tuple[int, int]) -> tuple[float, float]:
-    """Bytes a pixel above weights and libraries, and seconds, of a process that restores once."""
+    """Bytes a pixel above weights and libraries, and seconds, of a process (on a CPU) that restores once."""
     if measure.DEVICE.type == 'cuda':
         network, image = network_of(mode, *blocks), image_of(*size)
         started = time.perf_counter()
@@ -104,7 +104,7 @@ def rows_of(
     in_own_layout, in_ours = network_of('plain', *blocks), network_of('exact', *blocks)
     image = image_of(*size)
     pixels = size[0] * size[1]
-    large = pixels >= LARGE
+    large = pixels >= LARGE and measure.DEVICE.type == 'cpu'
     if large:
         precisions = precisions[-1:]
     ceilings = {precision: measure.matrix_product(DTYPES[precision]) for precision in precisions}

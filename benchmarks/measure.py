@@ -26,6 +26,7 @@ RESULTS = Path(__file__).parent / 'results'
 LIBRARIES = ('torch', 'numpy', 'opencv-python', 'lmdb', 'basicsr')
 DEVICE = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 MATRIX_SIDE = {'cpu': 4096, 'cuda': 8192}[DEVICE.type]
+torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32, in convolutions as in the matrix product beside them
 COPY_BYTES = 256 << 20
 
 

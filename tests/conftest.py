@@ -23,9 +23,20 @@ if 'PYTEST_XDIST_WORKER' in os.environ:  # one of several processes, which share
     os.environ['OMP_NUM_THREADS'] = '1'
     torch.set_num_threads(1)
 
+# What is compared with a CPU's bytes must be a CPU's; on_gpu.py alone sees the GPUs that are here.
+GPUS, VISIBLE = 'GPUS_OF_ON_GPU', 'CUDA_VISIBLE_DEVICES'
+if GPUS not in os.environ:
+    os.environ[GPUS] = os.environ.get(VISIBLE, 'all')
+    os.environ[VISIBLE] = ''
+
 signal.signal(signal.SIGINT, signal.default_int_handler)  # or what runs in the background hands on that it is ignored
 
 DATA = Path(__file__).parent / 'data'
+
+
+def environment_with_gpus() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name != VISIBLE}
+    return kept if kept[GPUS] == 'all' else {**kept, VISIBLE: kept[GPUS]}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

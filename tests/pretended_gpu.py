@@ -17,32 +17,25 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.cpp_extension import include_paths, library_paths
+from torch.utils.cpp_extension import include_paths
 
 aten = torch.ops.aten
-TAKE_BOTH = {aten.copy_.default, aten._to_copy.default, aten.index.Tensor, aten.index_put_.default}
+TAKE_BOTH = {aten.copy_.default, aten._to_copy.default}
+TAKE_INDICES_OF_BOTH = {aten.index.Tensor, aten.index_put_.default}
+TAKE_NO_NUMBERS = ('aten::cat', 'aten::stack', 'aten::_foreach', 'aten::_fused')  # of the CPU, as others do
 READ_BACK = {aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.default, aten.masked_select.default}
 MEMORY = 8 << 30  # bytes that it says are free
 
 
 def build(folder: Path) -> list[Path]:
     """The libraries to load, in this order, before torch is imported; none where it cannot be pretended."""
-    compiler, (lib,) = shutil.which('g++'), map(Path, library_paths())
+    compiler, lib = shutil.which('g++'), Path(torch.__file__).parent / 'lib'
     if torch.version.cuda or torch.version.hip or not compiler:
         return []
-    pretended = folder / 'pretended_gpu.so'
-    source = Path(__file__).with_suffix('.cpp')
-    command = [
-        compiler,
-        '-std=c++20',
-        '-shared',
-        '-fPIC',
-        source,
-        '-o',
-        pretended,
-        *(f'-I{i}' for i in include_paths()),
-    ]
-    subprocess.run([*map(str, command), f'-L{lib}', '-lc10', '-ltorch_cpu'], check=True)
+    source, pretended = Path(__file__).with_suffix('.cpp'), folder / 'pretended_gpu.so'
+    options = ['-std=c++20', '-shared', '-fPIC', f'-D_GLIBCXX_USE_CXX11_ABI={torch.compiled_with_cxx11_abi():d}']
+    places = [*(f'-I{path}' for path in include_paths()), f'-L{lib}']
+    subprocess.run([compiler, *options, *places, source, '-o', pretended, '-lc10', '-ltorch_cpu'], check=True)
     return [lib / 'libc10.so', lib / 'libtorch_cpu.so', pretended]
 
 
@@ -103,7 +96,7 @@ class PretendedGPU(TorchDispatchMode):
         to_gpu = bool(inside) if device is None else torch.device(device).type == 'cuda'
         if inside:
             self.calls += 1
-            if function not in TAKE_BOTH and any(each.ndim for each in outside):
+            if outside and not _takes_both(function, args, outside):
                 raise RuntimeError(f'{function}: tensors on the GPU and tensors on the CPU')
         if not self.may_wait and (inside or to_gpu) and _waits(function, args, kwargs, to_gpu, outside):
             raise RuntimeError(f'{function}: the host waits for the GPU')
@@ -126,6 +119,13 @@ class PretendedGPU(TorchDispatchMode):
 
 def _held(each: Any) -> Any:
     return each.held if isinstance(each, OnGPU) else each
+
+
+def _takes_both(function: Any, args: Any, outside: list[Tensor]) -> bool:
+    if function in TAKE_INDICES_OF_BOTH:
+        return isinstance(args[0], OnGPU)
+    is_number = not any(each.ndim for each in outside)
+    return function in TAKE_BOTH or (is_number and not function._schema.name.startswith(TAKE_NO_NUMBERS))
 
 
 def _waits(function: Any, args: Any, kwargs: Any, to_gpu: bool, outside: list[Tensor]) -> bool:

@@ -35,7 +35,7 @@ def test_exit_code_is_the_same_where_nobody_reads(monkeypatch, error, code):
 
 
 def test_full_memory_of_a_gpu_is_one_line(capsys):
-    with mock.patch.object(cli, 'doctor', side_effect=torch.OutOfMemoryError('CUDA out of memory. Tried')):
+    with mock.patch.object(cli, 'doctor', side_effect=torch.cuda.OutOfMemoryError('CUDA out of memory. Tried')):
         assert basicsr(capsys, 'doctor') == (2, [
             "basicsr doctor: the GPU's memory is full; take a smaller image or patch, or compute on the CPU "
             '(CUDA_VISIBLE_DEVICES=)'

@@ -407,7 +407,7 @@ def _message_for_user(error: Exception) -> str | None:
     if isinstance(error, InputError):
         return one_line(error)
     torch = sys.modules.get('torch')
-    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+    if torch is not None and isinstance(error, torch.cuda.OutOfMemoryError):
         return "the GPU's memory is full; take a smaller image or patch, or compute on the CPU (CUDA_VISIBLE_DEVICES=)"
     if isinstance(error, ModuleNotFoundError):
         return f'{error}; basicsr doctor says what is missing'

@@ -214,8 +214,9 @@ class _Restoring:
 
         def read(span: Span) -> Tensor:
             sent = image[slice(*span)].astype(np.uint8 if image.dtype == np.uint8 else np.float32)
-            rows = torch.from_numpy(sent).to(self.device, torch.float32).div_(PEAKS.get(image.dtype, 1))
-            return rows.permute(2, 0, 1)[None]
+            # Blocking, it would be converted before it is sent.
+            rows = torch.from_numpy(sent).to(self.device, torch.float32, non_blocking=True)
+            return rows.div_(PEAKS.get(image.dtype, 1)).permute(2, 0, 1)[None]
 
         def write_tensor(span: Span, rows: Tensor) -> None:
             if must_be_finite and not rows.isfinite().all():
@@ -264,7 +265,7 @@ class _Restoring:
         budget = self.max_memory or int(FREE_SHARE * free_memory(self.device))
 
         def needed(rows: int) -> int:
-            images = 3 * height * width * image_bytes
+            images = 3 * height * width * image_bytes if self.device.type == 'cpu' else 0
             held = bytes_needed(config, (height, width), rows=rows, dtype=self.dtype, device=self.device)
             return held + images
 
@@ -345,8 +346,8 @@ def restore(
             that is not finite is computed again in fp32, with a RuntimeWarning. If it still is not, an integer image
             is an InputError, a float one comes back as it was computed. A side of 4 pixels or less: always fp32.
         patch_size: of the training, for 'local', in pixels; by default what the weights' file says.
-        max_memory: bytes to work in, above the weights and the results of a batch; by default most of what is free. An
-            image that needs more is an InputError.
+        max_memory: bytes to work in, above the weights and the results of a batch (on a GPU, above what cuDNN takes for
+            itself too); by default most of what is free. An image that needs more is an InputError.
         progress: is given the share of the work that is done, up to 1: after each strip in 'exact' and 'local', after
             each image or turn in the others. It starts over where an image is computed again in fp32, and runs ahead of
             a GPU.

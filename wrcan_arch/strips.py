@@ -38,6 +38,7 @@ WEIGHT_COPIES = 2  # converted or packed, and one more while that is done
 BRANCH_MAPS = 6  # maps of 4F channels that a strip of a block takes, the library's own copies included
 END_MAPS = 16  # maps of F channels that a strip of encoder and decoder takes
 UNFOLDED_MAPS = 18  # more where PyTorch's own convolution unfolds its input: 9 positions of twice as many channels
+END_IMAGES = 6  # and of the image, in fp32
 END_ROWS = 24  # rows of the image by which the decoder is behind the encoder, about
 # Numbers in F channels of a strip of the encoder and decoder, at least and at most: what caches and kernels like.
 CPU_END_STRIP, GPU_END_STRIP = (5 << 16, 2 << 20), (4 << 20, 64 << 20)
@@ -290,13 +291,13 @@ class WindowMeans:
 
     def __call__(self, span: Span) -> Tensor:
         """(1, C, rows, W - window + 1): one mean for each place of the window along these rows."""
-        height = self.values.shape[0]
-        tops = torch.arange(*span).sub_((self.rows - 1) // 2).clamp_(0, height - self.rows)
-        moves = int(tops[-1]) - self.top
+        above, lowest = (self.rows - 1) // 2, self.values.shape[0] - self.rows
+        tops = torch.arange(*span, device=self.values.device).sub_(above).clamp_(0, lowest)
+        moves = min(max(0, span[1] - 1 - above), lowest) - self.top  # of the last of them, without asking a GPU
         entering = self.values[self.top + self.rows : self.top + self.rows + moves]
         leaving = self.values[self.top : self.top + moves]
         sums = torch.cat([self.sums[None], entering.float() - leaving]).cumsum_(0)  # (moves + 1, W, C)
-        sums, self.sums, self.top = sums[(tops - self.top).to(sums.device)], sums[-1].clone(), self.top + moves
+        sums, self.sums, self.top = sums[tops - self.top], sums[-1].clone(), self.top + moves
         ends = F.pad(sums.cumsum_(1), (0, 0, 1, 0))  # (rows, W + 1, C)
         means = (ends[:, self.columns :] - ends[:, : -self.columns]).div_(self.rows * self.columns)
         return means.permute(2, 0, 1)[None]
@@ -387,7 +388,8 @@ def _end_rows_and_bytes(
     margins = 4 * feat * height * 2 * margin_of(device, dtype, width, max(ATROUS_RATES))
     in_blocks = 3 * a_map + margins + (BRANCH_MAPS + unfolded) * strip_rows * a_row
 
-    an_end_row = (END_MAPS + unfolded) * a_row
+    image_row = 3 * padded[1] * torch.float32.itemsize // dtype.itemsize
+    an_end_row = (END_MAPS + unfolded) * a_row + END_IMAGES * image_row
     fitting = (in_blocks - a_map) // an_end_row - END_ROWS
     least, most = (numbers // a_row for numbers in (CPU_END_STRIP if device.type == 'cpu' else GPU_END_STRIP))
     end_rows = SIZE_MULTIPLE * min(height, max(2, min(rows, max(least, min(fitting, most)) // SIZE_MULTIPLE)))

@@ -211,7 +211,7 @@ class WRCANModel(RecordedModel):
 
     @torch.no_grad()
     def _average(self, broken: Tensor) -> None:
-        """The averaged weights' step, as the toolbox's `model_ema`, but left out on the device too."""
+        """The averaged weights' step, the toolbox's `model_ema` but for rounding, left out on the device as well."""
         share = (1 - self.ema_decay) * (1 - broken)
         weights = self.get_bare_model(self.net_g).parameters()
         for averaged, weight in zip(self.net_g_ema.parameters(), weights, strict=True):
