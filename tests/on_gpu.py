@@ -17,6 +17,7 @@ from wrcan_arch import WRCAN, restore
 from wrcan_arch.cli import main
 from wrcan_arch.convolution import set_channels_last
 from wrcan_arch.inference import autocast_dtype
+from wrcan_arch.strips import restore_in_strips
 from wrcan_arch.train import options
 
 GREY_LEVELS = {'fp32': 1, 'bf16': 4, 'fp16': 2}  # that a result may be off
@@ -62,6 +63,22 @@ def test_restores_as_a_cpu_does(gpu, block, mode, precision):
         expected = restore(on_cpu, image, mode=mode, precision='fp32', patch_size=32).astype(int)
         found = restore(on_gpu, image, mode=mode, precision=precision, patch_size=32)
         assert np.abs(found - expected).max() <= GREY_LEVELS[precision], size
+
+
+@pytest.mark.parametrize('window', [None, 4])
+def test_strips_do_not_wait_for_each_other(gpu, window):
+    network, image, restored = network_of('wrca').cuda(), torch.rand(1, 3, 64, 50).cuda(), []
+    with gpu.nothing_waits():
+        restore_in_strips(
+            network,
+            lambda span: image[:, :, slice(*span)],
+            lambda _, rows: restored.append(rows),
+            (64, 50),
+            rows=6,
+            window=window,
+            dtype=torch.bfloat16,
+        )
+    assert len(restored) > 2 and sum(rows.shape[2] for rows in restored) == 64
 
 
 def test_tensors_come_back_to_the_device_that_they_came_from(gpu):
