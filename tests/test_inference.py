@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from wrcan_arch import WRCAN, InputError, inference, load_network, restore, strips
+from wrcan_arch import WRCAN, InputError, inference, load_network, restore, strip_sizes
 from wrcan_arch.strips import is_as_built
 
 CPU = torch.device('cpu')
@@ -377,9 +377,9 @@ def test_result_is_the_same_within_autocast_and_whatever_the_default_type(mode):
 @pytest.mark.parametrize('has_onednn', [True, False])
 def test_where_convolutions_unfold_their_input_more_memory_is_asked(monkeypatch, has_onednn):
     network, image = small_network(), np.zeros((8, 12, 3), np.uint8)
-    monkeypatch.setattr(strips, 'onednn_computes_in', lambda dtype: True)
+    monkeypatch.setattr(strip_sizes, 'onednn_computes_in', lambda dtype: True)
     plain = inference.bytes_needed(network.config, (8, 12), rows=1, dtype=torch.bfloat16, device=CPU)
-    monkeypatch.setattr(strips, 'onednn_computes_in', lambda dtype: has_onednn)
+    monkeypatch.setattr(strip_sizes, 'onednn_computes_in', lambda dtype: has_onednn)
     needed = inference.bytes_needed(network.config, (8, 12), rows=1, dtype=torch.bfloat16, device=CPU)
     restore(network, image, precision='bf16', max_memory=needed + 6 * 8 * 12)
     with pytest.raises(InputError, match='12 x 8 pixels need .* MB of memory'):

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from .convolution import Span
 from .errors import InputError
 from .free_memory import free_memory
-from .strips import bytes_needed, is_as_built, restore_in_strips, spans
+from .strip_sizes import bytes_needed
+from .strips import is_as_built, restore_in_strips, spans
 from .wrcan_arch import SIZE_MULTIPLE, WRCAN
 
 MODES = ('exact', 'local', 'chop', 'input')

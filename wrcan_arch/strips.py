@@ -11,7 +11,7 @@ strip reads its neighbours' rows, and strips do not overlap.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, NamedTuple, TypeGuard
 
@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .convolution import Convolution, Span, empty_map, margin_of, onednn_computes_in
+from .convolution import Convolution, Span, empty_map, margin_of
 from .progress import Progress, weights_of
+from .strip_sizes import end_rows_and_bytes, padded_to_multiple
 from .wrcan_arch import (
     ATROUS_RATES,
     SIZE_MULTIPLE,
@@ -32,17 +33,6 @@ from .wrcan_arch import (
     ResidualGroup,
     WideReceptiveField,
 )
-
-BRANCH_MATRICES = 4  # of 4F x 4F at each of 9 places: the weights of a block's convolutions
-WEIGHT_COPIES = 2  # converted or packed, and one more while that is done
-BRANCH_MAPS = 6  # maps of 4F channels that a strip of a block takes, the library's own copies included
-END_MAPS = 16  # maps of F channels that a strip of encoder and decoder takes
-UNFOLDED_MAPS = 18  # more where PyTorch's own convolution unfolds its input: 9 positions of twice as many channels
-END_IMAGES = 6  # and of the image, in fp32
-END_ROWS = 24  # rows of the image by which the decoder is behind the encoder, about
-# Numbers in F channels of a strip of the encoder and decoder, at least and at most: what caches and kernels like.
-CPU_END_STRIP, GPU_END_STRIP = (5 << 16, 2 << 20), (4 << 20, 64 << 20)
-WORKSPACE = 32 << 20  # bytes of the library's scratch, whatever the size
 
 
 def is_as_built(network: nn.Module) -> TypeGuard[WRCAN]:
@@ -369,42 +359,6 @@ def _expand(
     return out
 
 
-def _padded(size: tuple[int, int]) -> tuple[int, int]:
-    height, width = size
-    return height + -height % SIZE_MULTIPLE, width + -width % SIZE_MULTIPLE
-
-
-def _end_rows_and_bytes(
-    feat: int, padded: tuple[int, int], rows: int, dtype: torch.dtype, device: torch.device
-) -> tuple[int, int]:
-    """The height of the encoder's and decoder's strips, in rows of the image, and the bytes that are held at most.
-
-    While these two run, all but one of the blocks' maps are gone: their strips may be as high as that memory allows.
-    """
-    unfolded = UNFOLDED_MAPS if device.type == 'cpu' and not onednn_computes_in(dtype) else 0
-    height, width = (side // SIZE_MULTIPLE for side in padded)
-    a_row = 4 * feat * width  # numbers: of a map of the features, and of F channels at the image's size
-    a_map, strip_rows = a_row * height, min(rows, height) + 2 * max(ATROUS_RATES)
-    margins = 4 * feat * height * 2 * margin_of(device, dtype, width, max(ATROUS_RATES))
-    in_blocks = 3 * a_map + margins + (BRANCH_MAPS + unfolded) * strip_rows * a_row
-
-    image_row = 3 * padded[1] * torch.float32.itemsize // dtype.itemsize
-    an_end_row = (END_MAPS + unfolded) * a_row + END_IMAGES * image_row
-    fitting = (in_blocks - a_map) // an_end_row - END_ROWS
-    least, most = (numbers // a_row for numbers in (CPU_END_STRIP if device.type == 'cpu' else GPU_END_STRIP))
-    end_rows = SIZE_MULTIPLE * min(height, max(2, min(rows, max(least, min(fitting, most)) // SIZE_MULTIPLE)))
-    at_ends = a_map + (end_rows + END_ROWS) * an_end_row
-    weights = WEIGHT_COPIES * 9 * BRANCH_MATRICES * (4 * feat) ** 2
-    return end_rows, dtype.itemsize * (max(in_blocks, at_ends) + weights) + WORKSPACE
-
-
-def bytes_needed(
-    config: Mapping[str, Any], size: tuple[int, int], *, rows: int, dtype: torch.dtype, device: torch.device
-) -> int:
-    """What `restore_in_strips` holds at most, above the weights and what `read` and `write` keep."""
-    return _end_rows_and_bytes(config['num_feat'], _padded(size), rows, dtype, device)[1]
-
-
 @torch.no_grad()
 def restore_in_strips(
     network: WRCAN,
@@ -431,7 +385,7 @@ def restore_in_strips(
     """
     height, width = size
     device = network.head.weight.device
-    padded = _padded(size)
+    padded = padded_to_multiple(size)
 
     def read_padded(span: Span) -> Tensor:
         """As the network pads: by its last rows and columns."""
@@ -441,7 +395,7 @@ def restore_in_strips(
         image = F.pad(image, missing, mode='replicate') if any(missing) else image
         return image.contiguous(memory_format=torch.channels_last)
 
-    end_rows, _ = _end_rows_and_bytes(network.head.out_channels, padded, rows, dtype, device)
+    end_rows, _ = end_rows_and_bytes(network.head.out_channels, padded, rows, dtype, device)
     strips = list(spans(padded[0], end_rows))
     progress = Progress(network, padded[0], tell)
     entry = _expand(network, map(read_padded, strips), padded, dtype, progress)

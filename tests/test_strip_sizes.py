@@ -1,0 +1,75 @@
+"""Memory against what was said of it; the height of the encoder's and decoder's strips."""
+
+import pytest
+import torch
+from fresh import run_python
+
+from wrcan_arch import strip_sizes
+from wrcan_arch.strip_sizes import bytes_needed, end_rows_and_bytes
+from wrcan_arch.strips import spans
+
+WIDE = (200, 12_000)  # encoder and decoder take more than the blocks
+
+
+@pytest.mark.parametrize(
+    ('num_feat', 'dtype', 'size'),
+    [
+        (16, 'float32', (600, 2400)),
+        (16, 'bfloat16', (600, 2400)),
+        (16, 'float32', WIDE),
+        (128, 'float32', (64, 64)),
+        (64, 'float32', (256, 1024)),  # the first whose convolutions compute rows in pairs
+    ],
+)
+def test_memory_stays_within_what_was_said(num_feat, dtype, size):
+    """In a process of its own: the peak of its resident memory while it restores one image."""
+    code = (
+        'import re, torch; from pathlib import Path; torch.set_num_threads(2)\n'  # each takes some
+        'from wrcan_arch import WRCAN; from wrcan_arch.strips import restore_in_strips\n'
+        'held = lambda name: int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10\n'
+        f'network = WRCAN(num_feat={num_feat}, num_group=1, num_block=1).eval()\n'
+        'def run(size):\n'
+        '    rows = lambda span: torch.zeros(1, 3, span[1] - span[0], size[1])\n'
+        f'    with torch.no_grad(): restore_in_strips(network, rows, lambda *_: 0, size, rows=8, dtype=torch.{dtype})\n'
+        'run((4, 4)); Path("/proc/self/clear_refs").write_text("5"); before = held("VmRSS")\n'
+        f'run({size}); print(held("VmHWM") - before)'
+    )
+    result = run_python(code)
+    assert result.returncode == 0, result.stderr
+    dtype = getattr(torch, dtype)
+    said = bytes_needed({'num_feat': num_feat}, size, rows=8, dtype=dtype, device=torch.device('cpu'))
+    maps = 3 * 4 * num_feat * size[0] // 4 * size[1] // 4 * dtype.itemsize
+    assert maps < int(result.stdout) <= said
+
+
+def test_margins_are_counted(monkeypatch):
+    def said():
+        config, cpu = {'num_feat': 8}, torch.device('cpu')
+        return bytes_needed(config, (9000, 1200), rows=2, dtype=torch.bfloat16, device=cpu)
+
+    without = said()
+    monkeypatch.setattr(strip_sizes, 'margin_of', lambda *_: 4)
+    assert said() - without == 2 * (4 * 8) * (9000 // 4) * (4 + 4)
+
+
+@pytest.mark.parametrize(
+    ('size', 'rows', 'device', 'count'),
+    [((256, 256), 64, 'cuda', 1), ((256, 256), 1, 'cuda', 32), ((720, 1280), 180, 'cuda', 12),
+     ((3000, 4000), 126, 'cuda', 27), ((720, 1280), 6, 'cpu', 90), ((3000, 4000), 4, 'cpu', 375)],
+)  # fmt: skip
+def test_strips_of_encoder_and_decoder_are_few(size, rows, device, count):
+    """Of the full width: on a GPU, where 90 strips of 1280 x 720 would be 19,000 calls, they are few."""
+    end_rows, _ = end_rows_and_bytes(64, size, rows, torch.float16, torch.device(device))
+    assert len(list(spans(size[0], end_rows))) == count
+
+
+@pytest.mark.parametrize('device', ['cpu', 'cuda'])
+def test_their_height_is_of_the_memory_that_the_blocks_took(device, monkeypatch):
+    def said():
+        return end_rows_and_bytes(16, (3000, 4000), 8, torch.float32, torch.device(device))
+
+    high, held = said()
+    assert high > 8
+    monkeypatch.setattr(strip_sizes, 'CPU_END_STRIP', (0, 0))
+    monkeypatch.setattr(strip_sizes, 'GPU_END_STRIP', (0, 0))
+    assert said() == (8, held)
