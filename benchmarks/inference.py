@@ -10,6 +10,7 @@ it does not fit into the memory. Memory is a process's; a GPU's is what is alloc
 
 import argparse
 import functools
+import math
 import sys
 import time
 from typing import Any
@@ -88,12 +89,11 @@ def smallest_peak(mode: str, precision: str, blocks: tuple[int, int]) -> int:
 
 
 def measured_alone(mode: str, precision: str, blocks: tuple[int, int], size: tuple[int, int]) -> tuple[float, float]:
-    """Bytes a pixel above weights and libraries, and seconds, of a process (on a CPU) that restores once."""
+    """Bytes a pixel above weights and libraries, and on a CPU the seconds, of a process that restores once."""
     if measure.DEVICE.type == 'cuda':
         network, image = network_of(mode, *blocks), image_of(*size)
-        started = time.perf_counter()
         peak = measure.peak_on_gpu(functools.partial(run, mode, precision, network, image))
-        return peak / (size[0] * size[1]), time.perf_counter() - started
+        return peak / (size[0] * size[1]), math.nan  # its times are of runs in turns
     peak, seconds = measure.peak_memory(restore_once, mode, precision, blocks, size)
     return (peak - smallest_peak(mode, precision, blocks)) / (size[0] * size[1]), seconds
 

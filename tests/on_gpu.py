@@ -13,7 +13,7 @@ from basicsr.models import build_model
 from conftest import SMALL_TRAINING, picture, set_options, train
 from pretended_gpu import pretended_gpu
 
-from wrcan_arch import WRCAN, restore
+from wrcan_arch import WRCAN, inference, restore
 from wrcan_arch.cli import main
 from wrcan_arch.convolution import set_channels_last
 from wrcan_arch.inference import autocast_dtype
@@ -79,6 +79,14 @@ def test_strips_do_not_wait_for_each_other(gpu, window):
             dtype=torch.bfloat16,
         )
     assert len(restored) > 2 and sum(rows.shape[2] for rows in restored) == 64
+
+
+@pytest.mark.parametrize('mode', ['exact', 'local', 'chop'])
+def test_only_results_are_waited_for(gpu, mode, monkeypatch):
+    monkeypatch.setattr(inference, '_store', lambda *_: None)
+    network, image = network_of('wrca').cuda(), np.random.default_rng(0).random((40, 50, 3), np.float32)
+    with gpu.nothing_waits():
+        restore(network, image, mode=mode, precision='fp32', patch_size=32)
 
 
 def test_tensors_come_back_to_the_device_that_they_came_from(gpu):

@@ -43,7 +43,7 @@ class OnGPU(Tensor):
     """Says that it is on the GPU; `held` is what it holds."""
 
     held: Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
     def __new__(cls, held: Tensor) -> 'OnGPU':
