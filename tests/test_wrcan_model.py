@@ -45,8 +45,9 @@ def test_a_training_can_start_from_the_image(opt):
         assert torch.allclose(build_model(opt).net_g(blurred), blurred, atol=1e-6) is gives_it_back
 
 
-def test_averaged_weights_go_a_part_of_the_way(opt):
-    opt['train']['ema_decay'] = 0.75
+@pytest.mark.parametrize('channels_last', [False, True])
+def test_averaged_weights_go_a_part_of_the_way(opt, channels_last):
+    opt['train'] |= {'ema_decay': 0.75, 'channels_last': channels_last}
     model = build_model(opt)
     before = deepcopy(model.net_g.state_dict())
     model.feed_data(batch())
@@ -55,6 +56,7 @@ def test_averaged_weights_go_a_part_of_the_way(opt):
     assert not torch.equal(after['tail.weight'], before['tail.weight'])
     for name, now in after.items():
         torch.testing.assert_close(averaged[name], 0.75 * before[name] + 0.25 * now, rtol=1e-6, atol=1e-8)
+        assert averaged[name].stride() == now.stride()  # or each average would go over memory in two orders
 
 
 def test_step_is_equation_9(opt):

@@ -103,6 +103,8 @@ class WRCANModel(RecordedModel):
         if self.device.type == 'cpu':
             keep_freed_memory()
         super().init_training_settings()
+        if self.ema_decay > 0 and self.keeps_channels_last:
+            set_channels_last(self.net_g_ema)
 
     @cached_property
     def amp_dtype(self) -> torch.dtype:
@@ -112,15 +114,19 @@ class WRCANModel(RecordedModel):
             raise InputError(f"train.amp '{amp}' is not one of auto, {', '.join(AMP_TYPES)}")
         return inference.autocast_dtype(amp, self.device) if amp == 'auto' else AMP_TYPES[amp]
 
+    @cached_property
+    def keeps_channels_last(self) -> bool:
+        channels_last = self.opt['train'].get('channels_last', 'auto')
+        if channels_last == 'auto':
+            return self.amp_dtype != torch.float32 or self.device.type != 'cpu'
+        return channels_last
+
     def prepare_for_training(self, net: nn.Module) -> None:
         train_opt = self.opt['train']
         if train_opt.get('start_from_image', False):
             assert isinstance(net, WRCAN)  # or the options are refused
             start_from_image(net)  # weights that are loaded come after this
-        channels_last = train_opt.get('channels_last', 'auto')
-        if channels_last == 'auto':
-            channels_last = self.amp_dtype != torch.float32 or self.device.type != 'cpu'
-        if channels_last:
+        if self.keeps_channels_last:
             set_channels_last(net)
         if train_opt.get('checkpointing', False):
             for module in net.modules():
