@@ -82,11 +82,12 @@ def test_strips_do_not_wait_for_each_other(gpu, window):
 
 
 @pytest.mark.parametrize('mode', ['exact', 'local', 'chop'])
-def test_only_results_are_waited_for(gpu, mode, monkeypatch):
+@pytest.mark.parametrize('ensemble', [False, True])
+def test_only_results_are_waited_for(gpu, mode, ensemble, monkeypatch):
     monkeypatch.setattr(inference, '_store', lambda *_: None)
     network, image = network_of('wrca').cuda(), np.random.default_rng(0).random((40, 50, 3), np.float32)
     with gpu.nothing_waits():
-        restore(network, image, mode=mode, precision='fp32', patch_size=32)
+        restore(network, image, mode=mode, ensemble=ensemble, precision='fp32', patch_size=32)
 
 
 def test_tensors_come_back_to_the_device_that_they_came_from(gpu):

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import product
 from numbers import Integral
 from typing import NamedTuple, overload
@@ -59,16 +60,23 @@ def _halves(size: int) -> list[tuple[slice, slice]]:
 
 
 class Turn(NamedTuple):
-    """One of the eight flips and transposes of an image. Views, so that writing to one writes to the image."""
+    """One of the eight flips and transposes of an image."""
 
     transpose: bool
     flip_rows: bool
     flip_columns: bool
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """(H, W, C), or (W, H, C)."""
+        """A view of an (H, W, C), or as (W, H, C)."""
         turned = image.swapaxes(0, 1) if self.transpose else image
         return turned[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
+
+    def add_rows(self, total: Tensor, span: Span, rows: Tensor) -> None:
+        """Add rows of a turned image to where they were in the image, `total`."""
+        total = total.transpose(0, 1) if self.transpose else total
+        start, stop = (len(total) - span[1], len(total) - span[0]) if self.flip_rows else span
+        flipped = [axis for axis, flip in enumerate((self.flip_rows, self.flip_columns)) if flip]
+        total[start:stop] += rows.flip(flipped)
 
 
 ALL_TURNS = [Turn(*each) for each in product((False, True), repeat=3)]
@@ -153,7 +161,7 @@ class _NotFinite(Exception):
     """The result has a NaN or an infinity in it."""
 
 
-Write = Callable[[np.ndarray, Span, Tensor], None]  # rows (rows, W, C), float32, on any device, into the result
+Write = Callable[[Span, Tensor], None]  # takes rows (rows, W, C), float32, on any device
 
 
 def _store(result: np.ndarray, span: Span, rows: Tensor) -> None:
@@ -163,10 +171,6 @@ def _store(result: np.ndarray, span: Span, rows: Tensor) -> None:
     if result.dtype == np.uint8:  # on the device, from which a quarter of the bytes comes back
         rows = rows.to(torch.uint8)
     result[slice(*span)] = rows.cpu().numpy()
-
-
-def _add(total: np.ndarray, span: Span, rows: Tensor) -> None:
-    total[slice(*span)] += rows.cpu().numpy()
 
 
 class _Restoring:
@@ -195,18 +199,20 @@ class _Restoring:
     def __call__(self, image: np.ndarray, result: np.ndarray) -> None:
         """(H, W, C) in, written to another of that shape."""
         must_be_finite = self.dtype != torch.float32 or result.dtype in PEAKS
+        on_host = self.device.type == 'cpu'
         if not self.ensemble:
-            self._run(image, result, _store, must_be_finite)
+            held = image.nbytes + result.nbytes if on_host else 0
+            self._run(image, partial(_store, result), held, must_be_finite)
             return
-        total = np.zeros(image.shape, np.float32)
+        total = torch.zeros(image.shape, device=self.device)
+        held = total.nbytes + (image.nbytes if on_host else 0)
         for number, turn in enumerate(ALL_TURNS):
-            self._run(turn(image), turn(total), _add, must_be_finite, turns_done=number)
+            self._run(turn(image), partial(turn.add_rows, total), held, must_be_finite, turns_done=number)
         for start, stop in spans(len(total), 256):
-            _store(result, (start, stop), torch.from_numpy(total[start:stop]).div_(len(ALL_TURNS)))
+            _store(result, (start, stop), total[start:stop].div_(len(ALL_TURNS)))
 
-    def _run(
-        self, image: np.ndarray, result: np.ndarray, write: Write, must_be_finite: bool, turns_done: int = 0
-    ) -> None:
+    def _run(self, image: np.ndarray, write: Write, held: int, must_be_finite: bool, turns_done: int = 0) -> None:
+        """`held`: bytes of images on the device."""
         height, width = image.shape[:2]
         turns = len(ALL_TURNS) if self.ensemble else 1
 
@@ -222,11 +228,11 @@ class _Restoring:
         def write_tensor(span: Span, rows: Tensor) -> None:
             if must_be_finite and not rows.isfinite().all():
                 raise _NotFinite
-            write(result, span, rows[0].permute(1, 2, 0))
+            write(span, rows[0].permute(1, 2, 0))
 
         if self.in_strips:
             assert isinstance(self.network, WRCAN)
-            rows = self._strip_rows(height, width, image.itemsize + result.itemsize)
+            rows = self._strip_rows(height, width, held)
             restore_in_strips(
                 self.network,
                 read,
@@ -248,7 +254,7 @@ class _Restoring:
             restored = restore_chop(self.network, image) if self.mode == 'chop' else self.network(image)
         return restored.float()
 
-    def _strip_rows(self, height: int, width: int, image_bytes: int) -> int:
+    def _strip_rows(self, height: int, width: int, images: int) -> int:
         """The strips' height: what the caches like, or less where the memory asks for it; about the same for all.
 
         Weights are packed anew for a strip of another height, which costs where there are few strips. An even height
@@ -266,9 +272,7 @@ class _Restoring:
         budget = self.max_memory or int(FREE_SHARE * free_memory(self.device))
 
         def needed(rows: int) -> int:
-            images = 3 * height * width * image_bytes if self.device.type == 'cpu' else 0
-            held = bytes_needed(config, (height, width), rows=rows, dtype=self.dtype, device=self.device)
-            return held + images
+            return images + bytes_needed(config, (height, width), rows=rows, dtype=self.dtype, device=self.device)
 
         while rows > 1 and needed(rows) > budget:
             rows = rows // 4 * 2 or 1
