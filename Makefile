@@ -31,7 +31,7 @@ lint: $(INSTALLED)  ## ruff and the type checker alone
 	$(BIN)/ruff check .
 	$(BIN)/mypy --num-workers 2
 
-bench: $(INSTALLED)  ## measure the training step, restoring and the data; tables here, JSON in benchmarks/results/
+bench: $(INSTALLED)  ## measure the training step, restoring and the data, an hour on two cores; JSON in benchmarks/results/
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/inference.py
 	$(BIN)/python benchmarks/loader.py

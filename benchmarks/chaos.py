@@ -35,6 +35,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent / 'datasets_prep'))
 
 import make_blur
+import measure
 import prepare_reds
 from wrcan_arch import WRCAN, InputError, cli
 from wrcan_arch.checkpoint import read_file, source_commit, write_weights
@@ -440,6 +441,7 @@ def main() -> int:
             'kills': {key: asdict(count) for key, count in counts.items()},
             'faults': outcomes,
             'minutes': minutes,
+            'machine': measure.machine(torch.device('cpu')),
         }
         arguments.out.write_text(json.dumps(content, indent=2) + '\n', encoding='utf-8')
     sound = total['survived'] == total['identical'] == total['kills'] and not total['files_lost']

@@ -155,6 +155,8 @@ def main() -> None:
     parser.add_argument('--pictures', type=Path, help='also write given, restored and sharp, side by side, in a folder')
     parser.add_argument('--store', action='store_true', help=f'make these scores the stored ones, in {STORED.name}')
     arguments = parser.parse_args()
+    if arguments.store and arguments.weights != WEIGHTS:
+        parser.error('--store is for the weights that ship; leave -w out, or take -o')
     network = load_network(arguments.weights)
     if arguments.pictures:
         arguments.pictures.mkdir(parents=True, exist_ok=True)

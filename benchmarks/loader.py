@@ -6,6 +6,7 @@ works on the crop alone, and leaves it to the model's device to make floats of i
 Ours also permutes channels and adds noise, which the stock way does not.
 """
 
+import argparse
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -104,6 +105,8 @@ def ours(folder: Path, blurred: str, sharp: str, *, as_bytes: bool = True):
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     with tempfile.TemporaryDirectory() as name:
@@ -131,7 +134,8 @@ def main() -> None:
         }
         for way in ways
     ]
-    measure.report('loader', {'(lq, gt, gt_jpeg) of patch 256 from 1280 x 720, one core': rows})
+    report = measure.Report('loader', torch.device('cpu'))
+    report.add('(lq, gt, gt_jpeg) of patch 256 from 1280 x 720, one core', rows)
 
 
 if __name__ == '__main__':

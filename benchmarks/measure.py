@@ -6,12 +6,14 @@ On a machine with other work on it only ratios within one run mean something. So
 the median over the rounds of two times that were taken one after the other.
 """
 
+import argparse
 import json
 import math
 import multiprocessing
 import platform
 import re
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,11 +24,13 @@ from typing import Any
 
 import torch
 
+from wrcan_arch.checkpoint import source_commit
+
 RESULTS = Path(__file__).parent / 'results'
 LIBRARIES = ('torch', 'numpy', 'opencv-python', 'lmdb', 'basicsr')
 DEVICE = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 MATRIX_SIDE = {'cpu': 4096, 'cuda': 8192}[DEVICE.type]
-torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32, in convolutions as in the matrix product beside them
+WARMUPS = {'cpu': 1, 'cuda': 3}[DEVICE.type]
 COPY_BYTES = 256 << 20
 
 
@@ -57,17 +61,41 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
-def take_turns(variants: Mapping[str, Callable[[], object]], *, rounds: int = 7, warmups: int = 1) -> dict[str, Times]:
-    """Times of every variant, by its name; all run once in each round. `rounds` is at least 2."""
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for number in range(-warmups, rounds):
-        for name, run in variants.items():
+def rounds(text: str) -> int:
+    """For argparse: 2 or more."""
+    if not text.isdecimal() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f'2 rounds or more, not {text}')
+    return int(text)
+
+
+def fits(run: Callable[[], object]) -> bool:
+    """Whether it runs, or the GPU's memory does not hold it."""
+    try:
+        run()
+    except Exception as error:
+        if not isinstance(error.__cause__ or error, torch.cuda.OutOfMemoryError):
+            raise
+    else:
+        return True
+    torch.cuda.empty_cache()  # here, where the error no longer holds on to its tensors
+    return False
+
+
+def take_turns(variants: Mapping[str, Callable[[], object]], *, rounds: int = 7, calls: int = 1) -> dict[str, Times]:
+    """Times of a call of every variant, by its name; all are timed once in each round, `calls` calls together.
+
+    `rounds` is at least 2. What a GPU's memory does not hold is left out.
+    """
+    running = {name: run for name, run in variants.items() if all(fits(run) for _ in range(WARMUPS))}
+    seconds: dict[str, list[float]] = {name: [] for name in running}
+    for _ in range(rounds):
+        for name, run in running.items():
             _wait()
             started = time.perf_counter()
-            run()
+            for _ in range(calls):
+                run()
             _wait()
-            if number >= 0:
-                seconds[name].append(time.perf_counter() - started)
+            seconds[name].append((time.perf_counter() - started) / calls)
     return {name: Times(tuple(taken)) for name, taken in seconds.items()}
 
 
@@ -118,17 +146,19 @@ def _held(name: str) -> int:
     return int(found[1]) << 10
 
 
-def machine() -> dict[str, Any]:
+def machine(device: torch.device = DEVICE) -> dict[str, Any]:
     """What the numbers were measured on."""
     info = Path('/proc/cpuinfo').read_text()
     names = re.findall(r'^model name\s*: (.*)', info, re.MULTILINE)
     units = sorted(set(re.findall(r'\b(?:amx_bf16|avx512_bf16|avx512f|avx2)\b', info)))
     return {
         'date': date.today().isoformat(),
+        'commit': source_commit(),
+        'command': ' '.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         'processor': names[0] if names else platform.machine(),
         'units': units,
         'threads': torch.get_num_threads(),
-        'gpu': torch.cuda.get_device_name() if DEVICE.type == 'cuda' else None,
+        'gpu': torch.cuda.get_device_name() if device.type == 'cuda' else None,
         'python': platform.python_version(),
         **{name: version(name) for name in LIBRARIES},
     }
@@ -152,12 +182,20 @@ def _cell(value: Any) -> str:
     return str(value)
 
 
-def report(name: str, tables: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """Print the tables, by their titles, and write benchmarks/results/NAME.json."""
-    about = machine()
-    print(f'# {name}\n\n' + ', '.join(f'{key} {value}' for key, value in about.items()) + '\n')
-    for title, rows in tables.items():
-        print(f'{title}\n\n{table(rows)}\n')
-    RESULTS.mkdir(exist_ok=True)
-    text = json.dumps({'machine': about, 'tables': tables}, indent=1) + '\n'
-    (RESULTS / f'{name}.json').write_text(text, encoding='utf-8')
+class Report:
+    """What a script prints and leaves: each table as soon as it is there, so that a run that is cut short is not lost.
+
+    It is kept in benchmarks/results/NAME.json, a GPU's in NAME_gpu.json.
+    """
+
+    def __init__(self, name: str, device: torch.device = DEVICE) -> None:
+        about = machine(device)
+        self.path = RESULTS / f'{name}{"_gpu" if device.type == "cuda" else ""}.json'
+        self.content: dict[str, Any] = {'machine': about, 'tables': {}}
+        print(f'# {name}\n\n' + ', '.join(f'{key} {value}' for key, value in about.items()) + '\n', flush=True)
+
+    def add(self, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        print(f'{title}\n\n{table(rows)}\n', flush=True)
+        self.content['tables'][title] = rows
+        RESULTS.mkdir(exist_ok=True)
+        self.path.write_text(json.dumps(self.content, indent=1) + '\n', encoding='utf-8')

@@ -230,12 +230,11 @@ def photo_rows(measured: dict[str, measure.Times]) -> list[dict[str, Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--rounds', type=int, default=7)
+    parser.add_argument('--rounds', type=measure.rounds, default=7)
     parser.add_argument(
         '--patch-seconds',
         type=float,
-        default=0.1,
-        help='a step of one GPU for each of its patches of 320 x 320; given',
+        help="what one GPU's step takes for each of its patches of 320 x 320: predict from it what more GPUs would do",
     )
     arguments = parser.parse_args()
     if len(os.sched_getaffinity(0)) < 2:
@@ -244,18 +243,19 @@ def main() -> None:
     with torch.device('meta'):
         parameters = sum(each.numel() for each in WRCAN().parameters())
     measured = measured_here(arguments.rounds)
-    given = f'{arguments.patch_seconds} s a patch given; rate in proportion to the batch after a warm-up is a rule, '
-    given += 'not measured; from nothing to all that can be hidden of the exchange'
-    measure.report(
-        'scaling',
-        {
-            f'{IMAGES} images of {SIDE} x {SIDE}, batch {BATCH} of {PATCH} x {PATCH}, {NETWORK}': rows_here(measured),
-            f'Reduced a step, {parameters:,} parameters, 256 GPUs': exchange_rows(parameters),
-            f'Predicted efficiency, fp32 ({given})': prediction_rows(parameters, arguments.patch_seconds, 4),
-            f'Predicted efficiency, bf16 ({given})': prediction_rows(parameters, arguments.patch_seconds, 2),
-            f'Restoring with {NETWORK}, a core a process': photo_rows(measured['restored photographs'][0]),
-        },
-    )
+    report = measure.Report('scaling', torch.device('cpu'))
+    title = f'{IMAGES} images of {SIDE} x {SIDE}, batch {BATCH} of {PATCH} x {PATCH}, {NETWORK}'
+    report.add(title, rows_here(measured))
+    report.add(f'Restoring with {NETWORK}, a core a process', photo_rows(measured['restored photographs'][0]))
+    report.add(f'Reduced a step, {parameters:,} parameters, 256 GPUs', exchange_rows(parameters))
+    if arguments.patch_seconds:
+        given = (
+            f'{arguments.patch_seconds} s a patch given; rate in proportion to the batch after a warm-up is a rule, '
+        )
+        given += 'not measured; from nothing to all that can be hidden of the exchange'
+        for name, bytes_a_value in (('fp32', 4), ('bf16', 2)):
+            rows = prediction_rows(parameters, arguments.patch_seconds, bytes_a_value)
+            report.add(f'Predicted efficiency, {name} ({given})', rows)
 
 
 if __name__ == '__main__':
