@@ -34,8 +34,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / 'datasets_prep'))
 
-import make_blur
 import measure
+
+import make_blur
 import prepare_reds
 from wrcan_arch import WRCAN, InputError, cli
 from wrcan_arch.checkpoint import read_file, source_commit, write_weights

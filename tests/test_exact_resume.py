@@ -397,6 +397,33 @@ def test_best_network_stays_when_a_metric_is_added_or_removed(quick):
         assert best.read_bytes() == kept and best_of_log()[:2] == (metric, score)
 
 
+def test_best_network_that_the_last_state_does_not_know_stays(quick):
+    """Of a run that was killed between a validation and the next state."""
+    best = FOLDER / 'models/net_g_best.pth'
+    assert train('train:total_iter=8', 'val:val_freq=4', 'logger:save_checkpoint_freq=6') == 0
+    kept, (metric, score, iteration) = best.read_bytes(), best_of_log()
+    assert iteration == '8'
+    (FOLDER / 'training_states/8.state').unlink()
+    assert train('train:total_iter=12', 'val:val_freq=4', 'train:optim_g:lr=1e-9', resume=True) == 0
+    assert best.read_bytes() == kept and best_of_log() == (metric, score, '8')
+
+
+def test_rates_of_a_resumed_run_are_those_of_its_options(quick):
+    halved = 'train:scheduler={type: MultiStepLR, milestones: [1], gamma: 0.5}'
+    assert train('train:total_iter=2', halved) == 0
+    changed = ('train:optim_g:lr=0.5', 'train:optim_g:weight_decay=0.25', 'train:optim_g:betas=[0.5, 0.6]')
+    assert train('train:total_iter=3', halved, *changed, resume=True) == 0
+    group = read_file(FOLDER / 'training_states/3.state')['optimizers'][0]['param_groups'][0]
+    assert (group['lr'], group['weight_decay'], list(group['betas'])) == (0.25, 0.25, [0.5, 0.6])
+
+
+def test_resume_of_a_run_that_has_all_its_iterations_says_so(quick):
+    assert train('train:total_iter=4') == 0
+    assert train('train:total_iter=2', resume=True) == 0
+    log = max(FOLDER.glob('train_*.log')).read_text()
+    assert 'The run is at iteration 4 already, train:total_iter is 2: nothing is trained.' in log
+
+
 SSIM = 'val:metrics:ssim={type: calculate_ssim, crop_border: 0}'
 
 

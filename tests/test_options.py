@@ -163,6 +163,7 @@ MISTAKES = [  # text, what it becomes, what is said of it and of which line (0: 
     ('num_gpu: auto', 'num_gpu: all', "num_gpu: input should be a valid integer, not 'all', or input should be 'auto', not 'all'"),
     ('name: demo_val', 'name: demo_val\n    persistent_workers: true', 'persistent_workers: is for training alone'),
     ('  batch_size_per_gpu: 8\n', '\n', 'datasets:train:batch_size_per_gpu: is missing'),
+    ('batch_size_per_gpu: 8', 'batch_size_per_gpu: 8\n    batch_size_total: 16', 'batch_size_total: batch_size_per_gpu is given too; set one'),
     ('name: train_wrcan_demo', 'names: train_wrcan_demo', 'names: there is no such option here; did you mean name?'),
     ('manual_seed: 0', 'manual_seed: 0\nmanual_seed: 1', "the key 'manual_seed' stands twice"),
     ('  val:\n    name', '  vall:\n    name', 'datasets:vall: data sets are called train, val'),
@@ -299,12 +300,15 @@ def test_options_of_another_model_are_left_to_it(demo):
     option_checks.check(options.read_options('own.yml'), 'train')
 
 
-def test_start_from_image_is_for_wrcan_alone(demo):
+def test_what_wrcan_alone_can_do_is_refused_of_others(demo):
     network = '  type: WRCAN\n  num_feat: 16\n  num_group: 1\n  num_block: 6\n  block: wrca\n'
     assert network in demo
     text = demo.replace(network, '  type: MSRResNet\n').replace('network_g: small', 'network_g: ~')
-    (said,) = problems_of(text.replace('  amp: auto', '  start_from_image: true\n  amp: auto'))
-    assert said.endswith('train:start_from_image: is for WRCAN, not for MSRResNet')
+    said = problems_of(text.replace('  amp: auto', '  start_from_image: true\n  checkpointing: true\n  amp: auto'))
+    names = 'start_from_image', 'autoencoder_opt', 'checkpointing'
+    assert len(said) == 3
+    for line, name in zip(said, names, strict=True):
+        assert line.endswith(f'train:{name}: is for WRCAN, not for MSRResNet; leave it out')
 
 
 def test_which_weights_are_read_is_always_said(demo):

@@ -171,6 +171,18 @@ def start_over(folder):
         (folder / 'log').touch()
 
 
+def test_message_replacement_is_needed():
+    said = {}
+    for maker in (pipelines._toolbox_message_logger, pipelines.message_logger):
+        logger = maker({'name': 'a', 'logger': {'print_freq': 1, 'use_tb_logger': False}, 'train': {'total_iter': 3}})
+        logger.logger = mock.Mock()
+        logger.start_time -= 30
+        logger({'epoch': 0, 'iter': 3, 'lrs': [1e-3], 'time': 1.0, 'data_time': 0.0})
+        said[maker] = logger.logger.info.call_args.args[0]
+    stock, ours = said.values()
+    assert 'eta: -1 day' in stock and 'eta: 0:00:00' in ours
+
+
 def test_time_replacement_is_needed(tmp_path):
     with (
         mock.patch('basicsr.utils.misc.get_time_str', return_value='20260101_000000'),

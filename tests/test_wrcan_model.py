@@ -163,6 +163,16 @@ def test_saved_file_says_what_it_is(opt, tmp_path):
     assert all(torch.equal(tensors[name], value) for name, value in model.net_g.state_dict().items())
 
 
+def test_untouched_weights_say_what_they_were_trained_on(opt, tmp_path):
+    earlier = {'patch_size': 192, 'jpeg_quality': [15, 95]}
+    model = build_model(opt)
+    model.net_g.metadata = earlier
+    for iteration, expected in ((0, (192, [15, 95])), (1, (32, 25))):
+        model._save_networks('best', {'iter': iteration})
+        _, about = read_weights(tmp_path / 'models' / 'net_g_best.pth')
+        assert (about['patch_size'], about['jpeg_quality']) == expected
+
+
 def test_best_network_is_of_the_metric_and_set_asked_for(opt):
     opt['val']['best_metric'] = 'ssim'
     opt['datasets'] |= {'val': {'name': 'first'}, 'val_2': {'name': 'second'}}

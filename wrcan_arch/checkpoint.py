@@ -219,7 +219,7 @@ def read_weights(path: Path | str, key: str | None = None) -> tuple[dict[str, Te
     if expected and checksum(tensors) != expected:
         raise InputError(f'{path}: its checksum is wrong, the weights were damaged; fetch or save the file again')
     tensors = {
-        name.removeprefix('module.'): value.float() if value.dtype in STORED_TYPES.values() else value
+        name.removeprefix('module.'): value.float() if value.is_floating_point() else value
         for name, value in tensors.items()
     }
     if 'body_exp.0.weight' in tensors:

@@ -80,6 +80,9 @@ def _missing(file: OptionFile, command: str) -> Iterator[str]:
                 yield from absent('datasets', 'train', key)
             if find(file.values, ('datasets', 'train', 'batch_size_total')) is None:
                 yield from absent('datasets', 'train', 'batch_size_per_gpu')
+            elif find(file.values, ('datasets', 'train', 'batch_size_per_gpu')) is not None:
+                where = file.at('datasets', 'train', 'batch_size_total')
+                yield f'{where}: batch_size_per_gpu is given too; set one of the two to ~'
         if file.values.get('val'):
             yield from absent('val', 'val_freq')
 
@@ -262,12 +265,12 @@ def _unfit_schedule(file: OptionFile) -> Iterator[str]:
 
 def _unfit_network(file: OptionFile) -> Iterator[str]:
     network = file.values.get('network_g') or {}
-    if find(file.values, ('train', 'start_from_image')):
-        if network.get('type') != 'WRCAN':
-            yield f'{file.at("train", "start_from_image")}: is for WRCAN, not for {network.get("type")}'
-        if find(file.values, ('path', 'pretrain_network_g')):
-            message = 'weights are loaded over it; leave path:pretrain_network_g out, or this'
-            yield f'{file.at("train", "start_from_image")}: {message}'
+    for name in ('start_from_image', 'autoencoder_opt', 'checkpointing'):
+        if find(file.values, ('train', name)) and network.get('type') != 'WRCAN':
+            yield f'{file.at("train", name)}: is for WRCAN, not for {network.get("type")}; leave it out'
+    if find(file.values, ('train', 'start_from_image')) and find(file.values, ('path', 'pretrain_network_g')):
+        message = 'weights are loaded over it; leave path:pretrain_network_g out, or this'
+        yield f'{file.at("train", "start_from_image")}: {message}'
     for key in ('num_in_ch', 'num_out_ch'):
         if network.get('type') == 'WRCAN' and network.get(key, 3) != 3:
             yield f'{file.at("network_g", key)}: the data sets give frames of 3 channels, not {network[key]}'

@@ -149,6 +149,10 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
         _run.team.agree({'the checkpoint to go on from as': str(state and state['iter'])})
     if state:
         check_resume(opt, state['iter'])
+        total_iter = int(opt['train']['total_iter'])
+        if state['iter'] >= total_iter:
+            message = f'The run is at iteration {state["iter"]} already, train:total_iter is {total_iter}'
+            _run.warnings.append(f'{message}: nothing is trained.')
         ignored = opt['path'].get('ignore_resume_networks') or ()
         if not opt['auto_resume'] and 'network_g' in opt and 'network_g' not in ignored:
             run_folder.check_weights(state, Path(opt['path']['pretrain_network_g']))
@@ -261,6 +265,16 @@ def build_model(opt: dict[str, Any]) -> Any:
 _toolbox_build_model = basicsr.train.build_model
 
 
+def message_logger(*arguments: Any, **options: Any) -> Any:
+    """The toolbox's, whose time left does not count the last iteration."""
+    logger = _toolbox_message_logger(*arguments, **options)
+    logger.max_iters += 1
+    return logger
+
+
+_toolbox_message_logger = basicsr.train.MessageLogger
+
+
 def worker_init_fn(worker_id: int, **_: Any) -> None:
     """Seed the random modules from PyTorch's own seed of this worker, which differs in every epoch."""
     ignore_signals()
@@ -309,6 +323,12 @@ REPLACEMENTS = (
         by=build_model,
         why='weights that are trained on are not validated, so the best network can be worse than they were',
         until='BasicSR validates them',
+    ),
+    Replacement(
+        target='basicsr.train.MessageLogger',
+        by=message_logger,
+        why='the time left is one iteration short, and in the end -1 day, 23:59:59',
+        until='BasicSR counts the last iteration',
     ),
     Replacement(
         target='basicsr.data.worker_init_fn',

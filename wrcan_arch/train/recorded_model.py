@@ -1,6 +1,7 @@
 """What a run leaves: scores, the best network, checkpoints that a resume can go on from."""
 
 import math
+import operator
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +24,7 @@ from .options import as_overrides
 from .step_guard import ends_the_run
 
 Records = dict[str, dict[str, dict[str, Any]]]  # of the best, by validation set and metric, as the toolbox keeps them
-PLACE_IN_SCHEDULE = ('base_lrs', 'last_epoch', '_step_count', '_last_lr')  # of a scheduler's state
+PLACE_IN_SCHEDULE = ('last_epoch', '_step_count', '_last_lr')  # of a scheduler's state
 
 
 def _two_images(dataset: Any, key: str) -> InputError:
@@ -184,8 +185,11 @@ class RecordedModel(SRModel):
     def _keep_if_best(self, dataset_name: str, current_iter: int) -> None:
         """net_g_best.pth, if this validation is of the set that chooses it, and its best so far."""
         chooser, metric = self._best_by()
-        if dataset_name == chooser and self.best_metric_results[chooser][metric]['iter'] == current_iter:
-            about = {'iter': current_iter, 'best_metric': metric, 'metrics': dict(self.metric_results)}
+        if dataset_name != chooser:
+            return
+        best = self.best_metric_results[chooser][metric]
+        if (best['iter'], best['val']) == (current_iter, self.metric_results[metric]):
+            about = {'iter': current_iter, 'best_by': [chooser, metric], 'metrics': dict(self.metric_results)}
             self._save_networks('best', about)
 
     def _best_by(self) -> list[str]:
@@ -245,11 +249,15 @@ class RecordedModel(SRModel):
         networks = {'params': self.net_g}
         if hasattr(self, 'net_g_ema'):
             networks['params_ema'] = self.net_g_ema
-        data = self.opt['datasets']['train']
-        about_data = {
-            'patch_size': data.get('gt_size'),
-            'jpeg_quality': data.get('blurred_quality') or data.get('jpeg_quality'),
-        }
+        if about['iter'] == 0:  # what the weights were trained on before
+            loaded = getattr(self.get_bare_model(self.net_g), 'metadata', {})
+            about_data = {name: loaded.get(name) for name in ('patch_size', 'jpeg_quality')}
+        else:
+            data = self.opt['datasets']['train']
+            about_data = {
+                'patch_size': data.get('gt_size'),
+                'jpeg_quality': data.get('blurred_quality') or data.get('jpeg_quality'),
+            }
         metadata = {
             'network_g': dict(self.opt['network_g']),
             'name': self.opt['name'],
@@ -294,14 +302,14 @@ class RecordedModel(SRModel):
         return f'Best {self._best_by()[1]}: {best["val"]:.4f} at iteration {best["iter"]}, {path}'
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
-        """Rates, and how far the schedules are, come from the state; when they fall, from the option file."""
+        """How far the schedules are comes from the state; from which rates, and when they fall, from the options."""
         schedulers = [
             {key: value for key, value in each.items() if key in PLACE_IN_SCHEDULE}
             for each in resume_state['schedulers']
         ]
         saved = resume_state['optimizers']
         try:
-            optimizers = [_with_fused_of(own, each) for own, each in zip(self.optimizers, saved, strict=True)]
+            optimizers = [_as_asked_for(own, each) for own, each in zip(self.optimizers, saved, strict=True)]
             super().resume_training({**resume_state, 'schedulers': schedulers, 'optimizers': optimizers})
         except ValueError as error:
             raise InputError(
@@ -323,6 +331,8 @@ class RecordedModel(SRModel):
                         record.update(earlier)
         recalled = _record(getattr(self, 'best_metric_results', {}), self._best_by())
         path = run_folder.weights_path(self._folder, 'best')
+        if recalled and path.is_file():
+            self._recall_newer_best(recalled, path)
         if self._best_by() and _record(saved, saved_by) and not recalled and self.opt['rank'] == 0 and path.is_file():
             aside = run_folder.weights_path(self._folder, f'best_until_{self.last_iter}')
             path.rename(aside)
@@ -330,6 +340,16 @@ class RecordedModel(SRModel):
                 f'{aside} is the best by {saved_by[1]} of {saved_by[0]}; from here on {path.name} is the best by '
                 f'{self._best_by()[1]} of {self._best_by()[0]}.'
             )
+
+    def _recall_newer_best(self, record: dict[str, Any], path: Path) -> None:
+        """A killed run may have kept a network that its last state does not know: no worse one is to follow it."""
+        with suppress(InputError):  # a damaged one is not worth keeping
+            about = checkpoint.read_weights(path)[1]
+            if about.get('best_by') == self._best_by() and about['iter'] > self.last_iter:
+                value = about['metrics'][self._best_by()[1]]
+                is_better = operator.gt if record['better'] == 'higher' else operator.lt
+                if is_better(value, record['val']):
+                    record.update(val=value, iter=about['iter'])
 
     def load_network(
         self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = 'params'
@@ -351,7 +371,12 @@ class RecordedModel(SRModel):
             raise InputError(f'{load_path}: not the weights of the network in the option file; {hint}') from error
 
 
-def _with_fused_of(own: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's saved state, with the option file's way to compute a step instead of the saved one."""
-    fused = {'fused': own.defaults['fused']} if 'fused' in own.defaults else {}
-    return {**saved, 'param_groups': [{**group, **fused} for group in saved['param_groups']]}
+def _as_asked_for(own: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's saved state under the settings of the option file, its rate as far down as it was."""
+    groups = []
+    for asked, group in zip(own.param_groups, saved['param_groups'], strict=False):  # loading tells if they differ
+        fallen = group['lr'] / group['initial_lr']
+        settings = {name: value for name, value in asked.items() if name not in ('params', 'amsgrad')}
+        unchanged = asked['initial_lr'] == group['initial_lr']  # to the bit
+        groups.append({**group, **settings, 'lr': group['lr'] if unchanged else fallen * asked['initial_lr']})
+    return {**saved, 'param_groups': groups}
