@@ -151,12 +151,30 @@ def test_comparisons_that_are_missing_are_made_and_results_left(tmp_path):
         save(tmp_path / 'in' / f'{number}.png', number)
     jobs = plan([tmp_path / 'in'], out=tmp_path / 'out')
     restore_photos(Same(), jobs, options=Options(precision='fp32'))
-    (tmp_path / 'out' / '0.png').write_text('mine')
+    mine = np.full((12, 16, 3), 77, np.uint8)
+    Image.fromarray(mine).save(tmp_path / 'out' / '0.png')
+    kept = (tmp_path / 'out' / '0.png').read_bytes()
     options = Options(precision='fp32', skip_existing=True, compare=tmp_path / 'look')
-    assert restore_photos(Same(), jobs, options=options).restored == 2
-    assert (tmp_path / 'out' / '0.png').read_text() == 'mine'
+    summary = restore_photos(Same(), jobs, options=options)
+    assert (summary.restored, summary.skipped) == (0, 2)
+    assert (tmp_path / 'out' / '0.png').read_bytes() == kept
+    shown = np.asarray(Image.open(next((tmp_path / 'look').rglob('0.png.jpg'))))
+    assert shown.shape == (12, 32, 3) and np.abs(shown[:, 16:].astype(int) - mine).max() < 16, 'the result, as it is'
     assert (tmp_path / 'look' / 'index.html').read_text().count('<figure>') == 2
     assert restore_photos(Same(), jobs, options=options).skipped == 2
+
+
+def test_result_that_is_no_picture_of_the_photograph_is_not_compared(tmp_path):
+    for number in range(2):
+        save(tmp_path / 'in' / f'{number}.png', number)
+    jobs = plan([tmp_path / 'in'], out=tmp_path / 'out')
+    (tmp_path / 'out').mkdir()
+    Image.new('RGB', (5, 6)).save(tmp_path / 'out' / '0.png')
+    (tmp_path / 'out' / '1.png').write_text('mine')
+    options = Options(precision='fp32', skip_existing=True, compare=tmp_path / 'look')
+    said = restore_photos(Same(), jobs, options=options).failures
+    assert len(said) == 2 and 'out/0.png: is of another size than' in said[0] and 'out/1.png' in said[1]
+    assert (tmp_path / 'out' / '1.png').read_text() == 'mine'
 
 
 def test_name_of_any_length_has_a_picture_on_the_page(tmp_path):
@@ -207,6 +225,11 @@ def test_what_has_a_result_can_be_left_out(tmp_path):
     assert (summary.restored, summary.skipped) == (2, 1)
     assert (tmp_path / 'out' / '1.png').read_text() == 'done before'
     assert summary.lines()[0] == '2 of 2 restored, 1 had a result already'
+
+
+def test_a_closed_stderr_does_not_end_it(tmp_path, monkeypatch):
+    monkeypatch.setattr('sys.stderr', None)
+    assert restore_photos(Same(), plan([save(tmp_path / 'a.png')]), options=FP32).restored == 1
 
 
 def test_strength_blends(tmp_path):
@@ -265,7 +288,7 @@ def test_warnings_are_told_with_the_photographs_they_are_about(tmp_path, monkeyp
     trained.metadata = {'jpeg_quality': [20, 30]}
     summary = restore_photos(trained, plan([tmp_path / 'in'], out=tmp_path / 'out'), options=Options())
     lines = summary.lines()
-    assert lines[:2] == ['6 of 6 restored', 'JPEG quality: 25 to 90']
+    assert lines[:2] == ['6 of 6 restored', 'JPEG quality of the photographs: 25 to 90']
     first = f'{tmp_path}/in/0.jpg, {tmp_path}/in/1.jpg, {tmp_path}/in/2.jpg and 3 more'
     assert f'warning: {first}: it was computed again in fp32' in lines
     assert any(f'{first}: the result differs in brightness or colour over large areas' in line for line in lines)

@@ -111,7 +111,7 @@ class Summary:
         lines = [f'{done}, {self.skipped:,} had a result already' if self.skipped else done]
         if self.qualities:
             low, high = min(self.qualities), max(self.qualities)
-            lines.append(f'JPEG quality: {low}' if low == high else f'JPEG quality: {low} to {high}')
+            lines.append(f'JPEG quality of the photographs: {low}' + (f' to {high}' if low < high else ''))
         for warning, count in self.warnings.items():
             names = ', '.join(self.examples[warning])
             more = f' and {count - NAMES_SHOWN:,} more' if count > NAMES_SHOWN else ''
@@ -126,12 +126,15 @@ class Work:
     job: Job
     photo: Photo = field(init=False)
     restored: Photo = field(init=False)
+    restored_before: bool = False  # and only compared now
     warnings: list[str] = field(default_factory=list)
     failure: str | None = None
 
     def summary(self) -> Summary:
         if self.failure is not None:
             return Summary(attempted=1, failures=[self.failure])
+        if self.restored_before:
+            return Summary(skipped=1)
         quality = self.photo.jpeg_quality
         return Summary(
             attempted=1,
@@ -147,6 +150,11 @@ class Work:
 
 def _read(options: Options, trained_quality: int | list[int] | None, work: Work) -> None:
     work.photo = photo = read_photo(work.job.source, max_pixels=options.max_pixels)
+    if _has_result(work.job, options):
+        work.restored_before, work.restored = True, read_photo(work.job.target, max_pixels=options.max_pixels)
+        if work.restored.pixels.shape != photo.pixels.shape:
+            raise InputError(f'{work.job.target}: is of another size than {work.job.source}; move it away')
+        return
     check_fits(Path(work.job.target), photo)
     if photo.pictures > 1:
         work.warnings.append('the file holds several pictures; the first was restored')
@@ -162,6 +170,8 @@ def _read(options: Options, trained_quality: int | list[int] | None, work: Work)
 
 
 def _compute(network: nn.Module, options: Options, progress: Callable[[float], None], work: Work) -> None:
+    if work.restored_before:
+        return
     before = work.photo.pixels
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
@@ -180,7 +190,7 @@ def _compute(network: nn.Module, options: Options, progress: Callable[[float], N
 
 
 def _write(options: Options, work: Work) -> None:
-    if not (options.skip_existing and os.path.lexists(work.job.target)):  # or it is for the comparison alone
+    if not work.restored_before:
         write_photo(work.job.target, work.restored, quality=options.quality)
     if options.compare is not None:
         write_side_by_side(options.compare, work.job.source, work.photo, work.restored.pixels)
@@ -277,9 +287,13 @@ def restore_photos(
     return total
 
 
+def _has_result(job: Job, options: Options) -> bool:
+    return options.skip_existing and os.path.lexists(job.target)
+
+
 def _is_done(job: Job, options: Options) -> bool:
     """Whether an earlier run has left all that this one would write."""
-    if not (options.skip_existing and os.path.lexists(job.target)):
+    if not _has_result(job, options):
         return False
     return options.compare is None or any(map(os.path.lexists, pictures_of(options.compare, job.source)))
 
@@ -314,7 +328,7 @@ def _progress_bar(team: Team, jobs: Sequence[Job]) -> tqdm:
     shown = team.rank == 0
     return tqdm(
         total=sum(map(_size, jobs)) if shown else None,
-        disable=not shown,
+        disable=not shown or sys.stderr is None,
         miniters=1,
         mininterval=TELL_AFTER if sys.stderr and sys.stderr.isatty() else LOG_AFTER,
         bar_format='restore: {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}',

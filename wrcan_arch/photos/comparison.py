@@ -74,7 +74,7 @@ def check_page(folder: Path) -> None:
 
 def write_side_by_side(folder: Path, source: str, photo: Photo, restored: np.ndarray) -> None:
     """Write `photo`, whose file is `source`, and what became of its pixels beside each other."""
-    pair = np.concatenate([photo.pixels, restored], axis=1)  # (H, 2W, 3)
+    pair = np.concatenate([_in_8_bits(photo.pixels), _in_8_bits(restored)], axis=1)  # (H, 2W, 3)
     if photo.mode == 'cmyk':  # in sRGB, as browsers show CMYK as they like
         picture = Photo(pixels=pair)
     else:
@@ -82,6 +82,10 @@ def write_side_by_side(folder: Path, source: str, photo: Photo, restored: np.nda
         picture = Photo(pixels=pair, mode=photo.mode, metadata=profile)
     fits = max(pair.shape) <= MAX_SIDE['jpeg']
     write_photo(pictures_of(folder, source)[0 if fits else 1], picture)
+
+
+def _in_8_bits(pixels: np.ndarray) -> np.ndarray:
+    return pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
 
 
 def write_page(folder: Path, sources: Iterable[str]) -> None:

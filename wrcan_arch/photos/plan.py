@@ -111,10 +111,13 @@ def _sources(
     def is_result(photo: Path) -> bool:
         return beside and photo.stem.endswith(RESTORED)
 
+    entries = [*entries]
     for named in entries:
         if not str(named):
             raise InputError('an empty name was given, where a photograph or folder should be')
         entry = Path(named)
+        if len(entries) > 1 and real(entry) in avoid:  # a shell's * names the results of an earlier run too
+            continue
         try:
             is_folder, is_there = entry.is_dir(), entry.exists() or entry.is_symlink()
         except PermissionError:
@@ -143,9 +146,12 @@ def _photos_like(pattern: Path, avoid: set[Path], unreadable: list[str]) -> Iter
     """The files that fit a pattern, in order, and the photographs in folders that do; none in a folder to avoid."""
     # Path.glob, which the linter would have, takes hidden files for * and refuses a pattern that begins at the root.
     for path in map(Path, sorted(glob.glob(str(pattern), recursive=True))):  # noqa: PTH207
+        found = real(path)
+        if not avoid.isdisjoint([found, *found.parents]):
+            continue
         if path.is_dir():
             yield from _photos_in(path, avoid, unreadable)
-        elif avoid.isdisjoint(Path(os.path.realpath(path)).parents):
+        else:
             yield path
 
 
