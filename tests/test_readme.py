@@ -18,7 +18,7 @@ def commands():
     """Command lines, as words without the program's name: of basicsr, and of Python's scripts."""
     for name in ('README.md', 'docs/cluster.md', 'demo.sh', 'small.sh'):
         text = (ROOT / name).read_text(encoding='utf-8').replace('\\\n', ' ').replace('$project/', '')
-        for line in re.findall(r'^ *(?:srun )?((?:basicsr|python|torchrun) .+)$', text, re.MULTILINE):
+        for line in re.findall(r'^ *(?:srun (?:--\S+ +)*)?((?:basicsr|python|torchrun) .+)$', text, re.MULTILINE):
             words = shlex.split(line, comments=True)
             if words[0] == 'torchrun' and 'wrcan_arch' in words:
                 words = words[words.index('wrcan_arch') :]
