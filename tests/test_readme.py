@@ -53,3 +53,15 @@ def test_option_file_of_readme_is_sound(tmp_path, monkeypatch):
     file = options.read_options('mine.yml')
     option_checks.check(file, 'train')
     assert file.values['name'] == 'mine' and file.values['datasets']['train']['blurred_quality'] == [40, 90]
+
+
+def test_page_of_options_names_those_that_there_are():
+    page = (ROOT / 'docs' / 'options.md').read_text(encoding='utf-8')
+    known = (ROOT / 'wrcan_arch' / 'train' / 'option_schema.py').read_text(encoding='utf-8')
+    cells = re.findall(r'^\| (`.*?) \|', page, re.MULTILINE)
+    options_of = [
+        re.sub(': [a-z0-9]+$|type: .*$', '', name) for cell in cells for name in re.findall('`([^`]*)`', cell)
+    ]
+    named = {part for name in options_of for part in name.split(':') if part.islower()} - {'type', 'fused'}
+    assert len(named) > 30
+    assert not {name for name in named if not re.search(rf'^    {name}:', known, re.MULTILINE)}
