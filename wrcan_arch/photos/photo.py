@@ -76,11 +76,12 @@ class Photo:
     """A photograph, upright.
 
     `pixels` is uint8 or uint16, (H, W, 3): RGB in the file's own colour space, of CMYK in sRGB, of grey three times the
-    same. `alpha` is (H, W), of the same type, where the file has transparency.
+    same. `alpha` is (H, W), of the same type, where the file has transparency; `inks` (H, W, 4), the file's own CMYK.
     """
 
     pixels: np.ndarray
     alpha: np.ndarray | None = None
+    inks: np.ndarray | None = None
     mode: Literal['grey', 'rgb', 'cmyk'] = 'rgb'
     metadata: dict[str, bytes] = field(default_factory=dict)  # EXIF, XMP, IPTC, ICC profile; by libvips's names
     pixels_per_mm: tuple[float, float] = (1, 1)
@@ -164,16 +165,22 @@ def _read(file: BinaryIO, max_pixels: int) -> Photo:
         metadata['exif-data'] = without_thumbnail(metadata['exif-data'])
     if 'xmp-data' in metadata:
         metadata['xmp-data'] = re.sub(rb'(tiff:Orientation(="|>))[1-8]', rb'\g<1>1', metadata['xmp-data'])
-    mode, image = _colours(image)
+    mode = _mode(image)
     if 'orientation' in fields and image.get('orientation') > 1:
         image = image.copy_memory().autorot()  # turning needs all rows
-    samples = np.atleast_3d(image.numpy())  # (H, W, 1 to 4)
+    samples = np.atleast_3d(image.numpy())  # (H, W, 1 to 5)
     if content in ('avif', 'heic') and samples.itemsize == 2:  # of 10 or 12 bits, which are the upper ones
         samples = samples | samples >> image.get('bits-per-sample')  # white is 65535
-    colours = samples.shape[2] - image.hasalpha()
+    alpha = np.ascontiguousarray(samples[:, :, -1]) if image.hasalpha() else None
+    colours = samples if alpha is None else samples[:, :, :-1]
+    inks = None
+    if mode == 'cmyk':
+        inks = np.ascontiguousarray(colours)
+        colours = _to_srgb(inks, metadata.get('icc-profile-data')).numpy()
     return Photo(
-        pixels=np.ascontiguousarray(np.broadcast_to(samples[:, :, :colours], (*samples.shape[:2], 3))),
-        alpha=np.ascontiguousarray(samples[:, :, -1]) if image.hasalpha() else None,
+        pixels=np.ascontiguousarray(np.broadcast_to(colours, (*colours.shape[:2], 3))),
+        alpha=alpha,
+        inks=inks,
         mode=mode,
         metadata=metadata,
         pixels_per_mm=(image.xres, image.yres),
@@ -247,18 +254,25 @@ def _open_heic(file: BinaryIO, max_pixels: int) -> pyvips.Image:
     return image
 
 
-def _colours(image: pyvips.Image) -> tuple[Literal['grey', 'rgb', 'cmyk'], pyvips.Image]:
-    """The file's mode, and the image in grey or RGB. InputError for what a photograph is not."""
+def _mode(image: pyvips.Image) -> Literal['grey', 'rgb', 'cmyk']:
+    """What the file's colours are. InputError for what a photograph is not."""
     if image.format in ('uchar', 'ushort'):
         if image.interpretation in ('b-w', 'grey16') and image.bands <= 2:
-            return 'grey', image
+            return 'grey'
         if image.interpretation in ('srgb', 'rgb16') and image.bands in (3, 4):
-            return 'rgb', image
+            return 'rgb'
         if image.interpretation == 'cmyk' and image.bands in (4, 5):
-            depth = 16 if image.format == 'ushort' else 8
-            return 'cmyk', image.icc_transform('srgb', embedded=True, input_profile='cmyk', depth=depth)
+            return 'cmyk'
     kind = f'{image.interpretation} of {image.bands} x {image.format}'
     raise InputError(f'images of kind {kind} are not read; convert it to 8-bit or 16-bit RGB')
+
+
+def _to_srgb(inks: np.ndarray, profile: bytes | None) -> pyvips.Image:
+    """CMYK (H, W, 4) to sRGB, by the file's profile; by libvips's own where that is missing or unfit."""
+    image = _vips_image(inks, 'cmyk')
+    if profile is not None:
+        image.set_type(pyvips.GValue.blob_type, 'icc-profile-data', profile)
+    return image.icc_transform('srgb', embedded=True, input_profile='cmyk', depth=8 * inks.itemsize)
 
 
 # Writing
@@ -323,10 +337,10 @@ def _image_of(photo: Photo, name: str) -> pyvips.Image:
     metadata = dict(photo.metadata)
     if photo.mode == 'grey':
         image = image.recomb([LUMA]).rint().cast(image.format).copy(interpretation='grey16' if deep else 'b-w')
-    elif photo.mode == 'cmyk' and name in ('jpeg', 'tiff'):
-        image = _to_cmyk(image, metadata.pop('icc-profile-data', None), depth=16 if deep else 8)
-    elif photo.mode == 'cmyk':
-        metadata.pop('icc-profile-data', None)  # the pixels are sRGB
+    elif photo.inks is not None:
+        profile = metadata.pop('icc-profile-data', None)  # the pixels are sRGB
+        if name in ('jpeg', 'tiff'):
+            image = _changed_inks(photo.inks, image, profile)
     if photo.alpha is not None and name != 'jpeg':
         image = image.bandjoin(_vips_image(photo.alpha[:, :, None], image.interpretation))
 
@@ -335,6 +349,19 @@ def _image_of(photo: Photo, name: str) -> pyvips.Image:
         image.set_type(pyvips.GValue.blob_type, key, value)
     image.set_type(pyvips.GValue.gint_type, 'orientation', 1)
     return image
+
+
+def _changed_inks(inks: np.ndarray, image: pyvips.Image, profile: bytes | None) -> pyvips.Image:
+    """The file's own inks, changed as much as the image's, now in sRGB, are; what stayed as it was keeps them.
+
+    Separated anew, all would change: a profile's two directions are not inverse, and how much of a grey is black ink
+    was chosen when the file was made.
+    """
+    before, after = (_to_cmyk(each, profile, depth=8 * inks.itemsize) for each in (_to_srgb(inks, profile), image))
+    changed = after + (_vips_image(inks, 'cmyk') - before)  # beyond 8 or 16 bits, on both sides
+    black = changed[3]
+    lacking = (black < 0).ifthenelse(black, 0)  # to be taken away where there is none, so the others give it
+    return (changed + lacking * [1, 1, 1, 0]).cast(after.format)  # which clips
 
 
 def _to_cmyk(image: pyvips.Image, profile: bytes | None, depth: int) -> pyvips.Image:
