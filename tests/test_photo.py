@@ -21,6 +21,7 @@ from wrcan_arch.photos import photo as photo_module
 from wrcan_arch.photos.photo import ENDINGS, Photo, read_photo, write_photo
 
 ORIENTATION, MAKE, EXPOSURE, EXIF_IFD = 0x0112, 0x010F, 0x829A, 0x8769
+X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
 LOSSLESS = ('.png', '.tif')
 RELATIVE = ImageCms.Intent.RELATIVE_COLORIMETRIC
@@ -159,16 +160,55 @@ def test_profile_resolution_and_exif_are_kept(tmp_path, source, target):
         assert written.info['dpi'] == pytest.approx((300, 300), abs=1)
 
 
-@pytest.mark.parametrize('ending', ['.jpg', '.png', '.tif'])
-def test_resolution_is_kept_without_exif_too(tmp_path, ending):
-    for resolution in ({}, {'dpi': (300, 300)}):
-        Image.fromarray(picture(16, 24)).save(tmp_path / f'a{ending}', **resolution)
-        write_photo(tmp_path / f'b{ending}', read_photo(tmp_path / f'a{ending}'))
-        written = Image.open(tmp_path / f'b{ending}')
-        if resolution:
-            assert written.info['dpi'] == pytest.approx((300, 300), abs=1)
-        elif ending == '.jpg':
+@pytest.mark.parametrize('source', ['.jpg', '.png', '.tif', '.bmp'])
+@pytest.mark.parametrize('target', ['.jpg', '.png', '.tif'])
+def test_resolution_is_kept_without_exif_too(tmp_path, source, target):
+    Image.fromarray(picture(16, 24)).save(tmp_path / f'a{source}', dpi=(300, 300))
+    write_photo(tmp_path / f'b{target}', read_photo(tmp_path / f'a{source}'))
+    assert Image.open(tmp_path / f'b{target}').info['dpi'] == pytest.approx((300, 300), abs=1)
+
+
+@pytest.mark.parametrize(
+    'source', ['.jpg', '.png', '.tif', '.webp', '.avif', '.bmp', '.heic', 'unit.tif', 'damaged.bmp']
+)
+def test_no_resolution_is_made_up(tmp_path, source, capfd):
+    """Of a file that gives none it is 72 dpi, as EXIF would have it; libvips says 25.4."""
+    about = {
+        '.bmp': {'dpi': (0, 0)},
+        'damaged.bmp': {'dpi': (100_000_000, 100_000_000)},
+        'unit.tif': {'tiffinfo': {X_RESOLUTION: 300.0, Y_RESOLUTION: 300.0, RESOLUTION_UNIT: 1}},  # of no unit
+    }
+    path = DATA / 'deep.heic' if source == '.heic' else tmp_path / f'a{source}'
+    if source != '.heic':
+        Image.fromarray(picture(16, 24)).save(path, **about.get(source, {}))
+    photo = read_photo(path)
+    for target in ('.jpg', '.png', '.tif', '.webp'):
+        write_photo(tmp_path / f'b{target}', photo)
+        written = Image.open(tmp_path / f'b{target}')
+        if target in ('.png', '.tif'):
+            assert written.info['dpi'] == pytest.approx((72, 72), abs=0.1)
+        else:
             assert 'dpi' not in written.info and not written.getexif()
+    assert capfd.readouterr().err == ''
+
+
+@pytest.mark.parametrize('source', ['.webp', '.avif', '.png', '.jpg', '.heic'])
+@pytest.mark.parametrize('target', ['.png', '.jpg', '.tif', '.webp'])
+def test_resolution_is_what_exif_says_or_would_have_it(tmp_path, source, target):
+    for dpi in (None, 300.0):
+        exif = Image.Exif()
+        exif[MAKE] = 'a camera'
+        if dpi:
+            exif[X_RESOLUTION], exif[Y_RESOLUTION], exif[RESOLUTION_UNIT] = dpi, dpi, 2
+        if source == '.heic':
+            photo = read_photo(DATA / 'small.heic')
+            photo.metadata['exif-data'] = exif.tobytes()
+        else:
+            Image.fromarray(picture(16, 24)).save(tmp_path / f'a{source}', exif=exif)
+            photo = read_photo(tmp_path / f'a{source}')
+        write_photo(tmp_path / f'b{target}', photo)
+        written = Image.open(tmp_path / f'b{target}').getexif()
+        assert written[X_RESOLUTION] == written[Y_RESOLUTION] == (dpi or 72) and written[RESOLUTION_UNIT] == 2
 
 
 def test_file_without_metadata_gets_none(tmp_path):

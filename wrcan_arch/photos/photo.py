@@ -53,7 +53,7 @@ AVIF_BRANDS = {b'avif', b'avis'}
 DESCRIPTION = 1 << 16  # bytes from the start, in which AVIF, HEIC and PNG describe their pictures
 SRGB_PRIMARIES, SRGB_TRANSFERS = (1, 2, 5, 6), (1, 2, 6, 13)  # or near to it, or not said
 
-NO_RESOLUTION = (1, 72 / 25.4)  # pixels per mm, as libvips says of files that say nothing
+NO_RESOLUTION = (72 / 25.4, 72 / 25.4)  # pixels per mm where a file says nothing, as EXIF would have it (XResolution)
 
 LUMA = [0.299, 0.587, 0.114]  # ITU-R BT.601, as in JPEG
 
@@ -84,7 +84,7 @@ class Photo:
     inks: np.ndarray | None = None
     mode: Literal['grey', 'rgb', 'cmyk'] = 'rgb'
     metadata: dict[str, bytes] = field(default_factory=dict)  # EXIF, XMP, IPTC, ICC profile; by libvips's names
-    pixels_per_mm: tuple[float, float] = (1, 1)
+    pixels_per_mm: tuple[float, float] = NO_RESOLUTION
     jpeg_quality: int | None = None  # as estimated, of a JPEG file
     marked_colours: bool = False  # not sRGB's, by a mark that has no place in a result
     pictures: int = 1  # that the file holds, 2 of any animation; this is the first, of a HEIC the main one
@@ -183,11 +183,20 @@ def _read(file: BinaryIO, max_pixels: int) -> Photo:
         inks=inks,
         mode=mode,
         metadata=metadata,
-        pixels_per_mm=(image.xres, image.yres),
+        pixels_per_mm=_resolution(image, content),
         jpeg_quality=quality,
         marked_colours=content in ('avif', 'heic') and 'icc-profile-data' not in metadata and _marks_colours(file),
         pictures=2 if _is_animated(file, content) else image.get('n-pages') if 'n-pages' in fields else 1,
     )
+
+
+def _resolution(image: pyvips.Image, content: str) -> tuple[float, float]:
+    """Pixels per mm, across and down; that of EXIF goes before it when libvips writes."""
+    said = image.xres, image.yres
+    unsaid = content == 'tiff' and 'resolution-unit' not in image.get_fields()
+    if unsaid or said == (1, 1) or np.allclose(said, NO_RESOLUTION, rtol=1e-3):  # what libvips says instead; PNG: 2.834
+        return NO_RESOLUTION
+    return said
 
 
 def _marks_colours(file: BinaryIO) -> bool:
@@ -226,7 +235,10 @@ def _open_bmp(file: BinaryIO, max_pixels: int) -> pyvips.Image:
         _check_pixels(*opened.size, max_pixels)
         grey = opened.mode in ('1', 'L')
         samples = np.asarray(opened.convert('L' if grey else 'RGBA' if opened.has_transparency_data else 'RGB'))
-        return _vips_image(np.atleast_3d(samples), 'b-w' if grey else 'srgb')
+        image = _vips_image(np.atleast_3d(samples), 'b-w' if grey else 'srgb')
+        across, down = opened.info.get('dpi', (0, 0))
+        said = 0 < min(across, down) <= max(across, down) < 1_000_000  # more is damage, and libvips complains
+        return image.copy(xres=across / 25.4, yres=down / 25.4) if said else image
 
 
 def _open_heic(file: BinaryIO, max_pixels: int) -> pyvips.Image:
@@ -312,7 +324,7 @@ def write_photo(path: Path | str, photo: Photo, *, quality: int = DEFAULT_QUALIT
     image = _image_of(photo, name)
     fields = image.get_fields()
     kept = {flag for field_name, flag in KEPT.items() if field_name in fields}
-    if name == 'jpeg' and not np.isclose(photo.pixels_per_mm[0], NO_RESOLUTION).any():
+    if name == 'jpeg' and photo.pixels_per_mm != NO_RESOLUTION:
         kept.add('exif')  # without it libvips leaves the resolution out too
     if name == 'tiff':
         kept.discard('iptc')  # it is written here: libvips writes a quarter
