@@ -130,13 +130,13 @@ def test_quality_and_limit_are_those_asked_for(tmp_path, monkeypatch, capsys, we
     assert read_photo('a_restored.jpg').jpeg_quality == 20
 
 
-def test_wide_colours_are_warned_about(tmp_path):
+def test_other_colours_are_warned_about(tmp_path):
     path = save(tmp_path / 'a.png')
-    wide = Photo(pixels=picture(12, 16), marked_colours=True)
-    with mock.patch('wrcan_arch.photos.bulk_restore.read_photo', return_value=wide):
+    marked = Photo(pixels=picture(12, 16), marked_colours=True)
+    with mock.patch('wrcan_arch.photos.bulk_restore.read_photo', return_value=marked):
         summary = restore_photos(Same(), plan([path]), options=FP32)
     (said,) = summary.warnings
-    assert said.startswith('its colours are wider than sRGB')
+    assert said.startswith('its colours are other than sRGB')
 
 
 def test_photograph_that_is_not_there_leaves_no_folder(tmp_path):

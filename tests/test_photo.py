@@ -3,6 +3,7 @@
 import io
 import os
 import warnings
+import zlib
 from pathlib import Path
 from unittest import mock
 
@@ -417,6 +418,63 @@ def test_colours_that_a_result_cannot_say_are_noticed(tmp_path):
     assert not read_photo(DATA / 'small.heic').marked_colours, 'which has a profile'
     with mock.patch('wrcan_arch.photos.photo.DESCRIPTION', at + 3):
         assert not read_photo(tmp_path / 'p3.avif').marked_colours, 'a mark that is cut'
+
+
+def with_chunks(png, *chunks):
+    """A PNG file with more chunks behind its header."""
+    parts = [
+        len(body).to_bytes(4, 'big') + name + body + zlib.crc32(name + body).to_bytes(4, 'big') for name, body in chunks
+    ]
+    return png[:33] + b''.join(parts) + png[33:]
+
+
+GAMMA_22, GAMMA_18, LINEAR = ((b'gAMA', number.to_bytes(4, 'big')) for number in (45_455, 55_556, 100_000))
+SRGB_CHUNK = (b'sRGB', b'\0')
+CHROMATICITIES = (31_270, 32_900, 64_000, 33_000, 30_000, 60_000, 15_000, 6_000)
+P3_CHROMATICITIES = (31_270, 32_900, 68_000, 32_000, 26_500, 69_000, 15_000, 6_000)
+SRGB_PRIMARIES, P3_PRIMARIES = (
+    (b'cHRM', b''.join(number.to_bytes(4, 'big') for number in numbers))
+    for numbers in (CHROMATICITIES, P3_CHROMATICITIES)
+)
+
+
+@pytest.mark.parametrize(
+    ('chunks', 'profile', 'marked'),
+    [
+        ([], None, False),
+        ([(b'cICP', bytes([12, 13, 0, 1]))], None, True),  # Display P3
+        ([(b'cICP', bytes([9, 16, 0, 1]))], None, True),  # BT.2100 PQ
+        ([(b'cICP', bytes([12, 13, 0, 1]))], SRGB, True),  # which goes before a profile
+        ([(b'cICP', bytes([1, 13, 0, 1])), LINEAR], None, False),  # and before a gamma
+        ([(b'cICP', b'')], None, False),
+        ([LINEAR], None, True),
+        ([GAMMA_18], None, True),
+        ([GAMMA_18], SRGB, False),
+        ([SRGB_CHUNK, GAMMA_18], None, False),
+        ([GAMMA_22], None, False),
+        ([GAMMA_22, SRGB_PRIMARIES], None, False),
+        ([GAMMA_22, P3_PRIMARIES], None, True),
+        ([P3_PRIMARIES], None, False),
+        ([(b'tEXt', b'Comment\0gAMA\0\0\0\0')], None, False),
+        ([(b'tEXt', b'Comment\0' + b'x' * 40_000), LINEAR], None, True),
+    ],
+)  # fmt: skip
+def test_colours_of_png_that_a_result_cannot_say_are_noticed(tmp_path, chunks, profile, marked):
+    content = io.BytesIO()
+    Image.fromarray(picture(24, 32)).save(content, 'PNG', icc_profile=profile)
+    (tmp_path / 'a.png').write_bytes(with_chunks(content.getvalue(), *chunks))
+    assert read_photo(tmp_path / 'a.png').marked_colours == marked
+
+
+def test_colours_are_noticed_behind_long_metadata(tmp_path):
+    content, exif = io.BytesIO(), Image.Exif()
+    exif[MAKE] = 'a camera' * 20_000
+    Image.fromarray(picture(24, 32)).save(content, 'PNG', exif=exif)
+    at = content.getvalue().index(b'IDAT') - 4
+    header = content.getvalue()[:33]
+    file = content.getvalue()[:at] + with_chunks(header, LINEAR)[33:] + content.getvalue()[at:]
+    (tmp_path / 'a.png').write_bytes(file)
+    assert read_photo(tmp_path / 'a.png').marked_colours
 
 
 def test_preview_is_not_taken_for_the_photograph(tmp_path):

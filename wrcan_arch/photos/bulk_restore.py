@@ -160,7 +160,7 @@ def _read(options: Options, trained_quality: int | list[int] | None, work: Work)
         work.warnings.append('the file holds several pictures; the first was restored')
     if photo.marked_colours:
         work.warnings.append(
-            'its colours are wider than sRGB, and the result does not say so; convert it to sRGB first'
+            'its colours are other than sRGB, and the result does not say so; convert it to sRGB first'
         )
     if photo.jpeg_quality is not None and trained_quality is not None and is_far(photo.jpeg_quality, trained_quality):
         trained = trained_quality if isinstance(trained_quality, int) else '{} to {}'.format(*trained_quality)

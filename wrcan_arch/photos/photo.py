@@ -50,8 +50,10 @@ KEPT = {'exif-data': 'exif', 'xmp-data': 'xmp', 'iptc-data': 'iptc', 'icc-profil
 
 HEAD = 64  # bytes that tell a file's format
 AVIF_BRANDS = {b'avif', b'avis'}
-DESCRIPTION = 1 << 16  # bytes from the start, in which AVIF, HEIC and PNG describe their pictures
+DESCRIPTION = 1 << 16  # bytes from the start, and as many as the metadata are, in which files describe their pictures
 SRGB_PRIMARIES, SRGB_TRANSFERS = (1, 2, 5, 6), (1, 2, 6, 13)  # or near to it, or not said
+SRGB_NUMBERS = (45_455, 31_270, 32_900, 64_000, 33_000, 30_000, 60_000, 15_000, 6_000)  # of PNG's gAMA and cHRM
+NEAR = 0.05  # of a number; libpng takes two gammas for one up to there
 
 NO_RESOLUTION = (72 / 25.4, 72 / 25.4)  # pixels per mm where a file says nothing, as EXIF would have it (XResolution)
 
@@ -177,6 +179,8 @@ def _read(file: BinaryIO, max_pixels: int) -> Photo:
     if mode == 'cmyk':
         inks = np.ascontiguousarray(colours)
         colours = _to_srgb(inks, metadata.get('icc-profile-data')).numpy()
+    file.seek(0)
+    start = file.read(DESCRIPTION + sum(map(len, metadata.values())))
     return Photo(
         pixels=np.ascontiguousarray(np.broadcast_to(colours, (*colours.shape[:2], 3))),
         alpha=alpha,
@@ -185,8 +189,8 @@ def _read(file: BinaryIO, max_pixels: int) -> Photo:
         metadata=metadata,
         pixels_per_mm=_resolution(image, content),
         jpeg_quality=quality,
-        marked_colours=content in ('avif', 'heic') and 'icc-profile-data' not in metadata and _marks_colours(file),
-        pictures=2 if _is_animated(file, content) else image.get('n-pages') if 'n-pages' in fields else 1,
+        marked_colours=_marks_colours(start, content, has_profile='icc-profile-data' in metadata),
+        pictures=2 if _is_animated(start, content) else image.get('n-pages') if 'n-pages' in fields else 1,
     )
 
 
@@ -199,21 +203,38 @@ def _resolution(image: pyvips.Image, content: str) -> tuple[float, float]:
     return said
 
 
-def _marks_colours(file: BinaryIO) -> bool:
-    """Whether an AVIF or HEIC file says in numbers (ITU-T H.273) that its colours are others than sRGB's."""
-    numbers = _description(file).partition(b'colrnclx')[2]  # primaries, transfer, of 2 bytes each
-    return len(numbers) >= 4 and (numbers[1] not in SRGB_PRIMARIES or numbers[3] not in SRGB_TRANSFERS)
+def _marks_colours(start: bytes, content: str, has_profile: bool) -> bool:
+    """Whether a file that begins so says in numbers, which hold beside its profile, that its colours are not sRGB's."""
+    chunks = _png_chunks(start) if content == 'png' else {}
+    if b'cICP' in chunks:  # goes before a profile
+        return _are_not_srgb(chunks[b'cICP'][:2])
+    if has_profile or b'sRGB' in chunks:
+        return False
+    if content in ('avif', 'heic'):
+        return _are_not_srgb(start.partition(b'colrnclx')[2][1:4:2])  # 2 bytes each
+    said = chunks[b'gAMA'] + chunks.get(b'cHRM', b'') if b'gAMA' in chunks else b''  # browsers need both for cHRM
+    numbers = (int.from_bytes(said[at : at + 4], 'big') for at in range(0, len(said), 4))
+    return any(abs(number - srgb) > NEAR * srgb for number, srgb in zip(numbers, SRGB_NUMBERS, strict=False))
 
 
-def _is_animated(file: BinaryIO, content: str) -> bool:
+def _are_not_srgb(numbers: bytes) -> bool:
+    """Of primaries and transfer, as ITU-T H.273 numbers them; of none, where the mark is cut, it is not known."""
+    return len(numbers) == 2 and (numbers[0] not in SRGB_PRIMARIES or numbers[1] not in SRGB_TRANSFERS)
+
+
+def _is_animated(start: bytes, content: str) -> bool:
     """Whether it is an AVIF sequence or an animated PNG, of which libvips sees the first picture alone."""
-    start = _description(file)
-    return start[8:12] == b'avis' or (content == 'png' and b'acTL' in start.partition(b'IDAT')[0])
+    return start[8:12] == b'avis' or (content == 'png' and b'acTL' in _png_chunks(start))
 
 
-def _description(file: BinaryIO) -> bytes:
-    file.seek(0)
-    return file.read(DESCRIPTION)
+def _png_chunks(start: bytes) -> dict[bytes, bytes]:
+    """What stands before the pixels of a PNG file that begins so, by its name there."""
+    chunks, at = {}, 8
+    while start[at + 4 : at + 8] not in (b'IDAT', b''):
+        length = int.from_bytes(start[at : at + 4], 'big')
+        chunks[start[at + 4 : at + 8]] = start[at + 8 : at + 8 + length]
+        at += length + 12  # a checksum behind it
+    return chunks
 
 
 def _open_with_vips(file: BinaryIO, content: str) -> pyvips.Image:
