@@ -244,6 +244,13 @@ def test_strength_blends(tmp_path):
         np.testing.assert_array_equal(read_photo(tmp_path / 'out' / 'a.png').pixels, expected)
 
 
+def test_what_loses_nothing_comes_back_to_the_byte(tmp_path):
+    for ending, about in (('.png', {}), ('.tif', {}), ('.webp', {'lossless': True})):
+        Image.fromarray(picture(12, 16)).save(tmp_path / f'a{ending}', **about)
+        restore_photos(Same(), plan([tmp_path / f'a{ending}'], out=tmp_path / 'out'), options=Options(mode='input'))
+        np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'out' / f'a{ending}')), picture(12, 16))
+
+
 def test_refused_computation_names_the_photograph(tmp_path):
     jobs = plan([save(tmp_path / 'a.png')], out=tmp_path / 'out')
     summary = restore_photos(network(), jobs, options=Options(max_memory=1))

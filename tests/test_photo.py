@@ -57,6 +57,21 @@ def test_quality_is_the_users(tmp_path, ending, least_psnr):
     assert path.stat().st_size < size / 2 and cv2.PSNR(np.asarray(Image.open(path).convert('RGB')), fine) < 40
 
 
+def test_webp_stays_lossless_or_lossy(tmp_path):
+    pixels = np.dstack([picture(24, 32), picture(24, 32, 1)[:, :, 0]])
+    pixels[:4, :, 3] = 0  # and what is not seen stays
+    for mode in ('RGB', 'RGBA'):
+        first, second = (Image.fromarray(each).convert(mode) for each in (pixels, 255 - pixels))
+        for about in ({}, {'icc_profile': SRGB + bytes(100_000)}, {'save_all': True, 'append_images': [second]}):
+            for lossless in (True, False):
+                first.save(tmp_path / 'a.webp', lossless=lossless, exact=True, **about)
+                photo = read_photo(tmp_path / 'a.webp')
+                write_photo(tmp_path / 'b.webp', photo, quality=20)
+                before, after = (np.asarray(Image.open(tmp_path / name)) for name in ('a.webp', 'b.webp'))
+                same = np.array_equal(before, after)
+                assert photo.lossless_webp == read_photo(tmp_path / 'b.webp').lossless_webp == same == lossless
+
+
 def test_damaged_bytes_in_a_message_of_libvips_end_with_their_file(tmp_path):
     exif = Image.Exif()
     exif[0x112] = 6

@@ -280,7 +280,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument('-w', '--weights', type=Path, help='weight file (default: the small one that comes with this)')
     command.add_argument('-o', '--out', type=Path, help='folder for the results (default: beside, NAME_restored)')
     command.add_argument('--format', help="jpeg, png, tiff, webp or avif (default: the photograph's own, else png)")
-    command.add_argument('--quality', type=int, help='of jpeg, webp and avif, 1 to 100 (default 95)')
+    command.add_argument('--quality', type=int, help='of jpeg, avif and lossy webp, 1 to 100 (default 95)')
     command.add_argument('--skip-existing', action='store_true', help='leave out what has a result already')
     command.add_argument('--strength', type=float, help='0 for the photograph as it was, to 1 (default)')
     command.add_argument('--compare', type=Path, metavar='FOLDER', help='write before | after, and a page of sliders')

@@ -34,6 +34,8 @@ from .tiff_exif import add_metadata, begins_with_preview, read_exif, without_thu
 MAX_PIXELS = 200_000_000
 MAX_SIDE = {'jpeg': 65_500, 'webp': 16_383, 'avif': 16_384}  # what the format, or its encoder, holds
 DEFAULT_QUALITY = 95
+# Q is how long it tries: 75 takes four times as long for 7 % less. Colours that are transparent stay too.
+LOSSLESS_WEBP = {'lossless': True, 'exact': True, 'Q': 20}
 
 # What a file is called that is written in a format; the first ending is the usual one.
 ENDINGS = {
@@ -88,6 +90,7 @@ class Photo:
     metadata: dict[str, bytes] = field(default_factory=dict)  # EXIF, XMP, IPTC, ICC profile; by libvips's names
     pixels_per_mm: tuple[float, float] = NO_RESOLUTION
     jpeg_quality: int | None = None  # as estimated, of a JPEG file
+    lossless_webp: bool = False
     marked_colours: bool = False  # not sRGB's, by a mark that has no place in a result
     pictures: int = 1  # that the file holds, 2 of any animation; this is the first, of a HEIC the main one
 
@@ -189,6 +192,7 @@ def _read(file: BinaryIO, max_pixels: int) -> Photo:
         metadata=metadata,
         pixels_per_mm=_resolution(image, content),
         jpeg_quality=quality,
+        lossless_webp=content == 'webp' and _is_lossless(start),
         marked_colours=_marks_colours(start, content, has_profile='icc-profile-data' in metadata),
         pictures=2 if _is_animated(start, content) else image.get('n-pages') if 'n-pages' in fields else 1,
     )
@@ -220,6 +224,12 @@ def _marks_colours(start: bytes, content: str, has_profile: bool) -> bool:
 def _are_not_srgb(numbers: bytes) -> bool:
     """Of primaries and transfer, as ITU-T H.273 numbers them; of none, where the mark is cut, it is not known."""
     return len(numbers) == 2 and (numbers[0] not in SRGB_PRIMARIES or numbers[1] not in SRGB_TRANSFERS)
+
+
+def _is_lossless(start: bytes) -> bool:
+    """Whether a WebP file that begins so has its pixels, the first picture's, in the lossless way."""
+    kind = re.search(b'VP8[L ]', start)  # either; VP8X is of what else there is
+    return kind is not None and kind[0] == b'VP8L'
 
 
 def _is_animated(start: bytes, content: str) -> bool:
@@ -329,8 +339,8 @@ def write_photo(path: Path | str, photo: Photo, *, quality: int = DEFAULT_QUALIT
     Args:
         path: ends in one of `ENDINGS`.
         photo: of 16 bits is written with 16 by PNG and TIFF, 12 by AVIF, 8 by JPEG and WebP; CMYK stays so in JPEG and
-            TIFF, and becomes sRGB in the others; what is opaque loses its transparency in JPEG.
-        quality: 1 to 100, of JPEG, WebP and AVIF.
+            TIFF, and becomes sRGB in the others; what is opaque loses its transparency in JPEG; lossless WebP stays so.
+        quality: 1 to 100, of JPEG, AVIF and lossy WebP.
     """
     path = Path(path)
     name = check_fits(path, photo)
@@ -339,7 +349,7 @@ def write_photo(path: Path | str, photo: Photo, *, quality: int = DEFAULT_QUALIT
         'jpeg': {'Q': quality},
         'png': {'compression': 3, 'filter': 'all'},
         'tiff': {'compression': 'deflate', 'level': 3, 'predictor': 'horizontal'},
-        'webp': {'Q': quality, 'smart_subsample': True},
+        'webp': LOSSLESS_WEBP if photo.lossless_webp else {'Q': quality, 'smart_subsample': True},
         'avif': {'Q': quality, 'compression': 'av1', 'bitdepth': 12 if deep else 8, 'effort': 0},  # 4: 55 s, not 4 s
     }
     image = _image_of(photo, name)
