@@ -16,6 +16,7 @@ from dead_leaves import SUBPIXEL_BITS, outline
 
 PATH_POINTS = 128  # moments of the exposure
 MOMENTS_PER_PIXEL = 1.0  # fewer would leave steps in the average; more take time
+SHORT = 20.0  # pixels: a longer shake has so many where it is fastest, not on the average, or it would show ghosts
 MID_GREY = 0.214  # light of the encoded value 128
 
 
@@ -32,6 +33,11 @@ def shake_path(rng: np.random.Generator, length: float) -> np.ndarray:
     steps *= length / np.linalg.norm(steps, axis=1).sum()
     path = np.concatenate([np.zeros((1, 2)), np.cumsum(steps, axis=0)])
     return path - path.mean(axis=0)
+
+
+def steps_of(path: np.ndarray) -> np.ndarray:
+    """Lengths of the steps from point to point."""
+    return np.linalg.norm(np.diff(path, axis=0), axis=1)
 
 
 @dataclass(frozen=True)
@@ -53,14 +59,25 @@ class Motion:
     object_path: np.ndarray
 
     def moments(self) -> np.ndarray:
-        """The points of the paths that make up the average."""
+        """The moments that make up the average, (N, 5): x and y of the camera, its roll, x and y of the object's path.
+
+        Of short paths they are points, as in the data of the weights that ship, which has none longer than 18 pixels.
+        """
+        paths = np.column_stack([self.path, self.roll, self.object_path])
         reach = np.hypot(*self.nearness.shape) / 2
-        travels = (self.path * self.nearness.max(), self.roll[:, None] * reach, self.path + self.object_path)
-        longest = max(np.linalg.norm(np.diff(travel, axis=0), axis=1).sum() for travel in travels)
+        roll = self.roll[:, None] * reach
+        travels = (self.path * self.nearness.max(), roll, self.path + self.object_path)
+        longest = max(steps_of(travel).sum() for travel in travels)
         if longest == 0:
-            return np.array([PATH_POINTS // 2])
-        stride = 2 ** int(np.clip(np.log2(PATH_POINTS / (MOMENTS_PER_PIXEL * longest)), 0, 4))
-        return np.arange(stride // 2, PATH_POINTS, stride)
+            return paths[[PATH_POINTS // 2]]
+        if max(steps_of(self.path).sum(), steps_of(roll).sum()) <= SHORT:
+            stride = 2 ** int(np.clip(np.log2(PATH_POINTS / (MOMENTS_PER_PIXEL * longest)), 0, 4))
+            return paths[stride // 2 :: stride]
+        widest = max(steps_of(travel).max() for travel in travels)  # up to five times the mean
+        points = np.arange(PATH_POINTS)
+        times = np.linspace(0, points[-1], 1 + int(np.ceil(MOMENTS_PER_PIXEL * widest * points[-1])))
+        dense = np.column_stack([np.interp(times, points, path) for path in paths.T])
+        return dense - dense.mean(axis=0)
 
 
 def draw_nearness(rng: np.random.Generator, height: int, width: int, depth: float) -> np.ndarray:
@@ -134,12 +151,12 @@ def average_light(light: np.ndarray, motion: Motion) -> np.ndarray:
     in_front = np.dstack([light * mask[:, :, None], mask])  # (H, W, 4)
     total = np.zeros_like(light)
     for moment in moments:
-        (right, down), roll = motion.path[moment].astype(np.float32), np.float32(motion.roll[moment])
+        right, down, roll = moment[:3].astype(np.float32)
         from_x = x - right * motion.nearness + roll * from_middle_y
         from_y = y - down * motion.nearness - roll * from_middle_x
         seen = cv2.remap(ground, from_x, from_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
         if has_object:
-            shift = motion.path[moment] + motion.object_path[moment]
+            shift = moment[:2] + moment[3:]
             move = np.array([[1, 0, shift[0]], [0, 1, shift[1]]], np.float32)
             front = cv2.warpAffine(in_front, move, (width, height), borderMode=cv2.BORDER_REFLECT_101)
             seen = front[:, :, :3] + (1 - front[:, :, 3:]) * seen

@@ -202,7 +202,7 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument(
         '--length', type=float, nargs=2, default=(2, 16), metavar=('MIN', 'MAX'),
-        help='length of the paths in pixels (default 2 16)',
+        help='length of the paths in pixels; ten times as long takes ten times as long (default 2 16)',
     )  # fmt: skip
     parser.add_argument(
         '--zoom', type=float, nargs=2, default=(1, 1), metavar=('MIN', 'MAX'),

@@ -36,7 +36,7 @@ def test_blur_is_the_mean_of_moved_exposures_in_linear_light():
     motion = motion_of(exposure.shake_path(rng, 9.0), 80, 96)
     kernel = np.zeros((31, 31))
     moments = motion.moments()
-    for x, y in motion.path[moments] + 15:
+    for x, y in moments[:, :2] + 15:
         for dx, dy in ((0, 0), (1, 0), (0, 1), (1, 1)):
             column, row = int(x) + dx, int(y) + dy
             kernel[row, column] += (1 - abs(x - column)) * (1 - abs(y - row)) / len(moments)
@@ -49,8 +49,42 @@ def test_moments_are_dense_enough_and_their_mean_is_the_path_s():
     for length in (0.0, 0.3, 3.0, 15.0, 100.0):
         path = exposure.shake_path(np.random.default_rng(0), length)
         moments = motion_of(path, 64, 64).moments()
-        assert np.linalg.norm(path[moments].mean(axis=0)) < 0.1
-        assert len(moments) >= min(exposure.PATH_POINTS, exposure.MOMENTS_PER_PIXEL * length)
+        assert np.linalg.norm(moments[:, :2].mean(axis=0)) < 0.1
+        assert len(moments) >= exposure.MOMENTS_PER_PIXEL * length
+
+
+def test_moments_of_short_paths_are_points_of_them():
+    """As the weights that ship have seen them, and RESULTS.md's pictures."""
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        motion = exposure.draw_motion(rng, 384, 384, length=18, rotation=0.5, depth=0.5, objects=1)
+        paths = np.column_stack([motion.path, motion.roll, motion.object_path])
+        moments = motion.moments()
+        np.testing.assert_array_equal(moments, paths[128 // len(moments) // 2 :: 128 // len(moments)])
+
+
+@pytest.mark.parametrize('length', [25, 60, 200])
+def test_moments_of_long_paths_are_dense_where_they_are_fastest(length):
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        motion = exposure.draw_motion(rng, 128, 128, length=length, rotation=90, depth=0.5, objects=0.5)
+        x, y, roll, own_x, own_y = motion.moments().T
+        steps = [
+            np.hypot(*np.diff([x, y])) * motion.nearness.max(),
+            np.abs(np.diff(roll)) * np.hypot(64, 64),
+            np.hypot(*np.diff([x + own_x, y + own_y])),
+        ]
+        assert 0.9 < np.max(steps) < 1.001
+        np.testing.assert_allclose(motion.moments().mean(axis=0), 0, atol=1e-9)
+
+
+@pytest.mark.parametrize('length', [40, 200])
+def test_a_point_of_light_leaves_one_trace_without_gaps(length):
+    dot = np.zeros((255, 255, 3), np.float32)
+    dot[127, 127] = 1
+    motion = exposure.draw_motion(np.random.default_rng(161), 255, 255, length=length)  # of 300 the most uneven path
+    trace = exposure.average_light(dot, motion)[:, :, 0]
+    assert cv2.connectedComponents(np.uint8(trace > 1e-4))[0] == 2  # it and the ground
 
 
 def test_no_movement_is_no_blur():
