@@ -62,8 +62,8 @@ def check_photos(photos: dict[str, Path], largest: int | None) -> None:
     """
     sizes = {photo: size_of_image(photo) for photo in photos.values()}
     for photo, size in sizes.items():
-        if size and max(size) > WIDEST and not largest:
-            raise InputError(f'{photo}: is {size[1]} x {size[0]}, {WIDEST} a side are possible; set --largest')
+        if size and min(max(size), largest or max(size)) > WIDEST:
+            raise InputError(f'{photo}: is {size[1]} x {size[0]}; set --largest, at most {WIDEST}')
         if not size or decode_image(photo.read_bytes()) is None:
             raise InputError(f'{photo}: not a readable image; remove it or convert it to PNG')
     large = [photo for photo, size in sizes.items() if size[0] * size[1] > LARGE]

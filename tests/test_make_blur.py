@@ -274,8 +274,9 @@ def test_large_photographs_are_told_and_made_smaller(run, tmp_path):
         printed = run('large.png', '-o', 'out', '--copies', '1')
     assert '1 photograph of more than 4 megapixels: a copy takes seconds' in printed.out
     cv2.imwrite(str(tmp_path / 'wide.png'), np.zeros((20, 33000, 3), np.uint8))
-    printed = run('wide.png', '-o', 'wide', '--copies', '1', exit_code=2)
-    assert 'wide.png: is 33000 x 20, 32766 a side are possible; set --largest' in printed.err
+    for too_large in ((), ('--largest', '32767'), ('--largest', '40000')):
+        printed = run('wide.png', '-o', 'wide', '--copies', '1', *too_large, exit_code=2)
+        assert 'wide.png: is 33000 x 20; set --largest, at most 32766' in printed.err
     printed = run('large.png', 'wide.png', '-o', 'small', '--copies', '1', '--largest', '100')
     store = open_store(tmp_path / 'small_sharp.lmdb')
     assert [store.shape(key)[:2] for key in store.keys()] == [(100, 95), (1, 100)] and 'megapixels' not in printed.out
