@@ -25,7 +25,6 @@ from wrcan_arch.train.image_files import (
     images_under,
     is_image,
     key_for,
-    size_of_image,
 )
 
 WIDEST = 32766  # pixels a side: OpenCV moves no larger picture
@@ -55,30 +54,36 @@ def find_photos(inputs: list[Path]) -> dict[str, Path]:
     return photos
 
 
+def decode_photo(photo: Path) -> np.ndarray:
+    """uint8 (H, W, 3) in BGR, upright. InputError for what is no image."""
+    image = decode_image(photo.read_bytes())
+    if image is None:
+        raise InputError(f'{photo}: not a readable image; remove it or convert it to PNG')
+    return image
+
+
 def check_photos(photos: dict[str, Path], largest: int | None) -> None:
     """InputError for what cannot be read or is too large, before anything is made; a hint where it will take long.
 
     Each is decoded for it, which takes a small part of what its copies do.
     """
-    sizes = {photo: size_of_image(photo) for photo in photos.values()}
-    for photo, size in sizes.items():
-        if size and min(max(size), largest or max(size)) > WIDEST:
-            raise InputError(f'{photo}: is {size[1]} x {size[0]}; set --largest, at most {WIDEST}')
-        if not size or decode_image(photo.read_bytes()) is None:
-            raise InputError(f'{photo}: not a readable image; remove it or convert it to PNG')
-    large = [photo for photo, size in sizes.items() if size[0] * size[1] > LARGE]
+    large = 0
+    for photo in photos.values():
+        height, width = decode_photo(photo).shape[:2]
+        longer = max(height, width)
+        if min(longer, largest or longer) > WIDEST:
+            raise InputError(f'{photo}: is {width} x {height}; set --largest, at most {WIDEST}')
+        large += height * width > LARGE
     if large and not largest:
         print(
-            f'{pairs.counted(len(large), "photograph")} of more than {LARGE / 1e6:.0f} megapixels: '
+            f'{pairs.counted(large, "photograph")} of more than {LARGE / 1e6:.0f} megapixels: '
             'a copy takes seconds, and training decodes it whole; --largest 1600 makes them smaller'
         )
 
 
 def read_photo(photo: Path, largest: int | None) -> np.ndarray:
     """uint8 (H, W, 3) in BGR, upright, scaled down to `largest` pixels on its longer side."""
-    sharp = decode_image(photo.read_bytes())
-    if sharp is None:
-        raise InputError(f'{photo}: not a readable image; remove it or convert it to PNG')
+    sharp = decode_photo(photo)
     height, width = sharp.shape[:2]
     scale = (largest or math.inf) / max(height, width)
     if scale >= 1:
