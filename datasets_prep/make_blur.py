@@ -68,7 +68,7 @@ def check_photos(photos: dict[str, Path], largest: int | None) -> None:
     Each is decoded for it, which takes a small part of what its copies do.
     """
     large = 0
-    for photo in photos.values():
+    for photo in tqdm(photos.values(), unit='photograph', desc='look at each'):
         height, width = decode_photo(photo).shape[:2]
         longer = max(height, width)
         if min(longer, largest or longer) > WIDEST:

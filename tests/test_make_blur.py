@@ -251,6 +251,12 @@ def test_what_cannot_be_read_is_found_before_anything_is_made(run, tmp_path):
         assert '2.png: not a readable image; remove it' in printed.err and 'pair' not in printed.err
 
 
+def test_photographs_are_counted_while_they_are_looked_at(prepared, run):
+    with mock.patch('make_blur.make_pairs', return_value=iter(())):
+        printed = run(prepared / 'photos', '-o', 'out', '--copies', '1')
+    assert 'look at each: 100%' in printed.err and '6/6' in printed.err
+
+
 def test_pictures_of_other_kinds_are_told(run, tmp_path):
     for name in ('a.heic', 'b.HEIC', 'c.avif'):
         (tmp_path / name).touch()
