@@ -9,6 +9,9 @@ from pathlib import Path
 import cv2
 import skimage
 
+import pairs
+from wrcan_arch.errors import InputError
+
 SPLITS = {
     'train': (
         'astronaut.png',
@@ -38,18 +41,20 @@ def write_photos(out: Path) -> None:
         for name in names:
             image = cv2.imread(str(shipped / name), cv2.IMREAD_COLOR)
             if image is None:
-                raise SystemExit(f'{shipped / name}: this scikit-image does not ship it; install scikit-image 0.26')
+                raise InputError(f'{shipped / name}: this scikit-image does not ship it; install scikit-image 0.26')
             if max(image.shape) > LARGEST:
                 image = cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
             target = folder / name.replace('.jpg', '.png')
             if not cv2.imwrite(str(target), image):
-                raise SystemExit(f'{target}: cannot be written; make room, or choose another folder')
+                raise InputError(f'{target}: cannot be written; make room, or choose another folder')
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('out', type=Path, help='folder to make train/, val/ and test/ in')
-    write_photos(parser.parse_args().out)
+    arguments = parser.parse_args()
+    with pairs.errors_in_one_line():
+        write_photos(arguments.out)
 
 
 if __name__ == '__main__':

@@ -13,6 +13,7 @@ from PIL import Image
 
 import make_blur
 import pairs
+import skimage_photos
 from wrcan_arch.errors import InputError
 from wrcan_arch.train import option_checks, options
 from wrcan_arch.train.lmdb_store import StoreWriter, open_store
@@ -330,3 +331,18 @@ def test_photographs_of_scikit_image(tmp_path):
     names = {split.name: {path.stem for path in split.iterdir()} for split in (tmp_path / 'photos').iterdir()}
     assert names['test'] == {'coffee', 'chelsea'} and names['val'] == {'rocket'} and len(names['train']) == 12
     assert not names['train'] & (names['val'] | names['test'])
+
+
+def test_photographs_of_scikit_image_that_cannot_be_read_or_written_are_one_line(run_script, monkeypatch, tmp_path):
+    def last_line():
+        return run_script(skimage_photos, 'photos', exit_code=2).err.splitlines()[-1]  # OpenCV may warn above it
+
+    (tmp_path / 'photos').touch()
+    assert last_line() == (
+        'skimage_photos: photos/train: cannot be read or written (Not a directory); choose another path'
+    )
+    (tmp_path / 'photos').unlink()
+    (tmp_path / 'photos/train/astronaut.png').mkdir(parents=True)
+    assert last_line().startswith('skimage_photos: photos/train/astronaut.png: cannot be written; make room')
+    monkeypatch.setattr(skimage_photos, 'SPLITS', {'train': ('absent.png',)})
+    assert 'absent.png: this scikit-image does not ship it; install' in last_line()
