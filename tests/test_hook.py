@@ -32,6 +32,8 @@ CHECK = (
         'import wrcan_arch; from wrcan_arch.train import jpeg_deblur_dataset',
         'import wrcan_arch.train.toolbox as t; t.make_importable(); sys.meta_path.pop(0); import basicsr; '
         'del sys.modules["wrcan_arch"]; import wrcan_arch',
+        'import wrcan_arch, basicsr; del sys.modules["wrcan_arch"]; import wrcan_arch',
+        'import wrcan_arch, basicsr, importlib; importlib.reload(basicsr)',
     ],
 )
 def test_classes_are_registered_once_in_any_order(first):
@@ -75,5 +77,39 @@ def test_a_failed_import_can_be_tried_again(tmp_path):
         'when_imported("fragile", before=lambda: seen.append("before"), after=lambda: seen.append("after"))\n'
         'try:\n    import fragile\nexcept OSError:\n    pass\n'
         'os.environ["READY"] = "1"\nimport fragile\nassert seen == ["before", "before", "after"], seen'
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_what_comes_after_is_tried_again_until_it_succeeds_and_then_no_more(tmp_path):
+    (tmp_path / 'plain.py').touch()
+    result = run_from_nothing(f"""
+import importlib, pkgutil, sys
+sys.path.insert(0, {str(tmp_path)!r})
+from wrcan_arch.hook import when_imported
+reasons, seen, finders = ['second', 'first'], [], [*sys.meta_path]
+def after():
+    if reasons:
+        raise OSError(reasons.pop())
+    seen.append('after')
+when_imported('plain', before=lambda: seen.append('before'), after=after)
+for expected in ('first', 'second'):
+    try:
+        import plain
+    except OSError as error:
+        assert str(error) == expected
+import plain
+importlib.reload(plain)
+assert seen == ['before', 'before', 'before', 'after'], seen
+assert sys.meta_path == finders, sys.meta_path
+""")
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_package_keeps_its_own_loader():
+    result = run_python(
+        'import pkgutil, wrcan_arch, basicsr\n'
+        'assert b"1.4.2" in pkgutil.get_data("basicsr", "version.py")\n'
+        'assert basicsr.__loader__ is basicsr.__spec__.loader'
     )
     assert result.returncode == 0, result.stderr

@@ -9,15 +9,16 @@ from types import ModuleType
 
 
 class _Loader(Loader):
-    """Another loader, with something before and after it."""
+    """The loader of `spec`, with something before and after it."""
 
-    def __init__(self, loader: Loader, before: Callable[[], None], after: Callable[[], None]) -> None:
-        self.loader, self.before, self.after = loader, before, after
+    def __init__(self, spec: ModuleSpec, loader: Loader, before: Callable[[], None], after: Callable[[], None]) -> None:
+        self.spec, self.loader, self.before, self.after = spec, loader, before, after
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
+        self.spec.loader = module.__loader__ = self.loader  # which pkgutil.get_data asks
         self.before()
         self.loader.exec_module(module)
         self.after()
@@ -26,6 +27,10 @@ class _Loader(Loader):
 class _Finder(MetaPathFinder):
     def __init__(self, name: str, before: Callable[[], None], after: Callable[[], None]) -> None:
         self.name, self.before, self.after = name, before, after
+
+    def finish(self) -> None:
+        self.after()
+        sys.meta_path.remove(self)  # a reload is the package's own affair
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -38,7 +43,7 @@ class _Finder(MetaPathFinder):
         finally:
             sys.meta_path.insert(0, self)  # an import that failed can be tried again
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader, self.before, self.after)
+            spec.loader = _Loader(spec, spec.loader, self.before, self.finish)
         return spec
 
 

@@ -133,6 +133,7 @@ def plug_in() -> None:
     from ..wrcan_arch import WRCAN
 
     _apply(BACKEND_REPAIRS)
-    ARCH_REGISTRY.register(WRCAN)
     for name in PLUGINS:
         importlib.import_module(f'.{name}', __package__)
+    if 'WRCAN' not in ARCH_REGISTRY:  # as it is where wrcan_arch is imported anew
+        ARCH_REGISTRY.register(WRCAN)
