@@ -9,13 +9,14 @@ from unittest import mock
 
 import basicsr.train
 import pytest
+import torch
 
 from wrcan_arch import WRCAN
 from wrcan_arch.checkpoint import write_weights
 from wrcan_arch.cli import main
 from wrcan_arch.errors import InputError
 from wrcan_arch.train import pipelines
-from wrcan_arch.train.results import key_of, mean_scores, write_result, write_scores
+from wrcan_arch.train.results import key_of, mean_scores, write_result, write_scores, write_submission
 
 
 def test_scores_of_images_whose_names_are_not_utf8_are_written(tmp_path):
@@ -81,20 +82,32 @@ def test_set_without_sharp_frames_becomes_the_challenges_submission(workplace, c
     network = WRCAN(num_feat=4, num_group=1, num_block=1)
     write_weights(Path('net.pth'), {'params': network.state_dict()}, {})
     Path('submit.yml').write_text(text + 'path: {pretrain_network_g: net.pth}\n')
-    assert main(['test', '-opt', 'submit.yml']) == 0
+    with mock.patch('torch.cuda.is_available', return_value=True):  # but num_gpu is 0
+        assert main(['test', '-opt', 'submit.yml']) == 0
     with zipfile.ZipFile('results/small_test/submission_frames.zip') as archive:
         assert sorted(archive.namelist()) == ['000_00000009.png', '001_00000009.png', 'readme.txt']
         saved = Path('results/small_test/visualization/frames/000_00000009_small_test.png').read_bytes()
         assert archive.read('000_00000009.png') == saved
         lines = archive.read('readme.txt').decode().splitlines()
     assert lines[0].startswith('runtime per image [s] : ') and float(lines[0].partition(': ')[2]) >= 0
-    assert lines[2:] == ['Extra Data [1] / No Extra Data [0] : 1', 'Other description : a small test']
+    assert lines[1:] == [
+        'CPU[1] / GPU[0] : 1',
+        'Extra Data [1] / No Extra Data [0] : 1',
+        'Other description : a small test',
+    ]
     result = json.loads(Path('results/small_test/result_frames.json').read_text())
     assert (result['images'], result['metrics']) == (6, {})
     assert result['weights']['sha256'] == sha256(Path('net.pth').read_bytes()).hexdigest()
     Path('frames/000_00000008.jpg').rename('frames/coffee.jpg')
     assert main(['test', '-opt', 'submit.yml']) == 2
     assert "'coffee' does not end in a frame's number, as val:submission needs" in capsys.readouterr().err
+
+
+def test_submission_says_that_a_gpu_restored_it(tmp_path):
+    options = {'every': 10, 'extra_data': False, 'description': ''}
+    write_submission(tmp_path / 'x.zip', {}, 1.0, torch.device('cuda', 1), options)
+    with zipfile.ZipFile(tmp_path / 'x.zip') as archive:
+        assert 'CPU[1] / GPU[0] : 0\n' in archive.read('readme.txt').decode()
 
 
 def test_input_itself_is_a_method(workplace):

@@ -173,7 +173,8 @@ class RecordedModel(SRModel):
         submission = self.opt['val'].get('submission')
         if submission and save_img:
             images = {key: self._image_path(dataset_name, key, 0) for key in scores}
-            results.write_submission(folder / f'submission_{dataset_name}.zip', images, seconds, submission)
+            path = folder / f'submission_{dataset_name}.zip'
+            results.write_submission(path, images, seconds, self.device, submission)
 
     def test(self) -> None:
         network = self.get_bare_model(getattr(self, 'net_g_ema', self.net_g))

@@ -92,7 +92,11 @@ def write_result(folder: Path, dataset: str, scores: Scores, about: Mapping[str,
 
 
 def write_submission(
-    path: Path, images: Mapping[str, Path], seconds_per_image: float, options: Mapping[str, Any]
+    path: Path,
+    images: Mapping[str, Path],
+    seconds_per_image: float,
+    device: torch.device,
+    options: Mapping[str, Any],
 ) -> None:
     """The NTIRE challenge's submission: PNGs named SEQUENCE_FRAME.png, readme.txt, zipped without folders.
 
@@ -100,6 +104,7 @@ def write_submission(
         path: the zip file.
         images: the restored images' files, by key.
         seconds_per_image: the mean time of restoring one.
+        device: where they were restored.
         options: val.submission: `every` (10 takes the frames 9, 19, ... of each sequence, as the server asked for),
             `extra_data`, `description`.
     """
@@ -107,7 +112,7 @@ def write_submission(
     chosen = {key: file for key, file in images.items() if int(key.rpartition('_')[2]) % every == every - 1}
     readme = (
         f'runtime per image [s] : {seconds_per_image:.2f}\n'
-        f'CPU[1] / GPU[0] : {int(not torch.cuda.is_available())}\n'
+        f'CPU[1] / GPU[0] : {int(device.type == "cpu")}\n'
         f'Extra Data [1] / No Extra Data [0] : {int(options["extra_data"])}\n'
         f'Other description : {options["description"]}\n'
     )
