@@ -284,7 +284,9 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument('--skip-existing', action='store_true', help='leave out what has a result already')
     command.add_argument('--strength', type=float, help='0 for the photograph as it was, to 1 (default)')
     command.add_argument('--compare', type=Path, metavar='FOLDER', help='write before | after, and a page of sliders')
-    command.add_argument('--mode', help="exact (default), local: attention as in training, or chop: the authors' way")
+    command.add_argument(
+        '--mode', help="exact (default); local: attention as in training; chop: the authors' way; input: no network"
+    )
     command.add_argument('--ensemble', action='store_true', help='mean of 8 flips and transposes, 8 x the work')
     command.add_argument('--precision', help='auto (default), fp32, bf16, fp16')
     command.add_argument('--patch-size', type=int, help="pixels, for local (default: the training patch's)")
