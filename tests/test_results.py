@@ -98,6 +98,10 @@ def test_set_without_sharp_frames_becomes_the_challenges_submission(workplace, c
     result = json.loads(Path('results/small_test/result_frames.json').read_text())
     assert (result['images'], result['metrics']) == (6, {})
     assert result['weights']['sha256'] == sha256(Path('net.pth').read_bytes()).hexdigest()
+    capsys.readouterr()
+    assert main(['test', '-opt', 'submit.yml', '--force_yml', 'val:submission:every=12', 'name=none']) == 2
+    said = 'data set frames: val:submission:every=12 takes the frames 11, 23, ..., none is there; make it smaller\n'
+    assert capsys.readouterr().err.endswith(f'datasets:test: {said}') and not Path('results/none').exists()
     Path('frames/000_00000008.jpg').rename('frames/coffee.jpg')
     assert main(['test', '-opt', 'submit.yml']) == 2
     assert "'coffee' does not end in a frame's number, as val:submission needs" in capsys.readouterr().err

@@ -15,17 +15,18 @@ from ..files import opened_at_any_size
 from .image_files import decode_image, images_under, size_of_image
 from .jpeg_deblur_dataset import JPEGDeblurDataset, roots_of
 from .lmdb_store import in_own_process, open_store, verify_store
+from .results import is_submitted
 
 MOST_PIXELS = 1 << 30  # OpenCV's limit
 
 
-def quick_problems(dataset: Mapping[str, Any], phase: str, *, numbered: bool = False) -> Iterator[str]:
+def quick_problems(dataset: Mapping[str, Any], phase: str, *, every: int | None = None) -> Iterator[str]:
     """Of one data set of an option file: its stores or folders, their pairing, the frames' sizes. None is decoded.
 
     Args:
         dataset: the section of the option file.
         phase: 'train' or another.
-        numbered: whether names have to end in the frame's number, as in 000_00000012.
+        every: val.submission's, where one is made: names have to end in the frame's number, as in 000_00000012.
     """
     stored = (dataset.get('io_backend') or {}).get('type') == 'lmdb'
     try:
@@ -37,12 +38,20 @@ def quick_problems(dataset: Mapping[str, Any], phase: str, *, numbered: bool = F
         if dataset['type'] == 'JPEGDeblurDataset':
             frames = JPEGDeblurDataset({**dataset, 'phase': phase})
             keys = [frame['key'] for frame in frames.frames]
-            unnumbered = (key for key in keys if numbered and not re.search(r'(^|_)\d+$', key))
-            if (key := next(unnumbered, None)) is not None:
-                yield f"data set {dataset['name']}: '{key}' does not end in a frame's number, as val:submission needs"
+            if every:
+                yield from _unfit_for_submission(dataset['name'], keys, every)
             yield from _wrong_sizes(frames, keys, stored)
     except InputError as error:
         yield str(error)
+
+
+def _unfit_for_submission(name: str, keys: list[str], every: int) -> Iterator[str]:
+    unnumbered = next((key for key in keys if not re.search(r'(^|_)\d+$', key)), None)
+    if unnumbered is not None:
+        yield f"data set {name}: '{unnumbered}' does not end in a frame's number, as val:submission needs"
+    elif not any(is_submitted(key, every) for key in keys):
+        taken = f'{every - 1}, {2 * every - 1}, ...'
+        yield f'data set {name}: val:submission:every={every} takes the frames {taken}, none is there; make it smaller'
 
 
 def _check_folder(folder: Path) -> None:

@@ -315,8 +315,8 @@ def _unfit_weights(file: OptionFile) -> Iterator[str]:
 def _unfit_frames(file: OptionFile) -> Iterator[str]:
     for phase, dataset in sections(file.values, ('datasets',)).items():
         if dataset['type'] in ('JPEGDeblurDataset', 'PairedImageDataset'):
-            numbered = phase != 'train' and bool(find(file.values, ('val', 'submission')))
-            for problem in audit.quick_problems(dataset, phase.split('_')[0], numbered=numbered):
+            every = find(file.values, ('val', 'submission', 'every')) if phase != 'train' else None
+            for problem in audit.quick_problems(dataset, phase.split('_')[0], every=every):
                 yield f'{file.at("datasets", phase)}: {problem}'
 
 

@@ -91,6 +91,11 @@ def write_result(folder: Path, dataset: str, scores: Scores, about: Mapping[str,
         file.write(json.dumps(result, indent=2).encode() + b'\n')
 
 
+def is_submitted(key: str, every: int) -> bool:
+    """Whether val.submission takes the frame: of each sequence 9, 19, ... where `every` is 10, as the server asked."""
+    return int(key.rpartition('_')[2]) % every == every - 1
+
+
 def write_submission(
     path: Path,
     images: Mapping[str, Path],
@@ -105,11 +110,9 @@ def write_submission(
         images: the restored images' files, by key.
         seconds_per_image: the mean time of restoring one.
         device: where they were restored.
-        options: val.submission: `every` (10 takes the frames 9, 19, ... of each sequence, as the server asked for),
-            `extra_data`, `description`.
+        options: val.submission: `every`, `extra_data`, `description`.
     """
-    every = options['every']
-    chosen = {key: file for key, file in images.items() if int(key.rpartition('_')[2]) % every == every - 1}
+    chosen = {key: file for key, file in images.items() if is_submitted(key, options['every'])}
     readme = (
         f'runtime per image [s] : {seconds_per_image:.2f}\n'
         f'CPU[1] / GPU[0] : {int(device.type == "cpu")}\n'
