@@ -1,7 +1,6 @@
 """What a run leaves: scores, the best network, checkpoints that a resume can go on from."""
 
 import math
-import operator
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -40,6 +39,10 @@ def _record(records: Records, best_by: list[str]) -> dict[str, Any] | None:
     return record if record and record['iter'] >= 0 else None
 
 
+def _is_better(one: dict[str, Any], record: dict[str, Any]) -> bool:
+    return one['val'] > record['val'] if record['better'] == 'higher' else one['val'] < record['val']
+
+
 class RecordedModel(SRModel):
     """SRModel whose validation, checkpoints and results are ours; how a step is made is left to who inherits.
 
@@ -57,6 +60,7 @@ class RecordedModel(SRModel):
         self.validated: set[tuple[str, int]] = set()
         self.metric_results: dict[str, float] = {}
         self.pending_save: tuple[int, int] | None = None  # epoch and iteration
+        self.unrecorded_best: dict[str, Any] | None = None  # which no worse network may replace
         self.last_iter = 0
         self.saved_iter: int | None = None  # the newest that a resume could go on from; None before the first iteration
         super().__init__(opt)
@@ -189,7 +193,10 @@ class RecordedModel(SRModel):
         if dataset_name != chooser:
             return
         best = self.best_metric_results[chooser][metric]
-        if (best['iter'], best['val']) == (current_iter, self.metric_results[metric]):
+        if self.unrecorded_best and _is_better(self.unrecorded_best, best):
+            if current_iter >= self.unrecorded_best['iter']:  # until then the records are those of an undisturbed run
+                best.update(self.unrecorded_best)
+        elif best['iter'] == current_iter:
             about = {'iter': current_iter, 'best_by': [chooser, metric], 'metrics': dict(self.metric_results)}
             self._save_networks('best', about)
 
@@ -333,7 +340,7 @@ class RecordedModel(SRModel):
         recalled = _record(getattr(self, 'best_metric_results', {}), self._best_by())
         path = run_folder.weights_path(self._folder, 'best')
         if recalled and path.is_file():
-            self._recall_newer_best(recalled, path)
+            self.unrecorded_best = self._best_of_file(path)
         if self._best_by() and _record(saved, saved_by) and not recalled and self.opt['rank'] == 0 and path.is_file():
             aside = run_folder.weights_path(self._folder, f'best_until_{self.last_iter}')
             path.rename(aside)
@@ -342,15 +349,13 @@ class RecordedModel(SRModel):
                 f'{self._best_by()[1]} of {self._best_by()[0]}.'
             )
 
-    def _recall_newer_best(self, record: dict[str, Any], path: Path) -> None:
-        """A killed run may have kept a network that its last state does not know: no worse one is to follow it."""
+    def _best_of_file(self, path: Path) -> dict[str, Any] | None:
+        """The record of a best network that a killed run has kept and its last state does not know."""
         with suppress(InputError):  # a damaged one is not worth keeping
             about = checkpoint.read_weights(path)[1]
             if about.get('best_by') == self._best_by() and about['iter'] > self.last_iter:
-                value = about['metrics'][self._best_by()[1]]
-                is_better = operator.gt if record['better'] == 'higher' else operator.lt
-                if is_better(value, record['val']):
-                    record.update(val=value, iter=about['iter'])
+                return {'val': about['metrics'][self._best_by()[1]], 'iter': about['iter']}
+        return None
 
     def load_network(
         self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = 'params'
