@@ -111,13 +111,10 @@ def _sources(
     def is_result(photo: Path) -> bool:
         return beside and photo.stem.endswith(RESTORED)
 
-    entries = [*entries]
     for named in entries:
         if not str(named):
             raise InputError('an empty name was given, where a photograph or folder should be')
         entry = Path(named)
-        if len(entries) > 1 and real(entry) in avoid:  # a shell's * names the results of an earlier run too
-            continue
         try:
             is_folder, is_there = entry.is_dir(), entry.exists() or entry.is_symlink()
         except PermissionError:
