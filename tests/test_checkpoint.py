@@ -57,6 +57,9 @@ def test_safetensors_and_averaged_weights_and_module_prefix(tmp_path):
     assert_same(load_network(tmp_path / 'a.safetensors'), network)
     save_file(network.state_dict(), tmp_path / 'a.safetensors', {'format': 'pt', 'patch_size': '96'})
     assert load_network(tmp_path / 'a.safetensors').metadata == {'format': 'pt', 'patch_size': 96}
+    for other in ({'patch_size': '96', 'jpeg_quality': '25'}, {'patch_size': 0, 'jpeg_quality': [15, 'x']}):
+        torch.save({'params': network.state_dict(), 'metadata': {**other, 'iter': 5}}, tmp_path / 'b.pth')
+        assert load_network(tmp_path / 'b.pth').metadata == {'iter': 5}, "another program's"
     write_atomically(tmp_path / 'a.pth', {'params': network.state_dict(), 'params_ema': averaged.state_dict()})
     assert_same(load_network(tmp_path / 'a.pth'), averaged)
     assert torch.equal(read_weights(tmp_path / 'a.pth', 'params')[0]['tail.bias'], network.tail.bias)

@@ -192,6 +192,11 @@ def holds_two_sets(content: Any) -> bool:
     return isinstance(content, Mapping) and {'params', 'params_ema'} <= content.keys()
 
 
+def _is_of_its_type(name: str, value: Any) -> bool:
+    numbers = value if name == 'jpeg_quality' and isinstance(value, list) and len(value) == 2 else [value]
+    return name not in ('patch_size', 'jpeg_quality') or all(type(each) is int and each > 0 for each in numbers)
+
+
 def read_weights(path: Path | str, key: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors by our names, and the metadata (empty where the file has none).
 
@@ -204,6 +209,7 @@ def read_weights(path: Path | str, key: str | None = None) -> tuple[dict[str, Te
         raise InputError(f'{path}: holds a {type(content).__name__}, not weights')
     metadata = content.get('metadata')
     metadata = metadata if isinstance(metadata, dict) else {}  # another program's may be anything
+    metadata = {name: value for name, value in metadata.items() if _is_of_its_type(name, value)}
     if key is None:
         key = 'params_ema' if 'params_ema' in content else 'params'
     if key == 'params_ema' and key not in content:
