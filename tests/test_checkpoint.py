@@ -57,15 +57,21 @@ def test_safetensors_and_averaged_weights_and_module_prefix(tmp_path):
     assert_same(load_network(tmp_path / 'a.safetensors'), network)
     save_file(network.state_dict(), tmp_path / 'a.safetensors', {'format': 'pt', 'patch_size': '96'})
     assert load_network(tmp_path / 'a.safetensors').metadata == {'format': 'pt', 'patch_size': 96}
-    for other in ({'patch_size': '96', 'jpeg_quality': '25'}, {'patch_size': 0, 'jpeg_quality': [15, 'x']}):
-        torch.save({'params': network.state_dict(), 'metadata': {**other, 'iter': 5}}, tmp_path / 'b.pth')
-        assert load_network(tmp_path / 'b.pth').metadata == {'iter': 5}, "another program's"
     write_atomically(tmp_path / 'a.pth', {'params': network.state_dict(), 'params_ema': averaged.state_dict()})
     assert_same(load_network(tmp_path / 'a.pth'), averaged)
     assert torch.equal(read_weights(tmp_path / 'a.pth', 'params')[0]['tail.bias'], network.tail.bias)
     prefixed = {f'module.{name}': tensor for name, tensor in network.state_dict().items()}
     write_atomically(tmp_path / 'b.pth', {'params': prefixed})
     assert_same(load_network(tmp_path / 'b.pth'), network)
+
+
+def test_weights_of_another_program_may_be_double_and_say_anything_of_themselves(tmp_path):
+    network = network_of()
+    for other in ({'patch_size': '96', 'jpeg_quality': '25'}, {'patch_size': 0, 'jpeg_quality': [15, 'x']}):
+        torch.save({'params': network.state_dict(), 'metadata': {**other, 'iter': 5}}, tmp_path / 'a.pth')
+        assert load_network(tmp_path / 'a.pth').metadata == {'iter': 5}
+    torch.save({name: value.double() for name, value in network.state_dict().items()}, tmp_path / 'double.pth')
+    assert_same(load_network(tmp_path / 'double.pth'), network)
 
 
 def test_names_of_other_networks_stay_as_they_are(tmp_path):

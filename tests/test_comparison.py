@@ -26,6 +26,14 @@ def test_halves_are_blurred_and_restored(tmp_path):
     assert written.info['icc_profile'] == SRGB and not written.getexif()  # a picture to show, without the place
 
 
+def test_a_result_of_another_depth_is_compared_too(tmp_path):
+    """As --format jpeg leaves one of a 16-bit photograph."""
+    pixels = picture(40, 32)
+    write_side_by_side(tmp_path, 'a.tif', Photo(pixels=pixels.astype(np.uint16) * 257), pixels)
+    written = np.asarray(Image.open(tmp_path / 'a.tif.jpg')).astype(int)
+    assert np.abs(written - np.concatenate([pixels, pixels], axis=1)).mean() < 4
+
+
 def test_wide_photographs_are_compared_as_png(tmp_path):
     pixels = np.zeros((1, 40_000, 3), np.uint8)
     write_side_by_side(tmp_path, 'wide.jpg', Photo(pixels=pixels), pixels + 9)
