@@ -393,3 +393,14 @@ def test_without_onednn_convolutions_unfold_in_fp32_too():
     restore(network, image, precision='fp32', max_memory=enough)
     with torch.backends.mkldnn.flags(enabled=False), pytest.raises(InputError, match='12 x 8 pixels need'):
         restore(network, image, precision='fp32', max_memory=enough)
+
+
+@pytest.mark.parametrize('turn', inference.ALL_TURNS)
+def test_rows_of_a_turned_image_are_added_where_they_were(turn):
+    """In strips, as a large image comes."""
+    image = np.random.default_rng(0).random((7, 5, 3), np.float32)
+    total, turned = torch.zeros(image.shape), torch.from_numpy(turn(image).copy())
+    for start in range(0, len(turned), 2):
+        span = start, min(start + 2, len(turned))
+        turn.add_rows(total, span, turned[slice(*span)])
+    assert np.array_equal(total.numpy(), image)
