@@ -39,6 +39,7 @@ def network_of(mode: str, num_group: int, num_block: int) -> WRCAN:
     layout = torch.contiguous_format if mode == 'plain' else torch.channels_last
     with torch.device('meta'):
         network = WRCAN(num_group=num_group, num_block=num_block)
+        network.metadata = {'patch_size': PATCH_SIZE}
     network.to_empty(device=measure.DEVICE).to(memory_format=layout)
     torch.manual_seed(0)
     for parameter in network.parameters():
@@ -71,7 +72,7 @@ def run(mode: str, precision: str, network: WRCAN, image: np.ndarray) -> np.ndar
     if mode == 'plain':
         return plain(network, image, DTYPES[precision])
     once, x8, _ = mode.partition(' x8')
-    return restore(network, image, mode=once, ensemble=bool(x8), precision=precision, patch_size=PATCH_SIZE)
+    return restore(network, image, mode=once, ensemble=bool(x8), precision=precision)
 
 
 def image_of(width: int, height: int) -> np.ndarray:

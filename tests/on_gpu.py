@@ -49,6 +49,7 @@ def gpu():
 def network_of(block):
     torch.manual_seed(0)
     network = WRCAN(num_feat=8, num_group=1, num_block=2, block=block).eval()
+    network.metadata = {'patch_size': 32}
     set_channels_last(network)
     return network
 
@@ -60,8 +61,8 @@ def test_restores_as_a_cpu_does(gpu, block, mode, precision):
     on_cpu, on_gpu = network_of(block), network_of(block).cuda()
     for size in ((1, 1), (37, 50)):
         image = picture(*size)
-        expected = restore(on_cpu, image, mode=mode, precision='fp32', patch_size=32).astype(int)
-        found = restore(on_gpu, image, mode=mode, precision=precision, patch_size=32)
+        expected = restore(on_cpu, image, mode=mode, precision='fp32').astype(int)
+        found = restore(on_gpu, image, mode=mode, precision=precision)
         assert np.abs(found - expected).max() <= GREY_LEVELS[precision], size
 
 
@@ -87,7 +88,7 @@ def test_only_results_are_waited_for(gpu, mode, ensemble, monkeypatch):
     monkeypatch.setattr(inference, '_store', lambda *_: None)
     network, image = network_of('wrca').cuda(), np.random.default_rng(0).random((40, 50, 3), np.float32)
     with gpu.nothing_waits():
-        restore(network, image, mode=mode, ensemble=ensemble, precision='fp32', patch_size=32)
+        restore(network, image, mode=mode, ensemble=ensemble, precision='fp32')
 
 
 def test_tensors_come_back_to_the_device_that_they_came_from(gpu):

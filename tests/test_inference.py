@@ -172,7 +172,8 @@ def test_without_a_limit_most_of_what_is_free_is_used(monkeypatch):
 @pytest.mark.parametrize('mode', ['exact', 'local'])
 def test_ensemble_is_the_mean_over_flips_and_transposes(mode):
     network, image = small_network(), torch.rand(1, 3, 9, 14)
-    options = {'mode': mode, 'precision': 'fp32', 'patch_size': 8}
+    network.metadata = {'patch_size': 8}
+    options = {'mode': mode, 'precision': 'fp32'}
     total = torch.zeros_like(image)
     for transpose in (False, True):
         for axes in ((), (2,), (3,), (2, 3)):
@@ -188,7 +189,7 @@ def test_local_takes_the_patch_size_of_the_weights():
         restore(network, image, mode='local')
     network.metadata = {'patch_size': 16}
     local = restore(network, image, mode='local')
-    assert torch.equal(local, restore(network, image, mode='local', patch_size=16))
+    assert torch.equal(local, restore(network, image, mode='local', patch_size=np.int64(16)))
     windows = []
     with mock.patch.object(inference, 'restore_in_strips', lambda *_, **options: windows.append(options['window'])):
         restore(network, image, mode='local')
@@ -341,6 +342,11 @@ def test_auto_precision_is_bf16_where_there_are_units(monkeypatch):
         (torch.zeros(3, 8, 8), {}, r'must be float \(B, 3, H, W\), not torch.float32 \(3, 8, 8\)'),
         (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), {}, 'must be float'),
         (torch.rand(1, 3, 8, 8), {'patch_size': 0}, "patch_size is a whole number from 1 up, not '0'"),
+        (
+            torch.rand(1, 3, 8, 8),
+            {'patch_size': 8},
+            'patch_size is for the mode local, .* not for exact',
+        ),
         (torch.rand(1, 3, 8, 8), {'max_memory': 1, 'mode': 'chop'}, 'max_memory is for the modes exact and local'),
         (torch.rand(1, 3, 8, 8), {'max_memory': '4G'}, "max_memory is a whole number from 1 up, not '4G'"),
         ([[1, 2, 3]], {}, 'an image must be a NumPy array or a tensor, not list'),
@@ -363,7 +369,8 @@ def test_wrong_networks_are_clear_errors():
 @pytest.mark.parametrize('mode', ['exact', 'local', 'chop'])
 def test_result_is_the_same_within_autocast_and_whatever_the_default_type(mode):
     network, image = small_network(), torch.rand(1, 3, 21, 30)
-    options = {'mode': mode, 'precision': 'fp32', 'patch_size': np.int64(8)}
+    network.metadata = {'patch_size': 8}
+    options = {'mode': mode, 'precision': 'fp32'}
     expected = restore(network, image, **options)
     with torch.autocast('cpu', torch.bfloat16):
         assert torch.equal(restore(network, image, **options), expected)

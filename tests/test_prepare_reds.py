@@ -483,7 +483,7 @@ def test_full_disk_is_named_and_the_next_run_goes_on(reds, downloads, monkeypatc
         assert run(monkeypatch, 'tree/train/train_sharp', '-o', 'out', '--store', 'raw') == 2
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert re.search(r'train_sharp\.lmdb\.partial: cannot be written \(.*GB free, make room and run', message(capsys))
+    assert re.search(r'train_sharp\.lmdb\.partial: cannot be written \(.*GB free; make room or', message(capsys))
     assert names_in(downloads / 'out') <= {'train_sharp.lmdb.partial'}
     assert run(monkeypatch, 'tree/train/train_sharp', '-o', 'out', '--store', 'raw') == 0
     assert 'of them from an earlier run' in capsys.readouterr().out

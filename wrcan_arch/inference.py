@@ -117,6 +117,8 @@ def check_request(
             raise InputError(f"{name} is a whole number from 1 up, not '{value}'")
     if max_memory is not None and mode not in ('exact', 'local'):
         raise InputError(f'max_memory is for the modes exact and local, whose strips it sizes, not for {mode}')
+    if patch_size is not None and mode != 'local':
+        raise InputError(f'patch_size is for the mode local, whose window it is, not for {mode}')
 
 
 def describe(

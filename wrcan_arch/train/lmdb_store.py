@@ -240,7 +240,8 @@ class StoreWriter:
     def _disk_error(self, error: Exception) -> InputError:
         free = shutil.disk_usage(self.path.parent).free / 1e9  # LMDB meets a full disk as one of several errors
         return InputError(
-            f'{self._partial}: cannot be written ({error}); its disk has {free:.1f} GB free, make room and run it again'
+            f'{self._partial}: cannot be written ({error}); its disk has {free:.1f} GB free; '
+            'make room or choose another disk, and run it again'
         )
 
     def complete(self) -> None:
