@@ -1,9 +1,10 @@
 import pickle
 from collections import Counter
 
+import numpy as np
 import pytest
 
-from wrcan_arch.train.draws import Draw, DrawSampler
+from wrcan_arch.train.draws import Draw, DrawSampler, draw_generator
 
 
 def draws_of_run(size=10, processes=1, rank=0, batch=2, start=0, total=25, ratio=1.0, seed=3):
@@ -56,9 +57,22 @@ def test_another_seed_is_another_order():
     assert draws_of_run(seed=1) != draws_of_run(seed=2)
 
 
-def test_enlarge_ratio_makes_epochs_longer():
-    sampler = DrawSampler(range(10), 1, 0, 3, batch_size=2, seed=0, start_iter=0, total_iter=100)
-    assert len(sampler) == 30
+@pytest.mark.parametrize(('ratio', 'batch', 'length'), [(3, 2, 30), (1, 4, 12), (0.01, 4, 4)])
+def test_epochs_are_whole_batches_that_show_each_item_ratio_times(ratio, batch, length):
+    sampler = DrawSampler(range(10), 1, 0, ratio, batch_size=batch, seed=0, start_iter=0, total_iter=100)
+    assert len(sampler) == length
+
+
+@pytest.mark.parametrize(('start', 'total', 'last'), [(0, 5, 0), (0, 10, 1), (0, 11, 2), (10, 10, 2)])
+def test_no_epoch_is_begun_that_has_no_iteration_left(start, total, last):
+    sampler = DrawSampler(range(10), 1, 0, batch_size=2, seed=0, start_iter=start, total_iter=total)
+    assert sampler.last_epoch == last
+
+
+@pytest.mark.parametrize(('seed', 'number'), [(0, 0), (5, 1), (5, 1001), (2**31, 12_800_000)])
+def test_each_draw_has_numpys_generator_of_seed_and_number(seed, number):
+    expected = np.random.default_rng((seed, number)).integers(1 << 62, size=3)
+    assert np.array_equal(draw_generator(seed, number).integers(1 << 62, size=3), expected)
 
 
 def test_draw_is_an_index_and_survives_pickling():

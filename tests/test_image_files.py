@@ -2,10 +2,12 @@
 
 import os
 import struct
+import zlib
 
 import cv2
 import numpy as np
 import pytest
+from PIL import ExifTags, Image, ImageOps
 
 from wrcan_arch import InputError
 from wrcan_arch.train.image_files import decode_image, images_under, key_for, size_of_image, write_png
@@ -42,6 +44,19 @@ def test_images_are_found_by_their_names(tmp_path):
 def test_what_is_no_image_decodes_to_none(tmp_path):
     for content in (b'', b'no image', cv2.imencode('.png', np.zeros((9, 9, 3), np.uint8))[1].tobytes()[:40]):
         assert decode_image(content) is None
+    header = b'IHDR' + struct.pack('>IIBBBBB', 60_000, 60_000, 8, 2, 0, 0, 0)
+    huge = b'\x89PNG\r\n\x1a\n' + struct.pack('>I', 13) + header + struct.pack('>I', zlib.crc32(header))
+    assert decode_image(huge) is None, 'more pixels than OpenCV takes'
+
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_turned_photographs_are_upright_and_of_the_size_that_is_said(tmp_path, orientation):
+    path, exif = tmp_path / 'a.png', Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)).save(path, exif=exif)
+    decoded = decode_image(path.read_bytes())
+    np.testing.assert_array_equal(decoded[:, :, ::-1], ImageOps.exif_transpose(Image.open(path)))
+    assert size_of_image(path) == decoded.shape[:2]
 
 
 def test_size_is_read_from_the_header(tmp_path):

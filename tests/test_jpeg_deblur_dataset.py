@@ -248,6 +248,22 @@ def test_all_patches_get_one_orientation_and_one_channel_order():
     assert len({number for number, _ in seen}) == 8 and len({order for _, order in seen}) == 6
 
 
+@pytest.mark.parametrize(
+    ('chosen', 'turned'),
+    [
+        ('hflip', lambda image: image[:, ::-1]),
+        ('vflip', lambda image: image[::-1]),
+        ('hflip vflip', lambda image: image[::-1, ::-1]),
+        ('transpose', lambda image: image.transpose(1, 0, 2)),
+        ('hflip transpose', lambda image: image[:, ::-1].transpose(1, 0, 2)),
+    ],
+)
+def test_turns_are_what_they_are_called(chosen, turned):
+    image, certain = picture(16, 16), {f'{name}_prob': 1 for name in chosen.split()}
+    augmented = augment({'gt': image, 'lq': image}, np.random.default_rng(0), **{**NO_AUGMENTATION, **certain})
+    np.testing.assert_array_equal(augmented['gt'], turned(image)[:, :, ::-1].transpose(2, 0, 1))
+
+
 @pytest.mark.parametrize('name', ['hflip_prob', 'vflip_prob', 'transpose_prob', 'rgb_permute_prob', 'noise_prob'])
 def test_each_augmentation_happens_as_often_as_its_option_says(name):
     image = picture(16, 16)

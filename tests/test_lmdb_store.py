@@ -2,6 +2,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
 import time
 import zlib
 from pathlib import Path
@@ -24,11 +25,14 @@ def write(path, count=5, size=1000):
 
 
 def read_in_child(path, key, queue):
-    queue.put(open_store(path).get(key))
+    _, inherited = lmdb_store._open_stores.get(str(path), (None, None))
+    store = open_store(path)
+    queue.put((store.get(key), store is not inherited))
 
 
 def test_values_come_back_and_meta_info_is_basicsrs(tmp_path):
     path = write(tmp_path / 'a.lmdb')
+    assert {file.name for file in path.iterdir()} == {'data.mdb', 'meta_info.txt', 'manifest.json'}
     assert (path / 'meta_info.txt').read_text().splitlines()[0] == '000_00000000.jpg (72,128,3) 0'
     store = open_store(path)
     assert store.keys() == [f'{number:03d}_00000000' for number in range(5)]
@@ -82,10 +86,31 @@ def test_child_process_reads_what_the_parent_has_open(tmp_path, method):
     queue = context.Queue()
     child = context.Process(target=read_in_child, args=(path, '002_00000000', queue))
     child.start()
-    assert queue.get(timeout=60) == bytes([2]) * 1000
+    assert queue.get(timeout=60) == (bytes([2]) * 1000, True), 'its own environment: LMDB knows no forks'
     child.join()
     assert child.exitcode == 0
     assert open_store(path).get('001_00000000') == bytes([1]) * 1000
+
+
+@pytest.mark.parametrize('listed', [3, 5, 7])
+def test_values_without_a_line_and_lines_without_a_value_are_counted(tmp_path, listed):
+    path = tmp_path / 'a.lmdb'
+    path.mkdir()
+    with lmdb.open(str(path)) as environment, environment.begin(write=True) as transaction:  # as BasicSR makes them
+        for number in range(5):
+            transaction.put(f'{number}'.encode(), b'value')
+    (path / 'meta_info.txt').write_text(''.join(f'{number}.png (8,8,3) 1\n' for number in range(listed)))
+    expected = [] if listed == 5 else [f'data.mdb holds 5 values, meta_info.txt lists {listed}']
+    assert [*open_store(path).disagreements()] == expected
+
+
+def die(path):
+    os.kill(os.getpid(), signal.SIGBUS)
+
+
+def test_reader_that_the_store_kills_is_a_problem_of_the_store():
+    said = 'a.lmdb: data.mdb is damaged, reading it ended the process; copy or prepare it again'
+    assert lmdb_store.in_own_process(die, 'a.lmdb') == [said]
 
 
 def test_missing_key_names_store_and_key(tmp_path):

@@ -102,9 +102,9 @@ def test_set_without_sharp_frames_becomes_the_challenges_submission(workplace, c
     assert main(['test', '-opt', 'submit.yml', '--force_yml', 'val:submission:every=12', 'name=none']) == 2
     said = 'data set frames: val:submission:every=12 takes the frames 11, 23, ..., none is there; make it smaller\n'
     assert capsys.readouterr().err.endswith(f'datasets:test: {said}') and not Path('results/none').exists()
-    Path('frames/000_00000008.jpg').rename('frames/coffee.jpg')
+    Path('frames/000_00000008.jpg').rename('frames/coffee12.jpg')
     assert main(['test', '-opt', 'submit.yml']) == 2
-    assert "'coffee' does not end in a frame's number, as val:submission needs" in capsys.readouterr().err
+    assert "'coffee12' does not end in a frame's number, as val:submission needs" in capsys.readouterr().err
 
 
 def test_submission_says_that_a_gpu_restored_it(tmp_path):
