@@ -108,6 +108,31 @@ def test_near_things_move_more_and_a_roll_turns_the_corners():
     assert rolled[40, 40] == pytest.approx(1) and 4 <= (rolled[:, 80] > 1e-3).sum() <= 6
 
 
+def test_a_roll_is_a_rotation_about_the_middle():
+    roll = np.linspace(-0.03, 0.03, exposure.PATH_POINTS)
+    light = cv2.GaussianBlur(pairs.to_linear(picture(81, 121)), (0, 0), 2)
+    motion = motion_of(np.zeros((len(roll), 2)), 81, 121, roll=roll)
+    rotated = np.zeros_like(light)
+    for angle in motion.moments()[:, 2]:
+        from_place = cv2.getRotationMatrix2D((60, 40), np.rad2deg(angle), 1)  # counterclockwise on a screen
+        rotated += cv2.warpAffine(light, from_place, (121, 81), borderMode=cv2.BORDER_REFLECT_101)
+    expected = rotated / len(motion.moments())
+    inside = slice(8, -8), slice(8, -8)
+    found = exposure.average_light(light, motion)
+    # 0.2, as both place pixels on a grid of 1/32; 0.5 and more for what is no rotation
+    assert np.abs(found - expected)[inside].mean() < 0.3 * np.abs(light - expected)[inside].mean()
+
+
+def test_an_object_that_does_not_move_by_itself_moves_with_the_camera():
+    light = pairs.to_linear(picture(64, 64))
+    mask = np.zeros((64, 64), np.float32)
+    mask[24:40, 20:44] = 1
+    path = exposure.shake_path(np.random.default_rng(3), 9.0)
+    with_object = exposure.average_light(light, motion_of(path, 64, 64, object_mask=mask))
+    without = exposure.average_light(light, motion_of(path, 64, 64))
+    assert np.abs(with_object - without).mean() < 0.1 * np.abs(light - without).mean()
+
+
 def test_an_object_moves_over_a_ground_that_stands():
     sharp = np.full((64, 64, 3), 60, np.uint8)
     sharp[24:40, 24:40] = 220

@@ -105,6 +105,38 @@ def test_page_shows_images_at_1_to_1_and_crops_at_2_to_1(finished_test):
     assert widths == shown and 'crops at 2:1' in page
 
 
+def test_scores_are_of_blurred_and_restored_and_what_was_gained(finished_test):
+    write_png(Path('results/some/visualization/small/a_some.png'), cv2.blur(picture(200, 240, 1), (2, 1)))
+    blurred, restored = (cv2.PSNR(picture(200, 240, 1), image) for image in (
+        picture(200, 240), cv2.blur(picture(200, 240, 1), (2, 1))))  # fmt: skip
+    (scores,) = write_report(finished_test, None, Path('report.html'))
+    assert scores['psnr'] == pytest.approx((blurred, restored), abs=1e-3) and restored > blurred + 1
+    row = f'<td>PSNR</td><td>{blurred:.2f}</td><td>{restored:.2f}</td><td>{restored - blurred:+.2f}</td>'
+    page = Path('report.html').read_text()
+    assert row in page
+    assert f'<b>blurred</b> PSNR {blurred:.2f}<' in page and f'<b>restored</b> PSNR {restored:.2f}<' in page
+
+
+def test_names_are_text_on_the_page_whatever_they_are(finished_test):
+    for path in ('blur/{}.png', 'sharp/{}.png', 'results/some/visualization/small/{}_some.png'):
+        Path(path.format('a')).rename(path.format('<i>"&'))
+    write_report(finished_test, None, Path('report.html'))
+    page = Path('report.html').read_text()
+    assert '<i>' not in page and '<h3>&lt;i&gt;&quot;&amp;</h3>' in page
+    assert 'alt="&lt;i&gt;&quot;&amp;, sharp"' in page
+
+
+def test_of_many_pictures_some_from_all_over_the_test_are_shown(finished_test, monkeypatch):
+    monkeypatch.setattr('wrcan_arch.look.report.SHOWN', 3)
+    finished_test['datasets']['test']['type'] = 'JPEGDeblurDataset'  # which has its images in order
+    for path in ('blur/{}.png', 'sharp/{}.png', 'results/some/visualization/small/{}_some.png'):
+        for name in 'bcde':
+            Path(path.format(name)).write_bytes(Path(path.format('a')).read_bytes())
+    assert len(write_report(finished_test, None, Path('report.html'))) == 5
+    page = Path('report.html').read_text()
+    assert re.findall('<h3>(.)</h3>', page) == ['a', 'c', 'e'] and '3 of 5 images, from all over the test' in page
+
+
 @pytest.mark.parametrize('missing', ['log', 'result'])
 def test_what_is_missing_is_said_before_anything_is_scored(finished_test, missing):
     if missing == 'result':
