@@ -31,6 +31,8 @@ lint: $(INSTALLED)  ## ruff and the type checker alone
 	$(BIN)/ruff check .
 	$(BIN)/mypy --num-workers 2
 
+# As basicsr has it: on a machine with other work waiting threads would be in the way of what is measured.
+bench: export OMP_WAIT_POLICY := passive
 bench: $(INSTALLED)  ## measure the training step, restoring and the data, an hour on two cores; JSON in benchmarks/results/
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/inference.py

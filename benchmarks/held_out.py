@@ -21,12 +21,12 @@ from torch import nn
 from tqdm import tqdm
 
 from wrcan_arch import load_network, restore
+from wrcan_arch.train.jpeg import jpeg_roundtrip
 from wrcan_arch.weights import SHIPPED
 
 sys.path.insert(0, str(Path(__file__).parent.parent / 'datasets_prep'))
 
 import exposure
-import pairs
 from dead_leaves import dead_leaves
 
 WEIGHTS = SHIPPED['small']
@@ -56,24 +56,15 @@ def held_out_pictures() -> dict[str, dict[str, np.ndarray]]:
     return {'photos': photos, 'leaves': leaves}
 
 
-def compress(image: np.ndarray, quality: int) -> np.ndarray:
-    compressed = np.frombuffer(pairs.encode(image, 'blur', quality), np.uint8)
-    return np.asarray(cv2.imdecode(compressed, cv2.IMREAD_COLOR))
-
-
 def draw_samples() -> Iterator[Sample]:
     """Everything that is scored; the exposures are those that make_blur.py makes by default."""
     for set_name, pictures in held_out_pictures().items():
         for number, (name, sharp) in enumerate(pictures.items()):
             for path in range(PATHS):
                 rng = np.random.default_rng((SEED, number, path))
-                length = rng.uniform(2, 16)
-                motion = exposure.draw_motion(
-                    rng, *sharp.shape[:2], length=length, rotation=0.5, depth=0.5, objects=0.3
-                )
-                blurred = exposure.expose(rng, sharp, motion, noise=rng.uniform(0, 2), glare=rng.uniform(0, 1))
-                yield Sample(f'{set_name} blurred', f'{name}_{path:03d}', compress(blurred, 25), sharp)
-            yield Sample(f'{set_name} still', name, compress(sharp, 90), sharp)
+                blurred = exposure.expose_at_random(rng, sharp)
+                yield Sample(f'{set_name} blurred', f'{name}_{path:03d}', jpeg_roundtrip(blurred, 25), sharp)
+            yield Sample(f'{set_name} still', name, jpeg_roundtrip(sharp, 90), sharp)
             yield Sample(f'{set_name} clean', name, sharp, sharp)
 
 

@@ -21,14 +21,13 @@ import torch
 
 from wrcan_arch import WRCAN, restore
 from wrcan_arch.free_memory import free_memory
-from wrcan_arch.inference import has_bf16_units
+from wrcan_arch.inference import PRECISIONS, has_bf16_units
 
 PATCH_SIZE = 256  # of local's window
 BOUNDS = {'fp32': 240, 'bf16': 130}  # bytes a pixel, images included, that exact is held to
 WHOLE = {'fp32': 2650, 'bf16': 1400}  # bytes a pixel that the plain forward takes, about: where it would not fit
 LARGE = 4_000_000  # pixels from which on a CPU runs only the fastest precision, and once
 MODES = ['plain', 'exact', 'local', 'chop', *(['exact x8'] if measure.DEVICE.type == 'cuda' else [])]
-DTYPES = {'fp32': torch.float32, 'bf16': torch.bfloat16}
 
 
 torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32, as in the matrix product beside it and in `restore`
@@ -47,16 +46,11 @@ def network_of(mode: str, num_group: int, num_block: int) -> WRCAN:
     return network.eval().requires_grad_(False)
 
 
-def operations(network: WRCAN, pixels: int) -> float:
-    """Floating-point operations of the plain forward: two for each weight of a convolution and position."""
-    scale = {'head': 1, 'tail': 1, 'encoders.0.conv': 1, 'encoders.0.down': 4, 'encoders.1.conv': 4,
-             'encoders.1.down': 16, 'decoders.0.up': 4, 'decoders.0.conv': 1, 'decoders.1.up': 16,
-             'decoders.1.conv': 4}  # fmt: skip
-    total = 0.0
-    for name, weight in network.named_parameters():
-        if name.endswith('weight') and 'attention' not in name:
-            total += 2 * weight.numel() * pixels / scale.get(name.removesuffix('.weight'), 16)
-    return total
+def operations(blocks: tuple[int, int], size: tuple[int, int]) -> float:
+    """Of the plain forward."""
+    with torch.device('meta'):
+        network, image = WRCAN(num_group=blocks[0], num_block=blocks[1]), torch.empty(1, 3, size[1], size[0])
+    return measure.operations(lambda: network(image))
 
 
 def plain(network: WRCAN, image: np.ndarray, dtype: torch.dtype) -> np.ndarray:
@@ -70,7 +64,7 @@ def plain(network: WRCAN, image: np.ndarray, dtype: torch.dtype) -> np.ndarray:
 
 def run(mode: str, precision: str, network: WRCAN, image: np.ndarray) -> np.ndarray:
     if mode == 'plain':
-        return plain(network, image, DTYPES[precision])
+        return plain(network, image, PRECISIONS[precision])
     once, x8, _ = mode.partition(' x8')
     return restore(network, image, mode=once, ensemble=bool(x8), precision=precision)
 
@@ -112,7 +106,7 @@ def rows_of(
     large = pixels >= LARGE and measure.DEVICE.type == 'cpu'
     if large:
         precisions = precisions[-1:]
-    ceilings = {precision: measure.matrix_product(DTYPES[precision]) for precision in precisions}
+    ceilings = {precision: measure.matrix_product(PRECISIONS[precision]) for precision in precisions}
     variants: dict[str, Any] = {f'matrix product {precision}': each for precision, (each, _) in ceilings.items()}
     fitting = [
         (precision, mode)
@@ -146,7 +140,7 @@ def rows_of(
                 'seconds': each.median,
                 'spread': 'one run' if len(each.seconds) == 1 else f'{each.spread:.0%}',
                 'time / plain': 1 / each.times_faster_than(plain_times) if plain_times else None,
-                'of the ceiling': f'{turns * operations(in_ours, pixels) / each.median / ceiling:.0%}',
+                'of the ceiling': f'{turns * operations(blocks, size) / each.median / ceiling:.0%}',
                 'bytes a pixel': round(memory[precision, mode]),
                 'bound': BOUNDS[precision] if mode == 'exact' else None,
             }
@@ -164,7 +158,7 @@ def main() -> None:
     parser.add_argument('--sizes', nargs='+', type=pair, default=[(256, 256), (1280, 720), (4000, 3000), (6000, 4000)])
     parser.add_argument('--blocks', type=pair, default=(1, 1), metavar='GROUPSxBLOCKS', help='default 1x1')
     parser.add_argument('--modes', nargs='+', choices=MODES, default=MODES)
-    parser.add_argument('--precisions', nargs='+', choices=DTYPES)
+    parser.add_argument('--precisions', nargs='+', choices=BOUNDS)
     parser.add_argument('--rounds', type=measure.rounds, default=3)
     arguments = parser.parse_args()
     precisions = arguments.precisions or ['fp32'] + ['bf16'] * has_bf16_units(measure.DEVICE)

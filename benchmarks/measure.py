@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from wrcan_arch.checkpoint import source_commit
 
@@ -104,6 +105,13 @@ def matrix_product(dtype: torch.dtype) -> tuple[Callable[[], object], float]:
     left, right = (torch.randn(MATRIX_SIDE, MATRIX_SIDE, device=DEVICE).to(dtype) for _ in range(2))
     product = torch.empty_like(left)
     return lambda: torch.mm(left, right, out=product), 2.0 * MATRIX_SIDE**3
+
+
+def operations(run: Callable[[], object]) -> float:
+    """The floating-point operations of a call."""
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
 
 
 def copy() -> tuple[Callable[[], object], float]:

@@ -15,7 +15,6 @@ import measure
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from wrcan_arch import WRCAN
 from wrcan_arch.inference import autocast_dtype, has_bf16_units
@@ -136,12 +135,6 @@ def our_step(groups: int, blocks: int, data: dict[str, Tensor], train: Mapping[s
     return step
 
 
-def operations(run: Callable[[], object]) -> float:
-    with FlopCounterMode(display=False) as counter:
-        run()
-    return counter.get_total_flops()
-
-
 def step_rows(size: str, rounds: int) -> list[dict[str, Any]]:
     groups, blocks, patch, batch = SIZES[size]
     data = batch_of(batch, patch)
@@ -161,7 +154,7 @@ def step_rows(size: str, rounds: int) -> list[dict[str, Any]]:
             continue
         dtype = {'plain': PLAIN_DTYPE, 'without amp': torch.float32}.get(name, DTYPE)
         ceiling = products[dtype][1] / times[str(dtype)].median
-        rate = operations(step) / times[name].median
+        rate = measure.operations(step) / times[name].median
         rows.append(
             {
                 'step': name,
@@ -208,7 +201,7 @@ def convolution_rows(rounds: int, patch: int, batch: int) -> list[dict[str, Any]
         passes = convolution_passes(shape, patch, batch)
         times = measure.take_turns({**passes, 'ceiling': product}, rounds=rounds, calls=LAUNCHES)
         ceiling = product_operations / times['ceiling'].median
-        work = operations(passes['forward'])
+        work = measure.operations(passes['forward'])
         row: dict[str, Any] = {'convolution': name, 'GFLOP': work / 1e9}
         for each in passes:
             row[f'{each}, ms'] = 1e3 * times[each].median

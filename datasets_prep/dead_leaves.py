@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 import pairs
 from wrcan_arch.errors import InputError
-from wrcan_arch.files import written_whole
+from wrcan_arch.files import check_writable
+from wrcan_arch.train.image_files import write_png
 
 MIN_RADIUS = 2.5  # pixels, of the smallest leaf in the busiest image
 COVER = 3.0  # leaves' area over the image's: about e^-3 of the ground stays to be seen
@@ -209,13 +210,11 @@ def write_images(arguments: argparse.Namespace) -> None:
     for name, least in (('count', 1), ('size', 32), ('seed', 0), ('first', 0)):
         if getattr(arguments, name) < least:
             raise InputError(f'--{name} {getattr(arguments, name)}: at least {least}')
-    arguments.out.mkdir(parents=True, exist_ok=True)
+    check_writable(arguments.out)
     for index in tqdm(range(arguments.first, arguments.first + arguments.count), unit='image', desc=str(arguments.out)):
         path = arguments.out / f'leaves_{arguments.seed}_{index:06d}.png'
         if not path.exists():
-            image = dead_leaves(arguments.seed, index, arguments.size)
-            with written_whole(path) as file:
-                file.write(cv2.imencode('.png', image)[1].tobytes())
+            write_png(path, dead_leaves(arguments.seed, index, arguments.size))
 
 
 def main() -> None:

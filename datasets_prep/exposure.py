@@ -196,3 +196,21 @@ def expose(
     if noise:
         light = add_noise(rng, light, noise)
     return pairs.from_linear(light)
+
+
+def expose_at_random(
+    rng: np.random.Generator,
+    sharp: np.ndarray,
+    *,
+    length: tuple[float, float] = (2, 16),
+    rotation: float = 0.5,
+    depth: float = 0.5,
+    objects: float = 0.3,
+    noise: float = 2,
+    glare: float = 1,
+) -> np.ndarray:
+    """`sharp` in a random exposure: noise and glare up to what is given, the others as `draw_motion` has them."""
+    motion = draw_motion(
+        rng, *sharp.shape[:2], length=rng.uniform(*length), rotation=rotation, depth=depth, objects=objects
+    )
+    return expose(rng, sharp, motion, noise=rng.uniform(0, noise), glare=rng.uniform(0, glare))

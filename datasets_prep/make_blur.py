@@ -137,17 +137,8 @@ def make_pairs(
             view_rng = np.random.default_rng((arguments.seed, number, copy, 1))  # exposures are the same without views
             view = draw_view(view_rng, sharp, zoom=arguments.zoom, dim=arguments.dim, soft=arguments.soft)
             rng = np.random.default_rng((arguments.seed, number, copy))
-            motion = exposure.draw_motion(
-                rng,
-                *view.shape[:2],
-                length=rng.uniform(*arguments.length),
-                rotation=arguments.rotation,
-                depth=arguments.depth,
-                objects=arguments.objects,
-            )
-            blurred = exposure.expose(
-                rng, view, motion, noise=rng.uniform(0, arguments.noise), glare=rng.uniform(0, arguments.glare)
-            )
+            names = ('length', 'rotation', 'depth', 'objects', 'noise', 'glare')
+            blurred = exposure.expose_at_random(rng, view, **{name: getattr(arguments, name) for name in names})
             quality = pairs.draw_quality(rng, arguments.quality)
             top, left = rng.integers(arguments.grid + 1, size=2)  # where JPEG's blocks begin
             if top >= view.shape[0] or left >= view.shape[1]:

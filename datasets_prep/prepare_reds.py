@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 import pairs
 from wrcan_arch.errors import InputError
+from wrcan_arch.folders import walk
 from wrcan_arch.train.lmdb_store import RAW_ENDING, StoreWriter, in_own_process, open_store, verify_store
 
 SEQUENCES = {'train': 240, 'val': 30, 'test': 30}
@@ -90,9 +91,6 @@ def frames_in_files(files: list[Path]) -> Iterator[tuple[str, Frame]]:
 
 
 def files_under(downloads: list[Path]) -> list[Path]:
-    def refuse(error: OSError) -> None:
-        raise error
-
     files = []
     for download in downloads:
         if not download.exists():
@@ -100,8 +98,7 @@ def files_under(downloads: list[Path]) -> list[Path]:
         if download.is_file():
             files.append(download.absolute())
         else:
-            for place, _, names in os.walk(download.absolute(), onerror=refuse, followlinks=True):
-                files += [Path(place, name) for name in names]
+            files += [folder / name for folder, names in walk(download.absolute()) for name in names]
     return sorted(files)
 
 

@@ -11,6 +11,7 @@ import skimage
 
 import pairs
 from wrcan_arch.errors import InputError
+from wrcan_arch.train.image_files import write_png
 
 SPLITS = {
     'train': (
@@ -36,17 +37,13 @@ LARGEST = 800  # pixels: photographs with a longer side are halved, so that the 
 def write_photos(out: Path) -> None:
     shipped = Path(skimage.__file__).parent / 'data'
     for split, names in SPLITS.items():
-        folder = out / split
-        folder.mkdir(parents=True, exist_ok=True)
         for name in names:
             image = cv2.imread(str(shipped / name), cv2.IMREAD_COLOR)
             if image is None:
                 raise InputError(f'{shipped / name}: this scikit-image does not ship it; install scikit-image 0.26')
             if max(image.shape) > LARGEST:
                 image = cv2.resize(image, None, fx=0.5, fy=0.5, interpolation=cv2.INTER_AREA)
-            target = folder / name.replace('.jpg', '.png')
-            if not cv2.imwrite(str(target), image):
-                raise InputError(f'{target}: cannot be written; make room, or choose another folder')
+            write_png(out / split / name.replace('.jpg', '.png'), image)
 
 
 def main() -> None:

@@ -338,11 +338,10 @@ def test_photographs_of_scikit_image_that_cannot_be_read_or_written_are_one_line
         return run_script(skimage_photos, 'photos', exit_code=2).err.splitlines()[-1]  # OpenCV may warn above it
 
     (tmp_path / 'photos').touch()
-    assert last_line() == (
-        'skimage_photos: photos/train: cannot be read or written (Not a directory); choose another path'
-    )
+    picture = 'skimage_photos: photos/train/astronaut.png: cannot be written'
+    assert last_line() == f'{picture} (Not a directory); choose another folder'
     (tmp_path / 'photos').unlink()
     (tmp_path / 'photos/train/astronaut.png').mkdir(parents=True)
-    assert last_line().startswith('skimage_photos: photos/train/astronaut.png: cannot be written; make room')
+    assert last_line() == f'{picture} (Is a directory); choose another folder'
     monkeypatch.setattr(skimage_photos, 'SPLITS', {'train': ('absent.png',)})
     assert 'absent.png: this scikit-image does not ship it; install' in last_line()

@@ -133,7 +133,7 @@ MISTAKES = [  # text, what it becomes, what is said of it and of which line (0: 
     ('gt_size: 64', 'gt_size: 0', 'gt_size: input should be greater than or equal to 1, not 0'),
     ('jpeg_quality: 25', 'jpeg_quality: 101', 'jpeg_quality: input should be less than or equal to 100, not 101'),
     ('jpeg_quality: 25', 'vflip_prob: 1.5', 'vflip_prob: input should be less than or equal to 1, not 1.5'),
-    ('io_backend: {type: lmdb}', 'io_backend: {type: lmbd}', "io_backend:type: input should be 'lmdb', 'disk' or 'memcached'"),
+    ('io_backend: {type: lmdb}', 'io_backend: {type: lmbd}', "io_backend:type: input should be 'lmdb' or 'disk'"),
     ('type: L1Loss', 'type: L3Loss', "train:pixel_opt:type: there is no 'L3Loss'; did you mean L1Loss?"),
     ('loss_weight: 0.1', 'wight: 0.1', 'train:autoencoder_opt:wight: JPEGAutoEncoderLoss does not take it'),
     ('lr: 2e-4', 'lr: -2e-4', 'train:optim_g:lr: input should be greater than 0, not -0.0002'),
@@ -293,7 +293,7 @@ def test_local_is_refused_where_a_gpu_is_to_be_deterministic(demo, monkeypatch, 
 def test_options_of_another_model_are_left_to_it(demo):
     text = demo.replace('WRCANModel', 'SRGANModel') + '\nnetwork_d: {type: VGGStyleDiscriminator}\n'
     said = problems_of(text.replace('inference: {', 'inference: {tiles: 4, '))
-    assert "val:inference: check_request() got an unexpected keyword argument 'tiles'" in said[0]
+    assert "val:inference: Request.__init__() got an unexpected keyword argument 'tiles'" in said[0]
     (said,) = problems_of(text)
     assert said.endswith('datasets:train:as_bytes: SRGANModel takes floats alone; leave it out')
     write(Path('own.yml'), text.replace('as_bytes: true', 'as_bytes: false'))

@@ -134,6 +134,12 @@ def test_zips_and_folders_make_the_same_stores(reds, downloads, monkeypatch, sou
         assert content(downloads / 'out' / f'{name}.lmdb') == content(reds / 'stores' / f'{name}.lmdb')
 
 
+def test_what_macos_leaves_beside_zips_is_passed_over(downloads, monkeypatch):
+    (downloads / 'zips/._train_sharp.zip').write_bytes(b'no zip')
+    assert run(monkeypatch, 'zips', '-o', 'out', '--splits', 'train') == 0
+    assert names_in(downloads / 'out') == {'train_blur_jpeg.lmdb', 'train_sharp.lmdb'}
+
+
 def test_folders_may_be_given_twice_and_hold_links(reds, downloads, monkeypatch):
     (downloads / 'tree/again').symlink_to('train/train_sharp')
     assert run(monkeypatch, 'tree', 'tree/train', '-o', 'out') == 0

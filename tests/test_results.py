@@ -63,7 +63,10 @@ def test_scores_and_result_are_replaced_whole_or_not_at_all(tmp_path):
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     for number, name in enumerate(('scores_set.csv', 'sequences_set.csv', 'result_set.json')):
         full = [None] * number + [OSError(28, 'No space left on device')]
-        with mock.patch('os.fsync', side_effect=full), pytest.raises(OSError, match=name):
+        with (
+            mock.patch('os.fsync', side_effect=full),
+            pytest.raises(InputError, match=f'{name}: cannot be written .*; make room'),
+        ):
             write(30.0)
         assert (tmp_path / name).read_bytes() == before[name] and len(list(tmp_path.iterdir())) == 3
 

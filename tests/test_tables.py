@@ -8,7 +8,7 @@ import torch
 
 from wrcan_arch import InputError
 from wrcan_arch.cli import main
-from wrcan_arch.inference import describe
+from wrcan_arch.inference import Request
 from wrcan_arch.look.tables import PAPER, as_csv, as_html, as_text, compare
 from wrcan_arch.train import results
 from wrcan_arch.train.options import read_options
@@ -39,7 +39,7 @@ def write(folder, name, metrics, dataset='REDS_val', weights=HASH, images=3000, 
     scores = {f'{number // 100:03}_{number % 100:08}': metrics for number in range(images)}
     about = {
         'name': name,
-        'protocol': protocol or describe(torch.device('cpu'), **opt['val']['inference']),
+        'protocol': protocol or Request(**opt['val']['inference']).describe(torch.device('cpu')),
         'weights': weights and {'path': 'w.pth', 'sha256': weights},
         'network_g': opt['network_g'] | (network or {}),
     }

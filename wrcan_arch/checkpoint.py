@@ -25,7 +25,7 @@ from torch import Tensor
 from .errors import InputError
 from .files import written_whole
 from .weights import SHIPPED
-from .wrcan_arch import WRCAN
+from .wrcan_arch import BLOCKS, WRCAN
 
 Tensors = Mapping[str, Tensor]
 STORED_TYPES = {'fp16': torch.float16, 'bf16': torch.bfloat16}  # of small files; they are read as fp32
@@ -204,7 +204,11 @@ def read_weights(path: Path | str, key: str | None = None) -> tuple[dict[str, Te
         path: a weight file of one of the three forms.
         key: 'params' or 'params_ema'; by default the averaged weights where the file has them.
     """
-    content = read_file(path)
+    return weights_in(read_file(path), path, key)
+
+
+def weights_in(content: Any, path: Path | str, key: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """As `read_weights`, of what `read_file` gave."""
     if not isinstance(content, Mapping):
         raise InputError(f'{path}: holds a {type(content).__name__}, not weights')
     metadata = content.get('metadata')
@@ -240,8 +244,10 @@ def infer_config(tensors: Tensors) -> dict[str, Any]:
     ]
     if not blocks:
         raise KeyError('groups.0.blocks.0')
-    wide = 'groups.0.blocks.0.branch.fuse.weight' in tensors
-    attention = 'groups.0.blocks.0.attention.squeeze.weight' in tensors
+    built = {
+        'wide': 'groups.0.blocks.0.branch.fuse.weight' in tensors,
+        'attention': 'groups.0.blocks.0.attention.squeeze.weight' in tensors,
+    }
     num_feat, num_in_ch = tensors['head.weight'].shape[:2]
     return {
         'num_in_ch': num_in_ch,
@@ -249,9 +255,7 @@ def infer_config(tensors: Tensors) -> dict[str, Any]:
         'num_feat': num_feat,
         'num_group': 1 + max(group for group, _ in blocks),
         'num_block': 1 + max(block for _, block in blocks),
-        'block': {(True, True): 'wrca', (True, False): 'wr', (False, True): 'rca', (False, False): 'res'}[
-            wide, attention
-        ],
+        'block': next(name for name, parts in BLOCKS.items() if parts == built),
     }
 
 
@@ -315,7 +319,7 @@ def convert(
         raise InputError(f'{path}: holds two sets of weights; choose with --key params or --key params_ema')
     if key == 'params_ema' and not (isinstance(content, Mapping) and key in content):
         raise InputError(f'{path}: holds no averaged weights (params_ema); leave --key out')
-    tensors, metadata = read_weights(path, key)
+    tensors, metadata = weights_in(content, path, key)
     network = network_of(tensors, path)
     if dtype is not None:
         tensors = {name: tensor.to(STORED_TYPES[dtype]) for name, tensor in tensors.items()}

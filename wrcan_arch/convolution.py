@@ -23,7 +23,7 @@ def packs_weights(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def onednn_computes_in(dtype: torch.dtype) -> bool:
-    """Whether PyTorch gives convolutions in `dtype` on a CPU to oneDNN, in fp32 and bf16; else it unfolds their input.
+    """Whether PyTorch runs convolutions in `dtype`, fp32 or bf16, on a CPU by oneDNN; else it unfolds their input.
 
     Not where somebody switched oneDNN off (`torch.backends.mkldnn.flags`). bf16 takes AVX-512, which may emulate it.
     """

@@ -2,7 +2,7 @@ class InputError(ValueError):
     """What was asked for cannot be done with what was given.
 
     The message is one line: what, where, and what to do. The `basicsr` command prints it and exits with code 2;
-    of one photograph of several it is told at the end, with code 1.
+    for one photograph among several it is told at the end, and the exit code is 1.
     """
 
 

@@ -75,7 +75,7 @@ def check_writable(folder: Path) -> None:
 
 @contextmanager
 def opened_at_any_size() -> Iterator[None]:
-    """Pillow opens images beyond its own limit on pixels: for one who has another limit, or wants the header alone."""
+    """Pillow opens images beyond its own limit on pixels: for who checks sizes otherwise, or reads the header alone."""
     from PIL import Image
 
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None

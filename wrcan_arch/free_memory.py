@@ -17,7 +17,7 @@ GROUP_FILES = {
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can be had on `device`; of a machine's, the share of one of the processes that were started on it."""
+    """Bytes that can be had on `device`; on a CPU, what is free divided by the processes that were started here."""
     if device.type == 'cuda':
         kept_for_reuse = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept_for_reuse

@@ -3,10 +3,11 @@
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from numbers import Integral
-from typing import NamedTuple, overload
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +30,8 @@ CHOP_PIXELS = 1_280_000  # their quadrants are cut again while the image has at 
 CPU_STRIP, GPU_STRIP = 9 << 18, 64 << 20  # bytes of the features of one strip: what caches and kernels like
 CPU_WHOLE = 1 << 20  # numbers up to which there is one strip: more save little memory; 256 x 256 pixels, full width
 FREE_SHARE = 0.8  # of the memory that is free, for one image
+
+Pixels = TypeVar('Pixels', Tensor, np.ndarray)
 
 
 def restore_chop(network: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
@@ -97,37 +100,36 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
     return PRECISIONS[precision]
 
 
-def check_request(
-    *,
-    mode: str = 'exact',
-    ensemble: bool = False,
-    precision: str = 'auto',
-    patch_size: int | None = None,
-    max_memory: int | None = None,
-) -> None:
-    """InputError unless `restore` knows these."""
-    if mode not in MODES:
-        raise InputError(f"inference mode '{mode}' is not one of {', '.join(MODES)}")
-    if precision != 'auto' and precision not in PRECISIONS:
-        raise InputError(f"precision '{precision}' is not one of auto, {', '.join(PRECISIONS)}")
-    if not isinstance(ensemble, bool):
-        raise InputError(f"ensemble is true or false, not '{ensemble}'")
-    for name, value in {'patch_size': patch_size, 'max_memory': max_memory}.items():
-        if value is not None and not (isinstance(value, Integral) and value > 0):
-            raise InputError(f"{name} is a whole number from 1 up, not '{value}'")
-    if max_memory is not None and mode not in ('exact', 'local'):
-        raise InputError(f'max_memory is for the modes exact and local, whose strips it sizes, not for {mode}')
-    if patch_size is not None and mode != 'local':
-        raise InputError(f'patch_size is for the mode local, whose window it is, not for {mode}')
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """How an image is to be restored; see `restore`. InputError for what it does not know."""
 
+    mode: str = 'exact'
+    ensemble: bool = False
+    precision: str = 'auto'
+    patch_size: int | None = None
+    max_memory: int | None = None
 
-def describe(
-    device: torch.device, *, mode: str = 'exact', ensemble: bool = False, precision: str = 'auto', **_: int | None
-) -> str:
-    """The protocol in words, for results: 'chop x8 fp32'."""
-    dtype = autocast_dtype(precision, device)
-    computed_in = next(name for name, each in PRECISIONS.items() if each == dtype)
-    return ' '.join([mode, *(['x8'] if ensemble else []), computed_in])
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise InputError(f"inference mode '{self.mode}' is not one of {', '.join(MODES)}")
+        if self.precision != 'auto' and self.precision not in PRECISIONS:
+            raise InputError(f"precision '{self.precision}' is not one of auto, {', '.join(PRECISIONS)}")
+        if not isinstance(self.ensemble, bool):
+            raise InputError(f"ensemble is true or false, not '{self.ensemble}'")
+        for name, value in {'patch_size': self.patch_size, 'max_memory': self.max_memory}.items():
+            if value is not None and not (isinstance(value, Integral) and value > 0):
+                raise InputError(f"{name} is a whole number from 1 up, not '{value}'")
+        if self.max_memory is not None and self.mode not in ('exact', 'local'):
+            raise InputError(f'max_memory is for the modes exact and local, whose strips it sizes, not for {self.mode}')
+        if self.patch_size is not None and self.mode != 'local':
+            raise InputError(f'patch_size is for the mode local, whose window it is, not for {self.mode}')
+
+    def describe(self, device: torch.device) -> str:
+        """In words, for results: 'chop x8 fp32'."""
+        dtype = autocast_dtype(self.precision, device)
+        computed_in = next(name for name, each in PRECISIONS.items() if each == dtype)
+        return ' '.join([self.mode, *(['x8'] if self.ensemble else []), computed_in])
 
 
 @contextmanager
@@ -179,22 +181,13 @@ class _Restoring:
     """One request: how images go through a network."""
 
     def __init__(
-        self,
-        network: nn.Module,
-        dtype: torch.dtype,
-        *,
-        mode: str,
-        ensemble: bool,
-        patch_size: int | None,
-        max_memory: int | None,
-        progress: Callable[[float], None],
+        self, network: nn.Module, dtype: torch.dtype, request: Request, progress: Callable[[float], None]
     ) -> None:
-        self.network, self.dtype, self.mode, self.ensemble = network, dtype, mode, ensemble
+        self.network, self.dtype, self.request, self.progress = network, dtype, request, progress
         self.device = next(network.parameters()).device
-        self.max_memory, self.progress = max_memory, progress
-        self.window = window_of(network, mode, patch_size)
-        self.in_strips = mode in ('exact', 'local') and is_as_built(network)
-        if max_memory is not None and not self.in_strips:
+        self.window = window_of(network, request.mode, request.patch_size)
+        self.in_strips = request.mode in ('exact', 'local') and is_as_built(network)
+        if request.max_memory is not None and not self.in_strips:
             name = type(network).__name__
             raise InputError(f'max_memory is for WRCAN with no part changed and no hook; this {name} runs whole')
 
@@ -202,7 +195,7 @@ class _Restoring:
         """(H, W, C) in, written to another of that shape."""
         must_be_finite = self.dtype != torch.float32 or result.dtype in PEAKS
         on_host = self.device.type == 'cpu'
-        if not self.ensemble:
+        if not self.request.ensemble:
             held = image.nbytes + result.nbytes if on_host else 0
             self._run(image, partial(_store, result), held, must_be_finite)
             return
@@ -216,7 +209,7 @@ class _Restoring:
     def _run(self, image: np.ndarray, write: Write, held: int, must_be_finite: bool, turns_done: int = 0) -> None:
         """`held`: bytes of images on the device."""
         height, width = image.shape[:2]
-        turns = len(ALL_TURNS) if self.ensemble else 1
+        turns = len(ALL_TURNS) if self.request.ensemble else 1
 
         def tell(share: float) -> None:
             self.progress((turns_done + share) / turns)
@@ -250,10 +243,10 @@ class _Restoring:
             tell(1)
 
     def _whole(self, image: Tensor) -> Tensor:
-        if self.mode == 'input':  # the row of Table 2 that every other is compared with
+        if self.request.mode == 'input':  # the row of Table 2 that every other is compared with
             return image
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            restored = restore_chop(self.network, image) if self.mode == 'chop' else self.network(image)
+            restored = restore_chop(self.network, image) if self.request.mode == 'chop' else self.network(image)
         return restored.float()
 
     def _strip_rows(self, height: int, width: int, images: int) -> int:
@@ -271,7 +264,7 @@ class _Restoring:
         else:
             strip = CPU_STRIP if self.device.type == 'cpu' else GPU_STRIP
             rows = max(4, strip // (row_size * self.dtype.itemsize) // 2 * 2)
-        budget = self.max_memory or int(FREE_SHARE * free_memory(self.device))
+        budget = self.request.max_memory or int(FREE_SHARE * free_memory(self.device))
 
         def needed(rows: int) -> int:
             return images + bytes_needed(config, (height, width), rows=rows, dtype=self.dtype, device=self.device)
@@ -279,7 +272,7 @@ class _Restoring:
         while rows > 1 and needed(rows) > budget:
             rows = rows // 4 * 2 or 1
         if needed(rows) > budget:
-            hint = 'raise --max-memory (max_memory)' if self.max_memory else 'free some'
+            hint = 'raise --max-memory (max_memory)' if self.request.max_memory else 'free some'
             raise InputError(
                 f'{width} x {height} pixels need {needed(rows) / 1e6:,.0f} MB of memory, and {budget / 1e6:,.0f} MB '
                 f'are there for it; scale the image down, or {hint}'
@@ -288,58 +281,37 @@ class _Restoring:
         return min(rows, even + even % 2)
 
 
-def _restore_finite(network: nn.Module, image: np.ndarray, result: np.ndarray, precision: str, **options) -> None:
+def _restore_finite(
+    network: nn.Module, image: np.ndarray, result: np.ndarray, request: Request, progress: Callable[[float], None]
+) -> None:
     """Into `result`; in fp32 where the precision asked for gives no finite numbers, or wrong ones."""
-    if min(image.shape[:2]) <= SIZE_MULTIPLE:  # oneDNN 3.12 on AMX: bf16, stride 2 and output one wide read other rows
-        precision = 'fp32'
-    dtype = autocast_dtype(precision, next(network.parameters()).device)
+    dtype = autocast_dtype(request.precision, next(network.parameters()).device)
+    if min(image.shape[:2]) <= SIZE_MULTIPLE:  # oneDNN 3.12 on AMX reads wrong rows: bf16, stride 2, output one wide
+        dtype = torch.float32
     try:
-        return _Restoring(network, dtype, **options)(image, result)
+        try:
+            return _Restoring(network, dtype, request, progress)(image, result)
+        except _NotFinite:
+            if dtype == torch.float32:
+                raise
+        warnings.warn(f'the result in {dtype} was not finite; computed again in fp32', RuntimeWarning, stacklevel=4)
+        return _Restoring(network, torch.float32, request, progress)(image, result)
     except _NotFinite:
-        if dtype != torch.float32:
-            warnings.warn(f'the result in {dtype} was not finite; computed again in fp32', RuntimeWarning, stacklevel=4)
-            return _restore_finite(network, image, result, 'fp32', **options)
         raise InputError('the network gives no finite numbers for this image: its weights are damaged') from None
-
-
-@overload
-def restore(
-    network: nn.Module,
-    image: Tensor,
-    *,
-    mode: str = ...,
-    ensemble: bool = ...,
-    precision: str = ...,
-    patch_size: int | None = ...,
-    max_memory: int | None = ...,
-    progress: Callable[[float], None] = ...,
-) -> Tensor: ...
-@overload
-def restore(
-    network: nn.Module,
-    image: np.ndarray,
-    *,
-    mode: str = ...,
-    ensemble: bool = ...,
-    precision: str = ...,
-    patch_size: int | None = ...,
-    max_memory: int | None = ...,
-    progress: Callable[[float], None] = ...,
-) -> np.ndarray: ...
 
 
 @torch.no_grad()
 def restore(
-    network,
-    image,
+    network: nn.Module,
+    image: Pixels,
     *,
-    mode='exact',
-    ensemble=False,
-    precision='auto',
-    patch_size=None,
-    max_memory=None,
-    progress=lambda share: None,
-):
+    mode: str = 'exact',
+    ensemble: bool = False,
+    precision: str = 'auto',
+    patch_size: int | None = None,
+    max_memory: int | None = None,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Pixels:
     """Restore one image, or a batch of one size.
 
     Args:
@@ -362,9 +334,7 @@ def restore(
     Returns:
         The same kind, shape and type as `image`: floats neither clamped nor rounded, integers rounded and clipped.
     """
-    options = {'mode': mode, 'ensemble': ensemble, 'patch_size': patch_size, 'max_memory': max_memory}
-    check_request(precision=precision, **options)
-    options['progress'] = progress
+    request = Request(mode=mode, ensemble=ensemble, precision=precision, patch_size=patch_size, max_memory=max_memory)
     device = next(network.parameters()).device
     for name, weight in network.named_parameters():
         if weight.dtype != torch.float32 or weight.device != device or weight.is_meta:
@@ -383,7 +353,7 @@ def restore(
                     f'an image array must be uint8, uint16 or float (H, W, {channels}), not {image.dtype} {image.shape}'
                 )
             result = np.empty(image.shape, image.dtype)
-            _restore_finite(network, image, result, precision, **options)
+            _restore_finite(network, image, result, request, progress)
             return result
 
         if not isinstance(image, Tensor):
@@ -393,9 +363,13 @@ def restore(
             raise InputError(f'an image tensor must be float (B, {channels}, H, W), not {image.dtype} {shape}')
         results = np.empty(image.shape, np.float32)
         for number, one in enumerate(image.detach().to('cpu', torch.float32).numpy()):
-            options['progress'] = lambda share, number=number: progress((number + share) / len(results))
-            _restore_finite(network, one.transpose(1, 2, 0), results[number].transpose(1, 2, 0), precision, **options)
+            of_all = partial(_tell_share, progress, number, len(results))
+            _restore_finite(network, one.transpose(1, 2, 0), results[number].transpose(1, 2, 0), request, of_all)
         return torch.from_numpy(results).to(image.device, image.dtype)
+
+
+def _tell_share(progress: Callable[[float], None], number: int, count: int, share: float) -> None:
+    progress((number + share) / count)
 
 
 def _is_known(dtype: np.dtype) -> bool:

@@ -1,8 +1,8 @@
 """Several processes with one task: torchrun or srun starts them, and a key-value store is what they all share.
 
 Those that restore one collection share nothing else. A process takes the next photograph when it has time for it, so
-the work is balanced whatever the photographs' sizes and the processors' speed. What a process that dies had not done is
-there for the next run with --skip-existing.
+the work is balanced whatever the photographs' sizes and the processors' speed. What a process leaves undone when it
+dies, the next run with --skip-existing does.
 """
 
 import hashlib

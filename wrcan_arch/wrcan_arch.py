@@ -16,7 +16,7 @@ from .errors import InputError
 ATROUS_RATES = (1, 2, 3, 4)
 ATTENTION_REDUCTION = 16
 SIZE_MULTIPLE = 4  # two halvings in the encoder
-DETAIL_GAIN = 5.0  # of the features that `start_from_image` draws to see how an image varies, not how bright it is
+DETAIL_GAIN = 5.0  # of the head's features that `start_from_image` draws: how an image varies, not how bright it is
 HEADROOM = 0.1  # by how much `start_from_image` lets the last ReLU pass what is below zero
 
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..errors import InputError
 from ..files import write_text
 from ..train.jpeg_deblur_dataset import JPEGDeblurDataset
-from ..train.results import key_of, sequence_of
+from ..train.results import key_of, restored_path, sequence_of
 from .crops import CROP, ZOOM, busiest_crops
 from .finished_test import check_sizes, open_test_set, read_options, read_restored
 from .page import page, picture, rounded
@@ -37,11 +37,12 @@ class Method:
     """A finished test's restored images of one data set."""
 
     name: str
-    images: Path
-    ending: str
+    visualization: Path
+    dataset: str
+    opt: Mapping[str, Any]
 
     def read(self, key: str) -> np.ndarray:
-        return read_restored(self.images / f'{key}_{self.ending}.png')
+        return read_restored(restored_path(self.visualization, self.dataset, key, self.opt))
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,11 @@ def _open_results(results: Sequence[Path]) -> tuple[TestSet, list[Method]]:
         raise InputError(f'{", ".join(names)}: results in one figure need names that differ')
     options = [read_options(result) for result in results]
     for phase, dataset in options[0]['datasets'].items():
-        folders = [result / 'visualization' / dataset['name'] for result in results]
-        if all(folder.is_dir() for folder in folders):
-            endings = [opt['val'].get('suffix') or opt['name'] for opt in options]
+        folders = [result / 'visualization' for result in results]
+        if all((folder / dataset['name']).is_dir() for folder in folders):
             methods = [
-                Method(name, folder, ending) for name, folder, ending in zip(names, folders, endings, strict=True)
+                Method(name, folder, dataset['name'], opt)
+                for name, folder, opt in zip(names, folders, options, strict=True)
             ]
             return open_test_set(options[0], phase), methods
     datasets = ' or '.join(dataset['name'] for dataset in options[0]['datasets'].values())

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from ..errors import InputError
 from ..files import write_text
-from ..train.results import key_of
+from ..train.results import key_of, restored_path
 from .crops import CROP, ZOOM, busiest_crops
 from .finished_test import check_sizes, open_test_set, read_found, read_restored
 from .page import page, picture, rounded
@@ -49,13 +49,12 @@ class Curves:
 def read_results(opt: Mapping[str, Any]) -> Iterator[Result]:
     """The finished test's restored images beside their inputs and sharp images."""
     for phase, dataset_opt in opt['datasets'].items():
-        ending = opt['val'].get('suffix') or opt['name']
-        folder = Path('results', opt['name'], 'visualization', dataset_opt['name'])
+        folder = Path('results', opt['name'], 'visualization')
         for item in open_test_set(opt, phase):
             if 'gt' not in item:
                 raise InputError(f'{opt["name"]}: {dataset_opt["name"]} has no sharp images to compare with')
             key = key_of(item, dataset_opt)
-            restored = read_restored(folder / f'{key}_{ending}.png')
+            restored = read_restored(restored_path(folder, dataset_opt['name'], key, opt))
             pictures = {'blurred': tensor2img(item['lq']), 'restored': restored, 'sharp': tensor2img(item['gt'])}
             check_sizes(key, pictures)
             yield Result(key, pictures, _scores(pictures, opt['val'].get('metrics') or {}))

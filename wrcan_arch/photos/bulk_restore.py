@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ..errors import InputError
 from ..files import check_writable, printable
-from ..inference import check_request, restore, window_of
+from ..inference import Request, restore, window_of
 from ..jpeg_quality import is_far
 from ..processes import Team
 from .comparison import pictures_of, write_page, write_side_by_side
@@ -31,7 +31,6 @@ from .plan import Job
 T = TypeVar('T')
 R = TypeVar('R')
 
-INFERENCE_OPTIONS = ('mode', 'ensemble', 'precision', 'patch_size', 'max_memory')
 TELL_AFTER = 0.2  # seconds between two looks at how far a photograph is
 LOG_AFTER = 30  # seconds between two lines of the bar where it is no terminal's
 COMPUTING = 0.98  # of a photograph's work, about; the rest is to write it
@@ -40,19 +39,14 @@ NO_MEMORY = re.compile('out of memory|not enough memory|allocate memory|STATUS_A
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
-    """How photographs are restored.
+class Options(Request):
+    """How photographs are restored: what `inference.restore` takes, and what is done with its result.
 
-    `mode`, `ensemble`, `precision`, `patch_size` and `max_memory` are those of `inference.restore`. `strength` is 0 for
-    the photograph as it was, to 1; `quality` 1 to 100, of lossy formats; `out` the folder that results go to, if
-    there is one, and `compare` that of pictures of before and after: both are tried before the first photograph.
+    `strength` is 0 for the photograph as it was, to 1; `quality` 1 to 100, of lossy formats; `out` the folder that
+    results go to, if there is one, and `compare` that of pictures of before and after: both are tried before the first
+    photograph.
     """
 
-    mode: str = 'exact'
-    ensemble: bool = False
-    precision: str = 'auto'
-    patch_size: int | None = None
-    max_memory: int | None = None
     strength: float = 1
     quality: int = DEFAULT_QUALITY
     max_pixels: int = MAX_PIXELS
@@ -60,18 +54,18 @@ class Options:
     out: Path | None = None
     compare: Path | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.strength <= 1:
             raise InputError(f'strength must be from 0 to 1, not {self.strength}')
         if not 1 <= self.quality <= 100:
             raise InputError(f'quality must be from 1 to 100, not {self.quality}')
         if self.max_pixels < 1:
             raise InputError(f'max_pixels must be from 1 up, not {self.max_pixels}')
-        check_request(**self.inference())
 
     def inference(self) -> dict:
         """What `inference.restore` takes."""
-        return {name: getattr(self, name) for name in INFERENCE_OPTIONS}
+        return {name: getattr(self, name) for name in Request.__dataclass_fields__}
 
 
 @dataclass

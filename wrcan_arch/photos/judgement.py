@@ -1,4 +1,4 @@
-"""What is to be thought of a result: how much of it to take, and whether its colours can be trusted."""
+"""Judges a result: how much of it to take, and whether its colours can be trusted."""
 
 import numpy as np
 

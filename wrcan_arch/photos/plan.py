@@ -168,7 +168,7 @@ def _result_ending(source: Path, format: str | None) -> str:
 
 
 def _check_no_photograph_is_overwritten(made: Iterable[tuple[str, str]], folder: Path, what: str, hint: str) -> None:
-    """Where files go to the photographs' own folder, or one above, what is there already may be a photograph too."""
+    """In the photographs' own folder, or one above it, a file that is there already may be a photograph itself."""
     above = os.path.realpath(folder).rstrip('/') + '/'
     for source, target in made:
         if os.path.lexists(target) and os.path.realpath(source).startswith(above):

@@ -38,7 +38,7 @@ def size_of_image(path: Path | str) -> tuple[int, ...]:
     """(H, W) as it is decoded, upright, from the file's header; () of what is none."""
     try:
         with warnings.catch_warnings(), opened_at_any_size():
-            warnings.simplefilter('ignore')  # of what else may be wrong, the one who decodes it tells
+            warnings.simplefilter('ignore')  # whoever decodes it tells what else is wrong
             with Image.open(path) as image:
                 exif = image.getexif() if 'exif' in image.info else {}  # unasked, Pillow decodes a PNG to look for it
                 return image.size if exif.get(ExifTags.Base.Orientation, 1) > 4 else image.size[::-1]

@@ -13,7 +13,6 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from basicsr.utils import FileClient
 from basicsr.utils.registry import DATASET_REGISTRY
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -153,7 +152,6 @@ class JPEGDeblurDataset(Dataset):
         self.guide = 'gt' if 'gt' in self.roots else 'lq'  # whose names and sizes the others must have
         if self.training and self.guide == 'lq':
             raise InputError(f'data set {opt["name"]}: training needs dataroot_gt, the sharp frames')
-        self.file_client: FileClient | None = None
         names = {role: self._names(root) for role, root in self.roots.items()}
         if opt.get('names') and names[self.guide]:
             names = {role: {key: own[key] for key in own if fnmatch(key, opt['names'])} for role, own in names.items()}
@@ -269,7 +267,4 @@ class JPEGDeblurDataset(Dataset):
     def _content(self, role: str, name: str) -> bytes:
         if self.opt['io_backend']['type'] == 'lmdb':
             return open_store(self.roots[role]).get(name)
-        if self.file_client is None:
-            backend = dict(self.opt['io_backend'])
-            self.file_client = FileClient(backend.pop('type'), **backend)
-        return self.file_client.get(name, role)
+        return Path(name).read_bytes()

@@ -259,8 +259,8 @@ class StoreWriter:
         finally:
             self._environment.close()
             if kind is None and self._whole:
-                # Readers do not lock. Where it is there lmdb notes its inode, and once the store is deleted it takes
-                # another store, whose file gets that number, for one that is open already.
+                # Readers do not lock. If it exists, lmdb remembers its inode; when the store is deleted and another
+                # store's file gets that number, lmdb takes it for one that is open already.
                 (self._partial / 'lock.mdb').unlink(missing_ok=True)
                 self._partial.rename(self.path)  # before the lock goes, or another writer would begin in it
                 (self.path / LOCK).unlink()
@@ -459,6 +459,3 @@ class StoreBackend:
 
     def get(self, filepath: str, client_key: str = 'default') -> bytes:
         return open_store(self.paths[client_key]).get(str(filepath))
-
-    def get_text(self, filepath: str) -> str:
-        return self.get(filepath).decode()

@@ -216,7 +216,7 @@ def _unfit_validation(file: OptionFile) -> Iterator[str]:
     from .lpips_metric import find_backbone
 
     try:
-        inference.check_request(**(find(file.values, ('val', 'inference')) or {}))
+        inference.Request(**(find(file.values, ('val', 'inference')) or {}))
     except (InputError, TypeError) as error:  # of another model's options the schema knows little
         yield f'{file.at("val", "inference")}: {error}'
     for name, metric in sections(file.values, ('val', 'metrics')).items():
@@ -296,11 +296,12 @@ def _unfit_weights(file: OptionFile) -> Iterator[str]:
         return
     place = file.at('path', 'pretrain_network_g')
     try:
-        if 'param_key_g' not in paths and checkpoint.holds_two_sets(checkpoint.read_file(Path(weights).expanduser())):
+        content = checkpoint.read_file(Path(weights).expanduser())
+        if 'param_key_g' not in paths and checkpoint.holds_two_sets(content):
             hint = 'set path:param_key_g to params_ema, which is averaged and what restore takes, or to params'
             yield f'{place}: {weights}: holds two sets of weights; {hint}'
             return
-        tensors, _ = checkpoint.read_weights(Path(weights).expanduser(), paths.get('param_key_g', 'params'))
+        tensors, _ = checkpoint.weights_in(content, weights, paths.get('param_key_g', 'params'))
         found = checkpoint.network_of(tensors, weights).config
     except InputError as error:
         yield f'{place}: {error}'

@@ -1,5 +1,5 @@
-"""What an option file may say: every key with its type and range, the toolbox's own keys included; and what in a
-file is not so.
+"""The keys that an option file may have, the toolbox's included, with their types and ranges; and where a file departs
+from them.
 
 Sections that a registry builds (networks, losses, metrics, the optimizer) are open here; option_checks.py holds their
 other keys against the class's own signature.
@@ -52,10 +52,7 @@ class Built(OpenSection):
 
 
 class Backend(Section):
-    type: Literal['lmdb', 'disk', 'memcached']
-    server_list_cfg: Text | None = None
-    client_cfg: Text | None = None
-    sys_path: Text | None = None
+    type: Literal['lmdb', 'disk']
 
 
 class PairData(Section):

@@ -1,4 +1,4 @@
-"""Option files: read safely, `base:` resolved, every value's origin kept; option_checks.py says what is wrong."""
+"""Option files: read safely, `base:` resolved, every value's origin kept. Two other files say what is wrong."""
 
 import copy
 import re

@@ -69,7 +69,7 @@ def init_dist(launcher: str, **_: Any) -> None:
 
 
 def _hold_results() -> None:
-    """A test's, which another one of its name would mix with its own. A training holds its experiment, later."""
+    """Or a second test of the same name would mix its results in. A training locks its experiment, later."""
     if _run.command == 'test':
         _run.held.enter_context(run_folder.only_run_in(Path('results', _run.options['name'])))
 
@@ -195,7 +195,7 @@ def share_of_batch(train: dict[str, Any], parts: int) -> int:
 
 
 def _check_batch(parts: int) -> None:
-    """Before the toolbox puts an older run of this name aside."""
+    """InputError if it cannot be divided; asked before the toolbox puts an older run of this name aside."""
     if _run.command == 'train':
         share_of_batch(_run.options['datasets']['train'], parts)
 

@@ -50,11 +50,11 @@ class RecordedModel(SRModel):
     """
 
     def __init__(self, opt: dict[str, Any]) -> None:
-        self.inference_options = dict((opt.get('val') or {}).get('inference') or {})
-        if self.inference_options.get('mode') == 'local' and 'train' in opt['datasets']:
-            self.inference_options.setdefault('patch_size', opt['datasets']['train']['gt_size'])
+        asked = dict((opt.get('val') or {}).get('inference') or {})
+        if asked.get('mode') == 'local' and 'train' in opt['datasets']:
+            asked.setdefault('patch_size', opt['datasets']['train']['gt_size'])
         try:
-            inference.check_request(**self.inference_options)
+            self.request = inference.Request(**asked)
         except TypeError as error:
             raise InputError(f'val.inference: {error}') from error
         self.validated: set[tuple[str, int]] = set()
@@ -159,14 +159,14 @@ class RecordedModel(SRModel):
         folder = Path(self.opt['path']['visualization'])
         if self.is_train:
             return folder / key / f'{key}_{current_iter}.png'
-        return folder / dataset_name / f'{key}_{self.opt["val"].get("suffix") or self.opt["name"]}.png'
+        return results.restored_path(folder, dataset_name, key, self.opt)
 
     def _write_results(self, dataset_name: str, scores: results.Scores, seconds: float, save_img: bool) -> None:
         folder = Path(self.opt['path']['results_root'])
         weights = self.opt['path'].get('pretrain_network_g')
         about = {
             'name': self.opt['name'],
-            'protocol': inference.describe(self.device, **self.inference_options),
+            'protocol': self.request.describe(self.device),
             'weights': results.describe_weights(weights) if weights else None,
             'network_g': self.opt['network_g'],
             'seconds_per_image': seconds,
@@ -184,7 +184,7 @@ class RecordedModel(SRModel):
         network = self.get_bare_model(getattr(self, 'net_g_ema', self.net_g))
         was_training = network.training
         network.eval()
-        self.output = inference.restore(network, self.lq, **self.inference_options)
+        self.output = inference.restore(network, self.lq, **vars(self.request))
         network.train(was_training)
 
     def _keep_if_best(self, dataset_name: str, current_iter: int) -> None:

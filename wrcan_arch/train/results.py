@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..files import printable, written_whole
+from ..files import printable, write_text, written_whole
 
 Scores = Mapping[str, Mapping[str, float]]  # by image, by metric
 
@@ -35,6 +35,11 @@ def key_of(item: Mapping[str, Any], dataset: Mapping[str, Any]) -> str:
     path, root = Path(item['lq_path']).with_suffix(''), Path(dataset.get('dataroot_lq') or '').expanduser()
     below = path.relative_to(root) if path.is_relative_to(root) else path
     return printable(below.name if below.is_absolute() else '_'.join(below.parts))
+
+
+def restored_path(visualization: Path, dataset: str, key: str, opt: Mapping[str, Any]) -> Path:
+    """Where a test with these options puts a restored image, as the toolbox does."""
+    return visualization / dataset / f'{key}_{opt["val"].get("suffix") or opt["name"]}.png'
 
 
 def sequence_of(key: str) -> str:
@@ -65,17 +70,13 @@ def _write_csv(path: Path, header: list[str], rows: Iterable[list]) -> None:
     writer = csv.writer(text)
     writer.writerow(header)
     writer.writerows(rows)
-    with written_whole(path) as file:
-        file.write(text.getvalue().encode())
+    write_text(path, text.getvalue())
 
 
 def describe_weights(path: str) -> dict[str, str]:
     """The weight file that a result is of: its path, and the SHA-256 of its bytes."""
     with Path(path).expanduser().open('rb') as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return {'path': path, 'sha256': digest.hexdigest()}
+        return {'path': path, 'sha256': hashlib.file_digest(file, 'sha256').hexdigest()}
 
 
 def write_result(folder: Path, dataset: str, scores: Scores, about: Mapping[str, Any]) -> None:
@@ -87,8 +88,7 @@ def write_result(folder: Path, dataset: str, scores: Scores, about: Mapping[str,
         'metrics': mean_scores(scores),
         'date': datetime.now().isoformat(timespec='seconds'),
     }
-    with written_whole(folder / f'result_{dataset}.json') as file:
-        file.write(json.dumps(result, indent=2).encode() + b'\n')
+    write_text(folder / f'result_{dataset}.json', json.dumps(result, indent=2) + '\n')
 
 
 def is_submitted(key: str, every: int) -> bool:

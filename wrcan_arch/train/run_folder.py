@@ -81,7 +81,7 @@ def read_pair(folder: Path, iteration: int, networks: list[str]) -> dict[str, An
 
 
 def check_weights(state: Mapping[str, Any], path: Path, network: str = 'g') -> None:
-    """InputError unless the weights are whole, and `network` is another one or they are those of the state."""
+    """InputError unless the weights are whole and, of network_g, those that the state was saved with."""
     checksums = checkpoint.read_weights(path)[1].get('checksum')
     if network == 'g' and state.get('weights', checksums) != checksums:
         raise InputError(f'{path}: not the weights that {state["iter"]}.state was saved with')

@@ -69,9 +69,9 @@ def ends_the_run(error: InputError) -> RunError:
 class UntilUnreadable:
     """A data loader whose frames may turn out unreadable when a run is long under way.
 
-    It then gives the batch before once more: the loop begins an iteration, which saves and ends the run before a step.
-    Not (`saves_first` is false) among several processes, where the others would wait for this one's step, nor for
-    models that would make that step.
+    Then the batch before is given once more: the loop begins an iteration with it, which saves and ends the run before
+    a step is made. With `saves_first` false the run ends at once: of several processes the others would wait for this
+    one's step, and other models would make it.
     """
 
     def __init__(self, loader: Iterable[Any], *, saves_first: bool) -> None:

@@ -1,4 +1,4 @@
-"""What is put right in BasicSR 1.4.2 and torchvision, and given to it, in every process that imports both packages.
+"""Repairs to BasicSR 1.4.2 and torchvision, and our own classes for it, in every process that imports both packages.
 
 What is replaced only while a training or a test runs is in pipelines.py, in the same kind of table. `basicsr doctor`
 prints both.
