@@ -60,9 +60,10 @@ def test_safetensors_and_averaged_weights_and_module_prefix(tmp_path):
     write_atomically(tmp_path / 'a.pth', {'params': network.state_dict(), 'params_ema': averaged.state_dict()})
     assert_same(load_network(tmp_path / 'a.pth'), averaged)
     assert torch.equal(read_weights(tmp_path / 'a.pth', 'params')[0]['tail.bias'], network.tail.bias)
-    prefixed = {f'module.{name}': tensor for name, tensor in network.state_dict().items()}
-    write_atomically(tmp_path / 'b.pth', {'params': prefixed})
-    assert_same(load_network(tmp_path / 'b.pth'), network)
+    for prefix in ('module.', '_orig_mod.', 'module._orig_mod.'):  # of DistributedDataParallel and torch.compile
+        prefixed = {f'{prefix}{name}': tensor for name, tensor in network.state_dict().items()}
+        write_atomically(tmp_path / 'b.pth', {'params': prefixed})
+        assert_same(load_network(tmp_path / 'b.pth'), network)
 
 
 def test_weights_of_another_program_may_be_double_and_say_anything_of_themselves(tmp_path):

@@ -106,6 +106,11 @@ assert sys.meta_path == finders, sys.meta_path
     assert result.returncode == 0, result.stderr
 
 
+def test_public_names_are_listed_before_they_are_loaded():
+    result = run_python('import wrcan_arch; assert {"WRCAN", "restore", "load_network"} <= {*dir(wrcan_arch)}')
+    assert result.returncode == 0, result.stderr
+
+
 def test_the_package_keeps_its_own_loader():
     result = run_python(
         'import pkgutil, wrcan_arch, basicsr\n'

@@ -357,6 +357,13 @@ def test_wrong_requests_are_clear_errors(image, options, message):
         restore(small_network(), image, **options)
 
 
+@pytest.mark.parametrize('mode', ['exact', 'chop'])
+def test_a_network_that_enlarges_is_a_clear_error(mode):
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 12, 1), torch.nn.PixelShuffle(2))
+    with pytest.raises(InputError, match=r'the network makes \(1, 3, .*\) of \(1, 3, .*\), no restored image'):
+        restore(network, torch.rand(1, 3, 8, 8), mode=mode)
+
+
 def test_wrong_networks_are_clear_errors():
     network = small_network()
     network.tail.half()

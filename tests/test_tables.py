@@ -32,8 +32,10 @@ OPTIONS = Path(__file__).parent.parent / 'options'
 HASH = '0123456789abcdef' * 4
 
 
-def write(folder, name, metrics, dataset='REDS_val', weights=HASH, images=3000, network=None, protocol=None):
-    """A result as a test with the row's option file writes it; `network` is what --force_yml changes."""
+def write(
+    folder, name, metrics, dataset='REDS_val', weights=HASH, images=3000, network=None, protocol=None, scored=None
+):
+    """A result as a test with the row's option file writes it; `network` and `scored` are what --force_yml changes."""
     (folder / name).mkdir(exist_ok=True)
     opt = read_options(OPTIONS / f'{name}.yml').values
     scores = {f'{number // 100:03}_{number % 100:08}': metrics for number in range(images)}
@@ -42,6 +44,7 @@ def write(folder, name, metrics, dataset='REDS_val', weights=HASH, images=3000, 
         'protocol': protocol or Request(**opt['val']['inference']).describe(torch.device('cpu')),
         'weights': weights and {'path': 'w.pth', 'sha256': weights},
         'network_g': opt['network_g'] | (network or {}),
+        'metric_options': {name: each | (scored or {}) for name, each in opt['val'].get('metrics', {}).items()},
     }
     results.write_result(folder / name, dataset, scores, about)
 
@@ -88,9 +91,14 @@ def test_result_of_other_images_another_network_or_protocol_is_not_set_against_t
     write(tmp_path, 'test_table2_row3', {'psnr': 29.0, 'ssim': 0.8}, protocol='chop x8 fp32')
     write(tmp_path, 'test_table2_row4', {'psnr': 29.0, 'ssim': 0.8}, protocol='local fp32')
     write(tmp_path, 'test_table2_row7', {'psnr': 4.76, 'ssim': 0.1}, images=6, network={'num_feat': 4, 'num_group': 1})
+    write(tmp_path, 'test_table2_row2', {'psnr': 29.0}, scored={'crop_border': 4, 'test_y_channel': True})
     compared = compare(tmp_path)
     found = cells(compared)
+    scored_otherwise = (
+        f'{name}:crop_border 4, not 0; {name}:test_y_channel True, not False' for name in ('psnr', 'ssim')
+    )
     notes = {
+        'test_table2_row2': f'not what the paper measured: {"; ".join(scored_otherwise)}',
         'test_table1_case2': 'not what the paper measured: block wrca, not wr',
         'test_table2_row1': 'not what the paper measured: images 6, not 3000',
         'test_table2_row6': 'not what the paper measured: protocol single, not x8',

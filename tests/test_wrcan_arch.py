@@ -92,6 +92,15 @@ def test_any_size_restores_like_the_padded_image(block, height, width):
         torch.testing.assert_close(network(image), network(padded)[:, :, :height, :width])
 
 
+def test_a_trace_takes_batches_of_any_length():
+    network = WRCAN(**SMALL)
+    traced, exported = torch.jit.trace(network, torch.rand(1, 3, 8, 8)), torch.rand(3, 3, 8, 8)
+    torch.testing.assert_close(traced(exported), network(exported))
+    free = {'blurred': {0: torch.export.Dim('batch')}}
+    program = torch.export.export(network, (torch.rand(2, 3, 8, 8),), dynamic_shapes=free)
+    torch.testing.assert_close(program.module()(exported), network(exported))
+
+
 @pytest.mark.parametrize('block', ['wrca', 'wr', 'rca', 'res'])
 def test_joint_pass_equals_two_passes_and_runs_each_convolution_once(block):
     torch.manual_seed(0)

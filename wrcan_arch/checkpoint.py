@@ -229,7 +229,7 @@ def weights_in(content: Any, path: Path | str, key: str | None = None) -> tuple[
     if expected and checksum(tensors) != expected:
         raise InputError(f'{path}: its checksum is wrong, the weights were damaged; fetch or save the file again')
     tensors = {
-        name.removeprefix('module.'): value.float() if value.is_floating_point() else value
+        name.removeprefix('module.').removeprefix('_orig_mod.'): value.float() if value.is_floating_point() else value
         for name, value in tensors.items()
     }
     if 'body_exp.0.weight' in tensors:

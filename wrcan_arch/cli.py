@@ -246,6 +246,7 @@ def examine_data(sources: list[str]) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='basicsr', description='WRCAN in the BasicSR toolbox: train, test, restore.')
+    parser.add_argument('--local-rank', help=argparse.SUPPRESS)  # python -m torch.distributed.launch puts it here
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
 
     def add(name: str, run: Callable[[argparse.Namespace], int], about: str) -> argparse.ArgumentParser:

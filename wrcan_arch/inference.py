@@ -246,8 +246,14 @@ class _Restoring:
         if self.request.mode == 'input':  # the row of Table 2 that every other is compared with
             return image
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            restored = restore_chop(self.network, image) if self.request.mode == 'chop' else self.network(image)
+            restored = restore_chop(self._run_whole, image) if self.request.mode == 'chop' else self._run_whole(image)
         return restored.float()
+
+    def _run_whole(self, image: Tensor) -> Tensor:
+        restored = self.network(image)
+        if restored.shape != image.shape:
+            raise InputError(f'the network makes {tuple(restored.shape)} of {tuple(image.shape)}, no restored image')
+        return restored
 
     def _strip_rows(self, height: int, width: int, images: int) -> int:
         """The strips' height: what the caches like, or less where the memory asks for it; about the same for all.

@@ -232,9 +232,9 @@ class WRCAN(nn.Module):
         skip1, down1 = self.encoders[1](down0)  # (B, 2F, H/2, W/2), (B, 2F, H/4, W/4)
         expanded = self.expand(down1)  # (B, 4F, H/4, W/4)
         # Split, not sliced: slices' gradients would not be channels last.
-        blurred, jpeg_sharp = expanded.split([batch, len(images) - batch])
+        blurred, jpeg_sharp = expanded.split([batch, images.shape[0] - batch])
         deep = blurred + self.body_conv(self.groups(blurred))  # f_NLT, Eq. 4
-        if len(jpeg_sharp):
+        if jpeg_sharp.shape[0]:  # len would be a constant of a trace
             deep = torch.cat([deep, jpeg_sharp])  # the auto-encoder path: f_NLT := f_EXP
         decoded = self.decoders[0](self.decoders[1](deep, skip1), skip0)  # r_S (B, F, H, W)
         restored = self.tail(shallow + decoded)

@@ -21,6 +21,7 @@ class Found:
     protocol: str
     images: int
     network: Mapping[str, Any]
+    metric_options: Mapping[str, Mapping[str, Any]]
     weights: str | None
 
 
@@ -75,6 +76,7 @@ def read_found(path: Path) -> Found:
             protocol=str(result['protocol']),
             images=int(result['images']),
             network=dict(result['network_g']),
+            metric_options=dict(result.get('metric_options') or {}),  # results of earlier versions have none
             weights=None if weights is None else str(weights['sha256']),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # not JSON, or JSON of something else

@@ -135,10 +135,14 @@ def _not_the_papers(row: Row, found: Found) -> str:
     protocol = mode if mode in ('input', 'local') else 'x8' if 'x8' in more else 'single'
     here = {'protocol': protocol, 'images': found.images, **{name: network[name] for name in row.network}}
     paper = {'protocol': row.protocol, 'images': FRAMES, **row.network}
+    for metric, chosen in found.metric_options.items():
+        for option, papers in SCORED_WHOLE_AND_IN_RGB.items():
+            here[f'{metric}:{option}'], paper[f'{metric}:{option}'] = chosen.get(option, papers), papers
     differences = [f'{name} {here[name]}, not {paper[name]}' for name in paper if here[name] != paper[name]]
     return f'not what the paper measured: {"; ".join(differences)}' if differences else ''
 
 
+SCORED_WHOLE_AND_IN_RGB = {'crop_border': 0, 'test_y_channel': False}
 ABOUT_RESULT = ('protocol', 'images', 'weights')
 
 

@@ -174,12 +174,12 @@ def _compute(network: nn.Module, options: Options, progress: Callable[[float], N
         except InputError as error:
             raise InputError(f'{work.job.source}: {error}') from error
     work.warnings += [str(warning.message) for warning in caught if warning.category is RuntimeWarning]
+    if options.strength < 1:
+        after = blend(before, after, options.strength)
     if drifts(before, after):
         work.warnings.append(
             'the result differs in brightness or colour over large areas; it may be unlike the training data'
         )
-    if options.strength < 1:
-        after = blend(before, after, options.strength)
     work.restored = work.photo.with_pixels(after)
 
 

@@ -167,7 +167,7 @@ def _unfit_values(file: OptionFile, known: Callable, arguments: dict[str, Any], 
         try:
             with torch.device('meta'):
                 known(**arguments)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             yield f'{file.at(*keys)}: {error}'
 
 
@@ -292,7 +292,7 @@ def _unfit_weights(file: OptionFile) -> Iterator[str]:
     """A weight file that cannot be read, is of another network, or leaves open which of its weights are meant."""
     paths, network = file.values.get('path') or {}, dict(file.values.get('network_g') or {})
     weights = paths.get('pretrain_network_g')
-    if not weights or network.pop('type', None) != 'WRCAN' or not paths.get('strict_load_g', True):
+    if not weights:
         return
     place = file.at('path', 'pretrain_network_g')
     try:
@@ -300,6 +300,8 @@ def _unfit_weights(file: OptionFile) -> Iterator[str]:
         if 'param_key_g' not in paths and checkpoint.holds_two_sets(content):
             hint = 'set path:param_key_g to params_ema, which is averaged and what restore takes, or to params'
             yield f'{place}: {weights}: holds two sets of weights; {hint}'
+            return
+        if network.pop('type', None) != 'WRCAN' or not paths.get('strict_load_g', True):
             return
         tensors, _ = checkpoint.weights_in(content, weights, paths.get('param_key_g', 'params'))
         found = checkpoint.network_of(tensors, weights).config

@@ -2,10 +2,12 @@
 
 import math
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from basicsr.metrics import calculate_metric
 from basicsr.models.sr_model import SRModel
@@ -41,6 +43,13 @@ def _record(records: Records, best_by: list[str]) -> dict[str, Any] | None:
 
 def _is_better(one: dict[str, Any], record: dict[str, Any]) -> bool:
     return one['val'] > record['val'] if record['better'] == 'higher' else one['val'] < record['val']
+
+
+def _score(name: str, opt: Mapping[str, Any], key: str, images: Mapping[str, np.ndarray]) -> float:
+    try:
+        return float(calculate_metric(images, opt))
+    except Exception as error:  # NIQE's, say, of a picture without detail: what is learnt by then must be saved
+        raise InputError(f"val:metrics:{name} of '{key}': {error}; leave that metric or image out") from error
 
 
 class RecordedModel(SRModel):
@@ -142,7 +151,7 @@ class RecordedModel(SRModel):
             if save_img:
                 write_png(self._image_path(dataset.opt['name'], key, current_iter), images['img'])
             metrics = self.opt['val'].get('metrics') or {}
-            mine[key] = {name: float(calculate_metric(images, opt)) for name, opt in metrics.items()}
+            mine[key] = {name: _score(name, opt, key, images) for name, opt in metrics.items()}
         if not self.opt['dist']:
             return mine, seconds / max(1, len(mine))
         gathered: list[Any] = [None] * world_size
@@ -167,6 +176,7 @@ class RecordedModel(SRModel):
         about = {
             'name': self.opt['name'],
             'protocol': self.request.describe(self.device),
+            'metric_options': self.opt['val'].get('metrics') or {},
             'weights': results.describe_weights(weights) if weights else None,
             'network_g': self.opt['network_g'],
             'seconds_per_image': seconds,
