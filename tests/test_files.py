@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from unittest import mock
 
@@ -24,6 +26,30 @@ def test_file_has_its_name_when_it_is_whole(tmp_path):
         assert path.read_text() == 'before' and len(list(tmp_path.glob('*.partial'))) == 1
         file.write(b' and half')
     assert path.read_text() == 'half and half' and names(tmp_path) == ['a.json']
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from wrcan_arch.files import written_whole
+letter = sys.argv[1].encode()
+for number in range(40):
+    with written_whole(Path('a.bin')) as file:
+        for _ in range(5):
+            file.write(letter * (1000 if letter == b'a' else 700))
+            file.flush()
+            time.sleep(0.0005)
+"""
+
+
+def test_of_two_processes_that_write_one_file_each_writes_it_whole(tmp_path):
+    writers = [subprocess.Popen([sys.executable, '-c', WRITER, letter], cwd=tmp_path) for letter in 'ab']
+    path, seen = tmp_path / 'a.bin', set()
+    while any(writer.poll() is None for writer in writers):
+        if path.exists():
+            seen.add(path.read_bytes())
+    assert [writer.returncode for writer in writers] == [0, 0]
+    assert seen == {b'a' * 5000, b'b' * 3500} and names(tmp_path) == ['a.bin']
 
 
 @pytest.mark.parametrize('error', [ValueError, KeyboardInterrupt, OSError])

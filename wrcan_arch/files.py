@@ -1,9 +1,10 @@
 """File names and files: written whole or not at all, printed whatever they are called."""
 
 import errno
+import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -24,24 +25,49 @@ def name_that_fits(name: str, more: str) -> str:
 def written_whole(path: Path) -> Iterator[BinaryIO]:
     """A file to write into; it gets the name `path` when all of it is on the disk, and is removed on an error.
 
-    One that is killed leaves `.NAME.partial`, which the next run overwrites. OSError, which names `path`, where the
-    disk says no.
+    Of two processes that write it the second waits for the first. One that is killed leaves `.NAME.partial`, which the
+    next run overwrites. OSError, which names `path`, where the disk says no.
     """
     partial = path.with_name(f'.{name_that_fits(path.name, ".partial.")}.partial')
     try:
-        try:
-            with partial.open('w+b') as file:
+        with _opened_alone(partial) as file:
+            try:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            partial.replace(path)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
+                partial.replace(path)
+            except BaseException:
+                partial.unlink(missing_ok=True)
+                raise
     except OSError as error:
         if error.errno and error.filename in (None, str(partial)):  # none: of a write into the open file
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def _is_at(path: Path, file: BinaryIO) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def _opened_alone(path: Path) -> Iterator[BinaryIO]:
+    """An empty file to write into, which no other process that comes this way writes meanwhile."""
+
+    def create(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_CREAT, 0o666)
+
+    while True:
+        with open(path, 'r+b', opener=create) as file:
+            with suppress(OSError):  # of a file system that keeps no locks
+                fcntl.lockf(file, fcntl.LOCK_EX)
+            if _is_at(path, file):
+                file.truncate()
+                yield file
+                return
+        # While this one waited the other has given that file its name, or removed it.
 
 
 @contextmanager
