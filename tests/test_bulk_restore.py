@@ -244,6 +244,15 @@ def test_strength_blends(tmp_path):
         np.testing.assert_array_equal(read_photo(tmp_path / 'out' / 'a.png').pixels, expected)
 
 
+def test_drift_is_judged_as_far_as_the_result_is_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr('wrcan_arch.photos.bulk_restore.restore', lambda network, pixels, **_: 255 - pixels)
+    path = save(tmp_path / 'a.png')
+    for strength, drifts in ((0, False), (1, True)):
+        jobs = plan([path], out=tmp_path / 'out')
+        lines = restore_photos(Same(), jobs, options=Options(strength=strength)).lines()
+        assert any('differs in brightness or colour' in line for line in lines) == drifts
+
+
 def test_what_loses_nothing_comes_back_to_the_byte(tmp_path):
     for ending, about in (('.png', {}), ('.tif', {}), ('.webp', {'lossless': True})):
         Image.fromarray(picture(12, 16)).save(tmp_path / f'a{ending}', **about)

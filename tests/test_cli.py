@@ -34,6 +34,13 @@ def test_exit_code_is_the_same_where_nobody_reads(monkeypatch, error, code):
         assert cli.main(['doctor']) == code
 
 
+def test_the_older_launchers_argument_may_stand_before_the_command(capsys):
+    """As python -m torch.distributed.launch, of BasicSR's documentation, has it."""
+    assert basicsr(capsys, '--local-rank=0', 'train', '-opt', 'gone.yml')[1] == [
+        'basicsr train: gone.yml: there is no such option file'
+    ]
+
+
 def test_full_memory_of_a_gpu_is_one_line(capsys):
     with mock.patch.object(cli, 'doctor', side_effect=torch.cuda.OutOfMemoryError('CUDA out of memory. Tried')):
         assert basicsr(capsys, 'doctor') == (2, [

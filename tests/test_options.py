@@ -2,6 +2,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from wrcan_arch import InputError
@@ -309,6 +310,21 @@ def test_what_wrcan_alone_can_do_is_refused_of_others(demo):
     assert len(said) == 3
     for line, name in zip(said, names, strict=True):
         assert line.endswith(f'train:{name}: is for WRCAN, not for MSRResNet; leave it out')
+
+
+def test_which_of_two_sets_of_weights_is_asked_of_any_network(demo):
+    network = '  type: WRCAN\n  num_feat: 16\n  num_group: 1\n  num_block: 6\n  block: wrca\n'
+    weight = {'conv_first.weight': torch.zeros(1)}
+    torch.save({'params': weight, 'params_ema': weight}, 'two.pth')
+    text = demo.replace(network, '  type: MSRResNet\n').replace('network_g: small', 'network_g: two.pth')
+    assert any('two.pth: holds two sets of weights; set path:param_key_g' in each for each in problems_of(text))
+    chosen = text.replace('two.pth', 'two.pth\n  param_key_g: params')
+    assert not any('two.pth' in each for each in problems_of(chosen))
+
+
+def test_what_an_optimizer_cannot_be_is_one_of_the_mistakes(demo):
+    said = problems_of(demo.replace('optim_g: {type: Adam,', 'optim_g: {type: Adam, foreach: true, fused: true,'))
+    assert any('train:optim_g' in each and 'foreach' in each for each in said)
 
 
 def test_which_weights_are_read_is_always_said(demo):

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from conftest import deep_picture, picture
 from PIL import ExifTags, Image
 
 from wrcan_arch.photos.photo import ENDINGS, read_photo, write_photo
-from wrcan_arch.photos.tiff_exif import begins_with_preview
+from wrcan_arch.photos.tiff_exif import begins_with_preview, read_exif
 
 ORIENTATION, MAKE, EXPOSURE, EXIF_IFD = 0x0112, 0x010F, 0x829A, 0x8769
 RATING, XP_TITLE, INTEROPERABILITY = 0x4746, 0x9C9B, 0xA005
@@ -29,6 +30,18 @@ def test_exif_of_tiff_is_kept_in_either_byte_order(tmp_path, order):
     tags = tifffile.TiffFile(tmp_path / 'b.tif').pages[0].tags
     assert [tags[tag].value for tag in (MAKE, 0x8298, 0x0132)] == ['a camera', 'me', '2026:11:23 12:00:00']
     np.testing.assert_array_equal(tifffile.imread(tmp_path / 'b.tif'), deep_picture(8, 9))
+
+
+def test_values_that_say_they_are_the_same_bytes_do_not_fill_the_memory():
+    entries = 2000
+    rows = b''.join(struct.pack('<HHII', MAKE + number, 7, 100_000, 8) for number in range(entries))
+    at = 100_008
+    bomb = b'II*\0' + struct.pack('<I', at) + bytes(100_000) + struct.pack('<H', entries) + rows + bytes(4)
+    tracemalloc.start()
+    assert read_exif(io.BytesIO(bomb)) is not None
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 10 * len(bomb), '200 MB of values in 124 kB'
 
 
 @pytest.mark.parametrize('ending', ['.jpg', '.tif'])

@@ -38,6 +38,12 @@ def test_toolbox_builds_it(opt):
     assert isinstance(build_model(opt), WRCANModel)
 
 
+@pytest.mark.parametrize(('asked', 'fused'), [({}, True), ({'foreach': True}, False), ({'fused': False}, False)])
+def test_adam_is_fused_unless_another_way_is_asked_for(opt, asked, fused):
+    opt['train']['optim_g'] |= asked
+    assert build_model(opt).optimizer_g.defaults['fused'] is fused
+
+
 def test_a_training_can_start_from_the_image(opt):
     for starts, gives_it_back in ((True, True), (False, False)):
         opt['train']['start_from_image'] = starts

@@ -107,12 +107,14 @@ def _read_directory(file: BinaryIO, at: int, order: str) -> Directory:
     count = _number(file.read(2), order)
     rows = file.read(12 * count)
     directory: Directory = {}
+    left = end  # bytes of values: more than the file has are one value again and again, to fill the memory
     for start in range(0, len(rows) - 11, 12):
         tag, kind, items, place = struct.unpack(order + 'HHII', rows[start : start + 12])
         size = ITEM_SIZES.get(kind, 1)
         length = items * size * (2 if kind in (5, 10) else 1)
         place = at + 2 + start + 8 if length <= 4 else place
-        if kind in ITEM_SIZES and place + length <= end:
+        if kind in ITEM_SIZES and place + length <= end and length <= left:
+            left -= length
             file.seek(place)
             value = file.read(length)
             if order == '>':

@@ -49,7 +49,8 @@ def _score(name: str, opt: Mapping[str, Any], key: str, images: Mapping[str, np.
     try:
         return float(calculate_metric(images, opt))
     except Exception as error:  # NIQE's, say, of a picture without detail: what is learnt by then must be saved
-        raise InputError(f"val:metrics:{name} of '{key}': {error}; leave that metric or image out") from error
+        reason = ' '.join(f'{type(error).__name__}: {error}'.split())
+        raise InputError(f"val:metrics:{name} of '{key}': {reason}; leave that metric or image out") from error
 
 
 class RecordedModel(SRModel):

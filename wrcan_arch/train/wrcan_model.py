@@ -158,7 +158,7 @@ class WRCANModel(RecordedModel):
     def get_optimizer(self, optim_type: str, params: Any, lr: float, **kwargs: Any) -> torch.optim.Optimizer:
         if optim_type == 'Muon':
             return Muon(params, lr, **kwargs)
-        return super().get_optimizer(optim_type, params, lr, **{'fused': True, **kwargs})
+        return super().get_optimizer(optim_type, params, lr, **{'fused': not kwargs.get('foreach'), **kwargs})
 
     def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
         """The toolbox begins an iteration with this: the one before is whole, so a run that has to end ends here."""
