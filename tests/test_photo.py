@@ -2,6 +2,7 @@
 
 import io
 import os
+import struct
 import warnings
 import zlib
 from pathlib import Path
@@ -19,7 +20,7 @@ from PIL import Image, ImageCms, TiffImagePlugin
 
 from wrcan_arch import InputError
 from wrcan_arch.photos import photo as photo_module
-from wrcan_arch.photos.photo import ENDINGS, Photo, read_photo, write_photo
+from wrcan_arch.photos.photo import ENDINGS, HELD_BY_JPEG, Photo, read_photo, what_is_lost, write_photo
 
 ORIENTATION, MAKE, EXPOSURE, EXIF_IFD = 0x0112, 0x010F, 0x829A, 0x8769
 X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
@@ -177,11 +178,65 @@ def test_profile_resolution_and_exif_are_kept(tmp_path, source, target):
 
 
 @pytest.mark.parametrize('source', ['.jpg', '.png', '.tif', '.bmp'])
-@pytest.mark.parametrize('target', ['.jpg', '.png', '.tif'])
+@pytest.mark.parametrize('target', ['.jpg', '.png', '.tif', '.webp', '.avif'])
 def test_resolution_is_kept_without_exif_too(tmp_path, source, target):
     Image.fromarray(picture(16, 24)).save(tmp_path / f'a{source}', dpi=(300, 300))
     write_photo(tmp_path / f'b{target}', read_photo(tmp_path / f'a{source}'))
-    assert Image.open(tmp_path / f'b{target}').info['dpi'] == pytest.approx((300, 300), abs=1)
+    written = Image.open(tmp_path / f'b{target}')
+    said = written.info.get('dpi') or tuple(written.getexif()[tag] for tag in (X_RESOLUTION, Y_RESOLUTION))
+    assert said == pytest.approx((300, 300), abs=1)
+
+
+def test_what_a_result_will_lack_is_said(tmp_path):
+    image = Image.fromarray(picture(16, 24))
+    image.save(tmp_path / 'phone.jpg', format='MPO', save_all=True, append_images=[image.resize((8, 8))])
+    assert any('several pictures' in each for each in what_is_lost('jpeg', read_photo(tmp_path / 'phone.jpg')))
+    image.convert('L').save(tmp_path / 'grey.jpg', icc_profile=grey_profile())
+    grey = read_photo(tmp_path / 'grey.jpg')
+    for name, (ending, *_) in ENDINGS.items():
+        write_photo(tmp_path / f'b{ending}', grey)
+        kept = read_photo(tmp_path / f'b{ending}').metadata.get('icc-profile-data') == grey_profile()
+        assert [each.partition(',')[0] for each in what_is_lost(name, grey)] == [
+            'its colours are other than sRGB' for _ in range(not kept)
+        ]
+
+
+@pytest.mark.parametrize('field', ['exif-data', 'xmp-data'])
+def test_metadata_that_jpeg_does_not_hold_is_said(tmp_path, field):
+    most = HELD_BY_JPEG[field]
+    for length in (most, most + 1, most + 1_000):
+        head = b'Exif\0\0II*\0' + struct.pack('<IHHHIII', 8, 1, 0x010E, 2, length - 32, 26, 0)
+        block = (head if field == 'exif-data' else b'<x:xmpmeta>').ljust(length, b'd')
+        photo = Photo(pixels=picture(8, 8), metadata={field: block})
+        write_photo(tmp_path / 'a.jpg', photo)
+        kept = b'd' * (length - 100) in (tmp_path / 'a.jpg').read_bytes()
+        assert kept or what_is_lost('jpeg', photo) == ['some of its metadata (EXIF, XMP) is too long to be kept']
+        assert kept or length > most
+        assert not what_is_lost('tiff', photo)
+    extended = Photo(pixels=picture(8, 8), metadata={'xmp-data': b'xmpNote:HasExtendedXMP="0"'})
+    assert what_is_lost('png', extended) == what_is_lost('jpeg', photo)
+
+
+def grey_profile():
+    """Of gamma 1.8, as ICC.1:2001-04 has them: a header, three tags, their contents."""
+    contents = {
+        b'wtpt': b'XYZ \0\0\0\0' + struct.pack('>3i', 63190, 65536, 54061),
+        b'kTRC': b'curv\0\0\0\0' + struct.pack('>IHxx', 1, round(1.8 * 256)),
+        b'cprt': b'text\0\0\0\0none',
+    }
+    tags, data = struct.pack('>I', len(contents)), b''
+    for name, content in contents.items():
+        tags += name + struct.pack('>II', 128 + 4 + 12 * len(contents) + len(data), len(content))
+        data += content + bytes(-len(content) % 4)
+    head = struct.pack('>II', 128 + len(tags + data), 0) + b'\x02\x10\0\0mntrGRAYXYZ ' + bytes(12) + b'acsp'
+    return head.ljust(68, b'\0') + struct.pack('>3i', 63190, 65536, 54061) + bytes(48) + tags + data
+
+
+@pytest.mark.parametrize('orientation', [b'tiff:Orientation="6"', b"tiff:Orientation = '6'", b'<tiff:Orientation>6<'])
+def test_orientation_in_xmp_is_reset(tmp_path, orientation):
+    xmp = b'<x:xmpmeta ' + orientation
+    write_photo(tmp_path / 'a.png', Photo(pixels=picture(8, 8), metadata={'xmp-data': xmp}))
+    assert read_photo(tmp_path / 'a.png').metadata['xmp-data'] == xmp.replace(b'6', b'1')
 
 
 @pytest.mark.parametrize(
@@ -537,7 +592,7 @@ def bad_files(folder):
         'head.jpg': 'cannot be read, it may be cut or damaged',
         'cut.png': 'cannot be read, it may be cut or damaged',
         'text.png': 'not an image that can be read',
-        'empty.png': 'not an image that can be read',
+        'empty.png': 'the file is empty',
         'folder.png': 'not a file',
         'pipe.png': 'not a file',
         'zero.bmp': 'cannot be read, it may be cut or damaged',
@@ -579,6 +634,14 @@ def test_folder_that_cannot_be_written_is_an_error_and_leaves_nothing(tmp_path):
     with pytest.raises(InputError, match=r'out/b\.png: cannot be written \((File exists|Not a directory)\)'):
         write_photo(tmp_path / 'out' / 'b.png', Photo(pixels=picture(8, 8)))
     assert [path.name for path in tmp_path.iterdir()] == ['out']
+
+
+@pytest.mark.parametrize('ending', ['.jpg', '.png', '.tif', '.webp', '.avif'])
+def test_full_disk_is_said_with_what_to_do(tmp_path, ending):
+    full = mock.patch('wrcan_arch.files._opened_alone', lambda _: Path('/dev/full').open('r+b', buffering=0))
+    said = rf'a\{ending}: cannot be written \(No space left on device\); make room'
+    with full, pytest.raises(InputError, match=said):
+        write_photo(tmp_path / f'a{ending}', Photo(pixels=picture(40, 40)))
 
 
 def test_failed_writing_leaves_nothing(tmp_path, monkeypatch):

@@ -54,6 +54,8 @@ def test_format_is_the_users_and_a_fitting_ending_stays():
     assert [job.target for job in plan(['in'], out=Path('out'), format='tiff')] == [
         'out/b.tif', 'out/deep/c.tif', 'out/deep/d.tiff'
     ]  # fmt: skip
+    for called, ending in (('jpg', '.jpg'), ('TIF', '.tif'), ('jpeg', '.jpg')):
+        assert plan(['in/b.PNG'], out=Path('out'), format=called) == [Job('in/b.PNG', f'out/b{ending}')]
     with pytest.raises(InputError, match="format 'gif' is not one of jpeg, png, tiff, webp, avif"):
         plan(['in'], format='gif')
 

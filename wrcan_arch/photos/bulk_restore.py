@@ -25,7 +25,7 @@ from ..jpeg_quality import is_far
 from ..processes import Team
 from .comparison import pictures_of, write_page, write_side_by_side
 from .judgement import blend, drifts
-from .photo import DEFAULT_QUALITY, MAX_PIXELS, Photo, check_fits, read_photo, write_photo
+from .photo import DEFAULT_QUALITY, MAX_PIXELS, Photo, check_fits, read_photo, what_is_lost, write_photo
 from .plan import Job
 
 T = TypeVar('T')
@@ -149,13 +149,13 @@ def _read(options: Options, trained_quality: int | list[int] | None, work: Work)
         if work.restored.pixels.shape != photo.pixels.shape:
             raise InputError(f'{work.job.target}: is of another size than {work.job.source}; move it away')
         return
-    check_fits(Path(work.job.target), photo)
-    if photo.pictures > 1:
-        work.warnings.append('the file holds several pictures; the first was restored')
-    if photo.marked_colours:
-        work.warnings.append(
-            'its colours are other than sRGB, and the result does not say so; convert it to sRGB first'
-        )
+    target = Path(work.job.target)
+    if options.out is None:
+        try:
+            check_writable(target.parent)
+        except InputError as error:
+            raise InputError(f'{work.job.source}: {error}') from error
+    work.warnings += what_is_lost(check_fits(target, photo), photo)
     if photo.jpeg_quality is not None and trained_quality is not None and is_far(photo.jpeg_quality, trained_quality):
         trained = trained_quality if isinstance(trained_quality, int) else '{} to {}'.format(*trained_quality)
         work.warnings.append(
@@ -231,9 +231,8 @@ def restore_photos(
     taken, made = (config.get(name, 3) for name in ('num_in_ch', 'num_out_ch'))
     if not taken == made == 3:
         raise InputError(f'the network makes {made} channels of {taken}; a photograph has 3')
-    folders = {options.out} if options.out else {Path(job.target).parent for job in jobs if os.path.lexists(job.source)}
     if not all(_is_done(job, options) for job in jobs):
-        for folder in filter(None, {options.compare, *folders}):
+        for folder in filter(None, (options.compare, options.out)):
             check_writable(folder)
     team = team or Team()
     if team.size > 1:  # or one process could begin the largest when the others are done

@@ -11,7 +11,9 @@ and memory beyond the pixels handed in or out):
 Pillow takes 8 of 16 bits of a colour photograph without a word; OpenCV knows no CMYK and no profiles.
 """
 
+import errno
 import json
+import os
 import re
 import stat
 import subprocess
@@ -49,6 +51,8 @@ PHOTO_ENDINGS = (*(ending for endings in ENDINGS.values() for ending in endings)
 
 # Metadata that is handed on: libvips's name of it, and of the flag that keeps it.
 KEPT = {'exif-data': 'exif', 'xmp-data': 'xmp', 'iptc-data': 'iptc', 'icc-profile-data': 'icc'}
+
+HELD_BY_JPEG = {'exif-data': 65_000, 'xmp-data': 59_999}  # bytes, as libvips writes it; it leaves out what is longer
 
 HEAD = 64  # bytes that tell a file's format
 AVIF_BRANDS = {b'avif', b'avis'}
@@ -147,6 +151,8 @@ def read_photo(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Photo:
 def _read(file: BinaryIO, max_pixels: int) -> Photo:
     head = file.read(HEAD)
     content = format_of_content(head)
+    if not head:
+        raise InputError('the file is empty')
     if content is None:
         raise UnidentifiedImageError
     quality = estimate_quality(file) if content == 'jpeg' else None
@@ -169,7 +175,7 @@ def _read(file: BinaryIO, max_pixels: int) -> Photo:
     if 'exif-data' in metadata:
         metadata['exif-data'] = without_thumbnail(metadata['exif-data'])
     if 'xmp-data' in metadata:
-        metadata['xmp-data'] = re.sub(rb'(tiff:Orientation(="|>))[1-8]', rb'\g<1>1', metadata['xmp-data'])
+        metadata['xmp-data'] = re.sub(rb'(tiff:Orientation\s*(=\s*["\']|>)\s*)[1-8]', rb'\g<1>1', metadata['xmp-data'])
     mode = _mode(image)
     if 'orientation' in fields and image.get('orientation') > 1:
         image = image.copy_memory().autorot()  # turning needs all rows
@@ -194,7 +200,7 @@ def _read(file: BinaryIO, max_pixels: int) -> Photo:
         jpeg_quality=quality,
         lossless_webp=content == 'webp' and _is_lossless(start),
         marked_colours=_marks_colours(start, content, has_profile='icc-profile-data' in metadata),
-        pictures=2 if _is_animated(start, content) else image.get('n-pages') if 'n-pages' in fields else 1,
+        pictures=2 if _holds_more(start, content) else image.get('n-pages') if 'n-pages' in fields else 1,
     )
 
 
@@ -232,8 +238,10 @@ def _is_lossless(start: bytes) -> bool:
     return kind is not None and kind[0] == b'VP8L'
 
 
-def _is_animated(start: bytes, content: str) -> bool:
-    """Whether it is an AVIF sequence or an animated PNG, of which libvips sees the first picture alone."""
+def _holds_more(start: bytes, content: str) -> bool:
+    """Whether a file that begins so has more pictures than the one that libvips sees."""
+    if content == 'jpeg':  # one behind the other, as cameras do for 3D and phones for a map of what HDR screens add
+        return re.search(rb'\xff\xe2..MPF\0', start, re.DOTALL) is not None  # CIPA DC-007, 5.1
     return start[8:12] == b'avis' or (content == 'png' and b'acTL' in _png_chunks(start))
 
 
@@ -333,6 +341,21 @@ def check_fits(path: Path, photo: Photo) -> str:
     return name
 
 
+def what_is_lost(name: str, photo: Photo) -> list[str]:
+    """What to warn of before a photograph is written in a format: what its file has, and the result will not."""
+    lost = []
+    if photo.pictures > 1:
+        lost.append('the file holds several pictures; the first was restored')
+    has_profile = 'icc-profile-data' in photo.metadata
+    if photo.marked_colours or (has_profile and photo.mode == 'grey' and name in ('webp', 'avif')):
+        lost.append('its colours are other than sRGB, and the result does not say so; convert it to sRGB first')
+    held = HELD_BY_JPEG if name == 'jpeg' else {}
+    too_long = any(len(photo.metadata.get(key, b'')) > most for key, most in held.items())
+    if too_long or b'HasExtendedXMP' in photo.metadata.get('xmp-data', b''):
+        lost.append('some of its metadata (EXIF, XMP) is too long to be kept')
+    return lost
+
+
 def write_photo(path: Path | str, photo: Photo, *, quality: int = DEFAULT_QUALITY) -> None:
     """Write a photograph, whole or not at all, in the format of the name's ending.
 
@@ -355,22 +378,23 @@ def write_photo(path: Path | str, photo: Photo, *, quality: int = DEFAULT_QUALIT
     image = _image_of(photo, name)
     fields = image.get_fields()
     kept = {flag for field_name, flag in KEPT.items() if field_name in fields}
-    if name == 'jpeg' and photo.pixels_per_mm != NO_RESOLUTION:
+    if name not in ('png', 'tiff') and photo.pixels_per_mm != NO_RESOLUTION:
         kept.add('exif')  # without it libvips leaves the resolution out too
     if name == 'tiff':
         kept.discard('iptc')  # it is written here: libvips writes a quarter
     keep = '|'.join(kept) or 'none'
     save = getattr(image, {'avif': 'heif'}.get(name, name) + 'save_target')
-    try:
-        with disk_errors_name(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with written_whole(path) as file:
+    with disk_errors_name(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path) as file:
+            try:
                 save(pyvips.Target.new_to_descriptor(file.fileno()), keep=keep, **options[name])
-                if name == 'tiff':
-                    add_metadata(file, *(photo.metadata.get(key, b'') for key in ('exif-data', 'iptc-data')))
-    except pyvips.Error as error:
-        reason = re.search('system error: (.+)', str(error))
-        raise InputError(f'{path}: cannot be written ({reason[1] if reason else _one_line(error)})') from error
+            except pyvips.Error as error:
+                if (number := _error_number(error)) is not None:
+                    raise OSError(number, os.strerror(number)) from error
+                raise InputError(f'{path}: cannot be written ({_one_line(error)})') from error
+            if name == 'tiff':
+                add_metadata(file, *(photo.metadata.get(key, b'') for key in ('exif-data', 'iptc-data')))
 
 
 def _image_of(photo: Photo, name: str) -> pyvips.Image:
@@ -427,6 +451,12 @@ def _vips_image(samples: np.ndarray, interpretation: str) -> pyvips.Image:
     samples = np.ascontiguousarray(samples)
     image = pyvips.Image.new_from_memory(samples, width, height, bands, 'ushort' if samples.itemsize == 2 else 'uchar')
     return image.copy(interpretation=interpretation)
+
+
+def _error_number(error: pyvips.Error) -> int | None:
+    """What the system said to libvips; None where it was not the system."""
+    said = re.search('system error: (.+)', str(error))
+    return next((number for number in errno.errorcode if said and os.strerror(number) == said[1]), None)
 
 
 def _one_line(error: Exception) -> str:

@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..files import path_below
 from ..folders import real, walk
 from .comparison import PAGE, check_page, pictures_of
-from .photo import ENDINGS, PHOTO_ENDINGS
+from .photo import ENDINGS, PHOTO_ENDINGS, format_of_name
 
 RESTORED = '_restored'  # ends the name of a result that lies beside its photograph
 
@@ -44,7 +44,7 @@ def plan(
         out: the folder of the results: OUT/NAME.EXT; folders below a folder, or below what is fixed of a pattern, are
             kept, and the whole path of what is listed. None: beside the photograph, as NAME_restored.EXT.
         compare: a folder for pictures of before and after, whose content is no photograph; nor is that of `out`.
-        format: of the results; None: the photograph's own where it can be written, else PNG.
+        format: of the results, or an ending of one; None: the photograph's own where it can be written, else PNG.
         skip_existing: what is there is left as it is, so a result named among the photographs (a shell's *.jpg does)
             can be passed over.
         unreadable: takes what to say of each folder that cannot be read; None: the first is an InputError.
@@ -53,8 +53,8 @@ def plan(
         InputError: there is nothing to restore, or a result would overwrite a photograph or another result.
     """
     told: list[str] = [] if unreadable is None else unreadable
-    if format is not None and format not in ENDINGS:
-        raise InputError(f"format '{format}' is not one of {', '.join(ENDINGS)}")
+    if format is not None:
+        format = _format_called(format)
     avoid = {real(folder) for folder in (out, compare) if folder is not None}
     jobs: dict[str, Job] = {}
     for source, below in _sources(entries, listed, out is None, avoid, told):
@@ -101,6 +101,13 @@ def read_list(path: str, *, alone: bool = True) -> Iterator[str]:
                     yield os.fsdecode(line.rstrip(b'\r\n'))
     except OSError as error:
         raise InputError(f'{path}: the list cannot be read ({error.strerror or error})') from error
+
+
+def _format_called(name: str) -> str:
+    found = format_of_name(Path(f'photo.{name.lower()}'))
+    if found is None:
+        raise InputError(f"format '{name}' is not one of {', '.join(ENDINGS)}")
+    return found
 
 
 def _sources(
