@@ -5,6 +5,7 @@ import os
 import struct
 import warnings
 import zlib
+from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
 
@@ -638,9 +639,13 @@ def test_folder_that_cannot_be_written_is_an_error_and_leaves_nothing(tmp_path):
 
 @pytest.mark.parametrize('ending', ['.jpg', '.png', '.tif', '.webp', '.avif'])
 def test_full_disk_is_said_with_what_to_do(tmp_path, ending):
-    full = mock.patch('wrcan_arch.files._opened_alone', lambda _: Path('/dev/full').open('r+b', buffering=0))
+    @contextmanager
+    def full(_):
+        with Path('/dev/full').open('r+b', buffering=0) as file:
+            yield file
+
     said = rf'a\{ending}: cannot be written \(No space left on device\); make room'
-    with full, pytest.raises(InputError, match=said):
+    with mock.patch('wrcan_arch.files._opened_alone', full), pytest.raises(InputError, match=said):
         write_photo(tmp_path / f'a{ending}', Photo(pixels=picture(40, 40)))
 
 
