@@ -52,6 +52,10 @@ def test_doctor_decodes_every_file_of_folders(workplace, capfd):
     said = capfd.readouterr()
     assert 'data_blur: 1 problem' in said.out and 'data_blur/photo3_000.jpg: cannot be decoded' in said.err
     assert 'data_sharp/photo1_000.jpg and data_sharp/photo1_000.png are one name; remove one of them' in said.err
+    Path('data_sharp/photo1_000.jpg').unlink()
+    assert main(['train', '-opt', 'train.yml', '--force_yml', 'datasets:train:gt_size=32']) == 2
+    said = capfd.readouterr().err
+    assert 'train.yml' in said and "photo3_000.jpg' in data_blur is not a readable image" in said
     swap('io_backend', 'io_backed', 'train.yml')()
     assert main(['doctor', '--data', 'train.yml']) == 1
     assert 'there is no such option here; did you mean io_backend?' in capfd.readouterr().err

@@ -175,6 +175,7 @@ MISTAKES = [  # text, what it becomes, what is said of it and of which line (0: 
     ('weight_decay: 1e-8', 'eps: x', "train:optim_g: '<=' not supported"),
     ('    dataroot_gt: datasets/demo_val_sharp.lmdb\n', '\n', 'datasets:val:dataroot_gt: is missing'),
     ('save_img: false', 'save_img: false\n  submission: {every: 1, extra_data: false, description: x}', 'val:submission: needs save_img: true'),
+    ('type: L1Loss,', 'type: L1Loss, reduction: sum,', 'train:pixel_opt:reduction: parts of a batch and processes are averaged'),
 ]  # fmt: skip
 # ruff: noqa: E501  (one mistake a line)
 

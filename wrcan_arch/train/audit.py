@@ -21,7 +21,7 @@ MOST_PIXELS = 1 << 30  # OpenCV's limit
 
 
 def quick_problems(dataset: Mapping[str, Any], phase: str, *, every: int | None = None) -> Iterator[str]:
-    """Of one data set of an option file: its stores or folders, their pairing, the frames' sizes. None is decoded.
+    """Of one data set of an option file: its stores or folders, their pairing, the frames' sizes, from their headers.
 
     Args:
         dataset: the section of the option file.
@@ -62,9 +62,16 @@ def _check_folder(folder: Path) -> None:
 
 
 def _wrong_sizes(dataset: JPEGDeblurDataset, keys: list[str], stored: bool) -> Iterator[str]:
-    """The first frame whose size is not its partner's, and the smallest that a patch does not fit into."""
+    """The first frame whose size is not its partner's, and the smallest that a patch does not fit into.
+
+    InputError for a file that is no image.
+    """
     size_of = {role: open_store(root).shape if stored else size_of_image for role, root in dataset.roots.items()}
     sizes = {role: [size_of[role](frame[role])[:2] for frame in dataset.frames] for role in dataset.roots}
+    for role, known in sizes.items():
+        for frame, size in zip(dataset.frames, known, strict=True):
+            if not size:  # of a header that Pillow does not know, but OpenCV may
+                dataset.decode(role, frame[role])
     name, guide = dataset.opt['name'], dataset.guide
     for role, root in dataset.roots.items():
         pairs = zip(keys, sizes[role], sizes[guide], strict=True)

@@ -253,9 +253,10 @@ class JPEGDeblurDataset(Dataset):
             with store.view(name) as image:
                 yield image
         else:
-            yield self._decode(role, name)
+            yield self.decode(role, name)
 
-    def _decode(self, role: str, name: str) -> np.ndarray:
+    def decode(self, role: str, name: str) -> np.ndarray:
+        """A frame of a folder or an encoded store, uint8 (H, W, 3) in BGR. InputError if it cannot be decoded."""
         try:
             image = decode_image(self._content(role, name))
         except OSError as error:

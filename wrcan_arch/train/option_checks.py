@@ -202,6 +202,14 @@ def _unfit_logger(file: OptionFile) -> Iterator[str]:
             yield f'{file.at("logger", "wandb")}: needs wandb; pip install wandb, or leave it out'
 
 
+def _is_for_our_model(file: OptionFile) -> bool:
+    from basicsr.utils.registry import MODEL_REGISTRY
+
+    from .wrcan_model import WRCANModel
+
+    return issubclass(MODEL_REGISTRY.get(file.values['model_type']), WRCANModel)
+
+
 def _unfit_losses(file: OptionFile) -> Iterator[str]:
     train = file.values.get('train') or {}
     data = file.values['datasets'].get('train') or {}
@@ -210,6 +218,10 @@ def _unfit_losses(file: OptionFile) -> Iterator[str]:
     if train.get('autoencoder_opt') and not (data.get('jpeg_quality') or data.get('dataroot_gt_jpeg')):
         hint = 'set jpeg_quality in datasets:train of a JPEGDeblurDataset, or leave the loss out'
         yield f'{file.at("train", "autoencoder_opt")}: needs the sharp frames after JPEG: {hint}'
+    for name, loss in sections(file.values, ('train',)).items():
+        if name.endswith('_opt') and loss.get('reduction', 'mean') != 'mean' and _is_for_our_model(file):
+            reason = 'parts of a batch and processes are averaged, so a loss is to be a mean'
+            yield f'{file.at("train", name, "reduction")}: {reason}; leave it out'
 
 
 def _unfit_validation(file: OptionFile) -> Iterator[str]:
@@ -232,13 +244,9 @@ def _unfit_validation(file: OptionFile) -> Iterator[str]:
 
 def _unfit_model(file: OptionFile) -> Iterator[str]:
     """What another model than ours fails on, and what the toolbox's own would pass over in silence."""
-    from basicsr.utils.registry import MODEL_REGISTRY
-
-    from .wrcan_model import WRCANModel
-
-    model = file.values['model_type']
-    if issubclass(MODEL_REGISTRY.get(model), WRCANModel):
+    if _is_for_our_model(file):
         return
+    model = file.values['model_type']
     if find(file.values, ('datasets', 'train', 'as_bytes')):
         yield f'{file.at("datasets", "train", "as_bytes")}: {model} takes floats alone; leave it out'
     for keys in OF_WRCAN_MODEL if model == 'SRModel' else ():
