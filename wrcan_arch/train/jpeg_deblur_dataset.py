@@ -51,7 +51,7 @@ def rounded_noise(sigma: float) -> np.ndarray:
 def draw_noise(shape: tuple[int, ...], sigma: float, rng: np.random.Generator) -> np.ndarray:
     """Rounded noise, int16 of that shape."""
     count = math.prod(shape)
-    words = rng.integers(1 << 64, size=-(-count // 8), dtype=np.uint64)  # for four pairs each
+    words = rng.bit_generator.random_raw(-(-count // 8))  # of 64 bits, for four pairs each
     pairs = rounded_noise(sigma).view(np.int32).ravel()  # one number each
     return pairs.take(words.view(np.uint16), mode='wrap').view(np.int16)[:count].reshape(shape)  # no index is too large
 
