@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from unittest import mock
 
@@ -231,6 +232,8 @@ def test_module_and_command_are_the_same(tmp_path):
     for start in ([sys.executable, '-m', 'wrcan_arch'], [command]):
         result = subprocess.run([*start, 'restore'], capture_output=True, text=True, cwd=tmp_path, env=os.environ)
         assert result.returncode == 2 and 'no photographs were given' in result.stderr
+        result = subprocess.run([*start, '--version'], capture_output=True, text=True, cwd=tmp_path, env=os.environ)
+        assert (result.returncode, result.stdout) == (0, f'wrcan-arch {metadata.version("wrcan-arch")}\n')
 
 
 def test_doctor_speaks_when_a_package_is_missing():

@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from . import __version__
+
 TOLD_FAILURES = 'told failures'  # a restore's note for the processes that torchrun may start after it
 
 
@@ -246,6 +248,7 @@ def examine_data(sources: list[str]) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='basicsr', description='WRCAN in the BasicSR toolbox: train, test, restore.')
+    parser.add_argument('--version', action='version', version=f'wrcan-arch {__version__}')
     parser.add_argument('--local-rank', help=argparse.SUPPRESS)  # python -m torch.distributed.launch puts it here
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
 
