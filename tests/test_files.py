@@ -20,6 +20,7 @@ def names(folder):
 def test_file_has_its_name_when_it_is_whole(tmp_path):
     path = tmp_path / 'a.json'
     path.write_text('before')
+    (tmp_path / '.a.json.partial').write_text('what a writer left that was killed')
     with written_whole(path) as file:
         file.write(b'half')
         file.flush()
