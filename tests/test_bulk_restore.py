@@ -79,6 +79,27 @@ def test_one_that_fails_does_not_stop_the_others(tmp_path):
     assert names(tmp_path / 'out') == ['0.png', '3.png']
 
 
+WRITER = """
+import sys
+import numpy as np
+from wrcan_arch.photos.photo import Photo, write_photo
+for number in range(15):
+    shade = np.full((300, 400, 3), int(sys.argv[2]), np.uint8)
+    write_photo(sys.argv[1], Photo(pixels=shade, metadata={'exif-data': EXIF}))
+"""
+
+
+@pytest.mark.parametrize('ending', ['.jpg', '.tif'])
+def test_two_processes_may_write_one_photograph(tmp_path, ending):
+    exif = Image.Exif()
+    exif[0x010F] = 'a camera'
+    code = WRITER.replace('EXIF', repr(exif.tobytes()))
+    command = [sys.executable, '-c', code, str(tmp_path / f'a{ending}')]
+    writers = [subprocess.Popen([*command, shade]) for shade in ('20', '200')]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    assert read_photo(tmp_path / f'a{ending}').pixels.std() < 1 and names(tmp_path) == [f'a{ending}']
+
+
 def test_photo_too_large_for_the_memory_is_named(tmp_path, monkeypatch):
     jobs = plan([save(tmp_path / 'a.png')], out=tmp_path / 'out')
     errors = (

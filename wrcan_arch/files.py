@@ -40,7 +40,7 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
                 partial.unlink(missing_ok=True)
                 raise
     except OSError as error:
-        if error.errno and error.filename in (None, str(partial)):  # none: of a write into the open file
+        if error.errno and error.filename in (None, str(partial)):  # None where writing into the open file failed
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
@@ -62,7 +62,7 @@ def _opened_alone(path: Path) -> Iterator[BinaryIO]:
     while True:
         with open(path, 'r+b', opener=create) as file:
             with suppress(OSError):  # of a file system that keeps no locks
-                fcntl.lockf(file, fcntl.LOCK_EX)
+                fcntl.flock(file, fcntl.LOCK_EX)  # lockf's would end when libvips closes its copy of the descriptor
             if _is_at(path, file):
                 file.truncate()
                 yield file
