@@ -235,6 +235,32 @@ def test_frame_that_turns_out_unreadable_ends_two_processes_too(quick, val_freq)
     assert run_folder.iterations(FOLDER)[0] in (2, 4)
 
 
+@pytest.mark.slow
+def test_validation_that_fails_in_one_process_ends_both_and_is_saved(quick):
+    text = set_options(Path('train.yml').read_text(), batch_size_per_gpu=1, save_checkpoint_freq=4, val_freq=4)
+    Path('train.yml').write_text(text)
+    Path('failing.py').write_text(
+        'import os, sys, time\nfrom pathlib import Path\nfrom wrcan_arch import InputError, cli\n'
+        'from wrcan_arch.train.recorded_model import RecordedModel\n'
+        'share, save = RecordedModel._score_share, RecordedModel._save_training_state\n'
+        'def scored(*arguments):\n'
+        '    if os.environ["RANK"] == "1": raise InputError("one frame is broken")\n'
+        '    return share(*arguments)\n'
+        'def slowly(*arguments):\n'
+        '    time.sleep(1)\n'
+        '    save(*arguments)\n'
+        'RecordedModel._score_share, RecordedModel._save_training_state = scored, slowly\n'
+        'code = cli.main(sys.argv[1:])\n'
+        'if os.environ["RANK"] == "1": print("then there were", *Path("experiments").rglob("4.state"))\n'
+        'sys.exit(code)\n'
+    )
+    codes, said = srun(2, 'train', '-opt', 'train.yml', script='failing.py')
+    assert codes == [1, 1], said[-3000:]
+    (line,) = [line for line in said.splitlines() if line.startswith('basicsr ')]
+    assert line == 'basicsr train: one frame is broken; the run ends; fix that and go on with --auto_resume'
+    assert re.search(r'^then there were .*4\.state$', said, re.M), 'neither ends before it is saved'
+
+
 def test_ctrl_c_saves_too_and_has_its_own_exit_code(quick, capsys):
     with stop_at(3, signal.SIGINT):
         assert train() == 130

@@ -368,6 +368,11 @@ def test_state_is_saved_with_the_validation_of_its_iteration(opt):
         model.validation(loader, 8, None)
     assert (saved / '8.state').exists(), 'a validation that fails ends the run, and with it the waiting'
 
+    model.save(0, 12)
+    with mock.patch.object(model, '_score_images', side_effect=MemoryError), pytest.raises(MemoryError):
+        model.validation(loader, 12, None)
+    assert (saved / '12.state').exists(), 'so does any other error'
+
 
 def test_local_validation_takes_the_patch_of_this_training(opt):
     """Not that of weights which it went on from."""

@@ -1,6 +1,5 @@
 """What a run leaves: scores, the best network, checkpoints that a resume can go on from."""
 
-import math
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -111,7 +110,13 @@ class RecordedModel(SRModel):
             self.pending_save = None
             if self.saved_iter < current_iter:
                 self.save_pair(0, current_iter)  # the loaders find the epoch out
+            if self.opt['dist']:
+                distributed.barrier()  # where one has ended, a launcher ends the others: not before it is saved
             raise ends_the_run(error) from error
+        except BaseException:
+            if self.pending_save:  # which no further set will be validated for
+                self._save_now()
+            raise
         finally:
             self.validated.add((name, current_iter))
             self._save_pending()
@@ -131,7 +136,35 @@ class RecordedModel(SRModel):
             self._write_results(name, scores, seconds, save_img)
 
     def _score_images(self, dataset: Any, current_iter: int, save_img: bool) -> tuple[results.Scores, float]:
-        """Each image's scores, and the mean time of restoring one, over all processes; each image once."""
+        """Each image's scores, and the mean time of restoring one, over all processes; each image once.
+
+        An InputError of one process is raised in all: the others would wait for its scores.
+        """
+        if not self.opt['dist']:
+            mine, seconds = self._score_share(dataset, current_iter, save_img)
+            return mine, seconds / max(1, len(mine))
+        share: tuple[results.Scores, float] | InputError
+        try:
+            share = self._score_share(dataset, current_iter, save_img)
+        except InputError as error:
+            share = error
+        gathered: list[Any] = [None] * self.opt['world_size']
+        distributed.all_gather_object(gathered, share)
+        scores: dict[str, dict[str, float]] = {}
+        total = 0.0
+        for each in gathered:
+            if isinstance(each, InputError):
+                raise each
+            part, seconds = each
+            total += seconds
+            for key in part:
+                if key in scores:
+                    raise _two_images(dataset, key)
+            scores |= part
+        return scores, total / max(1, len(scores))
+
+    def _score_share(self, dataset: Any, current_iter: int, save_img: bool) -> tuple[results.Scores, float]:
+        """The scores of the images that this process restores, and the time that it took."""
         rank, world_size = self.opt['rank'], self.opt['world_size']
         mine: dict[str, dict[str, float]] = {}
         seconds = 0.0
@@ -153,16 +186,7 @@ class RecordedModel(SRModel):
                 write_png(self._image_path(dataset.opt['name'], key, current_iter), images['img'])
             metrics = self.opt['val'].get('metrics') or {}
             mine[key] = {name: _score(name, opt, key, images) for name, opt in metrics.items()}
-        if not self.opt['dist']:
-            return mine, seconds / max(1, len(mine))
-        gathered: list[Any] = [None] * world_size
-        distributed.all_gather_object(gathered, (mine, seconds))
-        scores: dict[str, dict[str, float]] = {}
-        for key, each in ((key, each) for part, _ in gathered for key, each in part.items()):
-            if key in scores:
-                raise _two_images(dataset, key)
-            scores[key] = each
-        return scores, math.fsum(part for _, part in gathered) / max(1, len(scores))
+        return mine, seconds
 
     def _image_path(self, dataset_name: str, key: str, current_iter: int) -> Path:
         """Where the toolbox puts restored images, while training and in a test."""
