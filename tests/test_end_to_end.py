@@ -261,15 +261,37 @@ def test_run_does_not_put_aside_the_weights_it_begins_with(workplace, capsys):
     assert train(own, 'train:total_iter=7', resume=True) == 0 and not list(Path('experiments').glob('*archived*'))
 
 
-def test_toolboxs_own_data_set_trains_and_resumes(workplace):
+@pytest.fixture
+def paired(workplace):
+    """The toolbox's own data set under our model."""
     text = Path('train.yml').read_text().replace('JPEGDeblurDataset', 'PairedImageDataset')
     text = re.sub(r'    jpeg_quality.*\n', '    use_hflip: true\n    use_rot: true\n', text)
     text = re.sub(r'  autoencoder_opt.*\n', '', text)
     Path('paired.yml').write_text(text)
+
+
+def test_toolboxs_own_data_set_trains_and_resumes(paired):
     assert train('train:total_iter=6', option_file='paired.yml') == 0
     assert train(resume=True, option_file='paired.yml') == 0
     curves = read_curves(Path('experiments/small'))
     assert [iteration for iteration, _ in curves.losses['l_pix']] == list(range(1, 13)) and 'l_ae' not in curves.losses
+
+
+def test_frame_that_the_toolboxs_data_set_cannot_read_costs_no_iteration(paired, capsys):
+    from basicsr.data.paired_image_dataset import imfrombytes
+
+    frames = [imfrombytes] * 20  # pairs of two batches, and of the third a half
+
+    def read(*arguments, **options):
+        return frames.pop()(*arguments, **options) if frames else None.astype
+
+    with mock.patch('basicsr.data.paired_image_dataset.imfrombytes', read):
+        assert train('datasets:train:num_worker_per_gpu=0', option_file='paired.yml') == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    reason = "the next batch cannot be read ('NoneType' object has no attribute 'astype')"
+    assert said == f'basicsr train: {reason}; the run ends; fix that and go on with --auto_resume'
+    assert run_folder.iterations(Path('experiments/small')) == [2]
+    assert train(resume=True, option_file='paired.yml') == 0
 
 
 def test_the_toolboxs_own_option_files_run(toolboxs_own):

@@ -63,7 +63,19 @@ def ending_data_workers() -> Iterator[None]:
 
 def ends_the_run(error: InputError) -> RunError:
     """What to say of an input that turns out bad when a run is long under way."""
-    return RunError(f'{one_line(error)}; the run ends; fix that and go on with --auto_resume')
+    ends = RunError(f'{one_line(error)}; the run ends; fix that and go on with --auto_resume')
+    ends.__cause__ = error  # for --debug
+    return ends
+
+
+def _unread(error: Exception) -> InputError:
+    """What to say of a batch that could not be read: the toolbox's data sets, and workers that die, raise anything."""
+    if isinstance(error, InputError):
+        return error
+    last_line = str(error).strip().rpartition('\n')[2]
+    unread = InputError(f'the next batch cannot be read ({last_line or type(error).__name__})')
+    unread.__cause__ = error
+    return unread
 
 
 class UntilUnreadable:
@@ -85,12 +97,12 @@ class UntilUnreadable:
             for batch in self.loader:
                 self.last = batch
                 yield batch
-        except InputError as error:
+        except Exception as error:
             if self.last is None:
                 raise
             if not self.saves_first:
-                raise ends_the_run(error) from error
-            _unreadable = error
+                raise ends_the_run(_unread(error)) from error
+            _unreadable = _unread(error)
             yield self.last
             raise
 
