@@ -245,6 +245,12 @@ def write_beyond_a_limit(path, said):
         said.send(str(error))
 
 
+def test_what_is_not_the_disks_is_not_said_of_it(tmp_path):
+    with mock.patch('torch.save', side_effect=RuntimeError('CUDA error')), pytest.raises(RuntimeError, match='CUDA'):
+        write_atomically(tmp_path / 'a.pth', {})
+    assert not [*tmp_path.iterdir()]
+
+
 def test_full_disk_is_said_of_the_file_and_leaves_nothing(tmp_path):
     """A limit on the size of files, in a process of its own, stands for a full disk."""
     context = multiprocessing.get_context('fork')

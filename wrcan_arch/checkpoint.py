@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import zipfile
 from collections.abc import Mapping
@@ -110,9 +109,11 @@ def write_atomically(path: Path | str, content: Any) -> None:
                 file.write(content)
             else:
                 torch.save(content, file)
-    except RuntimeError as error:  # torch's own, of a disk that takes no more
-        free = shutil.disk_usage(path.parent).free
-        raise OSError(errno.EIO, f'could not be written ({free:,} bytes are free there)', str(path)) from error
+    except RuntimeError as error:
+        refused = error.__context__  # torch makes an error of its own of what the disk says
+        if isinstance(refused, OSError):
+            raise OSError(refused.errno, refused.strerror, str(path)) from error
+        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # or the new name may not survive a loss of power
