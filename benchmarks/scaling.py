@@ -8,7 +8,6 @@ the speed of the link. It is no measurement.
 """
 
 import argparse
-import itertools
 import os
 import pickle
 import tempfile
@@ -104,12 +103,10 @@ def tasks(rank: int, folder: Path) -> Iterator[tuple[str, Callable[[int], object
 
     network = WRCAN(**NETWORK).eval()
     jobs = plan([folder / 'photos'], out=folder / 'restored')
-    store, number = dist.distributed_c10d._get_default_store(), itertools.count()
+    both = Team(store=dist.distributed_c10d._get_default_store(), rank=rank, size=2)
 
     def restore(processes: int) -> None:
-        team = None
-        if processes == 2:
-            team = Team(store=dist.PrefixStore(f'round {next(number)}', store), rank=rank, size=2)
+        team = both if processes == 2 else Team()
         restore_photos(network, jobs, options=Options(precision='fp32'), team=team)
 
     yield 'restored photographs', restore

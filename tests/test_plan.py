@@ -254,3 +254,17 @@ def test_nothing_to_restore_is_an_error():
         plan()
     with pytest.raises(InputError, match='no photographs were given'):
         plan(listed=[])
+
+
+def test_two_photographs_have_no_picture_in_common(tmp_path):
+    """A path without its root may be another's."""
+    inner = tmp_path.relative_to('/')
+    (Path.cwd() / inner).mkdir(parents=True)
+    for photo in (inner / 'x.jpg', tmp_path / 'x.jpg'):
+        photo.touch()
+    both = [inner / 'x.jpg', tmp_path / 'x.jpg']
+    assert len(plan(both)) == 2
+    with pytest.raises(
+        InputError, match='its picture of before and after would overwrite .*; choose another --compare'
+    ):
+        plan(both, compare=Path('look'))

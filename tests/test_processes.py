@@ -40,6 +40,26 @@ def test_processes_begin_with_the_largest(pair, tmp_path, monkeypatch):
     assert [Path(job.source).name for job in taken] == 2 * ['d.png', 'a.png', 'b.png', 'c.png']
 
 
+def test_one_team_can_do_several_collections(pair):
+    for jobs in (JOBS[:3], JOBS[3:]):
+        in_threads(*(lambda each=each, jobs=jobs: each.agree_on(jobs) for each in pair))
+        assert [*pair[0].share_of(jobs), *pair[1].share_of(jobs)] == jobs
+        assert pair[0].add_done(4) == pair[1].done() == 4
+        talk = [lambda each=each, jobs=jobs: each.gather(f'{each.rank} of {len(jobs)}', lambda: None) for each in pair]
+        assert in_threads(*talk) == [[f'0 of {len(jobs)}', f'1 of {len(jobs)}'], []]
+
+
+def test_page_is_in_the_photographs_order(pair, tmp_path):
+    """Not in that of their sizes, which they are begun in."""
+    for name, side in (('a.png', 8), ('b.png', 64)):
+        cv2.imwrite(str(tmp_path / name), picture(side, side, 0))
+    jobs = plan([tmp_path], out=tmp_path / 'out', compare=tmp_path / 'look')
+    network, options = WRCAN(num_feat=4, num_group=1, num_block=1), Options(compare=tmp_path / 'look')
+    in_threads(*(lambda team=team: restore_photos(network, jobs, options=options, team=team) for team in pair))
+    page = (tmp_path / 'look' / 'index.html').read_text()
+    assert -1 < page.find('a.png</a>') < page.find('b.png</a>')
+
+
 def test_processes_with_different_lists_are_told_apart(pair):
     assert in_threads(lambda: pair[0].agree_on(JOBS), lambda: pair[1].agree_on(list(JOBS))) == [None, None]
     said = in_threads(lambda: pair[0].agree_on(JOBS), lambda: pair[1].agree_on(JOBS[:-1]))

@@ -237,7 +237,7 @@ def test_bad_request_and_bad_start_are_said_once_and_in_time(job):
     assert codes == [2] and re.search(r'^basicsr train: port \d+ of localhost is taken; set MASTER_PORT', said, re.M)
     codes, said = srun(1, 'train', '-opt', 'train.yml', SLURM_STEP_NUM_TASKS=2)
     (line,) = own_lines(said)
-    assert codes == [2] and 'of 2 processes 1 did not start within 3 s: number 1' in line
+    assert codes == [2] and 'of 2 processes 1 did not get here within 3 s: number 1' in line
 
 
 # Alone
@@ -258,7 +258,7 @@ def test_processes_agree_or_all_say_on_what_they_do_not():
 
 
 def test_process_that_does_not_come_is_named():
-    with pytest.raises(InputError, match='of 3 processes 2 did not start within 0 s: number 1, 2'):
+    with pytest.raises(InputError, match='of 3 processes 2 did not get here within 0 s: number 1, 2'):
         Team(store=dist.HashStore(), rank=0, size=3).agree({'a': '1'}, timeout=timedelta(seconds=0))
 
 

@@ -101,6 +101,7 @@ class Team:
         self.rank = rank
         self.size = size
         self._agreements = 0
+        self._collection = self.store  # where the work on one list of jobs is counted
 
     @classmethod
     def from_environment(cls, *, timeout: timedelta = JOINING) -> 'Team':
@@ -124,7 +125,7 @@ class Team:
 
         Args:
             seen: what this process sees: a short text by the name of the thing.
-            timeout: for the last process to come.
+            timeout: for the last process to come, with all that it does before.
         """
         keys = [f'agree {self._agreements} {rank}' for rank in range(self.size)]
         self._agreements += 1
@@ -134,7 +135,7 @@ class Team:
             if time.monotonic() > until:
                 missing = [str(rank) for rank, key in enumerate(keys) if not self.store.check([key])]
                 raise InputError(
-                    f'of {self.size} processes {len(missing)} did not start within {timeout.total_seconds():.0f} s: '
+                    f'of {self.size} processes {len(missing)} did not get here within {timeout.total_seconds():.0f} s: '
                     f'number {", ".join(missing[:8])}; look at what they say and at their machines'
                 )
             time.sleep(0.05)
@@ -164,18 +165,22 @@ class Team:
     def first_to_say(self) -> bool:
         """Whether no other process has had an error yet: it is told once, by the one that has it first."""
         first = self.store.add('errors', 1) == 1
-        self._stay_until_all('errors')
+        self._stay_until_all('errors', self.store)
         return first
 
-    def _stay_until_all(self, counted: str) -> None:
+    def _stay_until_all(self, counted: str, store: dist.Store) -> None:
         """In the first process, for a while: where the store is not torchrun's it goes with this one."""
         if self.rank == 0 and os.environ.get('TORCHELASTIC_USE_AGENT_STORE') != 'True':
             until = time.monotonic() + ASKING.total_seconds()
-            while self.store.add(counted, 0) < self.size and time.monotonic() < until:
+            while store.add(counted, 0) < self.size and time.monotonic() < until:
                 time.sleep(0.05)
 
     def agree_on(self, jobs: Sequence[Job]) -> None:
-        """As `agree`: they share the list out by number, and none begins to write while another still looks for it."""
+        """As `agree`: they share the list out by number, and none begins to write while another still looks for it.
+
+        What follows is counted for this list alone, so that one team can do several.
+        """
+        self._collection = dist.PrefixStore(f'collection {self._agreements}', self.store)
         digest = hashlib.sha256()
         for job in jobs:
             digest.update(os.fsencode('\0'.join(job)) + b'\n')
@@ -183,39 +188,40 @@ class Team:
 
     def share_of(self, jobs: Sequence[Job]) -> Iterator[Job]:
         """The jobs that this process does: each is taken by one process, the next by the first that is free."""
-        while (number := self.store.add('taken', 1) - 1) < len(jobs):
+        while (number := self._collection.add('taken', 1) - 1) < len(jobs):
             yield jobs[number]
 
     def add_done(self, amount: int) -> int:
         """How much all of them have done with that."""
-        return self.store.add('done', amount)
+        return self._collection.add('done', amount)
 
     def done(self) -> int:
         """How much all of them have done."""
-        return self.store.add('done', 0)
+        return self._collection.add('done', 0)
 
     def gather(self, message: str, waiting: Callable[[], None]) -> list[str]:
         """Everybody's message in the first process, nothing in the others; they go on when it has them all.
 
         `waiting` is called several times a second. InputError if nobody gets anything done for too long.
         """
-        self.store.set(f'message {self.rank}', message)
+        store = self._collection
+        store.set(f'message {self.rank}', message)
         if self.rank != 0:
             self._wait_for('all gathered', waiting)
-            self.store.add('told', 1)
+            store.add('told', 1)
             return []
         keys = [f'message {rank}' for rank in range(self.size)]
         for key in keys:
             self._wait_for(key, waiting)
         waiting()  # what was done since the last time
-        self.store.set('all gathered', '')
-        self.store.add('told', 1)
-        self._stay_until_all('told')
-        return [self.store.get(key).decode() for key in keys]
+        store.set('all gathered', '')
+        store.add('told', 1)
+        self._stay_until_all('told', store)
+        return [store.get(key).decode() for key in keys]
 
     def _wait_for(self, key: str, waiting: Callable[[], None]) -> None:
         done, since = self.done(), time.monotonic()
-        while not self.store.check([key]):
+        while not self._collection.check([key]):
             waiting()
             if done != (done := self.done()):
                 since = time.monotonic()

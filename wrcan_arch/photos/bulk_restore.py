@@ -235,14 +235,14 @@ def restore_photos(
         for folder in filter(None, (options.compare, options.out)):
             check_writable(folder)
     team = team or Team()
-    if team.size > 1:  # or one process could begin the largest when the others are done
-        jobs = sorted(jobs, key=_size, reverse=True)
-    team.agree_on(jobs)
+    # Or one process could begin the largest when the others are done.
+    in_turn = sorted(jobs, key=_size, reverse=True) if team.size > 1 else jobs
+    team.agree_on(in_turn)
     summary = Summary()
     trained_quality = getattr(network, 'metadata', {}).get('jpeg_quality')
 
     def wanted() -> Iterator[Work]:
-        for job in team.share_of(jobs):
+        for job in team.share_of(in_turn):
             if _is_done(job, options):
                 summary.skipped += 1
                 team.add_done(_size(job))

@@ -204,3 +204,4 @@ def _check_nothing_is_overwritten(jobs: list[Job], compare: Path | None) -> None
             if str(picture) in sources or str(picture) in taken:
                 hint = 'choose another --compare'
                 raise InputError(f'{source}: its picture of before and after would overwrite {picture}; {hint}')
+            taken[str(picture)] = source

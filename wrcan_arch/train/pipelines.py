@@ -49,7 +49,7 @@ def init_dist(launcher: str, **_: Any) -> None:
     chosen = _run.options.get('dist_params') or {}  # the toolbox passes them on for slurm alone
     if launcher == 'slurm' and STARTED_BY_TORCHRUN not in os.environ:
         take_slurms_environment(chosen.get('port'))
-    timeout = timedelta(seconds=chosen.get('timeout', TIMEOUT))
+    timeout = _run.timeout = timedelta(seconds=chosen.get('timeout', TIMEOUT))
     team = Team.from_environment(timeout=timeout)
     team.agree(_what_decides(_run.options), timeout=timeout)
     _check_batch(team.size)
@@ -108,6 +108,7 @@ class _Run:
     command: str = ''
     options: dict[str, Any] = field(default_factory=dict)
     team: Team | None = None  # of several processes
+    timeout: timedelta = timedelta(seconds=TIMEOUT)  # that they wait for each other
     resume_state: dict[str, Any] | None = None  # the loaders correct the epoch in it
     warnings: list[str] = field(default_factory=list)  # from before there is a log
     val_loaders: list[Any] = field(default_factory=list)
@@ -146,7 +147,7 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
         path = opt['path'].get('resume_state')
         state = run_folder.read_state(path) if path else None
     if _run.team:
-        _run.team.agree({'the checkpoint to go on from as': str(state and state['iter'])})
+        _run.team.agree({'the checkpoint to go on from as': str(state and state['iter'])}, timeout=_run.timeout)
     if state:
         check_resume(opt, state['iter'])
         total_iter = int(opt['train']['total_iter'])
