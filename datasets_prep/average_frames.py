@@ -283,6 +283,7 @@ def write_pairs(arguments: argparse.Namespace) -> None:
     ):
         for number, (video, windows) in enumerate(planned):
             rng = np.random.default_rng((arguments.seed, number, 1))  # the 1: not the stream of the windows
+            left = set(windows)
             for window, blurred, sharp in average_windows(read_frames(video), windows):
                 quality = pairs.draw_quality(rng, arguments.quality)
                 pair = {
@@ -290,7 +291,11 @@ def write_pairs(arguments: argparse.Namespace) -> None:
                     'sharp': pairs.encode(sharp, 'sharp', quality),
                 }
                 put(windows[window], f'{windows[window]}_{window.first:08d}', pair, sharp.shape)
+                left.remove(window)
                 progress.update()
+            if left:
+                missing = pairs.counted(len(left), 'pair')
+                notes.append(f'{video}: {missing} less than planned, since fewer frames could be read the second time')
     print(f'windows left out: {left_out_text}')
     for note in notes:
         print(note)

@@ -62,10 +62,16 @@ def decode_photo(photo: Path) -> np.ndarray:
     return image
 
 
-def check_photos(photos: dict[str, Path], largest: int | None) -> None:
-    """InputError for what cannot be read or is too large, before anything is made; a hint where it will take long.
+def check_photos(photos: dict[str, Path], largest: int | None, *, grid: int, farthest: float) -> None:
+    """InputError for what cannot be read, is too large or too small, before anything is made; a hint on what is slow.
 
     Each is decoded for it, which takes a small part of what its copies do.
+
+    Args:
+        photos: by name.
+        largest: pixels of the longer side that they are scaled down to.
+        grid: pixels that may be cut off.
+        farthest: the smallest zoom.
     """
     large = 0
     for photo in tqdm(photos.values(), unit='photograph', desc='look at each'):
@@ -73,6 +79,9 @@ def check_photos(photos: dict[str, Path], largest: int | None) -> None:
         longer = max(height, width)
         if min(longer, largest or longer) > WIDEST:
             raise InputError(f'{photo}: is {width} x {height}; set --largest, at most {WIDEST}')
+        smallest = min(1, (largest or math.inf) / longer) * min(1, farthest) * min(height, width)
+        if grid >= max(1, round(smallest)):
+            raise InputError(f'--grid {grid}: {photo} is {width} x {height}, too small for it; leave it out')
         large += height * width > LARGE
     if large and not largest:
         print(
@@ -141,8 +150,6 @@ def make_pairs(
             blurred = exposure.expose_at_random(rng, view, **{name: getattr(arguments, name) for name in names})
             quality = pairs.draw_quality(rng, arguments.quality)
             top, left = rng.integers(arguments.grid + 1, size=2)  # where JPEG's blocks begin
-            if top >= view.shape[0] or left >= view.shape[1]:
-                raise InputError(f'--grid {arguments.grid}: {photo} is {view.shape[1]} x {view.shape[0]}; leave it out')
             pair = {
                 'blur': pairs.encode(blurred[top:, left:], 'blur', quality),
                 'sharp': pairs.encode(view[top:, left:], 'sharp', quality),
@@ -180,7 +187,7 @@ def write_pairs(arguments: argparse.Namespace) -> None:
     if others := [path for folder in folders for path in images_under(folder, OTHER_ENDINGS)]:
         endings = ' '.join(sorted({path.suffix.lower() for path in others}))
         print(f'{pairs.counted(len(others), "picture")} left out ({endings}); convert them to JPEG or PNG')
-    check_photos(photos, arguments.largest)
+    check_photos(photos, arguments.largest, grid=arguments.grid, farthest=smallest)
     sizes = dict.fromkeys(photos, arguments.copies)
     with pairs.pair_stores(arguments, sizes, 'photograph') as put:
         made = make_pairs(photos, arguments)

@@ -7,6 +7,7 @@ its blurred copies, or a video between two cuts.
 import argparse
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -126,7 +127,10 @@ def pair_stores(arguments: argparse.Namespace, sizes: Mapping[str, int], noun: s
         stores = {name: stack.enter_context(StoreWriter(f'{name}.lmdb')) for name in names}
         folders = {name: stack.enter_context(_new_folder(Path(name))) for name in names if arguments.files}
 
+        made: Counter[str] = Counter()  # which may be less than was planned
+
         def put(scene: str, key: str, pair: dict[str, bytes], shape: tuple) -> None:
+            made[scene] += 1
             for role, value in pair.items():
                 name = f'{out}{sides[scene]}_{role}'
                 stores[name].put(key, FILE_ENDINGS[role], value, shape)
@@ -137,8 +141,8 @@ def pair_stores(arguments: argparse.Namespace, sizes: Mapping[str, int], noun: s
         for store in stores.values():
             store.complete()
     for side in sorted(set(sides.values())):
-        here = [scene for scene in sizes if sides[scene] == side]
-        count = sum(sizes[scene] for scene in here)
+        here = [scene for scene in made if sides[scene] == side]
+        count = sum(made[scene] for scene in here)
         print(f'{out}{side}: {counted(count, "pair")} ({len(here)} of {counted(len(sizes), noun)})')
 
 

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import cv2
@@ -291,6 +292,20 @@ def test_a_video_that_was_cut_short_is_named(scenes, run, tmp_path):
     (tmp_path / 'cut.avi').write_bytes(content[: len(content) * 2 // 3])
     printed = run('cut.avi', '-o', 'out', '--frames', '5')
     assert re.search(r'cut\.avi: only \d\d of 60 frames could be read', printed.out)
+
+
+def test_pairs_that_the_second_reading_does_not_give_are_said_and_not_counted(run, tmp_path, monkeypatch):
+    write_folder(tmp_path / 'clip', moving(20))
+    read, times = average_frames.read_frames, []
+
+    def less_each_time(video):
+        times.append(video)
+        return islice(read(video), 20 if len(times) == 1 else 12)
+
+    monkeypatch.setattr(average_frames, 'read_frames', less_each_time)
+    printed = run('clip', '-o', 'out', '--frames', '5')
+    assert 'out: 2 pairs (1 of 1 scene)' in printed.out and len(open_store(tmp_path / 'out_sharp.lmdb').keys()) == 2
+    assert 'clip: 2 pairs less than planned, since fewer frames could be read the second time' in printed.out
 
 
 def test_names_that_are_not_utf8_do_not_end_the_process(tmp_path):
