@@ -35,6 +35,14 @@ def test_exit_code_is_the_same_where_nobody_reads(monkeypatch, error, code):
         assert cli.main(['doctor']) == code
 
 
+@pytest.mark.parametrize('processes', [1, 2])
+def test_what_is_told_nobody_is_not_printed_as_a_result(monkeypatch, capsys, processes):
+    monkeypatch.setattr('sys.stderr', None)
+    monkeypatch.setattr(cli, '_is_one_of_several', lambda: processes > 1)
+    assert cli.main(['report', '--figure', 'nowhere']) == 2
+    assert capsys.readouterr().out == ''
+
+
 def test_the_older_launchers_argument_may_stand_before_the_command(capsys):
     """As python -m torch.distributed.launch, of BasicSR's documentation, has it."""
     assert basicsr(capsys, '--local-rank=0', 'train', '-opt', 'gone.yml')[1] == [

@@ -46,6 +46,14 @@ def test_tables_of_sixteen_bits_and_behind_other_segments_are_read():
     assert estimate_quality(io.BytesIO(content)) == 50
 
 
+def test_fill_bytes_before_a_marker_are_passed_over():
+    content = cv2.imencode('.jpg', picture(16, 16), [cv2.IMWRITE_JPEG_QUALITY, 40])[1].tobytes()
+    for count in (1, 3):
+        assert estimate_quality(io.BytesIO(content[:2] + count * b'\xff' + content[2:])) == 40
+        assert estimate_quality(io.BytesIO(content.replace(b'\xff\xdb', b'\xff' * count + b'\xff\xdb', 1))) == 40
+    assert estimate_quality(io.BytesIO(content[:2] + 5 * b'\xff')) is None
+
+
 def test_tables_that_share_a_segment_are_read():
     content = with_table(TABLES[40 - 1]).getvalue()
     both = content[:4] + (2 + 2 * 65).to_bytes(2, 'big') + content[6:] + b'\1' + bytes(range(1, 65))

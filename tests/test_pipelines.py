@@ -4,6 +4,7 @@ import logging
 import random
 import re
 from contextlib import contextmanager
+from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
 from unittest import mock
@@ -124,9 +125,10 @@ def test_processes_go_on_from_the_same_checkpoint(workplace):
     team.noted_before_restart.return_value = False
     opt = resolved(dist=True, rank=1)
     opt['path'] |= {'experiments_root': 'experiments/small'}
-    with mock.patch.object(pipelines, '_run', pipelines._Run(team=team)) as run, run.held:
+    timeout = timedelta(seconds=7)
+    with mock.patch.object(pipelines, '_run', pipelines._Run(team=team, timeout=timeout)) as run, run.held:
         assert pipelines.load_resume_state(opt) is None
-    team.agree.assert_called_once_with({'the checkpoint to go on from as': 'None'})
+    team.agree.assert_called_once_with({'the checkpoint to go on from as': 'None'}, timeout=timeout)
 
 
 def test_a_batch_that_processes_cannot_share_is_said_before_they_join():

@@ -221,10 +221,7 @@ def test_weights_of_any_form_can_be_fine_tuned(opt, official_weights):
     tensors, _ = read_weights(official_weights)
     assert all(torch.equal(value, tensors[name]) for name, value in model.net_g.state_dict().items())
     opt['network_g']['num_block'] = 2
-    with pytest.raises(
-        InputError,
-        match=r'set network_g:num_in_ch=3 network_g:num_out_ch=3 network_g:num_block=3 network_g:block=wrca$',
-    ) as error:
+    with pytest.raises(InputError, match=r'; set network_g:num_block=3$') as error:
         build_model(opt)
     assert 'official_small.pt: not the weights of the network' in str(error.value) and '\n' not in str(error.value)
 

@@ -82,7 +82,7 @@ def restore(arguments: argparse.Namespace) -> int:
         return 0
     summary.failures += unreadable
     for failure in summary.failures:
-        print(printable(failure), file=sys.stderr)
+        _tell(printable(failure))
     if summary.failures:
         team.note_for_restarts(TOLD_FAILURES)
     with _reader_may_leave():
@@ -364,10 +364,12 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
-def _tell(line: str) -> None:
+def _tell(text: str) -> None:
     """On stderr, if that is still there: the exit code is to be the same."""
+    if sys.stderr is None:  # where print would take stdout
+        return
     try:
-        print(line, file=sys.stderr)
+        print(text, file=sys.stderr)
     except OSError:  # Ctrl+C has ended the tee that read it, or the terminal is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
@@ -390,8 +392,7 @@ def _end_of_several(error: Exception, arguments: argparse.Namespace) -> int:
     message = _message_for_user(error)
     if tells:
         line = f'basicsr {arguments.command}: {message or repr(error)}'
-        text = ''.join(traceback.format_exception(error)) if message is None or arguments.debug else line + '\n'
-        sys.stderr.write(text)
+        _tell(''.join(traceback.format_exception(error)) if message is None or arguments.debug else line)
         _tell_torchrun(line)
     return getattr(error, 'exit_code', 2 if message else 1)
 

@@ -24,12 +24,20 @@ def scale(quality: float) -> float:
 TABLES = np.array([np.clip((STANDARD * int(scale(quality)) + 50) // 100, 1, 255) for quality in range(1, 101)])
 
 
+def _next_marker(file: BinaryIO) -> int | None:
+    """Its second byte; None where no marker is next. The first may be repeated (T.81, B.1.1.2)."""
+    byte = first = file.read(1)
+    while byte == b'\xff':
+        byte = file.read(1)
+    return byte[0] if byte and first == b'\xff' else None
+
+
 def luminance_table(file: BinaryIO) -> np.ndarray | None:
     """The first quantisation table of a JPEG stream, (64,), in zigzag order; None where there is none."""
     file.seek(2)
-    while len(head := file.read(4)) == 4 and head[0] == 0xFF and head[1] != START_OF_SCAN:
-        body = file.read(max(0, int.from_bytes(head[2:], 'big') - 2))
-        if head[1] == QUANTISATION and body:  # one table or several, each after a byte: 16 for two bytes a value
+    while (marker := _next_marker(file)) not in (None, START_OF_SCAN):
+        body = file.read(max(0, int.from_bytes(file.read(2), 'big') - 2))
+        if marker == QUANTISATION and body:  # one table or several, each after a byte: 16 for two bytes a value
             kind = np.dtype('>u2') if body[0] >> 4 else np.dtype(np.uint8)
             values = body[1 : 1 + 64 * kind.itemsize]
             return np.frombuffer(values, kind).astype(int) if len(values) == 64 * kind.itemsize else None

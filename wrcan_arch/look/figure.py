@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import InputError
 from ..files import write_text
+from ..train.image_files import write_png
 from ..train.jpeg_deblur_dataset import JPEGDeblurDataset
 from ..train.results import key_of, restored_path, sequence_of
 from .crops import CROP, ZOOM, busiest_crops
@@ -238,6 +239,6 @@ def make_figure(results: Sequence[Path], crops: Sequence[str], out: Path) -> Pat
     if image == out:
         raise InputError(f'{out}: is where the picture goes; name the page, as in {out.with_suffix(".html")}')
     rows = read_rows(results, crops)
+    write_png(image, draw(rows)[:, :, ::-1])
     write_text(out, _html_page(rows))
-    Image.fromarray(draw(rows)).save(image)
     return image

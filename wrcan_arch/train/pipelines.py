@@ -33,6 +33,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import distributed
 
 from ..errors import InputError
+from ..files import write_text
 from ..processes import STARTED_BY_TORCHRUN, Team, take_own_gpu, take_slurms_environment
 from . import results, run_folder
 from .draws import DrawSampler
@@ -387,7 +388,7 @@ def with_hash(options: dict[str, Any]) -> dict[str, Any]:
 def _keep_test_options(options: dict[str, Any]) -> None:
     """results/NAME/options.yml; the toolbox keeps those of a training alone."""
     text = yaml.safe_dump(with_hash(options), sort_keys=False)
-    Path('results', options['name'], 'options.yml').write_text(text, encoding='utf-8')
+    write_text(Path('results', options['name'], 'options.yml'), text)
 
 
 def run(

@@ -407,7 +407,7 @@ class RecordedModel(SRModel):
             hint = ' '.join(str(error).split())[:300]
             with suppress(KeyError):  # of another network than WRCAN
                 held = checkpoint.infer_config(tensors)
-                if unlike := as_overrides(held, self.opt['network_g']):
+                if unlike := as_overrides(held, getattr(bare, 'config', self.opt['network_g'])):
                     hint = f'set {unlike}'
             raise InputError(f'{load_path}: not the weights of the network in the option file; {hint}') from error
 
