@@ -2,13 +2,15 @@
 
 import platform
 from copy import deepcopy
+from functools import cache
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from wrcan_arch.convolution import Convolution, Kernel, PairedKernel, margin_of, packs_weights
+from wrcan_arch import cli
+from wrcan_arch.convolution import Convolution, Kernel, PairedKernel, can_pack, margin_of, packs_weights
 
 CPU = torch.device('cpu')
 TYPES = [torch.float32, torch.bfloat16]
@@ -70,12 +72,34 @@ def test_weights_are_packed_for_onednn_on_x86(dtype, monkeypatch):
     of_avx512 = torch.cpu._is_avx512_supported()
     has_onednn = torch.backends.mkldnn.is_available() and (dtype == torch.float32 or of_avx512)
     assert packs_weights(CPU, dtype) == (has_onednn and platform.machine() in ('x86_64', 'AMD64'))
+    assert can_pack(dtype) or not has_onednn, 'or restoring is slow, and nobody is told'
     assert not packs_weights(CPU, torch.float16)
     assert not packs_weights(torch.device('cuda'), dtype)
     with torch.backends.mkldnn.flags(enabled=False):
         assert not packs_weights(CPU, dtype)
     monkeypatch.setattr('platform.machine', lambda: 'aarch64')
     assert not packs_weights(CPU, dtype)
+
+
+def broken_operator(*_):
+    raise TypeError('another number of arguments')
+
+
+def wrong_operator(self, rows, zeros=0, right=Kernel.__call__):
+    return 2 * right(self, rows, zeros)
+
+
+@pytest.mark.parametrize('operator', [broken_operator, wrong_operator])
+@torch.no_grad()
+def test_a_pytorch_whose_operators_have_changed_is_done_without_them(monkeypatch, capsys, operator):
+    """They are none that it promises to keep."""
+    if not packs_weights(CPU, torch.float32):
+        pytest.skip('nothing is packed here')
+    monkeypatch.setattr('wrcan_arch.convolution.can_pack', cache(can_pack.__wrapped__))
+    monkeypatch.setattr(Kernel, '__call__', operator)
+    conv, image = conv_of(), torch.rand(1, 6, 9, 9)
+    torch.testing.assert_close(Convolution(conv, torch.float32, positions=81).of_map(image, (0, 9)), conv(image))
+    assert cli.main(['doctor']) == 0 and 'slower; no oneDNN here that fits' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('dtype', TYPES)

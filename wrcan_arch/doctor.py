@@ -33,8 +33,10 @@ def _installed() -> list[Row]:
 def _processors() -> list[Row]:
     import torch
 
+    from .convolution import packs_weights
     from .inference import has_bf16_units
 
+    cpu = torch.device('cpu')
     rows = []
     if torch.cuda.is_available():
         rows += [(f'GPU {n}', torch.cuda.get_device_name(n), 'usable') for n in range(torch.cuda.device_count())]
@@ -43,8 +45,11 @@ def _processors() -> list[Row]:
         rows.append(
             ('GPU', 'none usable', 'no driver or device found' if built else 'this torch is built for CPUs only')
         )
-    units = 'has units for bf16' if has_bf16_units(torch.device('cpu')) else 'no units for bf16: precision auto is fp32'
+    units = 'has units for bf16' if has_bf16_units(cpu) else 'no units for bf16: precision auto is fp32'
     rows.append(('CPU', f'{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}', units))
+    packs = packs_weights(cpu, torch.float32)
+    value, note = ("oneDNN's packed weights", '') if packs else ("PyTorch's own", 'slower; no oneDNN here that fits')
+    rows.append(('convolutions', value, note))
     return rows
 
 

@@ -23,6 +23,8 @@ NotNegative = Annotated[float, Field(ge=0)]
 AboveZero = Annotated[float, Field(gt=0)]
 Text = Annotated[str, Field(min_length=1)]
 
+OPTIONAL: Any = None  # the default of a key that may be left out; what then holds is said where it is read
+
 
 def _is_name(text: str) -> str:
     if set(text) & set('/\\\x00') or not text.strip('.'):
@@ -67,12 +69,12 @@ class PairData(Section):
     num_worker_per_gpu: Count | None = None
     batch_size_per_gpu: Positive | None = None
     batch_size_total: Positive | None = None
-    dataset_enlarge_ratio: AboveZero = 1
+    dataset_enlarge_ratio: AboveZero = OPTIONAL
     prefetch_mode: Literal['cpu', 'cuda'] | None = None
-    num_prefetch_queue: Positive = 1
-    pin_memory: bool = False
-    persistent_workers: bool = False
-    use_shuffle: bool = True  # in the toolbox's files; nothing reads it
+    num_prefetch_queue: Positive = OPTIONAL
+    pin_memory: bool = OPTIONAL
+    persistent_workers: bool = OPTIONAL
+    use_shuffle: bool = OPTIONAL  # in the toolbox's files; nothing reads it
 
 
 class JPEGDeblurData(PairData):
@@ -80,23 +82,23 @@ class JPEGDeblurData(PairData):
     names: Text | None = None
     jpeg_quality: Quality | None = None
     blurred_quality: Quality | Annotated[list[Quality], Field(min_length=2, max_length=2)] | None = None  # or a range
-    hflip_prob: Probability = 0.5
-    vflip_prob: Probability = 0.5
-    transpose_prob: Probability = 0.5
-    rgb_permute_prob: Probability = 0.5
-    noise_prob: Probability = 0.5
-    noise_sigma: NotNegative = 2
-    as_bytes: bool = False
+    hflip_prob: Probability = OPTIONAL
+    vflip_prob: Probability = OPTIONAL
+    transpose_prob: Probability = OPTIONAL
+    rgb_permute_prob: Probability = OPTIONAL
+    noise_prob: Probability = OPTIONAL
+    noise_sigma: NotNegative = OPTIONAL
+    as_bytes: bool = OPTIONAL
 
 
 class PairedImageData(PairData):
     meta_info_file: Text | None = None
-    filename_tmpl: Text = '{}'
+    filename_tmpl: Text = OPTIONAL
     mean: list[float] | None = None
     std: list[float] | None = None
     color: Literal['y'] | None = None
-    use_hflip: bool = False
-    use_rot: bool = False
+    use_hflip: bool = OPTIONAL
+    use_rot: bool = OPTIONAL
 
 
 class OtherData(Built):
@@ -123,52 +125,52 @@ class Optimizer(OpenSection):
 
     type: Literal['Adam', 'Muon']
     lr: AboveZero
-    weight_decay: NotNegative = 0
-    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    weight_decay: NotNegative = OPTIONAL
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = OPTIONAL
 
 
 class MultiStepScheduler(Section):
     type: Literal['MultiStepLR', 'MultiStepRestartLR']
     milestones: list[Positive]
-    gamma: AboveZero = 0.1
-    restarts: list[Count] = [0]
-    restart_weights: list[float] = [1]
+    gamma: AboveZero = OPTIONAL
+    restarts: list[Count] = OPTIONAL
+    restart_weights: list[float] = OPTIONAL
 
 
 class CosineScheduler(Section):
     type: Literal['CosineAnnealingRestartLR']
     periods: list[Positive]
-    restart_weights: list[float] = [1]
-    eta_min: NotNegative = 0
+    restart_weights: list[float] = OPTIONAL
+    eta_min: NotNegative = OPTIONAL
 
 
 class Training(Section):
     total_iter: Positive
-    warmup_iter: int = -1
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0
+    warmup_iter: int = OPTIONAL
+    ema_decay: Annotated[float, Field(ge=0, lt=1)] = OPTIONAL
     optim_g: Optimizer
     scheduler: Annotated[MultiStepScheduler | CosineScheduler, Field(discriminator='type')]
     pixel_opt: Built | None = None
     perceptual_opt: Built | None = None
     autoencoder_opt: Built | None = None
-    amp: Literal['off', 'bf16', 'fp16', 'auto'] = 'auto'
-    channels_last: bool | Literal['auto'] = 'auto'
-    checkpointing: bool = False
-    start_from_image: bool = False
-    accumulate: Positive | Literal['auto'] = 1
-    max_skipped_steps: Count = 20
-    gradient_compression: Literal['none', 'bf16'] = 'none'
+    amp: Literal['off', 'bf16', 'fp16', 'auto'] = OPTIONAL
+    channels_last: bool | Literal['auto'] = OPTIONAL
+    checkpointing: bool = OPTIONAL
+    start_from_image: bool = OPTIONAL
+    accumulate: Positive | Literal['auto'] = OPTIONAL
+    max_skipped_steps: Count = OPTIONAL
+    gradient_compression: Literal['none', 'bf16'] = OPTIONAL
 
 
 class Metric(Built):
     crop_border: Count
-    better: Literal['higher', 'lower'] = 'higher'
+    better: Literal['higher', 'lower'] = OPTIONAL
 
 
 class Inference(Section):
-    mode: Literal['exact', 'local', 'chop', 'input'] = 'exact'
-    ensemble: bool = False
-    precision: Literal['auto', 'fp32', 'bf16', 'fp16'] = 'auto'
+    mode: Literal['exact', 'local', 'chop', 'input'] = OPTIONAL
+    ensemble: bool = OPTIONAL
+    precision: Literal['auto', 'fp32', 'bf16', 'fp16'] = OPTIONAL
     patch_size: Positive | None = None
     max_memory: Positive | None = None
 
@@ -183,7 +185,7 @@ class Validation(Section):
     val_freq: Every | None = None
     save_img: bool
     suffix: Name | None = None
-    pbar: bool = False
+    pbar: bool = OPTIONAL
     metrics: dict[str, Metric] | None = None
     best_metric: Text | None = None
     inference: Inference | None = None
@@ -205,8 +207,8 @@ class Logger(Section):
 
 class Paths(Section):
     pretrain_network_g: Text | None = None
-    param_key_g: Literal['params', 'params_ema'] = 'params'
-    strict_load_g: bool = True
+    param_key_g: Literal['params', 'params_ema'] = OPTIONAL
+    strict_load_g: bool = OPTIONAL
     resume_state: Text | None = None
     ignore_resume_networks: list[Text] | Text | None = None
 
@@ -214,7 +216,7 @@ class Paths(Section):
 class DistParams(Section):
     backend: Text | None = None
     port: Positive | None = None  # of the first process, where srun starts them
-    timeout: Positive = 600  # seconds that a process waits for the others before it gives up
+    timeout: Positive = OPTIONAL  # seconds that a process waits for the others before it gives up
 
 
 class Options(Section):
@@ -232,8 +234,8 @@ class Options(Section):
     val: Validation | None = None
     logger: Logger | None = None
     dist_params: DistParams | None = None
-    find_unused_parameters: bool = False
-    deterministic: bool = False
+    find_unused_parameters: bool = OPTIONAL
+    deterministic: bool = OPTIONAL
     options_sha256: Text | None = None  # in the copy that is kept with a run
 
 
