@@ -229,7 +229,7 @@ def test_weights_of_any_form_can_be_fine_tuned(opt, official_weights):
 @pytest.mark.parametrize(
     ('section', 'value', 'message'),
     [
-        ('val', {'inference': {'ensembel': True}}, "val.inference: .*unexpected keyword argument 'ensembel'"),
+        ('val', {'inference': {'ensembel': True}}, "val:inference: .*unexpected keyword argument 'ensembel'"),
         ('val', {'inference': {'mode': 'tile'}}, "inference mode 'tile' is not one of"),
         ('val', {'inference': {'ensemble': 'x8'}}, "ensemble is true or false, not 'x8'"),
     ],
@@ -302,7 +302,7 @@ def test_auto_accumulation_halves_until_it_fits(opt):
     model = build_model(opt)
     model.net_g.forward = forward_in_little_memory
     model.feed_data({name: torch.rand(8, 3, 16, 16) for name in ('lq', 'gt', 'gt_jpeg')})
-    with pytest.raises(RunError, match=r'memory does not hold 8 patches in 2 part\(s\); set train.accumulate: auto'):
+    with pytest.raises(RunError, match=r'memory does not hold 8 patches in 2 part\(s\); set train:accumulate=auto'):
         model.optimize_parameters(1)
 
 
@@ -311,7 +311,7 @@ def test_a_single_patch_that_the_gpu_does_not_hold_ends_the_run(opt):
     model = build_model(opt)
     model.net_g.forward = mock.Mock(side_effect=torch.cuda.OutOfMemoryError('full'))
     model.feed_data(batch())
-    with pytest.raises(RunError, match='; set train.checkpointing: true, or a smaller gt_size'):
+    with pytest.raises(RunError, match='; set train:checkpointing=true, or a smaller gt_size'):
         model.optimize_parameters(1)
 
 
@@ -338,7 +338,7 @@ def test_out_of_memory_with_several_processes_asks_for_a_number(opt):
     model.opt['dist'] = True
     model.feed_data(batch())
     out_of_memory = mock.patch.object(model, '_accumulate_gradients', side_effect=torch.cuda.OutOfMemoryError('full'))
-    with out_of_memory, pytest.raises(InputError, match='set train.accumulate to 2 or more'):
+    with out_of_memory, pytest.raises(InputError, match='set train:accumulate to 2 or more'):
         model.optimize_parameters(1)
 
 

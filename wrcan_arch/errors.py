@@ -1,8 +1,8 @@
 class InputError(ValueError):
     """What was asked for cannot be done with what was given.
 
-    The message is one line: what, where, and what to do. The `basicsr` command prints it and exits with code 2;
-    for one photograph among several it is told at the end, and the exit code is 1.
+    The message is one line, or one for each of several mistakes: what, where, and what to do. The `basicsr` command
+    prints it and exits with code 2; for one photograph among several it is told at the end, and the exit code is 1.
     """
 
 

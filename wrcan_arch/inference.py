@@ -216,7 +216,7 @@ class _Restoring:
 
         def read(span: Span) -> Tensor:
             sent = image[slice(*span)].astype(np.uint8 if image.dtype == np.uint8 else np.float32)
-            # Blocking, it would be converted before it is sent.
+            # Or PyTorch would convert on the host first, and send four times the bytes.
             rows = torch.from_numpy(sent).to(self.device, torch.float32, non_blocking=True)
             return rows.div_(PEAKS.get(image.dtype, 1)).permute(2, 0, 1)[None]
 

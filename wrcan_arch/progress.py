@@ -18,12 +18,12 @@ class Progress:
         outer, inner = network.encoders
         assert isinstance(outer, Encoder) and isinstance(inner, Encoder)  # a ModuleList forgets their type
         whole, half, quarter = (network.head, outer.conv), (outer.down, inner.conv), (inner.down, network.expand)
-        self.encoder = 16 * weights_of(*whole) + 4 * weights_of(*half) + weights_of(*quarter)
+        self.encoder = 16 * weight_count(*whole) + 4 * weight_count(*half) + weight_count(*quarter)
         outer, inner = network.decoders
         assert isinstance(outer, Decoder) and isinstance(inner, Decoder)
         whole, half, quarter = (outer.conv, network.tail), (inner.conv, outer.up), (network.body_conv, inner.up)
-        self.decoder = 16 * weights_of(*whole) + 4 * weights_of(*half) + weights_of(*quarter)
-        self.total = (2 * self.encoder + weights_of(network.groups) + self.decoder) * height // SIZE_MULTIPLE
+        self.decoder = 16 * weight_count(*whole) + 4 * weight_count(*half) + weight_count(*quarter)
+        self.total = (2 * self.encoder + weight_count(network.groups) + self.decoder) * height // SIZE_MULTIPLE
         self.done, self.tell = 0, tell
 
     def add(self, products: int) -> None:
@@ -31,7 +31,7 @@ class Progress:
         self.tell(self.done / self.total)
 
 
-def weights_of(*modules: nn.Module) -> int:
+def weight_count(*modules: nn.Module) -> int:
     """How many weights their convolutions have, each of which is a product for every position of the output."""
     convs = (conv for module in modules for conv in module.modules() if isinstance(conv, nn.Conv2d))
     return sum(conv.weight.numel() for conv in convs)

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .convolution import Convolution, Span, empty_map, margin_of
-from .progress import Progress, weights_of
+from .progress import Progress, weight_count
 from .strip_sizes import end_rows_and_bytes, padded_to_multiple
 from .wrcan_arch import (
     ATROUS_RATES,
@@ -53,7 +53,7 @@ class Flow:
     """A convolution that is given its input rows after rows, and gives its output's as soon as they are known."""
 
     def __init__(self, conv: Convolution, height: int, width: int, held: Tensor | None = None) -> None:
-        """`held`: memory for its rows, of another's that has ended."""
+        """`held`: the memory of another one that is done, to keep rows in."""
         self.conv, self.height, self.width = conv, height, width
         held = empty_map(conv.in_channels, conv.rate, width, like=conv.bias) if held is None else held
         held[:, :, : conv.rate] = 0
@@ -247,7 +247,7 @@ def run_branch(block: ResidualBlock, maps: Maps, update: Update, rows: int, prog
     channels, height, width = maps.branch.shape[1:]
     parallel = [maps.convolution(conv) for conv in layers[0]]
     last = Flow(Convolution(layers[1], dtype, height * width), height, width, held=maps.hidden)
-    reach, products = max(conv.rate for conv in parallel), weights_of(block)
+    reach, products = max(conv.rate for conv in parallel), weight_count(block)
     total = torch.zeros(channels, dtype=torch.float32, device=maps.branch.device)
     summed_in = torch.float32 if dtype == torch.float16 else dtype  # fp16 ends at 65504; bf16 rounds
     for start, stop in spans(height, rows):
@@ -340,7 +340,7 @@ def run_group(group: nn.Module, entry: Tensor, maps: Maps, rows: int, window: in
     for start, stop in spans(height, rows):
         update.until(min(stop + conv.rate, height))
         entry[:, :, start:stop] += conv.of_map(maps.wide, (start, stop))
-        progress.add(weights_of(group.conv) * (stop - start))
+        progress.add(weight_count(group.conv) * (stop - start))
 
 
 def _expand(

@@ -95,7 +95,7 @@ def _about(file: BinaryIO) -> Directory:
 
 
 def _follow(file: BinaryIO, directory: Directory, tag: int, order: str) -> None:
-    """Have the directory that a tag gives the place of in its stead."""
+    """Replace the place that stands under `tag`, if it does, by the directory that is there."""
     if tag in directory:
         directory[tag] = _read_directory(file, _number(directory[tag][2][:4], '<'), order)
 

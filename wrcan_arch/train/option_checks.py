@@ -147,26 +147,26 @@ def _wrong_classes(file: OptionFile, *, build: bool) -> Iterator[str]:
         yield from fits(optimizer, arguments, ('train', 'optim_g'))
 
 
-def _unfit_arguments(file: OptionFile, known: Callable, arguments: dict[str, Any], keys: Keys) -> Iterator[str]:
-    taken = inspect.signature(known).parameters
+def _unfit_arguments(file: OptionFile, made: Callable, arguments: dict[str, Any], keys: Keys) -> Iterator[str]:
+    taken = inspect.signature(made).parameters
     if not any(each.kind == each.VAR_KEYWORD for each in taken.values()):
         for name in arguments.keys() - taken.keys():
             near = difflib.get_close_matches(name, taken, n=1)
             hint = f'did you mean {near[0]}?' if near else f'it takes {", ".join(taken)}'
             place = (*keys, name)
-            yield f'{file.at(*place)}: {known.__name__} does not take it; {hint}'
+            yield f'{file.at(*place)}: {made.__name__} does not take it; {hint}'
     for name, each in taken.items():
         given = name in arguments or each.default is not each.empty
         if not given and each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY):
-            yield f'{file.at(*keys)}: {known.__name__} needs {name}'
+            yield f'{file.at(*keys)}: {made.__name__} needs {name}'
 
 
-def _unfit_values(file: OptionFile, known: Callable, arguments: dict[str, Any], keys: Keys) -> Iterator[str]:
+def _unfit_values(file: OptionFile, made: Callable, arguments: dict[str, Any], keys: Keys) -> Iterator[str]:
     """What our own classes and the optimizer say of their arguments. Others may download or compile when made."""
-    if known.__module__.startswith(('wrcan_arch.', 'torch.')):
+    if made.__module__.startswith(('wrcan_arch.', 'torch.')):
         try:
             with torch.device('meta'):
-                known(**arguments)
+                made(**arguments)
         except (TypeError, ValueError, RuntimeError) as error:
             yield f'{file.at(*keys)}: {error}'
 

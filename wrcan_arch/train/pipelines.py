@@ -124,7 +124,7 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
 
     Processes that torchrun starts again go on from what those before them have saved, if these had begun.
     """
-    if _is_ours(opt):  # another model's run, and a process that waits for others, ends at once
+    if _is_ours(opt):  # which can be asked to end; another model's run ends at once
         _run.held.enter_context(signals_ask())
         if not opt['dist'] and opt['num_gpu'] > 1:
             hint = f'torchrun --nproc_per_node={opt["num_gpu"]} -m wrcan_arch train ... takes all'

@@ -65,7 +65,7 @@ class RecordedModel(SRModel):
         try:
             self.request = inference.Request(**asked)
         except TypeError as error:
-            raise InputError(f'val.inference: {error}') from error
+            raise InputError(f'val:inference: {error}') from error
         self.validated: set[tuple[str, int]] = set()
         self.metric_results: dict[str, float] = {}
         self.pending_save: tuple[int, int] | None = None  # epoch and iteration

@@ -60,24 +60,24 @@ class WRCANModel(RecordedModel):
     """SRModel with the auto-encoder loss, mixed precision, every inference mode, and the best checkpoint kept.
 
     Options beyond SRModel's:
-        train.autoencoder_opt: the loss of the auto-encoder path, JPEGAutoEncoderLoss; without it that path is not run.
-        train.accumulate: parts that a process's share of the batch goes in, 1 by default; 'auto': as many as the memory
+        train:autoencoder_opt: the loss of the auto-encoder path, JPEGAutoEncoderLoss; without it that path is not run.
+        train:accumulate: parts that a process's share of the batch goes in, 1 by default; 'auto': as many as the memory
             needs.
-        train.amp: 'off', 'bf16', 'fp16' (with a loss scaler), or 'auto', the default: bf16 if there are units for it.
-        train.channels_last: keep weights and feature maps in that memory layout; 'auto', the default: unless fp32 is
+        train:amp: 'off', 'bf16', 'fp16' (with a loss scaler), or 'auto', the default: bf16 if there are units for it.
+        train:channels_last: keep weights and feature maps in that memory layout; 'auto', the default: unless fp32 is
             computed on a CPU, where it takes longer.
-        train.checkpointing: keep each block's input alone and compute the block again for its gradient: a third more
+        train:checkpointing: keep each block's input alone and compute the block again for its gradient: a third more
             arithmetic, for a GPU of little memory. False by default.
-        train.start_from_image: begin as a network that gives its input back, for a short training. False by default.
-        train.optim_g.type: 'Adam', or 'Muon', see `muon.Muon`, for a short training on a CPU.
-        train.optim_g.fused: Adam in one pass over the weights, which the host does not wait for; true by default.
-        val.inference: `{mode, ensemble, precision, patch_size, max_memory}`, see `wrcan_arch.restore`.
-        val.best_metric: the metric, by its name under val.metrics, whose best network on the first validation set is
+        train:start_from_image: begin as a network that gives its input back, for a short training. False by default.
+        train:optim_g:type: 'Adam', or 'Muon', see `muon.Muon`, for a short training on a CPU.
+        train:optim_g:fused: Adam in one pass over the weights, which the host does not wait for; true by default.
+        val:inference: `{mode, ensemble, precision, patch_size, max_memory}`, see `wrcan_arch.restore`.
+        val:best_metric: the metric, by its name under val:metrics, whose best network on the first validation set is
             kept as net_g_best.pth; by default the first that is a calculate_psnr, else the first.
-        train.max_skipped_steps: steps in a row that may be skipped because a loss or gradient is not finite; 20 by
+        train:max_skipped_steps: steps in a row that may be skipped because a loss or gradient is not finite; 20 by
             default.
-        train.gradient_compression: 'bf16' halves what several processes send; 'none' by default.
-        logger.keep_last: how many checkpoints are kept; all by default.
+        train:gradient_compression: 'bf16' halves what several processes send; 'none' by default.
+        logger:keep_last: how many checkpoints are kept; all by default.
         deterministic: take kernels alone that give the same bits each time, for an exact resume on a GPU.
     """
 
@@ -111,7 +111,7 @@ class WRCANModel(RecordedModel):
         """What a training step computes in."""
         amp = self.opt['train'].get('amp', 'auto')
         if amp != 'auto' and amp not in AMP_TYPES:
-            raise InputError(f"train.amp '{amp}' is not one of auto, {', '.join(AMP_TYPES)}")
+            raise InputError(f"train:amp '{amp}' is not one of auto, {', '.join(AMP_TYPES)}")
         return inference.autocast_dtype(amp, self.device) if amp == 'auto' else AMP_TYPES[amp]
 
     @cached_property
@@ -226,15 +226,15 @@ class WRCANModel(RecordedModel):
     def _split_further(self, error: torch.cuda.OutOfMemoryError) -> None:
         """Twice as many parts after running out of memory, where that is left to us."""
         if not self.accumulate_auto or 2 * self.accumulate > len(self.lq):
-            in_parts = '' if self.accumulate_auto else 'train.accumulate: auto, '
+            in_parts = '' if self.accumulate_auto else 'train:accumulate=auto, '
             raise RunError(
                 f"the GPU's memory does not hold {len(self.lq)} patches in {self.accumulate} part(s); "
-                f'set {in_parts}train.checkpointing: true, or a smaller gt_size'
+                f'set {in_parts}train:checkpointing=true, or a smaller gt_size'
             ) from error
         if self.opt['dist']:  # the other processes are already waiting for this one's gradients
             raise InputError(
                 f'out of memory with {self.accumulate} part(s); several processes cannot find the number out together: '
-                f'set train.accumulate to {2 * self.accumulate} or more'
+                f'set train:accumulate to {2 * self.accumulate} or more'
             ) from error
         self.accumulate *= 2
         get_root_logger().info(f'Out of memory: the batch goes in {self.accumulate} parts from here on.')
@@ -275,7 +275,7 @@ class WRCANModel(RecordedModel):
             output = self.net_g(lq)
         elif gt_jpeg is None:
             raise InputError(
-                'train.autoencoder_opt needs the sharp frames after JPEG: set jpeg_quality on a JPEGDeblurDataset, '
+                'train:autoencoder_opt needs the sharp frames after JPEG: set jpeg_quality on a JPEGDeblurDataset, '
                 'or leave the loss out'
             )
         else:
