@@ -1,12 +1,13 @@
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 import yaml
 
-from wrcan_arch import InputError
-from wrcan_arch.train import option_checks, options
+from wrcan_arch import InputError, inference
+from wrcan_arch.train import option_checks, option_schema, options, wrcan_model
 from wrcan_arch.train.lmdb_store import StoreWriter
 
 ROOT = Path(__file__).parent.parent
@@ -118,6 +119,19 @@ def problems_of(text, command='train'):
         said = str(error)
     assert sorted(Path().iterdir()) == before
     return said.splitlines()
+
+
+@pytest.mark.parametrize(
+    ('section', 'key', 'taken'),
+    [
+        (option_schema.Inference, 'mode', inference.MODES),
+        (option_schema.Inference, 'precision', ['auto', *inference.PRECISIONS]),
+        (option_schema.Training, 'amp', ['auto', *wrcan_model.AMP_TYPES]),
+    ],
+)
+def test_schema_takes_what_the_code_does(section, key, taken):
+    """It names the words itself, as it is loaded without torch."""
+    assert {*get_args(section.model_fields[key].annotation)} == {*taken}
 
 
 def test_demo_options_are_sound(demo):

@@ -49,16 +49,21 @@ def check(file: OptionFile, command: str) -> None:
         raise InputError('\n'.join(problems))
 
 
-def _missing(file: OptionFile, command: str) -> Iterator[str]:
-    def absent(*keys: str) -> Iterator[str]:
-        if find(file.values, keys) is None:
-            yield f'{file.at(*keys)}: is missing'
+def _absent(file: OptionFile, *keys: str) -> Iterator[str]:
+    if find(file.values, keys) is None:
+        yield f'{file.at(*keys)}: is missing'
 
+
+def _missing(file: OptionFile, command: str) -> Iterator[str]:
     for keys in REQUIRED[command]:
-        yield from absent(*keys.split())
-    if command == 'test' and file.values.get('train'):
-        hint = 'it would test what that began with; take a test_….yml'
-        yield f'{file.at("train")}: this is the option file of a training: {hint}'
+        yield from _absent(file, *keys.split())
+    yield from _missing_of_data_sets(file, command)
+    yield from _missing_of_training(file) if command == 'train' else _missing_of_test(file)
+    if find(file.values, ('val', 'submission')) and not find(file.values, ('val', 'save_img')):
+        yield f'{file.at("val", "submission")}: needs save_img: true'
+
+
+def _missing_of_data_sets(file: OptionFile, command: str) -> Iterator[str]:
     for phase, dataset in sections(file.values, ('datasets',)).items():
         place = ('datasets', phase)
         if command == 'train' and phase != 'train' and phase.split('_')[0] != 'val':
@@ -67,24 +72,30 @@ def _missing(file: OptionFile, command: str) -> Iterator[str]:
             yield f'{file.at(*place)}: gives random patches to train on; call a data set to be scored test'
         scored = phase != 'train' and _compares_with_sharp_frames(file)
         if (phase == 'train' or scored) and dataset.get('type') in ('JPEGDeblurDataset', 'PairedImageDataset'):
-            yield from absent('datasets', phase, 'dataroot_gt')
+            yield from _absent(file, *place, 'dataroot_gt')
+
+
+def _missing_of_test(file: OptionFile) -> Iterator[str]:
+    if file.values.get('train'):
+        hint = 'it would test what that began with; take a test_….yml'
+        yield f'{file.at("train")}: this is the option file of a training: {hint}'
     is_ours = find(file.values, ('network_g', 'type')) == 'WRCAN'
     is_used = find(file.values, ('val', 'inference', 'mode')) != 'input'
-    if command == 'test' and is_ours and is_used and not find(file.values, ('path', 'pretrain_network_g')):
+    if is_ours and is_used and not find(file.values, ('path', 'pretrain_network_g')):
         yield f'{file.at("path", "pretrain_network_g")}: is missing; a network of random weights would be scored'
-    if find(file.values, ('val', 'submission')) and not find(file.values, ('val', 'save_img')):
-        yield f'{file.at("val", "submission")}: needs save_img: true'
-    if command == 'train':
-        if find(file.values, ('datasets', 'train')) is not None:
-            for key in REQUIRED_OF_TRAINING_DATA:
-                yield from absent('datasets', 'train', key)
-            if find(file.values, ('datasets', 'train', 'batch_size_total')) is None:
-                yield from absent('datasets', 'train', 'batch_size_per_gpu')
-            elif find(file.values, ('datasets', 'train', 'batch_size_per_gpu')) is not None:
-                where = file.at('datasets', 'train', 'batch_size_total')
-                yield f'{where}: batch_size_per_gpu is given too; set one of the two to ~'
-        if file.values.get('val'):
-            yield from absent('val', 'val_freq')
+
+
+def _missing_of_training(file: OptionFile) -> Iterator[str]:
+    if find(file.values, ('datasets', 'train')) is not None:
+        for key in REQUIRED_OF_TRAINING_DATA:
+            yield from _absent(file, 'datasets', 'train', key)
+        if find(file.values, ('datasets', 'train', 'batch_size_total')) is None:
+            yield from _absent(file, 'datasets', 'train', 'batch_size_per_gpu')
+        elif find(file.values, ('datasets', 'train', 'batch_size_per_gpu')) is not None:
+            where = file.at('datasets', 'train', 'batch_size_total')
+            yield f'{where}: batch_size_per_gpu is given too; set one of the two to ~'
+    if file.values.get('val'):
+        yield from _absent(file, 'val', 'val_freq')
 
 
 def _compares_with_sharp_frames(file: OptionFile) -> bool:
@@ -100,51 +111,61 @@ def _wrong_classes(file: OptionFile, *, build: bool) -> Iterator[str]:
     """Names that no registry knows, arguments that a class does not take, and what it says of them when it is built."""
     from basicsr.utils import registry
 
-    def has(classes: Any, name: Any) -> bool:
-        return isinstance(name, str) and name in classes
-
-    def known(name: Any, keys: Keys, classes: Any) -> Iterator[str]:
-        if name is not None and not has(classes, name):
-            near = difflib.get_close_matches(str(name), classes.keys(), n=1)
-            hint = f'did you mean {near[0]}?' if near else f'there are {", ".join(sorted(classes.keys()))}'
-            yield f"{file.at(*keys)}: there is no '{name}'; {hint}"
-
-    def fits(made: Callable, arguments: dict[str, Any], keys: Keys) -> Iterator[str]:
-        unfit = list(_unfit_arguments(file, made, arguments, keys))
-        yield from unfit
-        if build and not unfit:
-            yield from _unfit_values(file, made, arguments, keys)
-
-    def built(keys: Keys, classes: Any) -> Iterator[str]:
-        section = find(file.values, keys)
-        arguments = dict(section) if isinstance(section, dict) else {}
-        name = arguments.pop('type', None)
-        yield from known(name, (*keys, 'type'), classes)
-        if has(classes, name):
-            yield from fits(classes.get(name), arguments, keys)
-
-    yield from known(file.values.get('model_type'), ('model_type',), registry.MODEL_REGISTRY)
+    yield from _unknown(file, file.values.get('model_type'), ('model_type',), registry.MODEL_REGISTRY)
     for phase, dataset in sections(file.values, ('datasets',)).items():
-        yield from known(dataset.get('type'), ('datasets', phase, 'type'), registry.DATASET_REGISTRY)
-    for name, metric in sections(file.values, ('val', 'metrics')).items():
-        yield from known(metric.get('type'), ('val', 'metrics', name, 'type'), registry.METRIC_REGISTRY)
-        if has(registry.METRIC_REGISTRY, metric.get('type')):
-            taken = inspect.signature(registry.METRIC_REGISTRY.get(metric['type'])).parameters.keys()
-            for key in metric.keys() - taken - {'type', 'better'}:
-                place = ('val', 'metrics', name, key)
-                yield f'{file.at(*place)}: {metric["type"]} does not take it'
-    best = find(file.values, ('val', 'best_metric'))
-    yield from known(best, ('val', 'best_metric'), sections(file.values, ('val', 'metrics')))
-    yield from built(('network_g',), registry.ARCH_REGISTRY)
+        yield from _unknown(file, dataset.get('type'), ('datasets', phase, 'type'), registry.DATASET_REGISTRY)
+    yield from _wrong_metrics(file, registry.METRIC_REGISTRY)
+    yield from _wrong_section(file, ('network_g',), registry.ARCH_REGISTRY, build=build)
     training = sections(file.values, ('train',))
     for name in training:
         if name.endswith('_opt'):
-            yield from built(('train', name), registry.LOSS_REGISTRY)
+            yield from _wrong_section(file, ('train', name), registry.LOSS_REGISTRY, build=build)
     if 'optim_g' in training:
         arguments = {key: value for key, value in training['optim_g'].items() if key != 'type'}
         arguments['params'] = [torch.zeros(1)]
         optimizer = Muon if training['optim_g'].get('type') == 'Muon' else torch.optim.Adam
-        yield from fits(optimizer, arguments, ('train', 'optim_g'))
+        yield from _wrong_arguments(file, optimizer, arguments, ('train', 'optim_g'), build=build)
+
+
+def _is_in(classes: Any, name: Any) -> bool:
+    return isinstance(name, str) and name in classes
+
+
+def _unknown(file: OptionFile, name: Any, keys: Keys, classes: Any) -> Iterator[str]:
+    if name is not None and not _is_in(classes, name):
+        near = difflib.get_close_matches(str(name), classes.keys(), n=1)
+        hint = f'did you mean {near[0]}?' if near else f'there are {", ".join(sorted(classes.keys()))}'
+        yield f"{file.at(*keys)}: there is no '{name}'; {hint}"
+
+
+def _wrong_metrics(file: OptionFile, classes: Any) -> Iterator[str]:
+    metrics = sections(file.values, ('val', 'metrics'))
+    for name, metric in metrics.items():
+        yield from _unknown(file, metric.get('type'), ('val', 'metrics', name, 'type'), classes)
+        if _is_in(classes, metric.get('type')):
+            taken = inspect.signature(classes.get(metric['type'])).parameters.keys()
+            for key in metric.keys() - taken - {'type', 'better'}:
+                yield f'{file.at("val", "metrics", name, key)}: {metric["type"]} does not take it'
+    yield from _unknown(file, find(file.values, ('val', 'best_metric')), ('val', 'best_metric'), metrics)
+
+
+def _wrong_section(file: OptionFile, keys: Keys, classes: Any, *, build: bool) -> Iterator[str]:
+    """Of what a registry builds: a network, a loss."""
+    section = find(file.values, keys)
+    arguments = dict(section) if isinstance(section, dict) else {}
+    name = arguments.pop('type', None)
+    yield from _unknown(file, name, (*keys, 'type'), classes)
+    if _is_in(classes, name):
+        yield from _wrong_arguments(file, classes.get(name), arguments, keys, build=build)
+
+
+def _wrong_arguments(
+    file: OptionFile, made: Callable, arguments: dict[str, Any], keys: Keys, *, build: bool
+) -> Iterator[str]:
+    unfit = list(_unfit_arguments(file, made, arguments, keys))
+    yield from unfit
+    if build and not unfit:
+        yield from _unfit_values(file, made, arguments, keys)
 
 
 def _unfit_arguments(file: OptionFile, made: Callable, arguments: dict[str, Any], keys: Keys) -> Iterator[str]:

@@ -124,47 +124,61 @@ def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
 
     Processes that torchrun starts again go on from what those before them have saved, if these had begun.
     """
+    folder = Path(opt['path']['experiments_root'])
+    _take(opt, folder)
+    state = _state_to_go_on_from(opt, folder)
+    if _run.team:
+        _run.team.agree({'the checkpoint to go on from as': str(state and state['iter'])}, timeout=_run.timeout)
+    if state:
+        _go_on_from(opt, state, folder)
+    else:
+        _check_weights_stay(opt, folder)
+    _run.resume_state = state
+    return state
+
+
+def _take(opt: dict[str, Any], folder: Path) -> None:
+    """What this process works with: signals that ask, one GPU, and in the first process the experiment's folder."""
     if _is_ours(opt):  # which can be asked to end; another model's run ends at once
         _run.held.enter_context(signals_ask())
         if not opt['dist'] and opt['num_gpu'] > 1:
             hint = f'torchrun --nproc_per_node={opt["num_gpu"]} -m wrcan_arch train ... takes all'
             _run.warnings.append(f'One of {opt["num_gpu"]} GPUs is taken; {hint}.')
             opt['num_gpu'] = 1
-    folder = Path(opt['path']['experiments_root'])
-    if _run.team and _run.team.noted_before_restart(f'began {folder}'):
-        opt['auto_resume'] = True
     if opt['rank'] == 0:
         _run.held.enter_context(run_folder.only_run_in(folder))
         run_folder.remove_partial(folder)
-    if opt['auto_resume']:
-        networks = [key.removeprefix('network_') for key in opt if key.startswith('network_')]
-        state, passed_over = run_folder.newest_pair(folder, networks)
-        _run.warnings += [f'Passed over: {damaged}' for damaged in passed_over]
-        if state:
-            opt['path']['resume_state'] = str(run_folder.state_path(folder, state['iter']))
-        elif folder.is_dir():
-            _run.warnings.append(f'{folder} had no training state to go on from: the run starts at iteration 0.')
-    else:
+
+
+def _state_to_go_on_from(opt: dict[str, Any], folder: Path) -> dict[str, Any] | None:
+    if _run.team and _run.team.noted_before_restart(f'began {folder}'):
+        opt['auto_resume'] = True
+    if not opt['auto_resume']:
         path = opt['path'].get('resume_state')
-        state = run_folder.read_state(path) if path else None
-    if _run.team:
-        _run.team.agree({'the checkpoint to go on from as': str(state and state['iter'])}, timeout=_run.timeout)
+        return run_folder.read_state(path) if path else None
+    networks = [key.removeprefix('network_') for key in opt if key.startswith('network_')]
+    state, passed_over = run_folder.newest_pair(folder, networks)
+    _run.warnings += [f'Passed over: {damaged}' for damaged in passed_over]
     if state:
-        check_resume(opt, state['iter'])
-        total_iter = int(opt['train']['total_iter'])
-        if state['iter'] >= total_iter:
-            message = f'The run is at iteration {state["iter"]} already, train:total_iter is {total_iter}'
-            _run.warnings.append(f'{message}: nothing is trained.')
-        ignored = opt['path'].get('ignore_resume_networks') or ()
-        if not opt['auto_resume'] and 'network_g' in opt and 'network_g' not in ignored:
-            run_folder.check_weights(state, Path(opt['path']['pretrain_network_g']))
-        keep = opt['logger'].get('keep_last')
-        if keep and opt['auto_resume'] and opt['rank'] == 0:  # a kill may have come before the last save's removals
-            run_folder.remove_old(folder, state['iter'], keep)
-    else:
-        _check_weights_stay(opt, folder)
-    _run.resume_state = state
+        opt['path']['resume_state'] = str(run_folder.state_path(folder, state['iter']))
+    elif folder.is_dir():
+        _run.warnings.append(f'{folder} had no training state to go on from: the run starts at iteration 0.')
     return state
+
+
+def _go_on_from(opt: dict[str, Any], state: dict[str, Any], folder: Path) -> None:
+    """Have the toolbox load the weights of a state, which must be the state's own."""
+    check_resume(opt, state['iter'])
+    total_iter = int(opt['train']['total_iter'])
+    if state['iter'] >= total_iter:
+        message = f'The run is at iteration {state["iter"]} already, train:total_iter is {total_iter}'
+        _run.warnings.append(f'{message}: nothing is trained.')
+    ignored = opt['path'].get('ignore_resume_networks') or ()
+    if not opt['auto_resume'] and 'network_g' in opt and 'network_g' not in ignored:
+        run_folder.check_weights(state, Path(opt['path']['pretrain_network_g']))
+    keep = opt['logger'].get('keep_last')
+    if keep and opt['auto_resume'] and opt['rank'] == 0:  # a kill may have come before the last save's removals
+        run_folder.remove_old(folder, state['iter'], keep)
 
 
 def _is_ours(opt: dict[str, Any]) -> bool:
