@@ -131,7 +131,10 @@ def work(rank: int, folder: Path, rounds: int) -> None:
             busy[processes].append(longest.item())
 
         times = measure.take_turns({'1': lambda turn=turn: turn(1), '2': lambda turn=turn: turn(2)}, rounds=rounds)
-        measured[name] = times, {processes: measure.Times(tuple(each[1:])) for processes, each in busy.items()}
+        measured[name] = (
+            times,
+            {processes: measure.Times(tuple(each[measure.WARMUPS :])) for processes, each in busy.items()},
+        )
     if rank == 0:
         (folder / 'measured').write_bytes(pickle.dumps(measured))
     dist.barrier()

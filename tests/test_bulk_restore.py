@@ -90,6 +90,18 @@ for number in range(15):
 
 
 @pytest.mark.parametrize('ending', ['.jpg', '.tif'])
+def test_page_shows_no_earlier_pair_of_a_photograph_that_fails_now(tmp_path):
+    photos, look = [save(tmp_path / 'in' / f'{number}.png', number) for number in range(2)], tmp_path / 'look'
+    options = Options(precision='fp32', compare=look)
+    for _ in range(2):
+        jobs = plan([tmp_path / 'in'], out=tmp_path / 'out', compare=look)
+        failures = restore_photos(Same(), jobs, options=options).failures
+        page = (look / 'index.html').read_text()
+        assert ('0.png</a>' in page) == (not failures) and '1.png</a>' in page
+        Path(photos[0]).write_text('broken')
+    assert len(failures) == 1
+
+
 def test_two_processes_may_write_one_photograph(tmp_path, ending):
     exif = Image.Exif()
     exif[0x010F] = 'a camera'

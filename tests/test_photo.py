@@ -202,6 +202,71 @@ def test_what_a_result_will_lack_is_said(tmp_path):
         ]
 
 
+@pytest.mark.parametrize('name', list(ENDINGS))
+def test_what_is_lost_of_captions_and_depth_is_said(name):
+    deep = Photo(pixels=deep_picture(8, 8), metadata={'iptc-data': b'\x1c\x02\x78\0\x01a'})
+    said = {each.partition(';')[0] for each in what_is_lost(name, deep)}
+    assert ('its 16 bits become 8' in said) == (name in ('jpeg', 'webp'))
+    assert (f'{name} has no place for its captions (IPTC)' in said) == (name not in ('jpeg', 'tiff'))
+
+
+@pytest.mark.parametrize('captions', [b'\x1c\x02\x78\0\x03abc', b'\x1c\x02\x78\0\x02ab'])
+def test_captions_of_a_tiff_are_those_of_its_jpeg_and_the_other_way(tmp_path, captions):
+    write_photo(tmp_path / 'a.tif', Photo(pixels=picture(8, 8), metadata={'iptc-data': captions}))
+    assert read_photo(tmp_path / 'a.tif').metadata['iptc-data'].startswith(captions)
+    write_photo(tmp_path / 'b.jpg', read_photo(tmp_path / 'a.tif'))
+    assert captions in captions_of(tmp_path / 'b.jpg')
+    write_photo(tmp_path / 'c.tif', read_photo(tmp_path / 'b.jpg'))
+    write_photo(tmp_path / 'd.jpg', read_photo(tmp_path / 'c.tif'))
+    assert captions_of(tmp_path / 'd.jpg') == captions_of(tmp_path / 'b.jpg')
+
+
+def captions_of(path):
+    """As Pillow finds them among Photoshop's resources."""
+    return Image.open(path).info['photoshop'][0x0404]
+
+
+def test_film_behind_a_photograph_is_said_and_no_longer_promised(tmp_path):
+    xmp = b'<x:xmpmeta GCamera:MotionPhoto="1" GCamera:MotionPhotoVersion="1"'
+    write_photo(tmp_path / 'a.jpg', Photo(pixels=picture(8, 8), metadata={'xmp-data': xmp}))
+    photo = read_photo(tmp_path / 'a.jpg')
+    assert what_is_lost('jpeg', photo) == ['the file holds a film too; the picture was restored']
+    assert photo.metadata['xmp-data'] == xmp.replace(b'MotionPhoto="1"', b'MotionPhoto="0"')
+
+
+def test_what_a_bigtiff_says_of_itself_is_lost_and_said(tmp_path):
+    tifffile.imwrite(tmp_path / 'a.tif', picture(8, 8), bigtiff=True, photometric='rgb')
+    assert what_is_lost('tiff', read_photo(tmp_path / 'a.tif')) == ['EXIF is not read from a BigTIFF; the result has none']
+    tifffile.imwrite(tmp_path / 'a.tif', picture(8, 8), photometric='rgb')
+    assert what_is_lost('tiff', read_photo(tmp_path / 'a.tif')) == []
+
+
+def test_resolution_turns_with_the_picture_and_is_none_of_a_pixels_shape(tmp_path):
+    for orientation, dpi in ((1, (300, 150)), (3, (300, 150)), (6, (150, 300))):
+        exif = Image.Exif()
+        exif[ORIENTATION] = orientation
+        Image.fromarray(picture(16, 24)).save(tmp_path / 'a.jpg', dpi=(300, 150), exif=exif)
+        write_photo(tmp_path / 'b.jpg', read_photo(tmp_path / 'a.jpg'))
+        written = Image.open(tmp_path / 'b.jpg').getexif()
+        assert (written[X_RESOLUTION], written[Y_RESOLUTION]) == dpi
+    Image.fromarray(picture(8, 8)).save(tmp_path / 'a.png', dpi=(300, 150))
+    content = (tmp_path / 'a.png').read_bytes()
+    at = content.index(b'pHYs')
+    without_unit = content[at : at + 12] + b'\0'
+    check = zlib.crc32(without_unit).to_bytes(4, 'big')
+    (tmp_path / 'a.png').write_bytes(content[:at] + without_unit + check + content[at + 17 :])
+    assert read_photo(tmp_path / 'a.png').pixels_per_mm == (72 / 25.4, 72 / 25.4)
+
+
+def test_full_memory_is_no_damage(tmp_path):
+    write_photo(tmp_path / 'a.png', Photo(pixels=picture(8, 8)))
+    said = pyvips.Error('unable to call', 'out of memory -- size == 45MB')
+    with mock.patch('wrcan_arch.photos.photo._open_with_vips', side_effect=said), pytest.raises(MemoryError):
+        read_photo(tmp_path / 'a.png')
+    with mock.patch('pyvips.Image.pngsave_target', side_effect=said, create=True), pytest.raises(MemoryError):
+        write_photo(tmp_path / 'b.png', Photo(pixels=picture(8, 8)))
+
+
 @pytest.mark.parametrize('field', ['exif-data', 'xmp-data'])
 def test_metadata_that_jpeg_does_not_hold_is_said(tmp_path, field):
     most = HELD_BY_JPEG[field]
@@ -211,7 +276,7 @@ def test_metadata_that_jpeg_does_not_hold_is_said(tmp_path, field):
         photo = Photo(pixels=picture(8, 8), metadata={field: block})
         write_photo(tmp_path / 'a.jpg', photo)
         kept = b'd' * (length - 100) in (tmp_path / 'a.jpg').read_bytes()
-        assert kept or what_is_lost('jpeg', photo) == ['some of its metadata (EXIF, XMP) is too long to be kept']
+        assert kept or what_is_lost('jpeg', photo) == ['some of its metadata (EXIF, XMP, IPTC) is too long to be kept']
         assert kept or length > most
         assert not what_is_lost('tiff', photo)
     extended = Photo(pixels=picture(8, 8), metadata={'xmp-data': b'xmpNote:HasExtendedXMP="0"'})

@@ -268,3 +268,31 @@ def test_two_photographs_have_no_picture_in_common(tmp_path):
         InputError, match='its picture of before and after would overwrite .*; choose another --compare'
     ):
         plan(both, compare=Path('look'))
+
+
+def test_neighbours_of_a_photograph_that_is_a_link_are_not_overwritten():
+    Path('real/f').mkdir(parents=True)
+    Path('real/f/b.png').touch()
+    Path('links').mkdir()
+    Path('links/a.png').symlink_to('../real/f/b.png')
+    Path('links/f').symlink_to('../real/f')
+    for name in ('a.jpg', 'b.jpg'):
+        Path('links', name).touch()
+    for photo in ('links/a.png', 'links/f'):
+        with pytest.raises(InputError, match='its result would overwrite links/., which may be'.replace('.,', '.*,')):
+            plan([photo], out=Path('links'), format='jpeg')
+
+
+def test_results_that_a_shells_star_has_found_are_no_photographs():
+    Path('in/out').mkdir()
+    Path('in/out/b.PNG').touch()
+    jobs = plan(['in/b.PNG', 'in/out'], out=Path('in/out'), skip_existing=True)
+    assert jobs == [Job('in/b.PNG', 'in/out/b.PNG')]
+    with pytest.raises(InputError, match='may be a photograph|would overwrite'):
+        plan(['in/out'], out=Path('in/out'))
+
+
+@pytest.mark.parametrize('line', ['.', '/'])
+def test_list_may_name_what_is_no_photograph(line):
+    """`find . > list` begins with it; it fails alone, when it is read."""
+    assert [job.source for job in plan(listed=[line, 'a.jpg'])] == [line, 'a.jpg']

@@ -1,3 +1,9 @@
+import errno
+import re
+
+NO_MEMORY = re.compile('out of memory|not enough memory|allocate memory|STATUS_ALLOC_FAILED')  # PyTorch's, libvips's
+
+
 class InputError(ValueError):
     """What was asked for cannot be done with what was given.
 
@@ -17,3 +23,9 @@ class RunError(RuntimeError):
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Of the host or a GPU: libraries say so in errors of many types."""
+    is_said = getattr(error, 'errno', None) == errno.ENOMEM or NO_MEMORY.search(str(error))
+    return isinstance(error, MemoryError) or bool(is_said)

@@ -42,7 +42,7 @@ def take_slurms_environment(port: int | None = None) -> None:
     """Give a process that srun started the variables that torchrun gives. MASTER_ADDR and MASTER_PORT may be set."""
     try:
         hosts = os.environ.get('SLURM_STEP_NODELIST') or os.environ['SLURM_NODELIST']
-        job = int(os.environ.get('SLURM_JOB_ID', 0))
+        job, step = (int(os.environ.get(name, 0)) for name in ('SLURM_JOB_ID', 'SLURM_STEP_ID'))
         slurms = {
             'RANK': os.environ['SLURM_PROCID'],
             'WORLD_SIZE': os.environ.get('SLURM_STEP_NUM_TASKS') or os.environ['SLURM_NTASKS'],
@@ -56,7 +56,9 @@ def take_slurms_environment(port: int | None = None) -> None:
     os.environ.setdefault('MASTER_ADDR', first_host(hosts))
     if port is not None:
         os.environ['MASTER_PORT'] = str(port)
-    os.environ.setdefault('MASTER_PORT', str(20000 + job % 10000))  # jobs that share a machine have one each
+    os.environ.setdefault(
+        'MASTER_PORT', str(20000 + (job + 997 * step) % 10000)
+    )  # jobs, and steps of one, have one each
 
 
 def first_host(hosts: str) -> str:

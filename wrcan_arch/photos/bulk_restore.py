@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import sys
 import time
 import warnings
@@ -14,11 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..errors import InputError
+from ..errors import InputError, is_out_of_memory
 from ..files import check_writable, printable
 from ..inference import Request, restore, window_of
 from ..jpeg_quality import is_far
@@ -35,7 +33,6 @@ TELL_AFTER = 0.2  # seconds between two looks at how far a photograph is
 LOG_AFTER = 30  # seconds between two lines of the bar where it is no terminal's
 COMPUTING = 0.98  # of a photograph's work, about; the rest is to write it
 NAMES_SHOWN = 3  # of the photographs that a warning is about
-NO_MEMORY = re.compile('out of memory|not enough memory|allocate memory|STATUS_ALLOC_FAILED')  # in PyTorch's messages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +73,7 @@ class Summary:
     restored: int = 0
     skipped: int = 0
     failures: list[str] = field(default_factory=list)  # what to say of each
+    failed: list[str] = field(default_factory=list)  # the photographs that they are of
     warnings: Counter[str] = field(default_factory=Counter)  # of how many photographs each is true
     examples: dict[str, list[str]] = field(default_factory=dict)  # names of some of them
     qualities: Counter[int] = field(default_factory=Counter)  # how many JPEGs are of each
@@ -85,6 +83,7 @@ class Summary:
         self.restored += other.restored
         self.skipped += other.skipped
         self.failures += other.failures
+        self.failed += other.failed
         self.warnings += other.warnings
         self.qualities += other.qualities
         for warning, names in other.examples.items():
@@ -126,7 +125,7 @@ class Work:
 
     def summary(self) -> Summary:
         if self.failure is not None:
-            return Summary(attempted=1, failures=[self.failure])
+            return Summary(attempted=1, failures=[self.failure], failed=[self.job.source])
         if self.restored_before:
             return Summary(skipped=1)
         quality = self.photo.jpeg_quality
@@ -198,7 +197,7 @@ def _attempt(step: Callable[[Work], None], work: Work) -> Work:
         except InputError as error:
             work.failure = str(error)
         except (MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) and not NO_MEMORY.search(str(error)):
+            if not is_out_of_memory(error):
                 raise
             work.failure = f'{work.job.source}: too large for the memory of this machine; scale it down'
     return work
@@ -273,8 +272,9 @@ def restore_photos(
     for message in messages:
         total.add(Summary.from_json(message))
     if options.compare is not None:
+        failed = set(total.failed)  # what an earlier run left of them stays where it is
         try:
-            write_page(options.compare, (job.source for job in jobs))
+            write_page(options.compare, (job.source for job in jobs if job.source not in failed))
         except InputError as error:
             total.failures.append(str(error))
     return total

@@ -28,10 +28,10 @@ import pyvips
 import pyvips.error
 from PIL import Image, UnidentifiedImageError
 
-from ..errors import InputError
+from ..errors import InputError, is_out_of_memory
 from ..files import disk_errors_name, opened_at_any_size, written_whole
 from ..jpeg_quality import estimate_quality
-from .tiff_exif import add_metadata, begins_with_preview, read_exif, without_thumbnail
+from .tiff_exif import PHOTOSHOP_HEAD, add_metadata, as_jpeg_has_it, begins_with_preview, read_exif, without_thumbnail
 
 MAX_PIXELS = 200_000_000
 MAX_SIDE = {'jpeg': 65_500, 'webp': 16_383, 'avif': 16_384}  # what the format, or its encoder, holds
@@ -52,7 +52,11 @@ PHOTO_ENDINGS = (*(ending for endings in ENDINGS.values() for ending in endings)
 # Metadata that is handed on: libvips's name of it, and of the flag that keeps it.
 KEPT = {'exif-data': 'exif', 'xmp-data': 'xmp', 'iptc-data': 'iptc', 'icc-profile-data': 'icc'}
 
-HELD_BY_JPEG = {'exif-data': 65_000, 'xmp-data': 59_999}  # bytes, as libvips writes it; it leaves out what is longer
+HELD_BY_JPEG = {
+    'exif-data': 65_000,
+    'xmp-data': 59_999,
+    'iptc-data': 65_500,
+}  # bytes, as libvips writes it; it leaves out what is longer
 
 HEAD = 64  # bytes that tell a file's format
 AVIF_BRANDS = {b'avif', b'avis'}
@@ -97,6 +101,7 @@ class Photo:
     lossless_webp: bool = False
     marked_colours: bool = False  # not sRGB's, by a mark that has no place in a result
     pictures: int = 1  # that the file holds, 2 of any animation; this is the first, of a HEIC the main one
+    left: tuple[str, ...] = ()  # what else of the file is not here, to warn of
 
     def with_pixels(self, pixels: np.ndarray) -> 'Photo':
         """The same photograph with other pixels of the same shape."""
@@ -128,7 +133,7 @@ def format_of_name(path: Path) -> str | None:
 def read_photo(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Photo:
     """Any photograph of 8 or 16 bits: grey, palette, RGB or CMYK, with or without transparency.
 
-    InputError, naming the file, if it cannot be read whole or has more than `max_pixels` pixels.
+    InputError, naming the file, if it cannot be read whole or has more than `max_pixels` pixels. MemoryError.
     """
     path = Path(path)
     try:
@@ -145,6 +150,8 @@ def read_photo(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Photo:
     except PermissionError as error:
         raise InputError(f'{path}: cannot be read ({error.strerror})') from error
     except (OSError, pyvips.Error, SyntaxError, ValueError, OverflowError) as error:
+        if is_out_of_memory(error):
+            raise MemoryError from error
         raise InputError(f'{path}: cannot be read, it may be cut or damaged ({_one_line(error)})') from error
 
 
@@ -172,13 +179,28 @@ def _read(file: BinaryIO, max_pixels: int) -> Photo:
     metadata = {name: image.get(name) for name in KEPT if name in fields}
     if exif is not None:
         metadata['exif-data'] = exif
+    if content == 'tiff' and 'photoshop-data' in fields:
+        metadata.setdefault('iptc-data', PHOTOSHOP_HEAD + image.get('photoshop-data'))
+    left = []
+    if head[:4] in (b'II+\0', b'MM\0+'):
+        left.append('EXIF is not read from a BigTIFF; the result has none')
     if 'exif-data' in metadata:
         metadata['exif-data'] = without_thumbnail(metadata['exif-data'])
     if 'xmp-data' in metadata:
         metadata['xmp-data'] = re.sub(rb'(tiff:Orientation\s*(=\s*["\']|>)\s*)[1-8]', rb'\g<1>1', metadata['xmp-data'])
+        metadata['xmp-data'], films = re.subn(
+            rb'((MotionPhoto|MicroVideo)\s*(=\s*["\']|>)\s*)1', rb'\g<1>0', metadata['xmp-data']
+        )
+        if films:
+            left.append('the file holds a film too; the picture was restored')
     mode = _mode(image)
-    if 'orientation' in fields and image.get('orientation') > 1:
+    file.seek(0)
+    start = file.read(DESCRIPTION + sum(map(len, metadata.values())))
+    resolution = _resolution(image, start, content)
+    orientation = image.get('orientation') if 'orientation' in fields else 1
+    if orientation > 1:
         image = image.copy_memory().autorot()  # turning needs all rows
+        resolution = resolution[::-1] if orientation > 4 else resolution  # a quarter turn
     samples = np.atleast_3d(image.numpy())  # (H, W, 1 to 5)
     if content in ('avif', 'heic') and samples.itemsize == 2:  # of 10 or 12 bits, which are the upper ones
         samples = samples | samples >> image.get('bits-per-sample')  # white is 65535
@@ -188,26 +210,27 @@ def _read(file: BinaryIO, max_pixels: int) -> Photo:
     if mode == 'cmyk':
         inks = np.ascontiguousarray(colours)
         colours = _to_srgb(inks, metadata.get('icc-profile-data')).numpy()
-    file.seek(0)
-    start = file.read(DESCRIPTION + sum(map(len, metadata.values())))
     return Photo(
         pixels=np.ascontiguousarray(np.broadcast_to(colours, (*colours.shape[:2], 3))),
         alpha=alpha,
         inks=inks,
         mode=mode,
         metadata=metadata,
-        pixels_per_mm=_resolution(image, content),
+        pixels_per_mm=resolution,
         jpeg_quality=quality,
         lossless_webp=content == 'webp' and _is_lossless(start),
         marked_colours=_marks_colours(start, content, has_profile='icc-profile-data' in metadata),
         pictures=2 if _holds_more(start, content) else image.get('n-pages') if 'n-pages' in fields else 1,
+        left=tuple(left),
     )
 
 
-def _resolution(image: pyvips.Image, content: str) -> tuple[float, float]:
+def _resolution(image: pyvips.Image, start: bytes, content: str) -> tuple[float, float]:
     """Pixels per mm, across and down; that of EXIF goes before it when libvips writes."""
     said = image.xres, image.yres
     unsaid = content == 'tiff' and 'resolution-unit' not in image.get_fields()
+    if content == 'png':
+        unsaid = _png_chunks(start).get(b'pHYs', b'')[8:9] != b'\1'  # or it is of a pixel's shape alone
     if unsaid or said == (1, 1) or np.allclose(said, NO_RESOLUTION, rtol=1e-3):  # what libvips says instead; PNG: 2.834
         return NO_RESOLUTION
     return said
@@ -343,16 +366,20 @@ def check_fits(path: Path, photo: Photo) -> str:
 
 def what_is_lost(name: str, photo: Photo) -> list[str]:
     """What to warn of before a photograph is written in a format: what its file has, and the result will not."""
-    lost = []
+    lost = list(photo.left)
     if photo.pictures > 1:
         lost.append('the file holds several pictures; the first was restored')
-    has_profile = 'icc-profile-data' in photo.metadata
-    if photo.marked_colours or (has_profile and photo.mode == 'grey' and name in ('webp', 'avif')):
+    if photo.pixels.dtype == np.uint16 and name in ('jpeg', 'webp'):
+        lost.append('its 16 bits become 8; --format png keeps them')
+    of_grey = photo.metadata.get('icc-profile-data', b'')[16:20] == b'GRAY'  # what the profile is of (ICC.1, 7.2.6)
+    if photo.marked_colours or (of_grey and name in ('webp', 'avif')):
         lost.append('its colours are other than sRGB, and the result does not say so; convert it to sRGB first')
     held = HELD_BY_JPEG if name == 'jpeg' else {}
     too_long = any(len(photo.metadata.get(key, b'')) > most for key, most in held.items())
     if too_long or b'HasExtendedXMP' in photo.metadata.get('xmp-data', b''):
-        lost.append('some of its metadata (EXIF, XMP) is too long to be kept')
+        lost.append('some of its metadata (EXIF, XMP, IPTC) is too long to be kept')
+    if 'iptc-data' in photo.metadata and name not in ('jpeg', 'tiff'):
+        lost.append(f'{name} has no place for its captions (IPTC); --format tiff keeps them')
     return lost
 
 
@@ -390,6 +417,8 @@ def write_photo(path: Path | str, photo: Photo, *, quality: int = DEFAULT_QUALIT
             try:
                 save(pyvips.Target.new_to_descriptor(file.fileno()), keep=keep, **options[name])
             except pyvips.Error as error:
+                if is_out_of_memory(error):
+                    raise MemoryError from error
                 if (number := _error_number(error)) is not None:
                     raise OSError(number, os.strerror(number)) from error
                 raise InputError(f'{path}: cannot be written ({_one_line(error)})') from error
@@ -411,6 +440,8 @@ def _image_of(photo: Photo, name: str) -> pyvips.Image:
     if photo.alpha is not None and name != 'jpeg':
         image = image.bandjoin(_vips_image(photo.alpha[:, :, None], image.interpretation))
 
+    if name == 'jpeg' and 'iptc-data' in metadata:
+        metadata['iptc-data'] = as_jpeg_has_it(metadata['iptc-data'])
     image = image.copy(xres=photo.pixels_per_mm[0], yres=photo.pixels_per_mm[1])
     for key, value in metadata.items():
         image.set_type(pyvips.GValue.blob_type, key, value)

@@ -59,7 +59,7 @@ def plan(
     jobs: dict[str, Job] = {}
     for source, below in _sources(entries, listed, out is None, avoid, told):
         name = Path(source.stem + _result_ending(source, format))
-        target = out / below / name if out else source.with_name(name.stem + RESTORED + name.suffix)
+        target = out / below / name if out else source.parent / f'{name.stem}{RESTORED}{name.suffix}'
         jobs.setdefault(str(real(source.parent) / source.name), Job(str(source), str(target)))
     if told and (unreadable is None or not jobs):
         raise InputError(told[0])
@@ -118,6 +118,7 @@ def _sources(
     def is_result(photo: Path) -> bool:
         return beside and photo.stem.endswith(RESTORED)
 
+    entries = list(entries)
     for named in entries:
         if not str(named):
             raise InputError('an empty name was given, where a photograph or folder should be')
@@ -126,6 +127,8 @@ def _sources(
             is_folder, is_there = entry.is_dir(), entry.exists() or entry.is_symlink()
         except PermissionError:
             is_folder, is_there = False, True
+        if is_folder and len(entries) > 1 and real(entry) in avoid:
+            continue  # of what a shell's * has found, the results'
         if is_folder:
             before = len(unreadable)
             photos = [photo for photo in _photos_in(entry, avoid, unreadable) if not is_result(photo)]
@@ -176,10 +179,12 @@ def _result_ending(source: Path, format: str | None) -> str:
 
 def _check_no_photograph_is_overwritten(made: Iterable[tuple[str, str]], folder: Path, what: str, hint: str) -> None:
     """In the photographs' own folder, or one above it, a file that is there already may be a photograph itself."""
-    above = os.path.realpath(folder).rstrip('/') + '/'
+    own = os.path.realpath(folder)
     for source, target in made:
-        if os.path.lexists(target) and os.path.realpath(source).startswith(above):
-            raise InputError(f'{source}: {what} would overwrite {target}, which may be a photograph; {hint}')
+        if os.path.lexists(target):
+            above = *Path(source).absolute().parents, *real(source).parents  # of a link, and where it leads
+            if own in map(os.path.realpath, above):
+                raise InputError(f'{source}: {what} would overwrite {target}, which may be a photograph; {hint}')
 
 
 def _check_nothing_is_overwritten(jobs: list[Job], compare: Path | None) -> None:

@@ -58,6 +58,13 @@ def add_metadata(file: BinaryIO, exif: bytes, iptc: bytes) -> None:
     file.write(struct.pack('<I', at))
 
 
+def as_jpeg_has_it(iptc: bytes) -> bytes:
+    """Captions among Photoshop's resources, if they are not there already."""
+    if iptc.startswith(PHOTOSHOP_HEAD):
+        return iptc
+    return PHOTOSHOP_HEAD + b'8BIM\x04\x04\0\0' + struct.pack('>I', len(iptc)) + iptc + bytes(len(iptc) % 2)
+
+
 def without_thumbnail(exif: bytes) -> bytes:
     """The block without its second directory: a small picture of the photograph as it was, and not upright perhaps."""
     start = len(exif) - len(exif.removeprefix(b'Exif\0\0'))
