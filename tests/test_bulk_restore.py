@@ -89,7 +89,6 @@ for number in range(15):
 """
 
 
-@pytest.mark.parametrize('ending', ['.jpg', '.tif'])
 def test_page_shows_no_earlier_pair_of_a_photograph_that_fails_now(tmp_path):
     photos, look = [save(tmp_path / 'in' / f'{number}.png', number) for number in range(2)], tmp_path / 'look'
     options = Options(precision='fp32', compare=look)
@@ -102,6 +101,7 @@ def test_page_shows_no_earlier_pair_of_a_photograph_that_fails_now(tmp_path):
     assert len(failures) == 1
 
 
+@pytest.mark.parametrize('ending', ['.jpg', '.tif'])
 def test_two_processes_may_write_one_photograph(tmp_path, ending):
     exif = Image.Exif()
     exif[0x010F] = 'a camera'
