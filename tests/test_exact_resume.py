@@ -3,6 +3,7 @@ more than the iterations since the one before. Kills at random moments are in be
 
 import json
 import math
+import multiprocessing
 import os
 import re
 import shutil
@@ -151,6 +152,48 @@ def test_frame_that_turns_out_unreadable_costs_no_iteration(quick, capsys, worke
     Path('away').rename('data_blur')
     assert train(resume=True) == 0
     assert_equal(outcome(), expected)
+
+
+def test_data_worker_that_dies_costs_no_iteration(quick, capsys):
+    text = set_options(Path('train.yml').read_text(), num_worker_per_gpu=1, save_checkpoint_freq=10)
+    Path('train.yml').write_text(text)
+    check = StepGuard.check
+
+    def check_and_kill(self, current, *rest):
+        if current == 2:
+            for worker in multiprocessing.active_children():
+                worker.kill()
+            time.sleep(0.5)  # for the signal to come in the middle of this step
+        return check(self, current, *rest)
+
+    with mock.patch.object(StepGuard, 'check', check_and_kill):
+        assert train() == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(
+        r'basicsr train: the next batch cannot be read \(DataLoader worker .*\); the run ends; .*', said
+    )
+    (iteration,) = run_folder.iterations(FOLDER)
+    assert 2 <= iteration < 10
+    assert train(resume=True) == 0
+
+
+def test_run_from_an_older_state_is_the_one_that_is_resumed(quick):
+    Path('train.yml').write_text(set_options(Path('train.yml').read_text(), save_checkpoint_freq=2, total_iter=6))
+    assert train() == 0 and run_folder.iterations(FOLDER) == [6, 4, 2]
+    older = f'path:resume_state={FOLDER}/training_states/2.state'
+    assert train(older, 'train:total_iter=3') == 0
+    assert run_folder.iterations(FOLDER) == [3, 2]
+    aside = sorted(path.name for path in (FOLDER / 'training_states').glob('*.after_2'))
+    assert aside == ['4.state.after_2', '6.state.after_2']
+    assert train(resume=True) == 0 and run_folder.iterations(FOLDER) == [6, 4, 3, 2]
+
+
+def test_state_that_is_named_is_taken_where_auto_resume_finds_none(quick, capsys):
+    Path('train.yml').write_text(set_options(Path('train.yml').read_text(), save_checkpoint_freq=2, total_iter=4))
+    assert train() == 0
+    FOLDER.rename('other')
+    assert train('path:resume_state=other/training_states/2.state', resume=True) == 2
+    assert 'net_g_2.pth' in capsys.readouterr().err, 'which the toolbox takes from this folder'
 
 
 def test_validation_that_fails_costs_no_iteration(quick, capsys):

@@ -189,6 +189,7 @@ MISTAKES = [  # text, what it becomes, what is said of it and of which line (0: 
     ('weight_decay: 1e-8', 'eps: x', "train:optim_g: '<=' not supported"),
     ('    dataroot_gt: datasets/demo_val_sharp.lmdb\n', '\n', 'datasets:val:dataroot_gt: is missing'),
     ('save_img: false', 'save_img: false\n  submission: {every: 1, extra_data: false, description: x}', 'val:submission: needs save_img: true'),
+    ('  pixel_opt:', '  perceptual_opt: {type: PerceptualLoss, layer_weights: {conv5_4: 1}, criterion: fro}\n  pixel_opt:', "train:perceptual_opt:criterion: l1 alone is a mean, not 'fro'"),
     ('type: L1Loss,', 'type: L1Loss, reduction: sum,', 'train:pixel_opt:reduction: parts of a batch and processes are averaged'),
 ]  # fmt: skip
 # ruff: noqa: E501  (one mistake a line)
@@ -249,6 +250,20 @@ def test_the_toolboxs_own_model_does_not_pass_over_our_options(demo):
                 'logger:keep_last', 'val:inference', 'datasets:train:as_bytes'):  # fmt: skip
         assert any(f': {key}: SRModel does not know it; ' in line or 'takes floats alone' in line for line in said), key
     assert len(said) == 7, 'what is off is no difference'
+
+
+def test_what_fails_at_its_turn_with_the_toolboxs_classes_is_said_before(demo):
+    text = demo.replace('JPEGDeblurDataset', 'PairedImageDataset').replace('as_bytes: true', '')
+    text = re.sub(r'.*(jpeg_quality|autoencoder_opt|noise_prob|rgb_permute_prob).*\n', '', text)
+    said = problems_of(text)
+    assert {line.rpartition('datasets:train:')[2] for line in said} == {'use_hflip: is missing', 'use_rot: is missing'}
+    network = 'network_g: {type: EDSR, num_in_ch: 3, num_out_ch: 3, num_feat: 4, upscale: 1}'
+    values = {**yaml.safe_load(demo), **yaml.safe_load(network)}
+    del values['train']['autoencoder_opt']
+    values['path']['pretrain_network_g'] = None
+    values['val']['inference'] = {'mode': 'local'}
+    (said,) = problems_of(yaml.safe_dump(values))
+    assert said.endswith('val:inference: mode local and max_memory are for WRCAN, not for EDSR')
 
 
 def test_data_sets_that_are_scored_have_names_of_their_own(demo):

@@ -236,7 +236,9 @@ def test_film_behind_a_photograph_is_said_and_no_longer_promised(tmp_path):
 
 def test_what_a_bigtiff_says_of_itself_is_lost_and_said(tmp_path):
     tifffile.imwrite(tmp_path / 'a.tif', picture(8, 8), bigtiff=True, photometric='rgb')
-    assert what_is_lost('tiff', read_photo(tmp_path / 'a.tif')) == ['EXIF is not read from a BigTIFF; the result has none']
+    assert what_is_lost('tiff', read_photo(tmp_path / 'a.tif')) == [
+        'EXIF is not read from a BigTIFF; the result has none'
+    ]
     tifffile.imwrite(tmp_path / 'a.tif', picture(8, 8), photometric='rgb')
     assert what_is_lost('tiff', read_photo(tmp_path / 'a.tif')) == []
 

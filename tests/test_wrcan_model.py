@@ -338,8 +338,60 @@ def test_out_of_memory_with_several_processes_asks_for_a_number(opt):
     model.opt['dist'] = True
     model.feed_data(batch())
     out_of_memory = mock.patch.object(model, '_accumulate_gradients', side_effect=torch.cuda.OutOfMemoryError('full'))
-    with out_of_memory, pytest.raises(InputError, match='set train:accumulate to 2 or more'):
+    with out_of_memory, pytest.raises(InputError, match='set train:accumulate to 2 or more$'):
         model.optimize_parameters(1)
+    with (
+        out_of_memory,
+        pytest.raises(RunError, match='set train:accumulate to 2 or more, and go on with --auto_resume'),
+    ):
+        model.optimize_parameters(7)
+
+
+@pytest.mark.parametrize('saved_in', [True, False])
+def test_moments_are_laid_out_as_their_weights_are_now(opt, saved_in):
+    """A fused step takes it for granted; the layout that was saved may be another machine's."""
+    opt['train']['channels_last'] = saved_in
+    model = build_model(opt)
+    model.feed_data(batch())
+    model.optimize_parameters(1)
+    model.save(0, 1)
+    weights = Path(opt['path']['experiments_root'], 'models/net_g_1.pth')
+    state = read_file(Path(opt['path']['experiments_root'], 'training_states/1.state'))
+    opt['train']['channels_last'] = not saved_in
+    opt['path']['pretrain_network_g'] = str(weights)
+    resumed = build_model(opt)
+    resumed.resume_training(state)
+    for each in (model, resumed):
+        each.feed_data(batch())
+        each.optimize_parameters(2)
+    for weight, other in zip(model.net_g.parameters(), resumed.net_g.parameters(), strict=True):
+        moment = resumed.optimizer_g.state[other]['exp_avg']
+        assert moment.stride() == other.stride()
+        torch.testing.assert_close(moment, model.optimizer_g.state[weight]['exp_avg'], rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(weight, other, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ('schedule', 'expected'),
+    [
+        ({'milestones': [8], 'gamma': 0.5}, 1),
+        ({'milestones': [2, 8], 'gamma': 0.5}, 0.5),
+        ({'milestones': [2, 4], 'gamma': 0.5, 'restarts': [0, 3], 'restart_weights': [1, 0.25]}, 0.125),
+    ],
+)
+def test_warmup_ends_at_the_rate_that_is_there_without_it(opt, schedule, expected):
+    opt['train']['scheduler'] = {'type': 'MultiStepLR', **schedule}
+    opt['train']['total_iter'] = 20
+    rates = []
+    for warmup in (5, -1):
+        model = build_model(opt)
+        for iteration in range(1, 11):
+            model.update_learning_rate(iteration, warmup_iter=warmup)
+            model.optimizer_g.step()
+            if iteration >= 5:
+                rates.append(model.get_current_learning_rate()[0] / opt['train']['optim_g']['lr'])
+    assert rates[:6] == pytest.approx(rates[6:])
+    assert rates[0] == pytest.approx(expected)
 
 
 def test_state_is_saved_with_the_validation_of_its_iteration(opt):

@@ -32,7 +32,10 @@ def quick_problems(dataset: Mapping[str, Any], phase: str, *, every: int | None 
     try:
         for root in roots_of(dataset).values():
             if stored:
-                yield from (f'{root}: {each}; prepare it again' for each in open_store(root).disagreements())
+                store = open_store(root)
+                yield from (f'{root}: {each}; prepare it again' for each in store.disagreements())
+                if store.kind == 'raw' and dataset['type'] != 'JPEGDeblurDataset':
+                    yield f'{root}: a raw store, which a {dataset["type"]} cannot read; take an encoded one'
             else:
                 _check_folder(Path(root))
         if dataset['type'] == 'JPEGDeblurDataset':

@@ -73,6 +73,9 @@ def _missing_of_data_sets(file: OptionFile, command: str) -> Iterator[str]:
         scored = phase != 'train' and _compares_with_sharp_frames(file)
         if (phase == 'train' or scored) and dataset.get('type') in ('JPEGDeblurDataset', 'PairedImageDataset'):
             yield from _absent(file, *place, 'dataroot_gt')
+        if phase == 'train' and dataset.get('type') == 'PairedImageDataset':  # fails at its first item without
+            yield from _absent(file, *place, 'use_hflip')
+            yield from _absent(file, *place, 'use_rot')
 
 
 def _missing_of_test(file: OptionFile) -> Iterator[str]:
@@ -243,6 +246,9 @@ def _unfit_losses(file: OptionFile) -> Iterator[str]:
         if name.endswith('_opt') and loss.get('reduction', 'mean') != 'mean' and _is_for_our_model(file):
             reason = 'parts of a batch and processes are averaged, so a loss is to be a mean'
             yield f'{file.at("train", name, "reduction")}: {reason}; leave it out'
+    criterion = find(file.values, ('train', 'perceptual_opt', 'criterion'))
+    if criterion not in (None, 'l1') and _is_for_our_model(file):  # fro is of a whole batch; l2 fails in the toolbox
+        yield f"{file.at('train', 'perceptual_opt', 'criterion')}: l1 alone is a mean, not '{criterion}'; leave it out"
 
 
 def _unfit_validation(file: OptionFile) -> Iterator[str]:
@@ -252,6 +258,10 @@ def _unfit_validation(file: OptionFile) -> Iterator[str]:
         inference.Request(**(find(file.values, ('val', 'inference')) or {}))
     except (InputError, TypeError) as error:  # of another model's options the schema knows little
         yield f'{file.at("val", "inference")}: {error}'
+    asked = sections(file.values, ('val',)).get('inference') or {}
+    network = find(file.values, ('network_g', 'type'))
+    if network != 'WRCAN' and (asked.get('mode') == 'local' or asked.get('max_memory')):
+        yield f'{file.at("val", "inference")}: mode local and max_memory are for WRCAN, not for {network}'
     for name, metric in sections(file.values, ('val', 'metrics')).items():
         if metric.get('type') != 'calculate_lpips':
             continue

@@ -153,17 +153,18 @@ def _take(opt: dict[str, Any], folder: Path) -> None:
 def _state_to_go_on_from(opt: dict[str, Any], folder: Path) -> dict[str, Any] | None:
     if _run.team and _run.team.noted_before_restart(f'began {folder}'):
         opt['auto_resume'] = True
-    if not opt['auto_resume']:
-        path = opt['path'].get('resume_state')
-        return run_folder.read_state(path) if path else None
-    networks = [key.removeprefix('network_') for key in opt if key.startswith('network_')]
-    state, passed_over = run_folder.newest_pair(folder, networks)
-    _run.warnings += [f'Passed over: {damaged}' for damaged in passed_over]
-    if state:
-        opt['path']['resume_state'] = str(run_folder.state_path(folder, state['iter']))
-    elif folder.is_dir():
-        _run.warnings.append(f'{folder} had no training state to go on from: the run starts at iteration 0.')
-    return state
+    named = opt['path'].get('resume_state')
+    if opt['auto_resume']:
+        networks = [key.removeprefix('network_') for key in opt if key.startswith('network_')]
+        state, passed_over = run_folder.newest_pair(folder, networks)
+        _run.warnings += [f'Passed over: {damaged}' for damaged in passed_over]
+        if state:
+            opt['path']['resume_state'] = str(run_folder.state_path(folder, state['iter']))
+            return state
+        opt['auto_resume'] = False  # there is nothing to find
+        if folder.is_dir() and not named:
+            _run.warnings.append(f'{folder} had no training state to go on from: the run starts at iteration 0.')
+    return run_folder.read_state(named) if named else None
 
 
 def _go_on_from(opt: dict[str, Any], state: dict[str, Any], folder: Path) -> None:
@@ -176,6 +177,9 @@ def _go_on_from(opt: dict[str, Any], state: dict[str, Any], folder: Path) -> Non
     ignored = opt['path'].get('ignore_resume_networks') or ()
     if not opt['auto_resume'] and 'network_g' in opt and 'network_g' not in ignored:
         run_folder.check_weights(state, Path(opt['path']['pretrain_network_g']))
+    if not opt['auto_resume'] and opt['rank'] == 0:
+        aside = run_folder.put_newer_aside(folder, state['iter'])
+        _run.warnings += [f'Put aside, for --auto_resume to go on from this run: {path}' for path in aside]
     keep = opt['logger'].get('keep_last')
     if keep and opt['auto_resume'] and opt['rank'] == 0:  # a kill may have come before the last save's removals
         run_folder.remove_old(folder, state['iter'], keep)
@@ -258,7 +262,7 @@ def create_train_val_dataloader(opt: dict[str, Any], logger: Any) -> tuple:
             logger.warning(doubt)
     if _run.resume_state:
         _run.resume_state['epoch'] = train_sampler.start_epoch  # an epoch that was just full, or of another batch size
-    train_loader = UntilUnreadable(train_loader, saves_first=_is_ours(opt) and not opt['dist'])
+    train_loader = UntilUnreadable(train_loader, saves_first=_is_ours(opt) and opt['world_size'] == 1)
     return train_loader, train_sampler, val_loaders, train_sampler.last_epoch, total_iters
 
 

@@ -21,7 +21,7 @@ from ..errors import InputError, RunError, one_line
 from . import results, run_folder
 from .image_files import write_png
 from .options import as_overrides
-from .step_guard import ends_the_run
+from .step_guard import ends_the_run, unread
 
 Records = dict[str, dict[str, dict[str, Any]]]  # of the best, by validation set and metric, as the toolbox keeps them
 PLACE_IN_SCHEDULE = ('last_epoch', '_step_count', '_last_lr')  # of a scheduler's state
@@ -61,13 +61,19 @@ class RecordedModel(SRModel):
     def __init__(self, opt: dict[str, Any]) -> None:
         asked = dict((opt.get('val') or {}).get('inference') or {})
         if asked.get('mode') == 'local' and 'train' in opt['datasets']:
-            asked.setdefault('patch_size', opt['datasets']['train']['gt_size'])
+            asked['patch_size'] = asked.get('patch_size') or opt['datasets']['train']['gt_size']
         try:
             self.request = inference.Request(**asked)
         except TypeError as error:
             raise InputError(f'val:inference: {error}') from error
         self.validated: set[tuple[str, int]] = set()
         self.metric_results: dict[str, float] = {}
+        self.scores: dict[str, dict[str, float]] = {}  # the newest, by the data set's name
+        weights = opt['path'].get('pretrain_network_g')
+        is_told = opt['rank'] == 0 and not opt['is_train']
+        # Both of now: the file and the checkout may change while this runs.
+        self.tested_weights = results.describe_weights(weights) if weights and is_told else None
+        self.commit = checkpoint.source_commit() if opt['rank'] == 0 else None
         self.pending_save: tuple[int, int] | None = None  # epoch and iteration
         self.unrecorded_best: dict[str, Any] | None = None  # which no worse network may replace
         self.last_iter = 0
@@ -113,9 +119,11 @@ class RecordedModel(SRModel):
             if self.opt['dist']:
                 distributed.barrier()  # where one has ended, a launcher ends the others: not before it is saved
             raise ends_the_run(error) from error
-        except BaseException:
+        except BaseException as error:
             if self.pending_save:  # which no further set will be validated for
                 self._save_now()
+            elif self.is_train and (self.saved_iter or current_iter) < current_iter and not isinstance(error, RunError):
+                self.save_pair(0, current_iter)
             raise
         finally:
             self.validated.add((name, current_iter))
@@ -123,7 +131,7 @@ class RecordedModel(SRModel):
 
     def _validate(self, dataset: Any, name: str, current_iter: int, tb_logger: Any, save_img: bool) -> None:
         scores, seconds = self._score_images(dataset, current_iter, save_img)
-        self.metric_results = results.mean_scores(scores)
+        self.metric_results = self.scores[name] = results.mean_scores(scores)
         if self.metric_results:
             if self.is_train:
                 self._initialize_best_metric_results(name)
@@ -169,13 +177,20 @@ class RecordedModel(SRModel):
         mine: dict[str, dict[str, float]] = {}
         seconds = 0.0
         for index in tqdm(range(rank, len(dataset), world_size), disable=rank > 0 or not self.opt['val'].get('pbar')):
-            item = dataset[index]
+            try:
+                item = dataset[index]
+            except Exception as error:
+                raise unread(error, f'image {index} of {dataset.opt["name"]}') from error
             key = results.key_of(item, dataset.opt)
             if key in mine:
                 raise _two_images(dataset, key)
             self.feed_data(default_collate([item]))
             started = time.perf_counter()
-            self.test()
+            try:
+                self.test()
+            except torch.cuda.OutOfMemoryError as error:
+                hint = 'scale it down, or validate on other images'
+                raise InputError(f"'{key}' is too large for the GPU's memory; {hint}") from error
             visuals = self.get_current_visuals()
             seconds += time.perf_counter() - started
             images = {'img': tensor2img(visuals['result'])}
@@ -192,17 +207,17 @@ class RecordedModel(SRModel):
         """Where the toolbox puts restored images, while training and in a test."""
         folder = Path(self.opt['path']['visualization'])
         if self.is_train:
+            folder = folder / dataset_name if len(self._validation_sets()) > 1 else folder
             return folder / key / f'{key}_{current_iter}.png'
         return results.restored_path(folder, dataset_name, key, self.opt)
 
     def _write_results(self, dataset_name: str, scores: results.Scores, seconds: float, save_img: bool) -> None:
         folder = Path(self.opt['path']['results_root'])
-        weights = self.opt['path'].get('pretrain_network_g')
         about = {
             'name': self.opt['name'],
             'protocol': self.request.describe(self.device),
             'metric_options': self.opt['val'].get('metrics') or {},
-            'weights': results.describe_weights(weights) if weights else None,
+            'weights': self.tested_weights,
             'network_g': self.opt['network_g'],
             'seconds_per_image': seconds,
             'options_sha256': self.opt.get('options_sha256'),
@@ -282,7 +297,7 @@ class RecordedModel(SRModel):
     def save_pair(self, epoch: int, current_iter: int) -> None:
         """The weights, then the training state that names their checksum; then old ones go."""
         validated = any(iteration == current_iter for _, iteration in self.validated)
-        metrics = dict(self.metric_results) if validated else {}
+        metrics = self.scores.get(self._validation_sets()[0], {}) if validated else {}
         checksums = self._save_networks(str(current_iter), {'iter': current_iter, 'metrics': metrics})
         self._save_training_state(epoch, current_iter, checksums)
         self.saved_iter = current_iter
@@ -305,7 +320,7 @@ class RecordedModel(SRModel):
             'network_g': dict(self.opt['network_g']),
             'name': self.opt['name'],
             'options_sha256': self.opt.get('options_sha256'),
-            'commit': checkpoint.source_commit(),
+            'commit': self.commit,
             **{name: value for name, value in about_data.items() if value is not None},
             **about,
         }
@@ -359,6 +374,8 @@ class RecordedModel(SRModel):
                 f'the training state is of another optimizer ({" ".join(str(error).split())}); leave '
                 'train:optim_g:type as it was, or begin a new run with its weights as path:pretrain_network_g'
             ) from error
+        for optimizer in self.optimizers:
+            _lay_out_as_weights(optimizer)
         self.last_iter = resume_state['iter']
         self._recall_best(resume_state.get('best_metric_results', {}), resume_state.get('best_by', self._best_by()))
 
@@ -410,6 +427,17 @@ class RecordedModel(SRModel):
                 if unlike := as_overrides(held, getattr(bare, 'config', self.opt['network_g'])):
                     hint = f'set {unlike}'
             raise InputError(f'{load_path}: not the weights of the network in the option file; {hint}') from error
+
+
+def _lay_out_as_weights(optimizer: torch.optim.Optimizer) -> None:
+    """Have moments in the memory layout of their weights, which a fused step takes for granted; a saved one may differ.
+
+    The layout depends on the type that is computed in, so on the machine too.
+    """
+    for weight, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
+                state[name] = torch.empty_like(weight, requires_grad=False).copy_(value)
 
 
 def _as_asked_for(own: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:

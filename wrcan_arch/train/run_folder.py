@@ -106,6 +106,16 @@ def newest_pair(folder: Path, networks: list[str]) -> tuple[dict[str, Any] | Non
     return None, []
 
 
+def put_newer_aside(folder: Path, iteration: int) -> list[Path]:
+    """Rename the states after `iteration`, which a run from there does not lead to; gives their new paths."""
+    aside = []
+    for newer in iterations(folder):
+        if newer > iteration:
+            path = state_path(folder, newer)
+            aside.append(path.rename(path.with_name(f'{path.name}.after_{iteration}')))
+    return aside
+
+
 def remove_partial(folder: Path) -> None:
     """Remove what a killed save left behind."""
     for part in ('models', 'training_states'):

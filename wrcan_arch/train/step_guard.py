@@ -68,14 +68,14 @@ def ends_the_run(error: InputError) -> RunError:
     return ends
 
 
-def _unread(error: Exception) -> InputError:
-    """What to say of a batch that could not be read: the toolbox's data sets, and workers that die, raise anything."""
+def unread(error: Exception, what: str = 'the next batch') -> InputError:
+    """What to say of data that could not be read: the toolbox's data sets, and workers that die, raise anything."""
     if isinstance(error, InputError):
         return error
     last_line = str(error).strip().rpartition('\n')[2]
-    unread = InputError(f'the next batch cannot be read ({last_line or type(error).__name__})')
-    unread.__cause__ = error
-    return unread
+    said = InputError(f'{what} cannot be read ({last_line or type(error).__name__})')
+    said.__cause__ = error
+    return said
 
 
 class UntilUnreadable:
@@ -94,15 +94,17 @@ class UntilUnreadable:
     def __iter__(self) -> Iterator[Any]:
         global _unreadable
         try:
-            for batch in self.loader:
+            batches = iter(self.loader)  # has PyTorch's handler say that a worker is dead, in the middle of a step
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the loader finds it out by itself, in seconds
+            for batch in batches:
                 self.last = batch
                 yield batch
         except Exception as error:
             if self.last is None:
                 raise
             if not self.saves_first:
-                raise ends_the_run(_unread(error)) from error
-            _unreadable = _unread(error)
+                raise ends_the_run(unread(error)) from error
+            _unreadable = unread(error)
             yield self.last
             raise
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from basicsr.losses import build_loss
+from basicsr.models.lr_scheduler import MultiStepRestartLR
 from basicsr.utils import get_root_logger
 from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, distributed, nn
@@ -50,6 +51,15 @@ def as_bf16(group: distributed.ProcessGroup, bucket: distributed.GradBucket) -> 
     return bf16_compress_hook(group, bucket)
 
 
+def _end_warmup(scheduler: MultiStepRestartLR) -> None:
+    """Have the rates where they would be without a warm-up."""
+    now, restarts = scheduler.last_epoch, zip(scheduler.restarts, scheduler.restart_weights, strict=True)
+    begun, weight = max((each for each in restarts if each[0] <= now), default=(0, 1))
+    falls = sum(count for milestone, count in scheduler.milestones.items() if begun < milestone <= now)
+    for group in scheduler.optimizer.param_groups:
+        group['lr'] = group['initial_lr'] * weight * scheduler.gamma**falls
+
+
 def _as_float(pixels: Tensor) -> Tensor:
     """uint8 to [0, 1]; what is float stays as it is."""
     return pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels
@@ -85,6 +95,7 @@ class WRCANModel(RecordedModel):
         if opt.get('deterministic'):
             be_deterministic()
         self.graph_is_known = False  # to DDP
+        self.first_iter = 0  # that the run has begun at
         super().__init__(opt)
 
     def init_training_settings(self) -> None:
@@ -163,7 +174,7 @@ class WRCANModel(RecordedModel):
     def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
         """The toolbox begins an iteration with this: the one before is whole, so a run that has to end ends here."""
         if self.saved_iter is None:
-            self.saved_iter = current_iter - 1
+            self.saved_iter = self.first_iter = current_iter - 1
         if reason := self.guard.verdict(made=current_iter - 1):
             if self.saved_iter < current_iter - 1:
                 self.save_pair(0, current_iter - 1)  # the loaders find the epoch out
@@ -171,6 +182,10 @@ class WRCANModel(RecordedModel):
                     distributed.barrier()  # where one has ended, a launcher ends the others: not before it is saved
             raise reason
         super().update_learning_rate(current_iter, warmup_iter)
+        if current_iter == warmup_iter:  # the toolbox's MultiStepLR would go on from the warm-up's last step
+            for scheduler in self.schedulers:
+                if isinstance(scheduler, MultiStepRestartLR):
+                    _end_warmup(scheduler)
 
     def feed_data(self, data: dict[str, Any]) -> None:
         if 'gt' not in data and hasattr(self, 'gt'):
@@ -232,10 +247,13 @@ class WRCANModel(RecordedModel):
                 f'set {in_parts}train:checkpointing=true, or a smaller gt_size'
             ) from error
         if self.opt['dist']:  # the other processes are already waiting for this one's gradients
-            raise InputError(
+            advice = (
                 f'out of memory with {self.accumulate} part(s); several processes cannot find the number out together: '
                 f'set train:accumulate to {2 * self.accumulate} or more'
-            ) from error
+            )
+            if self.last_iter > self.first_iter + 1:
+                raise RunError(f'{advice}, and go on with --auto_resume') from error
+            raise InputError(advice) from error
         self.accumulate *= 2
         get_root_logger().info(f'Out of memory: the batch goes in {self.accumulate} parts from here on.')
 
