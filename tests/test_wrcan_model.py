@@ -1,7 +1,10 @@
 """WRCANModel alone: the joint step, its losses, what it saves. Whole runs are in test_end_to_end.py."""
 
+import json
 import re
+import shutil
 from copy import deepcopy
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -421,6 +424,50 @@ def test_state_is_saved_with_the_validation_of_its_iteration(opt):
     with mock.patch.object(model, '_score_images', side_effect=MemoryError), pytest.raises(MemoryError):
         model.validation(loader, 12, None)
     assert (saved / '12.state').exists(), 'so does any other error'
+    with mock.patch.object(model, '_score_images', side_effect=MemoryError), pytest.raises(MemoryError):
+        model.validation(loader, 13, None)
+    assert (saved / '13.state').exists(), 'and what was learnt since is saved, though nothing was due'
+
+
+def test_of_two_validation_sets_neither_has_the_others_scores_or_pictures(opt):
+    opt['datasets'] = {'train': {'name': 't'}, 'val': {'name': 'first'}, 'val_2': {'name': 'second'}}
+    opt['path']['visualization'] = 'seen'
+    model = build_model(opt)
+    for name, value in (('first', 30.0), ('second', 20.0)):
+        loader = SimpleNamespace(dataset=SimpleNamespace(opt={'name': name}))
+        with mock.patch.object(model, '_score_images', return_value=({'a': {'psnr': value, 'ssim': 1.0}}, 0.0)):
+            model.validation(loader, 4, None)
+    model.save_pair(0, 4)
+    metadata = read_weights(Path(opt['path']['experiments_root'], 'models/net_g_4.pth'))[1]
+    assert metadata['metrics'] == {'psnr': 30.0, 'ssim': 1.0}
+    assert model._image_path('first', 'a', 4) != model._image_path('second', 'a', 4)
+
+
+def test_result_is_of_the_weights_that_were_tested(opt, tmp_path, official_weights):
+    """Their file may be a training's best, which is replaced meanwhile."""
+    weights = tmp_path / 'best.pt'
+    shutil.copy(official_weights, weights)
+    opt['network_g'] = {'type': 'WRCAN', 'num_feat': 8, 'num_group': 2, 'num_block': 3}
+    opt['path'] |= {'pretrain_network_g': str(weights), 'results_root': str(tmp_path)}
+    model = build_model({**opt, 'is_train': False})
+    weights.write_bytes(b'another')
+    model._write_results('set', {'a': {'psnr': 30.0, 'ssim': 1.0}}, 0.1, save_img=False)
+    result = json.loads((tmp_path / 'result_set.json').read_text())
+    assert result['weights']['sha256'] == sha256(official_weights.read_bytes()).hexdigest()
+
+
+def test_validation_image_that_cannot_be_read_is_named(opt):
+    class Frames:
+        opt = {'name': 'paired'}
+
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            return None.astype
+
+    with pytest.raises(InputError, match="image 0 of paired cannot be read .*no attribute 'astype'"):
+        build_model(opt)._score_images(Frames(), 4, save_img=False)
 
 
 def test_local_validation_takes_the_patch_of_this_training(opt):
