@@ -5,7 +5,7 @@ showed that networks trained on such images come close to ones trained on photog
 law, as those of objects in photographs do; their colours and textures have the statistics of natural ones. Edges, text
 and fine repetitive patterns are among them, because blur and JPEG hurt those most.
 
-Image number n of seed s depends on (s, n) alone. The images are this program's own: no photograph is read.
+Image number n of seed s depends on (s, n) and the size alone. The images are this program's own: no photograph is read.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from tqdm import tqdm
 import pairs
 from wrcan_arch.errors import InputError
 from wrcan_arch.files import check_writable
-from wrcan_arch.train.image_files import write_png
+from wrcan_arch.train.image_files import size_of_image, write_png
 
 MIN_RADIUS = 2.5  # pixels, of the smallest leaf in the busiest image
 COVER = 3.0  # leaves' area over the image's: about e^-3 of the ground stays to be seen
@@ -213,7 +213,10 @@ def write_images(arguments: argparse.Namespace) -> None:
     check_writable(arguments.out)
     for index in tqdm(range(arguments.first, arguments.first + arguments.count), unit='image', desc=str(arguments.out)):
         path = arguments.out / f'leaves_{arguments.seed}_{index:06d}.png'
-        if not path.exists():
+        if path.exists():
+            if size_of_image(path) != (arguments.size, arguments.size):
+                raise InputError(f'{path}: is there already, of another size; choose another folder')
+        else:
             write_png(path, dead_leaves(arguments.seed, index, arguments.size))
 
 

@@ -6,6 +6,7 @@ reads a patch without decoding the image.
 """
 
 import argparse
+import zlib
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from tqdm import tqdm
 import pairs
 from wrcan_arch.errors import InputError
 from wrcan_arch.train.image_files import decode_image, key_for
-from wrcan_arch.train.lmdb_store import RAW_ENDING, Store, StoreWriter, open_store
+from wrcan_arch.train.lmdb_store import RAW_ENDING, Record, Store, StoreWriter, open_store, read_manifest
 
 
 def read_rows(store: Store, key: str) -> bytes:
@@ -36,6 +37,18 @@ def open_pair(source: Path) -> dict[str, Store]:
     return stores
 
 
+def records_of(store: Store) -> dict[str, Record]:
+    """By key; none of a store that another program made."""
+    return read_manifest(store.path)[1] if (store.path / 'manifest.json').is_file() else {}
+
+
+def check_value(store: Store, key: str, record: Record | None) -> None:
+    """InputError unless it is what its store's manifest says: the joined one's will vouch for it."""
+    value = store.get(key)
+    if record and (len(value), zlib.crc32(value)) != (record.size, record.crc32):
+        raise InputError(f"{store.path}: '{key}' was changed since it was written; prepare it again")
+
+
 def join(sources: list[Path], out: Path, *, raw: bool) -> int:
     """Writes OUT_blur.lmdb and OUT_sharp.lmdb, both or neither. Returns how many pairs they have."""
     called: dict[str, Path] = {}
@@ -53,8 +66,10 @@ def join(sources: list[Path], out: Path, *, raw: bool) -> int:
             role: stack.enter_context(StoreWriter(f'{out}_{role}.lmdb', kind=kind)) for role, kind in kinds.items()
         }
         for source, stores in found.items():
+            records = {role: records_of(store) for role, store in stores.items()}
             for key in tqdm(stores['blur'].keys(), unit='pair', desc=source.name, leave=False):
                 for role, store in stores.items():
+                    check_value(store, key, records[role].get(key))
                     if kinds[role] == 'raw':
                         value, ending = read_rows(store, key), RAW_ENDING
                     else:

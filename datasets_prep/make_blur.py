@@ -6,6 +6,7 @@ where the picture was on the average of the exposure.
 """
 
 import argparse
+import hashlib
 import math
 import os
 from collections.abc import Iterator
@@ -62,6 +63,16 @@ def decode_photo(photo: Path) -> np.ndarray:
     return image
 
 
+def without_copies(photos: dict[str, Path]) -> dict[str, Path]:
+    """Of files that are the same the first, or a copy could be on the other side of --val."""
+    names: dict[bytes, str] = {}
+    for name, photo in photos.items():
+        names.setdefault(hashlib.sha256(photo.read_bytes()).digest(), name)
+    if copies := len(photos) - len(names):
+        print(f'{pairs.counted(copies, "picture")} left out, the same as another')
+    return {name: photos[name] for name in names.values()}
+
+
 def check_photos(photos: dict[str, Path], largest: int | None, *, grid: int, farthest: float) -> None:
     """InputError for what cannot be read, is too large or too small, before anything is made; a hint on what is slow.
 
@@ -79,8 +90,8 @@ def check_photos(photos: dict[str, Path], largest: int | None, *, grid: int, far
         longer = max(height, width)
         if min(longer, largest or longer) > WIDEST:
             raise InputError(f'{photo}: is {width} x {height}; set --largest, at most {WIDEST}')
-        smallest = min(1, (largest or math.inf) / longer) * min(1, farthest) * min(height, width)
-        if grid >= max(1, round(smallest)):
+        scaled = max(1, round(min(1, (largest or math.inf) / longer) * min(height, width)))
+        if grid >= max(1, round(min(1, farthest) * scaled)):
             raise InputError(f'--grid {grid}: {photo} is {width} x {height}, too small for it; leave it out')
         large += height * width > LARGE
     if large and not largest:
@@ -187,6 +198,7 @@ def write_pairs(arguments: argparse.Namespace) -> None:
     if others := [path for folder in folders for path in images_under(folder, OTHER_ENDINGS)]:
         endings = ' '.join(sorted({path.suffix.lower() for path in others}))
         print(f'{pairs.counted(len(others), "picture")} left out ({endings}); convert them to JPEG or PNG')
+    photos = without_copies(photos)
     check_photos(photos, arguments.largest, grid=arguments.grid, farthest=smallest)
     sizes = dict.fromkeys(photos, arguments.copies)
     with pairs.pair_stores(arguments, sizes, 'photograph') as put:

@@ -80,9 +80,12 @@ def test_one_that_fails_does_not_stop_the_others(tmp_path):
 
 
 WRITER = """
-import sys
+import sys, time
+from pathlib import Path
 import numpy as np
 from wrcan_arch.photos.photo import Photo, write_photo
+Path(sys.argv[2]).touch()
+while len([*Path().glob('[0-9]*')]) < 2: time.sleep(0.001)
 for number in range(15):
     shade = np.full((300, 400, 3), int(sys.argv[2]), np.uint8)
     write_photo(sys.argv[1], Photo(pixels=shade, metadata={'exif-data': EXIF}))
@@ -107,9 +110,10 @@ def test_two_processes_may_write_one_photograph(tmp_path, ending):
     exif[0x010F] = 'a camera'
     code = WRITER.replace('EXIF', repr(exif.tobytes()))
     command = [sys.executable, '-c', code, str(tmp_path / f'a{ending}')]
-    writers = [subprocess.Popen([*command, shade]) for shade in ('20', '200')]
+    writers = [subprocess.Popen([*command, shade], cwd=tmp_path) for shade in ('20', '200')]
     assert [writer.wait() for writer in writers] == [0, 0]
-    assert read_photo(tmp_path / f'a{ending}').pixels.std() < 1 and names(tmp_path) == [f'a{ending}']
+    assert read_photo(tmp_path / f'a{ending}').pixels.std() < 1
+    assert names(tmp_path) == ['20', '200', f'a{ending}']
 
 
 def test_photo_too_large_for_the_memory_is_named(tmp_path, monkeypatch):

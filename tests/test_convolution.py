@@ -89,7 +89,11 @@ def wrong_operator(self, rows, zeros=0, right=Kernel.__call__):
     return 2 * right(self, rows, zeros)
 
 
-@pytest.mark.parametrize('operator', [broken_operator, wrong_operator])
+def other_operator(self, rows, zeros=0, right=Kernel.__call__):
+    return right(self, rows, zeros).double()
+
+
+@pytest.mark.parametrize('operator', [broken_operator, wrong_operator, other_operator])
 @torch.no_grad()
 def test_a_pytorch_whose_operators_have_changed_is_done_without_them(monkeypatch, capsys, operator):
     """They are none that it promises to keep."""

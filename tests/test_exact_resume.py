@@ -183,9 +183,12 @@ def test_run_from_an_older_state_is_the_one_that_is_resumed(quick):
     older = f'path:resume_state={FOLDER}/training_states/2.state'
     assert train(older, 'train:total_iter=3') == 0
     assert run_folder.iterations(FOLDER) == [3, 2]
-    aside = sorted(path.name for path in (FOLDER / 'training_states').glob('*.after_2'))
-    assert aside == ['4.state.after_2', '6.state.after_2']
+    names = {path.name for path in FOLDER.rglob('*.after_2')}
+    assert names == {f'{name}.after_2' for name in ('4.state', '6.state', 'net_g_4.pth', 'net_g_6.pth')}
     assert train(resume=True) == 0 and run_folder.iterations(FOLDER) == [6, 4, 3, 2]
+    assert train(older, 'train:total_iter=3', 'train:optim_g={type: Muon, lr: 1e-2}') == 2
+    assert run_folder.iterations(FOLDER) == [6, 4, 3, 2], 'a run that does not begin puts nothing aside'
+    assert train(older, 'train:total_iter=3') == 0 and len([*FOLDER.rglob('*.after_2_')]) == 4, 'nothing is overwritten'
 
 
 def test_state_that_is_named_is_taken_where_auto_resume_finds_none(quick, capsys):

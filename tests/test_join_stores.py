@@ -34,6 +34,19 @@ def test_every_pair_is_there_unchanged(prepared, run_script, tmp_path, store):
                 assert value == source.get(key)
 
 
+def test_value_that_was_changed_is_not_vouched_for(prepared, run_script, tmp_path):
+    for role in ('blur', 'sharp'):
+        shutil.copytree(prepared / f'data_{role}.lmdb', tmp_path / f'data_{role}.lmdb')
+    key = open_store(prepared / 'data_blur.lmdb').keys()[1]
+    with lmdb.open(str(tmp_path / 'data_blur.lmdb')) as environment, environment.begin(write=True) as transaction:
+        value = bytearray(transaction.get(key.encode()))
+        value[-10] ^= 1
+        transaction.put(key.encode(), bytes(value))
+    printed = run_script(join_stores, 'data', '-o', 'all', exit_code=2)
+    assert f"data_blur.lmdb: '{key}' was changed since it was written; prepare it again" in printed.err
+    assert not list(tmp_path.glob('all*'))
+
+
 def test_damaged_images_and_halves_of_pairs_leave_nothing(prepared, run_script, tmp_path):
     for name in ('data_blur', 'data_sharp'):
         shutil.copytree(prepared / f'{name}.lmdb', tmp_path / f'{name}.lmdb')
@@ -42,6 +55,7 @@ def test_damaged_images_and_halves_of_pairs_leave_nothing(prepared, run_script, 
         environment.begin(write=True) as transaction,
     ):
         transaction.put(b'photo1_000', b'rubbish')
+    (tmp_path / 'data_sharp.lmdb' / 'manifest.json').unlink()  # as of another program's store
     printed = run_script(join_stores, 'data', '-o', 'all', '--store', 'raw', exit_code=2)
     assert "join_stores: data_sharp.lmdb: 'photo1_000' is damaged; prepare it again" in printed.err
     with StoreWriter(tmp_path / 'less_blur.lmdb') as less:

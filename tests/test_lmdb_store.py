@@ -397,16 +397,28 @@ def make_old(partial):
         transaction.put(b'a', b'a')
 
 
-@pytest.mark.parametrize(('spoil', 'kind'), [(cut, 'raw'), (make_rubbish, 'raw'), (make_old, 'raw'), (None, 'encoded')])
-def test_rest_that_is_not_sound_or_of_another_kind_is_not_resumed(tmp_path, monkeypatch, spoil, kind):
+def test_rest_of_another_kind_is_not_thrown_away(tmp_path, monkeypatch):
+    """It may be hours of work."""
     monkeypatch.setattr(lmdb_store, 'BATCH_SIZE', 1)
     with pytest.raises(KeyboardInterrupt), StoreWriter(tmp_path / 'a.lmdb', kind='raw', resume=True) as writer:
         writer.put('a', '.raw', bytes(30_000), (100, 100, 3))
         raise KeyboardInterrupt
-    if spoil:
-        spoil(tmp_path / 'a.lmdb.partial')
-    with StoreWriter(tmp_path / 'a.lmdb', kind=kind, resume=True) as writer:
+    with pytest.raises(InputError, match='was writing it in another way; give --store raw again, or remove it'):
+        StoreWriter(tmp_path / 'a.lmdb', kind='encoded', resume=True).__enter__()
+    with StoreWriter(tmp_path / 'a.lmdb', kind='raw', resume=True) as writer:
+        assert [*writer.resumed] == ['a']
+        writer.keep('a')
+
+
+@pytest.mark.parametrize('spoil', [cut, make_rubbish, make_old])
+def test_rest_that_is_not_sound_is_not_resumed(tmp_path, monkeypatch, spoil):
+    monkeypatch.setattr(lmdb_store, 'BATCH_SIZE', 1)
+    with pytest.raises(KeyboardInterrupt), StoreWriter(tmp_path / 'a.lmdb', kind='raw', resume=True) as writer:
+        writer.put('a', '.raw', bytes(30_000), (100, 100, 3))
+        raise KeyboardInterrupt
+    spoil(tmp_path / 'a.lmdb.partial')
+    with StoreWriter(tmp_path / 'a.lmdb', kind='raw', resume=True) as writer:
         assert writer.resumed == {}
-        writer.put('b', '.raw' if kind == 'raw' else '.png', b'123', (1, 1, 3))
+        writer.put('b', '.raw', b'123', (1, 1, 3))
     assert open_store(tmp_path / 'a.lmdb').keys() == ['b']
     assert verify_store(tmp_path / 'a.lmdb') == []

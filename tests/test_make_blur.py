@@ -114,6 +114,23 @@ def test_one_photograph_is_not_taken_twice(tmp_path):
         make_blur.find_photos([tmp_path / 'all', tmp_path / 'all' / 'best'])
 
 
+def test_copies_of_a_picture_are_one(run, tmp_path):
+    """Or they could be in both parts of --val."""
+    for number, name in enumerate(('a', 'b', 'copies/a', 'copies/b')):
+        (tmp_path / 'all' / name).parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(tmp_path / 'all' / f'{name}.png'), picture(20, 30, number % 2))
+    printed = run('all', '-o', 'mine', '--copies', '1', '--val', '0.5')
+    assert '2 pictures left out, the same as another' in printed.out
+    assert [*map(key_of_one, (tmp_path / 'mine_train_sharp.lmdb', tmp_path / 'mine_val_sharp.lmdb'))] in (
+        ['a_000', 'b_000'], ['b_000', 'a_000'],
+    )  # fmt: skip
+
+
+def key_of_one(store):
+    (key,) = open_store(store).keys()
+    return key
+
+
 def test_names_that_are_not_utf8_are_names(tmp_path):
     """OpenCV ends the process where it is given such a path."""
     path = tmp_path / os.fsdecode(b'caf\xe9.png')
@@ -235,9 +252,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, tmp_path, arguments, mess
 
 
 def test_names_of_any_letters_and_folders_are_taken(run, tmp_path):
-    for name in ('a/2020/DSC_1.png', 'a/2021/DSC_1.png', 'a/море1.png', 'a/лес1.png', 'a/закат.png'):
+    names = ('a/2020/DSC_1.png', 'a/2021/DSC_1.png', 'a/more1.png', 'a/лес1.png', 'a/закат.png')
+    for number, name in enumerate(names):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture(24, 32)).save(tmp_path / name)
+        Image.fromarray(picture(24, 32, number)).save(tmp_path / name)
     (tmp_path / 'a/2020/._DSC_1.png').write_bytes(b'of macOS')
     run('a', '-o', 'out', '--copies', '1')
     keys = open_store(tmp_path / 'out_blur.lmdb').keys()

@@ -163,6 +163,7 @@ MISTAKES = [  # text, what it becomes, what is said of it and of which line (0: 
     ('calculate_psnr,', 'calculate_pnsr,', 'val:metrics:psnr:type: there is no \'calculate_pnsr\'; did you mean calculate_psnr?'),
     ('psnr: {type: calculate_psnr, crop_border: 0}', 'psnr: {type: calculate_psnr}', 'val:metrics:psnr:crop_border: is missing'),
     ('psnr: {type: calculate_psnr', 'psnr: {type: calculate_lpips', 'val:metrics:psnr: lower LPIPS is better; add better: lower'),
+    ('psnr: {type: calculate_psnr', 'psnr: {type: calculate_niqe', 'val:metrics:psnr: lower NIQE is better; add better: lower'),
     ('save_img: false', 'save_image: false', 'val:save_img: is missing'),
     ('val_freq: 100', 'pbar: true', 'val:val_freq: is missing'),
     ('val_freq: 100', 'val_freq: 100\n  best_metric: sim', "val:best_metric: there is no 'sim'; did you mean ssim?"),

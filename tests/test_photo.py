@@ -206,7 +206,7 @@ def test_what_a_result_will_lack_is_said(tmp_path):
 def test_what_is_lost_of_captions_and_depth_is_said(name):
     deep = Photo(pixels=deep_picture(8, 8), metadata={'iptc-data': b'\x1c\x02\x78\0\x01a'})
     said = {each.partition(';')[0] for each in what_is_lost(name, deep)}
-    assert ('its 16 bits become 8' in said) == (name in ('jpeg', 'webp'))
+    assert (f'it has more than the 8 bits of {name}' in said) == (name in ('jpeg', 'webp'))
     assert (f'{name} has no place for its captions (IPTC)' in said) == (name not in ('jpeg', 'tiff'))
 
 
@@ -219,6 +219,27 @@ def test_captions_of_a_tiff_are_those_of_its_jpeg_and_the_other_way(tmp_path, ca
     write_photo(tmp_path / 'c.tif', read_photo(tmp_path / 'b.jpg'))
     write_photo(tmp_path / 'd.jpg', read_photo(tmp_path / 'c.tif'))
     assert captions_of(tmp_path / 'd.jpg') == captions_of(tmp_path / 'b.jpg')
+
+
+def test_thumbnail_among_photoshops_resources_is_left_out(tmp_path):
+    def resource(number, content, name=b'\0\0'):
+        size = struct.pack('>I', len(content))
+        return b'8BIM' + number.to_bytes(2, 'big') + name + size + content + bytes(len(content) % 2)
+
+    copyright, thumbnail = resource(0x040A, b'\1', name=b'\x03abc'), resource(0x040C, bytes(28) + b'old picture')
+    captions = resource(0x0404, b'\x1c\x02\x78\0\x01a')
+    head = b'Photoshop 3.0\0'
+    for block, kept in (
+        (copyright + thumbnail + captions, copyright + captions),
+        (captions + resource(0x0409, b''), captions),
+        (thumbnail + copyright, copyright),
+        (captions + thumbnail[:9], captions),
+    ):
+        photo = Photo(pixels=picture(8, 8), metadata={'iptc-data': head + block})
+        write_photo(tmp_path / 'a.jpg', photo)
+        read = read_photo(tmp_path / 'a.jpg')
+        assert read.metadata['iptc-data'] == head + kept
+        assert bool(what_is_lost('png', read)) == (captions in kept)
 
 
 def captions_of(path):

@@ -296,3 +296,13 @@ def test_results_that_a_shells_star_has_found_are_no_photographs():
 def test_list_may_name_what_is_no_photograph(line):
     """`find . > list` begins with it; it fails alone, when it is read."""
     assert [job.source for job in plan(listed=[line, 'a.jpg'])] == [line, 'a.jpg']
+
+
+def test_folder_that_is_named_and_takes_the_results_is_not_overwritten():
+    for folder in ('first', 'second'):
+        Path(folder).mkdir()
+        Path(folder, 'x.jpg').touch()
+    with pytest.raises(InputError, match='would overwrite'):
+        plan(['first', 'second'], out=Path('second'))
+    os.chdir('second')
+    assert plan(['../first/x.jpg'], out=Path()) == [Job('../first/x.jpg', 'x.jpg')], 'no neighbour of the photograph'

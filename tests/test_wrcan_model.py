@@ -427,6 +427,10 @@ def test_state_is_saved_with_the_validation_of_its_iteration(opt):
     with mock.patch.object(model, '_score_images', side_effect=MemoryError), pytest.raises(MemoryError):
         model.validation(loader, 13, None)
     assert (saved / '13.state').exists(), 'and what was learnt since is saved, though nothing was due'
+    model.saved_iter = 0
+    with mock.patch.object(model, '_score_images', side_effect=MemoryError), pytest.raises(MemoryError):
+        model.validation(loader, 14, None)
+    assert (saved / '14.state').exists(), 'also where it is the first'
 
 
 def test_of_two_validation_sets_neither_has_the_others_scores_or_pictures(opt):

@@ -1,7 +1,6 @@
-import errno
 import re
 
-NO_MEMORY = re.compile('out of memory|not enough memory|allocate memory|STATUS_ALLOC_FAILED')  # PyTorch's, libvips's
+NO_MEMORY = re.compile('out of memory|not enough memory|allocate memory|STATUS_ALLOC_FAILED')  # in PyTorch's messages
 
 
 class InputError(ValueError):
@@ -26,6 +25,5 @@ class RunError(RuntimeError):
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Of the host or a GPU: libraries say so in errors of many types."""
-    is_said = getattr(error, 'errno', None) == errno.ENOMEM or NO_MEMORY.search(str(error))
-    return isinstance(error, MemoryError) or bool(is_said)
+    """Of the host or a GPU: PyTorch says so in errors of several types."""
+    return isinstance(error, MemoryError) or bool(NO_MEMORY.search(str(error)))

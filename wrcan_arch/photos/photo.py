@@ -28,10 +28,19 @@ import pyvips
 import pyvips.error
 from PIL import Image, UnidentifiedImageError
 
-from ..errors import InputError, is_out_of_memory
+from ..errors import InputError
 from ..files import disk_errors_name, opened_at_any_size, written_whole
 from ..jpeg_quality import estimate_quality
-from .tiff_exif import PHOTOSHOP_HEAD, add_metadata, as_jpeg_has_it, begins_with_preview, read_exif, without_thumbnail
+from .tiff_exif import (
+    PHOTOSHOP_HEAD,
+    add_metadata,
+    as_jpeg_has_it,
+    begins_with_preview,
+    has_captions,
+    read_exif,
+    resources_without_thumbnail,
+    without_thumbnail,
+)
 
 MAX_PIXELS = 200_000_000
 MAX_SIDE = {'jpeg': 65_500, 'webp': 16_383, 'avif': 16_384}  # what the format, or its encoder, holds
@@ -150,7 +159,7 @@ def read_photo(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Photo:
     except PermissionError as error:
         raise InputError(f'{path}: cannot be read ({error.strerror})') from error
     except (OSError, pyvips.Error, SyntaxError, ValueError, OverflowError) as error:
-        if is_out_of_memory(error):
+        if _is_out_of_memory(error):
             raise MemoryError from error
         raise InputError(f'{path}: cannot be read, it may be cut or damaged ({_one_line(error)})') from error
 
@@ -181,6 +190,8 @@ def _read(file: BinaryIO, max_pixels: int) -> Photo:
         metadata['exif-data'] = exif
     if content == 'tiff' and 'photoshop-data' in fields:
         metadata.setdefault('iptc-data', PHOTOSHOP_HEAD + image.get('photoshop-data'))
+    if 'iptc-data' in metadata:
+        metadata['iptc-data'] = resources_without_thumbnail(metadata['iptc-data'])
     left = []
     if head[:4] in (b'II+\0', b'MM\0+'):
         left.append('EXIF is not read from a BigTIFF; the result has none')
@@ -370,7 +381,7 @@ def what_is_lost(name: str, photo: Photo) -> list[str]:
     if photo.pictures > 1:
         lost.append('the file holds several pictures; the first was restored')
     if photo.pixels.dtype == np.uint16 and name in ('jpeg', 'webp'):
-        lost.append('its 16 bits become 8; --format png keeps them')
+        lost.append(f'it has more than the 8 bits of {name}; --format png keeps them')
     of_grey = photo.metadata.get('icc-profile-data', b'')[16:20] == b'GRAY'  # what the profile is of (ICC.1, 7.2.6)
     if photo.marked_colours or (of_grey and name in ('webp', 'avif')):
         lost.append('its colours are other than sRGB, and the result does not say so; convert it to sRGB first')
@@ -378,7 +389,7 @@ def what_is_lost(name: str, photo: Photo) -> list[str]:
     too_long = any(len(photo.metadata.get(key, b'')) > most for key, most in held.items())
     if too_long or b'HasExtendedXMP' in photo.metadata.get('xmp-data', b''):
         lost.append('some of its metadata (EXIF, XMP, IPTC) is too long to be kept')
-    if 'iptc-data' in photo.metadata and name not in ('jpeg', 'tiff'):
+    if has_captions(photo.metadata.get('iptc-data', b'')) and name not in ('jpeg', 'tiff'):
         lost.append(f'{name} has no place for its captions (IPTC); --format tiff keeps them')
     return lost
 
@@ -417,7 +428,7 @@ def write_photo(path: Path | str, photo: Photo, *, quality: int = DEFAULT_QUALIT
             try:
                 save(pyvips.Target.new_to_descriptor(file.fileno()), keep=keep, **options[name])
             except pyvips.Error as error:
-                if is_out_of_memory(error):
+                if _is_out_of_memory(error):
                     raise MemoryError from error
                 if (number := _error_number(error)) is not None:
                     raise OSError(number, os.strerror(number)) from error
@@ -488,6 +499,11 @@ def _error_number(error: pyvips.Error) -> int | None:
     """What the system said to libvips; None where it was not the system."""
     said = re.search('system error: (.+)', str(error))
     return next((number for number in errno.errorcode if said and os.strerror(number) == said[1]), None)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """By libvips's own words: libtiff cannot "allocate memory" for what is damaged too."""
+    return getattr(error, 'errno', None) == errno.ENOMEM or 'out of memory -- size' in str(error)
 
 
 def _one_line(error: Exception) -> str:

@@ -5,6 +5,7 @@ import glob
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
 from typing import NamedTuple
@@ -57,7 +58,7 @@ def plan(
         format = _format_called(format)
     avoid = {real(folder) for folder in (out, compare) if folder is not None}
     jobs: dict[str, Job] = {}
-    for source, below in _sources(entries, listed, out is None, avoid, told):
+    for source, below in _sources(entries, listed, out is None, avoid, told, skip_existing):
         name = Path(source.stem + _result_ending(source, format))
         target = out / below / name if out else source.parent / f'{name.stem}{RESTORED}{name.suffix}'
         jobs.setdefault(str(real(source.parent) / source.name), Job(str(source), str(target)))
@@ -111,7 +112,12 @@ def _format_called(name: str) -> str:
 
 
 def _sources(
-    entries: Iterable[Path | str], listed: Iterable[str], beside: bool, avoid: set[Path], unreadable: list[str]
+    entries: Iterable[Path | str],
+    listed: Iterable[str],
+    beside: bool,
+    avoid: set[Path],
+    unreadable: list[str],
+    skip_existing: bool,
 ) -> Iterator[tuple[Path, Path]]:
     """Each photograph, and the folder below the results' that its result goes to."""
 
@@ -127,7 +133,7 @@ def _sources(
             is_folder, is_there = entry.is_dir(), entry.exists() or entry.is_symlink()
         except PermissionError:
             is_folder, is_there = False, True
-        if is_folder and len(entries) > 1 and real(entry) in avoid:
+        if is_folder and skip_existing and len(entries) > 1 and real(entry) in avoid:
             continue  # of what a shell's * has found, the results'
         if is_folder:
             before = len(unreadable)
@@ -179,11 +185,11 @@ def _result_ending(source: Path, format: str | None) -> str:
 
 def _check_no_photograph_is_overwritten(made: Iterable[tuple[str, str]], folder: Path, what: str, hint: str) -> None:
     """In the photographs' own folder, or one above it, a file that is there already may be a photograph itself."""
-    own = os.path.realpath(folder)
+    own, real_of = real(folder), cache(real)
     for source, target in made:
         if os.path.lexists(target):
-            above = *Path(source).absolute().parents, *real(source).parents  # of a link, and where it leads
-            if own in map(os.path.realpath, above):
+            named = Path(os.path.normpath(Path(source).absolute()))  # a link lies elsewhere than where it leads
+            if own in real(source).parents or own in map(real_of, named.parents):
                 raise InputError(f'{source}: {what} would overwrite {target}, which may be a photograph; {hint}')
 
 

@@ -17,6 +17,7 @@ ABOUT = (0x010D, 0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C, 0x4746,
          EXIF, GPS)  # fmt: skip
 IPTC, PHOTOSHOP = 0x83BB, 0x8649  # captions as they are, and among Photoshop's resources, as JPEG has them
 PHOTOSHOP_HEAD = b'Photoshop 3.0\0'  # of the resources in a JPEG
+CAPTIONS, THUMBNAILS = b'8BIM\x04\x04', (b'8BIM\x04\x09', b'8BIM\x04\x0c')  # what resources begin with
 SIZES = (0xA002, 0xA003)  # of the picture, in EXIF: for compressed ones, and it may have been turned since
 # Bytes by type; of a rational, those of either half.
 ITEM_SIZES = dict(zip(range(1, 14), (1, 1, 2, 4, 4, 1, 1, 2, 4, 4, 4, 8, 4), strict=True))
@@ -58,11 +59,30 @@ def add_metadata(file: BinaryIO, exif: bytes, iptc: bytes) -> None:
     file.write(struct.pack('<I', at))
 
 
+def has_captions(iptc: bytes) -> bool:
+    return CAPTIONS in iptc if iptc.startswith(PHOTOSHOP_HEAD) else bool(iptc)
+
+
 def as_jpeg_has_it(iptc: bytes) -> bytes:
     """Captions among Photoshop's resources, if they are not there already."""
     if iptc.startswith(PHOTOSHOP_HEAD):
         return iptc
-    return PHOTOSHOP_HEAD + b'8BIM\x04\x04\0\0' + struct.pack('>I', len(iptc)) + iptc + bytes(len(iptc) % 2)
+    return PHOTOSHOP_HEAD + CAPTIONS + bytes(2) + struct.pack('>I', len(iptc)) + iptc + bytes(len(iptc) % 2)
+
+
+def resources_without_thumbnail(iptc: bytes) -> bytes:
+    """Captions as they are; Photoshop's resources but for the small pictures of the photograph as it was."""
+    if not iptc.startswith(PHOTOSHOP_HEAD):
+        return iptc
+    kept, at = PHOTOSHOP_HEAD, len(PHOTOSHOP_HEAD)
+    while len(iptc) - at >= 12:  # a resource: 8BIM, its number, its name, its length, its content
+        place = at + 6 + (iptc[at + 6] + 2) // 2 * 2  # the name has its length before it, and an even number of bytes
+        length = int.from_bytes(iptc[place : place + 4], 'big')
+        end = place + 4 + (length + 1) // 2 * 2
+        if iptc[at : at + 6] not in THUMBNAILS:
+            kept += iptc[at:end]
+        at = end
+    return kept
 
 
 def without_thumbnail(exif: bytes) -> bytes:

@@ -26,7 +26,7 @@ def quick_problems(dataset: Mapping[str, Any], phase: str, *, every: int | None 
     Args:
         dataset: the section of the option file.
         phase: 'train' or another.
-        every: val.submission's, where one is made: names have to end in the frame's number, as in 000_00000012.
+        every: val:submission's, where one is made: names have to end in the frame's number, as in 000_00000012.
     """
     stored = (dataset.get('io_backend') or {}).get('type') == 'lmdb'
     try:

@@ -164,12 +164,14 @@ class StoreWriter:
             environment = lmdb.open(str(self._partial), map_size=FIRST_MAP_SIZE, max_dbs=1)
         except (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError):
             return False
+        kinds: set[str] = set()
         try:
             if not _missing_bytes(environment, self._partial):
                 self._record_db = environment.open_db(RECORDS, create=False)
                 with environment.begin(db=self._record_db) as transaction:
                     entries = {key.decode(): json.loads(entry) for key, entry in transaction.cursor()}
-                if all((entry['format'], entry['kind']) == (FORMAT, self.kind) for entry in entries.values()):
+                kinds = {entry['kind'] for entry in entries.values()}
+                if all(entry['format'] == FORMAT for entry in entries.values()) and kinds <= {self.kind}:
                     self.resumed = {key: Record.from_entry(entry) for key, entry in entries.items()}
                     self._environment = environment
                     self._committed = bool(self.resumed)
@@ -177,6 +179,9 @@ class StoreWriter:
         except (lmdb.Error, ValueError, KeyError):
             self.resumed = {}
         environment.close()
+        if kinds - {self.kind}:
+            hint = f'give --store {kinds.pop()} again, or remove it'
+            raise InputError(f'{self._partial}: an interrupted run was writing it in another way; {hint}')
         return False
 
     def keep(self, key: str) -> None:

@@ -60,7 +60,7 @@ def _to_tensor(image: np.ndarray) -> Tensor:
 
 @METRIC_REGISTRY.register()
 def calculate_lpips(img: np.ndarray, img2: np.ndarray, crop_border: int = 0, **_: Any) -> float:
-    """LPIPS of two images, 0 for equal ones; less is better: say `better: lower` in val.metrics.
+    """LPIPS of two images, 0 for equal ones; less is better: say `better: lower` in val:metrics.
 
     Args:
         img, img2: (H, W, 3) in BGR, [0, 255].

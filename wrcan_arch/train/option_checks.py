@@ -29,6 +29,7 @@ OF_WRCAN_MODEL = [
         'val:submission logger:keep_last deterministic'
     ).split()
 ]
+LOWER_IS_BETTER = {'calculate_lpips': 'LPIPS', 'calculate_niqe': 'NIQE'}
 REQUIRED_OF_TRAINING_DATA = ('num_worker_per_gpu', 'gt_size')
 
 
@@ -263,10 +264,11 @@ def _unfit_validation(file: OptionFile) -> Iterator[str]:
     if network != 'WRCAN' and (asked.get('mode') == 'local' or asked.get('max_memory')):
         yield f'{file.at("val", "inference")}: mode local and max_memory are for WRCAN, not for {network}'
     for name, metric in sections(file.values, ('val', 'metrics')).items():
+        if metric.get('type') in LOWER_IS_BETTER and metric.get('better') != 'lower':
+            called = LOWER_IS_BETTER[metric['type']]
+            yield f'{file.at("val", "metrics", name)}: lower {called} is better; add better: lower'
         if metric.get('type') != 'calculate_lpips':
             continue
-        if metric.get('better') != 'lower':
-            yield f'{file.at("val", "metrics", name)}: lower LPIPS is better; add better: lower'
         try:
             find_backbone()
         except InputError as error:

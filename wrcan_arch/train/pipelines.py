@@ -177,9 +177,6 @@ def _go_on_from(opt: dict[str, Any], state: dict[str, Any], folder: Path) -> Non
     ignored = opt['path'].get('ignore_resume_networks') or ()
     if not opt['auto_resume'] and 'network_g' in opt and 'network_g' not in ignored:
         run_folder.check_weights(state, Path(opt['path']['pretrain_network_g']))
-    if not opt['auto_resume'] and opt['rank'] == 0:
-        aside = run_folder.put_newer_aside(folder, state['iter'])
-        _run.warnings += [f'Put aside, for --auto_resume to go on from this run: {path}' for path in aside]
     keep = opt['logger'].get('keep_last')
     if keep and opt['auto_resume'] and opt['rank'] == 0:  # a kill may have come before the last save's removals
         run_folder.remove_old(folder, state['iter'], keep)

@@ -17,7 +17,7 @@ from torch.utils.data import default_collate
 from tqdm import tqdm
 
 from .. import checkpoint, inference
-from ..errors import InputError, RunError, one_line
+from ..errors import InputError, RunError, is_out_of_memory, one_line
 from . import results, run_folder
 from .image_files import write_png
 from .options import as_overrides
@@ -114,20 +114,25 @@ class RecordedModel(SRModel):
             if self.saved_iter is None:  # nothing is learnt yet
                 raise
             self.pending_save = None
-            if self.saved_iter < current_iter:
-                self.save_pair(0, current_iter)  # the loaders find the epoch out
-            if self.opt['dist']:
-                distributed.barrier()  # where one has ended, a launcher ends the others: not before it is saved
+            self.save_what_is_learnt(current_iter)
             raise ends_the_run(error) from error
-        except BaseException as error:
-            if self.pending_save:  # which no further set will be validated for
-                self._save_now()
-            elif self.is_train and (self.saved_iter or current_iter) < current_iter and not isinstance(error, RunError):
-                self.save_pair(0, current_iter)
+        except RunError:  # of a disk that takes nothing, say
+            raise
+        except BaseException:
+            self.pending_save = None
+            if self.is_train:
+                self.save_what_is_learnt(current_iter, meet=False)
             raise
         finally:
             self.validated.add((name, current_iter))
             self._save_pending()
+
+    def save_what_is_learnt(self, iteration: int, *, meet: bool = True) -> None:
+        """Save the pair of the newest iteration, if it is not; with `meet` all processes wait until it is."""
+        if self.saved_iter is not None and self.saved_iter < iteration:
+            self.save_pair(0, iteration)  # the loaders find the epoch out
+            if meet and self.opt['dist']:
+                distributed.barrier()  # where one has ended, a launcher ends the others: not before it is saved
 
     def _validate(self, dataset: Any, name: str, current_iter: int, tb_logger: Any, save_img: bool) -> None:
         scores, seconds = self._score_images(dataset, current_iter, save_img)
@@ -146,22 +151,27 @@ class RecordedModel(SRModel):
     def _score_images(self, dataset: Any, current_iter: int, save_img: bool) -> tuple[results.Scores, float]:
         """Each image's scores, and the mean time of restoring one, over all processes; each image once.
 
-        An InputError of one process is raised in all: the others would wait for its scores.
+        An error of one process is raised in all: the others would wait for its scores.
         """
         if not self.opt['dist']:
             mine, seconds = self._score_share(dataset, current_iter, save_img)
             return mine, seconds / max(1, len(mine))
-        share: tuple[results.Scores, float] | InputError
+        share: tuple[results.Scores, float] | Exception
         try:
             share = self._score_share(dataset, current_iter, save_img)
         except InputError as error:
             share = error
+        except Exception as error:
+            share = RuntimeError(f'{type(error).__name__}: {error}')  # text alone is sure to be sent
+            share.__cause__ = error
         gathered: list[Any] = [None] * self.opt['world_size']
         distributed.all_gather_object(gathered, share)
+        if isinstance(share, Exception):
+            raise share
         scores: dict[str, dict[str, float]] = {}
         total = 0.0
         for each in gathered:
-            if isinstance(each, InputError):
+            if isinstance(each, Exception):
                 raise each
             part, seconds = each
             total += seconds
@@ -188,9 +198,11 @@ class RecordedModel(SRModel):
             started = time.perf_counter()
             try:
                 self.test()
-            except torch.cuda.OutOfMemoryError as error:
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
                 hint = 'scale it down, or validate on other images'
-                raise InputError(f"'{key}' is too large for the GPU's memory; {hint}") from error
+                raise InputError(f"'{key}' is too large for the memory; {hint}") from error
             visuals = self.get_current_visuals()
             seconds += time.perf_counter() - started
             images = {'img': tensor2img(visuals['result'])}
@@ -376,8 +388,16 @@ class RecordedModel(SRModel):
             ) from error
         for optimizer in self.optimizers:
             _lay_out_as_weights(optimizer)
+        if not self.opt.get('auto_resume') and resume_state['iter'] < int(self.opt['train']['total_iter']):
+            self._put_newer_aside(resume_state['iter'])
         self.last_iter = resume_state['iter']
         self._recall_best(resume_state.get('best_metric_results', {}), resume_state.get('best_by', self._best_by()))
+
+    @master_only
+    def _put_newer_aside(self, iteration: int) -> None:
+        if newer := run_folder.put_newer_aside(self._folder, iteration):
+            what = f'{", ".join(map(str, newer))} as *.after_{iteration}'
+            get_root_logger().warning(f'Put aside, for --auto_resume to go on from this run: {what}')
 
     def _recall_best(self, saved: Records, saved_by: list[str]) -> None:
         """The records of what is still scored. A best network that something else has chosen is put aside."""

@@ -92,7 +92,7 @@ def write_result(folder: Path, dataset: str, scores: Scores, about: Mapping[str,
 
 
 def is_submitted(key: str, every: int) -> bool:
-    """Whether val.submission takes the frame: of each sequence 9, 19, ... where `every` is 10, as the server asked."""
+    """Whether val:submission takes the frame: of each sequence 9, 19, ... where `every` is 10, as the server asked."""
     return int(key.rpartition('_')[2]) % every == every - 1
 
 
@@ -110,7 +110,7 @@ def write_submission(
         images: the restored images' files, by key.
         seconds_per_image: the mean time of restoring one.
         device: where they were restored.
-        options: val.submission: `every`, `extra_data`, `description`.
+        options: val:submission: `every`, `extra_data`, `description`.
     """
     chosen = {key: file for key, file in images.items() if is_submitted(key, options['every'])}
     readme = (

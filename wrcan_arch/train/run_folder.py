@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -106,14 +107,14 @@ def newest_pair(folder: Path, networks: list[str]) -> tuple[dict[str, Any] | Non
     return None, []
 
 
-def put_newer_aside(folder: Path, iteration: int) -> list[Path]:
-    """Rename the states after `iteration`, which a run from there does not lead to; gives their new paths."""
-    aside = []
-    for newer in iterations(folder):
-        if newer > iteration:
-            path = state_path(folder, newer)
-            aside.append(path.rename(path.with_name(f'{path.name}.after_{iteration}')))
-    return aside
+def put_newer_aside(folder: Path, iteration: int) -> list[int]:
+    """Rename the pairs after `iteration`, which a run from there does not lead to, to *.after_N; gives theirs."""
+    newer = [each for each in iterations(folder) if each > iteration]
+    for each in newer:
+        for path in filter(Path.is_file, (weights_path(folder, each), state_path(folder, each))):
+            names = (path.with_name(f'{path.name}.after_{iteration}{"_" * more}') for more in count())
+            path.rename(next(name for name in names if not name.exists()))
+    return newer
 
 
 def remove_partial(folder: Path) -> None:

@@ -50,11 +50,11 @@ def ignore_signals() -> None:
 @contextmanager
 def ending_data_workers() -> Iterator[None]:
     """End the data workers with their run: they ignore what Python would end them with."""
-    others = multiprocessing.active_children()
+    others, handler = multiprocessing.active_children(), signal.getsignal(signal.SIGCHLD)
     try:
         yield
     finally:
-        handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's makes an error of a worker's end
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's makes an error of a worker's end
         for worker in set(multiprocessing.active_children()) - set(others):
             worker.kill()
             worker.join()

@@ -176,10 +176,7 @@ class WRCANModel(RecordedModel):
         if self.saved_iter is None:
             self.saved_iter = self.first_iter = current_iter - 1
         if reason := self.guard.verdict(made=current_iter - 1):
-            if self.saved_iter < current_iter - 1:
-                self.save_pair(0, current_iter - 1)  # the loaders find the epoch out
-                if self.opt['dist']:
-                    distributed.barrier()  # where one has ended, a launcher ends the others: not before it is saved
+            self.save_what_is_learnt(current_iter - 1)
             raise reason
         super().update_learning_rate(current_iter, warmup_iter)
         if current_iter == warmup_iter:  # the toolbox's MultiStepLR would go on from the warm-up's last step
