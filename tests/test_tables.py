@@ -101,9 +101,9 @@ def test_result_of_other_images_another_network_or_protocol_is_not_set_against_t
         'test_table2_row2': f'not what the paper measured: {"; ".join(scored_otherwise)}',
         'test_table1_case2': 'not what the paper measured: block wrca, not wr',
         'test_table2_row1': 'not what the paper measured: images 6, not 3000',
-        'test_table2_row6': 'not what the paper measured: protocol single, not x8',
-        'test_table2_row3': 'not what the paper measured: protocol x8, not single',
-        'test_table2_row4': 'not what the paper measured: protocol local, not single',
+        'test_table2_row6': 'not what the paper measured: protocol exact bf16, not chop x8 fp32',
+        'test_table2_row3': 'not what the paper measured: protocol chop x8 fp32, not chop fp32',
+        'test_table2_row4': 'not what the paper measured: protocol local fp32, not chop fp32',
         'test_table2_row7': 'not what the paper measured: images 6, not 3000; num_feat 4, not 64; num_group 1, not 4',
     }
     for name, note in notes.items():

@@ -17,20 +17,21 @@ Network = Mapping[str, Any]  # options under network_g
 
 WRCAN: Network = {'type': 'WRCAN', 'num_feat': 64, 'num_group': 4, 'num_block': 16, 'block': 'wrca'}
 WRN: Network = {**WRCAN, 'block': 'wr'}
+SINGLE, X8 = 'chop fp32', 'chop x8 fp32'
 
 
 @dataclass(frozen=True)
 class Row:
     """One row of a table: the result that measures it, what it is (a cell a heading), the paper's scores by metric.
 
-    `network` is what the paper measured, empty for the blurred input; `protocol` is 'x8' with self-ensemble.
+    `network` is what the paper measured, empty for the blurred input; `protocol` as `Request.describe` has it.
     """
 
     result: str
     cells: tuple[str, ...]
     paper: dict[str, float]
     network: Network
-    protocol: str = 'single'
+    protocol: str = SINGLE
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,9 @@ PAPER = (
             Row('test_table2_row2', ('WRN, L1',), _scores(28.90, 0.8131), WRN),
             Row('test_table2_row3', ('WRCAN, L1',), _scores(28.93, 0.8138), WRCAN),
             Row('test_table2_row4', ('WRCAN, L1 + L_AE-JPEG',), _scores(28.99, 0.8154), WRCAN),
-            Row('test_table2_row5', ('WRCAN, L1, x8',), _scores(29.06, 0.8160), WRCAN, 'x8'),
-            Row('test_table2_row6', ('WRCAN, L1 + L_AE-JPEG, x8',), _scores(29.12, 0.8175), WRCAN, 'x8'),
-            Row('test_table2_row7', ('WRCAN, L1 + L_AE-JPEG, x8, patch 320',), _scores(29.20, 0.8192), WRCAN, 'x8'),
+            Row('test_table2_row5', ('WRCAN, L1, x8',), _scores(29.06, 0.8160), WRCAN, X8),
+            Row('test_table2_row6', ('WRCAN, L1 + L_AE-JPEG, x8',), _scores(29.12, 0.8175), WRCAN, X8),
+            Row('test_table2_row7', ('WRCAN, L1 + L_AE-JPEG, x8, patch 320',), _scores(29.20, 0.8192), WRCAN, X8),
         ),
     ),
     Table(
@@ -89,7 +90,7 @@ PAPER = (
         about="As the challenge's server judged it (REDS, test). It alone has the sharp frames: tests give no scores.",
         dataset='REDS_test',
         headings=('method',),
-        rows=(Row('test_table3', ('WRCAN, patch 320, x8',), _scores(29.60, 0.8398, 0.2302), WRCAN, 'x8'),),
+        rows=(Row('test_table3', ('WRCAN, patch 320, x8',), _scores(29.60, 0.8398, 0.2302), WRCAN, X8),),
         scored=False,
     ),
 )
@@ -131,8 +132,7 @@ def _line(table: Table, row: Row, folder: Path) -> Line:
 def _not_the_papers(row: Row, found: Found) -> str:
     """What the result was measured on that the row was not; '' where the two can be compared."""
     network = {**WRCAN, **found.network}  # what options leave out is as WRCAN has it
-    mode, *more = found.protocol.split()
-    protocol = mode if mode in ('input', 'local') else 'x8' if 'x8' in more else 'single'
+    protocol = 'input' if found.protocol.startswith('input') else found.protocol  # which computes in no type
     here = {'protocol': protocol, 'images': found.images, **{name: network[name] for name in row.network}}
     paper = {'protocol': row.protocol, 'images': FRAMES, **row.network}
     for metric, chosen in found.metric_options.items():
