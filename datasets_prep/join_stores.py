@@ -37,15 +37,17 @@ def open_pair(source: Path) -> dict[str, Store]:
     return stores
 
 
-def records_of(store: Store) -> dict[str, Record]:
-    """By key; none of a store that another program made."""
-    return read_manifest(store.path)[1] if (store.path / 'manifest.json').is_file() else {}
+def records_of(store: Store) -> dict[str, Record] | None:
+    """By key; None of a store that another program made."""
+    return read_manifest(store.path)[1] if (store.path / 'manifest.json').is_file() else None
 
 
-def check_value(store: Store, key: str, record: Record | None) -> None:
+def check_value(store: Store, key: str, records: dict[str, Record] | None) -> None:
     """InputError unless it is what its store's manifest says: the joined one's will vouch for it."""
-    value = store.get(key)
-    if record and (len(value), zlib.crc32(value)) != (record.size, record.crc32):
+    if records is None:
+        return
+    value, record = store.get(key), records.get(key)
+    if record is None or (len(value), zlib.crc32(value)) != (record.size, record.crc32):
         raise InputError(f"{store.path}: '{key}' was changed since it was written; prepare it again")
 
 
@@ -69,7 +71,7 @@ def join(sources: list[Path], out: Path, *, raw: bool) -> int:
             records = {role: records_of(store) for role, store in stores.items()}
             for key in tqdm(stores['blur'].keys(), unit='pair', desc=source.name, leave=False):
                 for role, store in stores.items():
-                    check_value(store, key, records[role].get(key))
+                    check_value(store, key, records[role])
                     if kinds[role] == 'raw':
                         value, ending = read_rows(store, key), RAW_ENDING
                     else:

@@ -234,6 +234,7 @@ def test_thumbnail_among_photoshops_resources_is_left_out(tmp_path):
         (captions + resource(0x0409, b''), captions),
         (thumbnail + copyright, copyright),
         (captions + thumbnail[:9], captions),
+        (resource(0x0409, b'12345')[:-1] + captions, resource(0x0409, b'12345')[:-1] + captions),  # not filled up
     ):
         photo = Photo(pixels=picture(8, 8), metadata={'iptc-data': head + block})
         write_photo(tmp_path / 'a.jpg', photo)

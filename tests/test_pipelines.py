@@ -176,7 +176,8 @@ def start_over(folder):
 def test_message_replacement_is_needed():
     said = {}
     for maker in (pipelines._toolbox_message_logger, pipelines.message_logger):
-        logger = maker({'name': 'a', 'logger': {'print_freq': 1, 'use_tb_logger': False}, 'train': {'total_iter': 3}})
+        opt = {'name': 'a', 'logger': {'print_freq': 1, 'use_tb_logger': False}, 'train': {'total_iter': 3}}
+        logger = maker({**opt, 'path': {'experiments_root': 'experiments/a'}})
         logger.logger = mock.Mock()
         logger.start_time -= 30
         logger({'epoch': 0, 'iter': 3, 'lrs': [1e-3], 'time': 1.0, 'data_time': 0.0})

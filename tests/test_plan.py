@@ -290,6 +290,11 @@ def test_results_that_a_shells_star_has_found_are_no_photographs():
     assert jobs == [Job('in/b.PNG', 'in/out/b.PNG')]
     with pytest.raises(InputError, match='may be a photograph|would overwrite'):
         plan(['in/out'], out=Path('in/out'))
+    Path('in/out/b.PNG').unlink()
+    assert plan(['in/b.PNG', 'in/out'], out=Path('in/out')) == [Job('in/b.PNG', 'in/out/b.PNG')], 'an empty one'
+    Path('in/look').mkdir()
+    Path('in/look/a.jpg.jpg').touch()
+    assert [job.source for job in plan(['in/b.PNG', 'in/look'], compare=Path('in/look'))] == ['in/b.PNG']
 
 
 @pytest.mark.parametrize('line', ['.', '/'])

@@ -107,8 +107,9 @@ def test_save_that_keeps_failing_ends_the_run_with_exit_code_1(quick, capsys):
         ({'keep': 5}, 3 * 3 + 3),
         ({'keep': 1}, 2 * 3 + 3),  # the old one waits for the new one
         ({'keep': 3, 'total': 100}, 4 * 3 + 3),
-        ({'keep': 3, 'total': 100, 'there': 3}, 1 * 3 + 3),
-        ({'keep': 1, 'total': 100, 'there': 5}, 1 * 3 + 3),
+        ({'keep': 3, 'total': 100, 'there': 3, 'start': 2}, 1 * 3 + 3),
+        ({'keep': 1, 'total': 100, 'there': 5, 'start': 4}, 1 * 3 + 3),
+        ({'keep': 3, 'total': 100, 'there': 3}, 3 * 3 + 3),  # those after the start are put aside
     ],
 )
 def test_room_that_checkpoints_need(tmp_path, changes, parts):

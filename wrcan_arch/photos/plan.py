@@ -58,7 +58,7 @@ def plan(
         format = _format_called(format)
     avoid = {real(folder) for folder in (out, compare) if folder is not None}
     jobs: dict[str, Job] = {}
-    for source, below in _sources(entries, listed, out is None, avoid, told, skip_existing):
+    for source, below in _sources(entries, listed, out, avoid, told, skip_existing):
         name = Path(source.stem + _result_ending(source, format))
         target = out / below / name if out else source.parent / f'{name.stem}{RESTORED}{name.suffix}'
         jobs.setdefault(str(real(source.parent) / source.name), Job(str(source), str(target)))
@@ -114,7 +114,7 @@ def _format_called(name: str) -> str:
 def _sources(
     entries: Iterable[Path | str],
     listed: Iterable[str],
-    beside: bool,
+    out: Path | None,
     avoid: set[Path],
     unreadable: list[str],
     skip_existing: bool,
@@ -122,7 +122,7 @@ def _sources(
     """Each photograph, and the folder below the results' that its result goes to."""
 
     def is_result(photo: Path) -> bool:
-        return beside and photo.stem.endswith(RESTORED)
+        return out is None and photo.stem.endswith(RESTORED)
 
     entries = list(entries)
     for named in entries:
@@ -133,8 +133,10 @@ def _sources(
             is_folder, is_there = entry.is_dir(), entry.exists() or entry.is_symlink()
         except PermissionError:
             is_folder, is_there = False, True
-        if is_folder and skip_existing and len(entries) > 1 and real(entry) in avoid:
-            continue  # of what a shell's * has found, the results'
+        if is_folder and len(entries) > 1 and real(entry) in avoid:  # among what a shell's * has found
+            takes_results = out is not None and real(entry) == real(out)
+            if not takes_results or skip_existing or not [*_photos_in(entry, avoid, [])]:
+                continue
         if is_folder:
             before = len(unreadable)
             photos = [photo for photo in _photos_in(entry, avoid, unreadable) if not is_result(photo)]

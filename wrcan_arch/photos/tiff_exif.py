@@ -17,6 +17,7 @@ ABOUT = (0x010D, 0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C, 0x4746,
          EXIF, GPS)  # fmt: skip
 IPTC, PHOTOSHOP = 0x83BB, 0x8649  # captions as they are, and among Photoshop's resources, as JPEG has them
 PHOTOSHOP_HEAD = b'Photoshop 3.0\0'  # of the resources in a JPEG
+RESOURCES = (b'8BIM', b'PHUT', b'DCSR', b'AgHg', b'MeSa')  # whose they are
 CAPTIONS, THUMBNAILS = b'8BIM\x04\x04', (b'8BIM\x04\x09', b'8BIM\x04\x0c')  # what resources begin with
 SIZES = (0xA002, 0xA003)  # of the picture, in EXIF: for compressed ones, and it may have been turned since
 # Bytes by type; of a rational, those of either half.
@@ -76,6 +77,8 @@ def resources_without_thumbnail(iptc: bytes) -> bytes:
         return iptc
     kept, at = PHOTOSHOP_HEAD, len(PHOTOSHOP_HEAD)
     while len(iptc) - at >= 12:  # a resource: 8BIM, its number, its name, its length, its content
+        if iptc[at : at + 4] not in RESOURCES:  # its length was wrong, or an odd one is not filled up
+            return iptc
         place = at + 6 + (iptc[at + 6] + 2) // 2 * 2  # the name has its length before it, and an even number of bytes
         length = int.from_bytes(iptc[place : place + 4], 'big')
         end = place + 4 + (length + 1) // 2 * 2

@@ -264,7 +264,8 @@ def _unfit_validation(file: OptionFile) -> Iterator[str]:
     if network != 'WRCAN' and (asked.get('mode') == 'local' or asked.get('max_memory')):
         yield f'{file.at("val", "inference")}: mode local and max_memory are for WRCAN, not for {network}'
     for name, metric in sections(file.values, ('val', 'metrics')).items():
-        if metric.get('type') in LOWER_IS_BETTER and metric.get('better') != 'lower':
+        chooses = file.values.get('train') and metric.get('type') in LOWER_IS_BETTER
+        if chooses and metric.get('better') != 'lower':
             called = LOWER_IS_BETTER[metric['type']]
             yield f'{file.at("val", "metrics", name)}: lower {called} is better; add better: lower'
         if metric.get('type') != 'calculate_lpips':

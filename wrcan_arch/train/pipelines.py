@@ -150,13 +150,16 @@ def _take(opt: dict[str, Any], folder: Path) -> None:
         run_folder.remove_partial(folder)
 
 
+def _networks(opt: dict[str, Any]) -> list[str]:
+    return [key.removeprefix('network_') for key in opt if key.startswith('network_')]
+
+
 def _state_to_go_on_from(opt: dict[str, Any], folder: Path) -> dict[str, Any] | None:
     if _run.team and _run.team.noted_before_restart(f'began {folder}'):
         opt['auto_resume'] = True
     named = opt['path'].get('resume_state')
     if opt['auto_resume']:
-        networks = [key.removeprefix('network_') for key in opt if key.startswith('network_')]
-        state, passed_over = run_folder.newest_pair(folder, networks)
+        state, passed_over = run_folder.newest_pair(folder, _networks(opt))
         _run.warnings += [f'Passed over: {damaged}' for damaged in passed_over]
         if state:
             opt['path']['resume_state'] = str(run_folder.state_path(folder, state['iter']))
@@ -232,8 +235,6 @@ def _gpus_of_one_process(options: dict[str, Any]) -> int:
 
 def create_train_val_dataloader(opt: dict[str, Any], logger: Any) -> tuple:
     """The toolbox's loaders over draws that start where the run stands and end with its last iteration."""
-    if _run.team:
-        _run.team.note_for_restarts(f'began {opt["path"]["experiments_root"]}')
     for warning in _run.warnings:
         logger.warning(warning)
     train = opt['datasets']['train']
@@ -282,9 +283,25 @@ def build_model(opt: dict[str, Any]) -> Any:
 _toolbox_build_model = basicsr.train.build_model
 
 
-def message_logger(*arguments: Any, **options: Any) -> Any:
-    """The toolbox's, whose time left does not count the last iteration."""
-    logger = _toolbox_message_logger(*arguments, **options)
+def _begin(opt: dict[str, Any]) -> None:
+    """The first iteration follows: from here on a process that torchrun starts again goes on from what this run saves.
+
+    So does --auto_resume; a state that was named may have newer ones beside it.
+    """
+    folder, state = Path(opt['path']['experiments_root']), _run.resume_state
+    if state and not opt['auto_resume'] and state['iter'] < int(opt['train']['total_iter']) and opt['rank'] == 0:
+        newer = run_folder.put_newer_aside(folder, state['iter'], _networks(opt))
+        what = f'{", ".join(map(str, newer))} as *.after_{state["iter"]}'
+        if newer:
+            get_root_logger().warning(f'Put aside, for --auto_resume to go on from this run: {what}')
+    if _run.team:
+        _run.team.note_for_restarts(f'began {folder}')
+
+
+def message_logger(opt: dict[str, Any], *arguments: Any, **options: Any) -> Any:
+    """The toolbox's, whose time left does not count the last iteration. It is made when all else is there."""
+    _begin(opt)
+    logger = _toolbox_message_logger(opt, *arguments, **options)
     logger.max_iters += 1
     return logger
 

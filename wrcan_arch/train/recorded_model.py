@@ -52,6 +52,10 @@ def _score(name: str, opt: Mapping[str, Any], key: str, images: Mapping[str, np.
         raise InputError(f"val:metrics:{name} of '{key}': {reason}; leave that metric or image out") from error
 
 
+class SharedError(RuntimeError):
+    """One process's error, raised in all of them at the same place."""
+
+
 class RecordedModel(SRModel):
     """SRModel whose validation, checkpoints and results are ours; how a step is made is left to who inherits.
 
@@ -117,11 +121,13 @@ class RecordedModel(SRModel):
             self.save_what_is_learnt(current_iter)
             raise ends_the_run(error) from error
         except RunError:  # of a disk that takes nothing, say
+            if self.pending_save:
+                self._save_now()
             raise
-        except BaseException:
+        except BaseException as error:
             self.pending_save = None
             if self.is_train:
-                self.save_what_is_learnt(current_iter, meet=False)
+                self.save_what_is_learnt(current_iter, meet=isinstance(error, SharedError))
             raise
         finally:
             self.validated.add((name, current_iter))
@@ -156,24 +162,24 @@ class RecordedModel(SRModel):
         if not self.opt['dist']:
             mine, seconds = self._score_share(dataset, current_iter, save_img)
             return mine, seconds / max(1, len(mine))
-        share: tuple[results.Scores, float] | Exception
+        share: tuple[results.Scores, float] | InputError | SharedError
         try:
             share = self._score_share(dataset, current_iter, save_img)
         except InputError as error:
             share = error
         except Exception as error:
-            share = RuntimeError(f'{type(error).__name__}: {error}')  # text alone is sure to be sent
+            share = SharedError(f'{type(error).__name__}: {error}')  # text alone is sure to be sent
             share.__cause__ = error
         gathered: list[Any] = [None] * self.opt['world_size']
         distributed.all_gather_object(gathered, share)
-        if isinstance(share, Exception):
-            raise share
+        gathered[self.opt['rank']] = share  # with its traceback
+        for kind in (InputError, SharedError):  # all raise the same
+            for each in gathered:
+                if isinstance(each, kind):
+                    raise each
         scores: dict[str, dict[str, float]] = {}
         total = 0.0
-        for each in gathered:
-            if isinstance(each, Exception):
-                raise each
-            part, seconds = each
+        for part, seconds in gathered:
             total += seconds
             for key in part:
                 if key in scores:
@@ -388,16 +394,8 @@ class RecordedModel(SRModel):
             ) from error
         for optimizer in self.optimizers:
             _lay_out_as_weights(optimizer)
-        if not self.opt.get('auto_resume') and resume_state['iter'] < int(self.opt['train']['total_iter']):
-            self._put_newer_aside(resume_state['iter'])
         self.last_iter = resume_state['iter']
         self._recall_best(resume_state.get('best_metric_results', {}), resume_state.get('best_by', self._best_by()))
-
-    @master_only
-    def _put_newer_aside(self, iteration: int) -> None:
-        if newer := run_folder.put_newer_aside(self._folder, iteration):
-            what = f'{", ".join(map(str, newer))} as *.after_{iteration}'
-            get_root_logger().warning(f'Put aside, for --auto_resume to go on from this run: {what}')
 
     def _recall_best(self, saved: Records, saved_by: list[str]) -> None:
         """The records of what is still scored. A best network that something else has chosen is put aside."""

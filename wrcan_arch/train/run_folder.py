@@ -107,11 +107,12 @@ def newest_pair(folder: Path, networks: list[str]) -> tuple[dict[str, Any] | Non
     return None, []
 
 
-def put_newer_aside(folder: Path, iteration: int) -> list[int]:
+def put_newer_aside(folder: Path, iteration: int, networks: list[str]) -> list[int]:
     """Rename the pairs after `iteration`, which a run from there does not lead to, to *.after_N; gives theirs."""
     newer = [each for each in iterations(folder) if each > iteration]
     for each in newer:
-        for path in filter(Path.is_file, (weights_path(folder, each), state_path(folder, each))):
+        weights = (weights_path(folder, each, network) for network in networks)
+        for path in filter(Path.is_file, (*weights, state_path(folder, each))):
             names = (path.with_name(f'{path.name}.after_{iteration}{"_" * more}') for more in count())
             path.rename(next(name for name in names if not name.exists()))
     return newer
@@ -156,7 +157,7 @@ def check_room(
     state = 4 * parameters * 2  # Adam's two moments
     pairs = -(-total // every) - start // every  # the last iteration is saved whatever its number
     if keep is not None:  # one more than that while an old one waits for the new one
-        pairs = min(pairs, max(1, keep + 1 - len(iterations(folder))))
+        pairs = min(pairs, max(1, keep + 1 - sum(each <= start for each in iterations(folder))))
     there = sum(weights_path(folder, label).is_file() for label in ('best', 'latest'))
     needed = pairs * (weights + state) + (3 - there) * weights  # these two, and one of them while it is rewritten
     free = shutil.disk_usage(folder).free
