@@ -9,10 +9,9 @@ from unittest import mock
 import pytest
 from conftest import train
 
-from wrcan_arch import InputError
+from wrcan_arch import InputError, WRCANModel
 from wrcan_arch.checkpoint import read_file
 from wrcan_arch.train import run_folder
-from wrcan_arch.train.recorded_model import RecordedModel
 from wrcan_arch.train.step_guard import StepGuard
 
 FOLDER = Path('experiments/small')
@@ -145,7 +144,7 @@ def test_room_on_the_disk_is_checked_before_the_first_iteration(quick, capsys):
     assert needed == 4 * values * (3 * 3 + 3), 'three pairs of three parts, and the best, the latest and one underway'
     assert needed < 4 * values + sum(files.values()) + states, 'without what the files have around the tensors'
     (FOLDER / 'models/net_g_8.pth').rename('begin.pth')
-    with mock.patch('shutil.disk_usage', return_value=usage), mock.patch.object(RecordedModel, 'validation') as scored:
+    with mock.patch('shutil.disk_usage', return_value=usage), mock.patch.object(WRCANModel, 'validation') as scored:
         assert train('path:pretrain_network_g=begin.pth') == 2
     assert not scored.called and 'logger:keep_last' in capsys.readouterr().err, 'nor are weights to train on scored'
 
