@@ -56,9 +56,8 @@ def take_slurms_environment(port: int | None = None) -> None:
     os.environ.setdefault('MASTER_ADDR', first_host(hosts))
     if port is not None:
         os.environ['MASTER_PORT'] = str(port)
-    os.environ.setdefault(
-        'MASTER_PORT', str(20000 + (job + 997 * step) % 10000)
-    )  # jobs, and steps of one, have one each
+    own_port = 20000 + (job + 997 * step) % 10000  # jobs that share a machine, and steps of one, have one each
+    os.environ.setdefault('MASTER_PORT', str(own_port))
 
 
 def first_host(hosts: str) -> str:

@@ -31,6 +31,7 @@ from PIL import Image, UnidentifiedImageError
 from ..errors import InputError
 from ..files import disk_errors_name, opened_at_any_size, written_whole
 from ..jpeg_quality import estimate_quality
+from .first_bytes import HEAD, format_of_content, holds_more, is_lossless, marks_colours, png_chunks
 from .tiff_exif import (
     PHOTOSHOP_HEAD,
     add_metadata,
@@ -67,12 +68,7 @@ HELD_BY_JPEG = {
     'iptc-data': 65_500,
 }  # bytes, as libvips writes it; it leaves out what is longer
 
-HEAD = 64  # bytes that tell a file's format
-AVIF_BRANDS = {b'avif', b'avis'}
 DESCRIPTION = 1 << 16  # bytes from the start, and as many as the metadata are, in which files describe their pictures
-SRGB_PRIMARIES, SRGB_TRANSFERS = (1, 2, 5, 6), (1, 2, 6, 13)  # or near to it, or not said
-SRGB_NUMBERS = (45_455, 31_270, 32_900, 64_000, 33_000, 30_000, 60_000, 15_000, 6_000)  # of PNG's gAMA and cHRM
-NEAR = 0.05  # of a number; libpng takes two gammas for one up to there
 
 NO_RESOLUTION = (72 / 25.4, 72 / 25.4)  # pixels per mm where a file says nothing, as EXIF would have it (XResolution)
 
@@ -115,20 +111,6 @@ class Photo:
     def with_pixels(self, pixels: np.ndarray) -> 'Photo':
         """The same photograph with other pixels of the same shape."""
         return replace(self, pixels=pixels)
-
-
-def format_of_content(head: bytes) -> str | None:
-    """The format of a file that begins with these HEAD bytes; None for none of ours."""
-    if head[4:8] == b'ftyp':
-        brands = head[8 : int.from_bytes(head[:4], 'big')]
-        own, others = brands[:4], [brands[start : start + 4] for start in range(8, len(brands), 4)]
-        general = own in (b'mif1', b'msf1')  # an image, or several, of the kind that the others say
-        return 'avif' if own in AVIF_BRANDS or (general and not AVIF_BRANDS.isdisjoint(others)) else 'heic'
-    if head[:4] == b'RIFF' and head[8:12] == b'WEBP':
-        return 'webp'
-    magics = {b'\xff\xd8\xff': 'jpeg', b'\x89PNG': 'png', b'II*\0': 'tiff', b'MM\0*': 'tiff', b'II+\0': 'tiff',
-              b'MM\0+': 'tiff', b'BM': 'bmp'}  # fmt: skip
-    return next((name for magic, name in magics.items() if head.startswith(magic)), None)
 
 
 def format_of_name(path: Path) -> str | None:
@@ -229,9 +211,9 @@ def _read(file: BinaryIO, max_pixels: int) -> Photo:
         metadata=metadata,
         pixels_per_mm=resolution,
         jpeg_quality=quality,
-        lossless_webp=content == 'webp' and _is_lossless(start),
-        marked_colours=_marks_colours(start, content, has_profile='icc-profile-data' in metadata),
-        pictures=2 if _holds_more(start, content) else image.get('n-pages') if 'n-pages' in fields else 1,
+        lossless_webp=content == 'webp' and is_lossless(start),
+        marked_colours=marks_colours(start, content, has_profile='icc-profile-data' in metadata),
+        pictures=2 if holds_more(start, content) else image.get('n-pages') if 'n-pages' in fields else 1,
         left=tuple(left),
     )
 
@@ -241,52 +223,10 @@ def _resolution(image: pyvips.Image, start: bytes, content: str) -> tuple[float,
     said = image.xres, image.yres
     unsaid = content == 'tiff' and 'resolution-unit' not in image.get_fields()
     if content == 'png':
-        unsaid = _png_chunks(start).get(b'pHYs', b'')[8:9] != b'\1'  # or it is of a pixel's shape alone
+        unsaid = png_chunks(start).get(b'pHYs', b'')[8:9] != b'\1'  # or it is of a pixel's shape alone
     if unsaid or said == (1, 1) or np.allclose(said, NO_RESOLUTION, rtol=1e-3):  # what libvips says instead; PNG: 2.834
         return NO_RESOLUTION
     return said
-
-
-def _marks_colours(start: bytes, content: str, has_profile: bool) -> bool:
-    """Whether a file that begins so says in numbers, which hold beside its profile, that its colours are not sRGB's."""
-    chunks = _png_chunks(start) if content == 'png' else {}
-    if b'cICP' in chunks:  # goes before a profile
-        return _are_not_srgb(chunks[b'cICP'][:2])
-    if has_profile or b'sRGB' in chunks:
-        return False
-    if content in ('avif', 'heic'):
-        return _are_not_srgb(start.partition(b'colrnclx')[2][1:4:2])  # 2 bytes each
-    said = chunks[b'gAMA'] + chunks.get(b'cHRM', b'') if b'gAMA' in chunks else b''  # browsers need both for cHRM
-    numbers = (int.from_bytes(said[at : at + 4], 'big') for at in range(0, len(said), 4))
-    return any(abs(number - srgb) > NEAR * srgb for number, srgb in zip(numbers, SRGB_NUMBERS, strict=False))
-
-
-def _are_not_srgb(numbers: bytes) -> bool:
-    """Of primaries and transfer, as ITU-T H.273 numbers them; of none, where the mark is cut, it is not known."""
-    return len(numbers) == 2 and (numbers[0] not in SRGB_PRIMARIES or numbers[1] not in SRGB_TRANSFERS)
-
-
-def _is_lossless(start: bytes) -> bool:
-    """Whether a WebP file that begins so has its pixels, the first picture's, in the lossless way."""
-    kind = re.search(b'VP8[L ]', start)  # either; VP8X is of what else there is
-    return kind is not None and kind[0] == b'VP8L'
-
-
-def _holds_more(start: bytes, content: str) -> bool:
-    """Whether a file that begins so has more pictures than the one that libvips sees."""
-    if content == 'jpeg':  # one behind the other, as cameras do for 3D and phones for a map of what HDR screens add
-        return re.search(rb'\xff\xe2..MPF\0', start, re.DOTALL) is not None  # CIPA DC-007, 5.1
-    return start[8:12] == b'avis' or (content == 'png' and b'acTL' in _png_chunks(start))
-
-
-def _png_chunks(start: bytes) -> dict[bytes, bytes]:
-    """What stands before the pixels of a PNG file that begins so, by its name there."""
-    chunks, at = {}, 8
-    while start[at + 4 : at + 8] not in (b'IDAT', b''):
-        length = int.from_bytes(start[at : at + 4], 'big')
-        chunks[start[at + 4 : at + 8]] = start[at + 8 : at + 8 + length]
-        at += length + 12  # a checksum behind it
-    return chunks
 
 
 def _open_with_vips(file: BinaryIO, content: str) -> pyvips.Image:
