@@ -62,11 +62,8 @@ PHOTO_ENDINGS = (*(ending for endings in ENDINGS.values() for ending in endings)
 # Metadata that is handed on: libvips's name of it, and of the flag that keeps it.
 KEPT = {'exif-data': 'exif', 'xmp-data': 'xmp', 'iptc-data': 'iptc', 'icc-profile-data': 'icc'}
 
-HELD_BY_JPEG = {
-    'exif-data': 65_000,
-    'xmp-data': 59_999,
-    'iptc-data': 65_500,
-}  # bytes, as libvips writes it; it leaves out what is longer
+# Bytes, as libvips writes it; it leaves out what is longer.
+HELD_BY_JPEG = {'exif-data': 65_000, 'xmp-data': 59_999, 'iptc-data': 65_500}
 
 DESCRIPTION = 1 << 16  # bytes from the start, and as many as the metadata are, in which files describe their pictures
 
