@@ -271,6 +271,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 def write_pairs(arguments: argparse.Namespace) -> None:
     check(arguments)
+    pairs.check_files_lie_apart(arguments, arguments.videos)
     planned, left_out, notes = plan(find_videos(arguments.videos), arguments)
     sizes = Counter(scene for _, windows in planned for scene in windows.values())
     left_out_text = ', '.join(f'{count} {reason}' for reason, count in left_out.items())

@@ -188,13 +188,9 @@ def write_pairs(arguments: argparse.Namespace) -> None:
             raise InputError(f'--{name} {getattr(arguments, name)}: a number from 0 up')
     if arguments.largest is not None and arguments.largest < 1:
         raise InputError(f'--largest {arguments.largest}: at least 1')
-    folders = [entry for entry in arguments.photos if entry.is_dir()]
-    for folder in folders if arguments.files else ():
-        if folder.resolve() in arguments.out.resolve().parents:  # or the next run would blur what this one has
-            raise InputError(
-                f'-o {arguments.out}: its --files would lie among the photographs; choose a folder elsewhere'
-            )
+    pairs.check_files_lie_apart(arguments, arguments.photos)
     photos = find_photos(arguments.photos)
+    folders = [entry for entry in arguments.photos if entry.is_dir()]
     if others := [path for folder in folders for path in images_under(folder, OTHER_ENDINGS)]:
         endings = ' '.join(sorted({path.suffix.lower() for path in others}))
         print(f'{pairs.counted(len(others), "picture")} left out ({endings}); convert them to JPEG or PNG')

@@ -238,6 +238,15 @@ def test_a_share_of_the_pairs_is_chosen_in_whole_scenes():
         assert {len(chosen) for chosen in found} == {expected} and len(set(map(frozenset, found))) > 1
 
 
+def test_what_is_added_later_hardly_changes_the_draw():
+    """Weights that are trained on should not be validated with what they were trained on before."""
+    sizes = {f'photo{number}': 8 for number in range(40)}
+    before = pairs.choose_validation(sizes, 0.25, 0)
+    for number in range(100, 120):
+        after = pairs.choose_validation({f'photo{number}': 8, **sizes}, 0.25, 0)
+        assert len(before - after) <= 1 and len(after - before) <= 1
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
@@ -255,6 +264,7 @@ def test_a_share_of_the_pairs_is_chosen_in_whole_scenes():
         (['good', '--val', '0.1'], '--val 0.1: there is only one scene, good_000'),
         (['good', 'other/good'], 'good and other/good have the same name'),
         (['other', 'other/good'], 'other/good: given twice'),
+        (['.', '-o', 'other/mine', '--files'], '-o other/mine: its --files would lie in .; choose a folder elsewhere'),
         (['good', '-o', 'empty'], '-o empty: a folder; give a name in it, such as empty/mine'),
         (['still'], 'no pair left, windows left out: 0 over a cut, 1 standing still, 1 too short'),
     ],

@@ -291,7 +291,7 @@ def test_what_it_writes_is_no_photograph_of_the_next_run(run, tmp_path):
     (tmp_path / 'photos').mkdir()
     cv2.imwrite(str(tmp_path / 'photos/a.png'), np.zeros((8, 8, 3), np.uint8))
     printed = run('photos', '-o', 'photos/mine', '--copies', '1', '--files', exit_code=2)
-    assert '-o photos/mine: its --files would lie among the photographs; choose a folder elsewhere' in printed.err
+    assert '-o photos/mine: its --files would lie in photos; choose a folder elsewhere' in printed.err
     run('photos', '-o', 'photos/mine', '--copies', '1')
 
 

@@ -1,5 +1,6 @@
 import csv
 import json
+import math
 import os
 import zipfile
 from hashlib import sha256
@@ -52,6 +53,12 @@ def test_sequences_have_their_own_means(tmp_path):
     assert rows == [['sequence', 'images', 'psnr'], ['000', '2', '25.0'], ['001', '1', repr(1 / 3)]]
     rows = list(csv.reader((tmp_path / 'scores_set.csv').open()))
     assert rows[0] == ['key', 'psnr'] and float(rows[3][1]) == 1 / 3
+
+
+def test_a_result_is_json_where_a_mean_is_infinite(tmp_path):
+    write_result(tmp_path, 'set', {'a_0': {'psnr': math.inf, 'ssim': 1.0}}, {})
+    result = json.loads((tmp_path / 'result_set.json').read_text(), parse_constant=pytest.fail)
+    assert result['metrics'] == {'psnr': 'inf', 'ssim': 1.0} and float('inf') == math.inf  # as `tables` reads it
 
 
 def test_scores_and_result_are_replaced_whole_or_not_at_all(tmp_path):

@@ -81,11 +81,12 @@ def describe_weights(path: str) -> dict[str, str]:
 
 def write_result(folder: Path, dataset: str, scores: Scores, about: Mapping[str, Any]) -> None:
     """result_DATASET.json: the means, and what made them."""
+    means = mean_scores(scores)  # an infinite one is written as text, for which JSON has no number
     result = {
         **about,
         'dataset': dataset,
         'images': len(scores),
-        'metrics': mean_scores(scores),
+        'metrics': {name: mean if math.isfinite(mean) else str(mean) for name, mean in means.items()},
         'date': datetime.now().isoformat(timespec='seconds'),
     }
     write_text(folder / f'result_{dataset}.json', json.dumps(result, indent=2) + '\n')
