@@ -21,10 +21,10 @@ setup(
     python_requires='>=3.11,<3.13',
     install_requires=[
         'basicsr==1.4.2',  # toolbox.py adapts this release, its last
-        'torch>=2.4',
-        'torchvision>=0.19',  # the toolbox imports it; the release that belongs to torch
+        'torch>=2.6',  # before it, weight files could run code (CVE-2025-32434)
+        'torchvision>=0.21',  # the toolbox imports it; the release that belongs to torch
         'numpy>=1.24',
-        'opencv-python>=4.8',
+        'opencv-python>=5',  # OpenCV 4 fills what is missing of a cut JPEG with what lay in memory
         'lmdb>=1.4',
         'pyyaml>=6.0',
         'pydantic>=2.7',

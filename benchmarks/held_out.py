@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument('--pictures', type=Path, help='also write given, restored and sharp, side by side, in a folder')
     parser.add_argument('--store', action='store_true', help=f'make these scores the stored ones, in {STORED.name}')
     arguments = parser.parse_args()
-    if arguments.store and arguments.weights != WEIGHTS:
+    if arguments.store and arguments.weights.resolve() != WEIGHTS:
         parser.error('--store is for the weights that ship; leave -w out, or take -o')
     network = load_network(arguments.weights)
     if arguments.pictures:
@@ -168,7 +168,7 @@ def main() -> None:
         arguments.out.write_text(json.dumps({'means': means, 'pictures': named}, indent=1) + '\n')
     if arguments.store:
         STORED.write_text(json.dumps(means, indent=1) + '\n')
-    elif arguments.weights == WEIGHTS:
+    elif arguments.weights.resolve() == WEIGHTS:
         wrong = differences(means, json.loads(STORED.read_text()))
         print('\n'.join(wrong) or f'All PSNRs are the stored ones, to {TOLERANCE} dB.')
         sys.exit(1 if wrong else 0)

@@ -21,7 +21,7 @@ import torch
 
 from wrcan_arch import WRCAN, restore
 from wrcan_arch.free_memory import free_memory
-from wrcan_arch.inference import PRECISIONS, has_bf16_units
+from wrcan_arch.precision import PRECISIONS, has_bf16_units
 
 PATCH_SIZE = 256  # of local's window
 BOUNDS = {'fp32': 240, 'bf16': 130}  # bytes a pixel, images included, that exact is held to
@@ -84,7 +84,7 @@ def restore_once(mode: str, precision: str, blocks: tuple[int, int], size: tuple
 @functools.cache
 def smallest_peak(mode: str, precision: str, blocks: tuple[int, int]) -> int:
     """Of a process that restores next to nothing: weights and libraries."""
-    return measure.peak_memory(restore_once, mode, precision, blocks, (4, 4))[0]
+    return measure.peak_memory(restore_once, mode, precision, blocks, (8, 8))[0]  # 4 would be fp32
 
 
 def measured_alone(mode: str, precision: str, blocks: tuple[int, int], size: tuple[int, int]) -> tuple[float, float]:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wrcan_arch import WRCAN
-from wrcan_arch.inference import autocast_dtype, has_bf16_units
+from wrcan_arch.precision import autocast_dtype, has_bf16_units
 from wrcan_arch.wrcan_arch import ResidualBlock
 
 ON_GPU = measure.DEVICE.type == 'cuda'

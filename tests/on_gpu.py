@@ -16,7 +16,7 @@ from pretended_gpu import pretended_gpu
 from wrcan_arch import WRCAN, inference, restore
 from wrcan_arch.cli import main
 from wrcan_arch.convolution import set_channels_last
-from wrcan_arch.inference import autocast_dtype
+from wrcan_arch.precision import autocast_dtype
 from wrcan_arch.strips import restore_in_strips
 from wrcan_arch.train import options
 

@@ -146,6 +146,7 @@ def pretended_gpu() -> Iterator[PretendedGPU]:
         'is_bf16_supported': True, 'mem_get_info': (MEMORY, MEMORY), 'memory_reserved': 0, 'memory_allocated': 0,
         'empty_cache': None, 'synchronize': None, 'manual_seed': None, 'manual_seed_all': None, '_lazy_init': None,
         'Stream': stream, 'current_stream': stream, 'stream': nullcontext(),
+        'device': nullcontext(),
     }  # fmt: skip
     with ExitStack() as stack:
         for name, answer in answers.items():

@@ -147,6 +147,11 @@ def test_incomplete_and_misshapen_networks_are_named(tmp_path):
         (missing, 'body_conv.bias is missing'),
         ({**tensors, 'spare.bias': torch.zeros(3)}, 'spare.bias is left over'),
         ({**tensors, 'body_conv.bias': torch.zeros(3)}, r'body_conv.bias is \(3,\) and not \(32,\)'),
+        ({**tensors, 'body_conv.bias': torch.zeros(32, dtype=torch.int8)}, 'body_conv.bias is of torch.int8'),
+        (
+            {**tensors, 'body_conv.bias': torch.zeros(32).to_sparse()},
+            'body_conv.bias is of torch.float32, torch.sparse',
+        ),
     ]
     for content, message in contents:
         write_atomically(tmp_path / 'a.pth', {'params': content})
@@ -332,3 +337,33 @@ def test_weights_that_fp16_does_not_hold_are_an_error(tmp_path):
     with pytest.raises(InputError, match='tail.bias has weights beyond the range of fp16; store it as bf16'):
         convert(tmp_path / 'a.pth', tmp_path / 'b.pth', dtype='fp16')
     convert(tmp_path / 'a.pth', tmp_path / 'b.pth', dtype='bf16')
+    tensors['tail.bias'][0] = torch.nan
+    write_weights(tmp_path / 'a.pth', {'params': tensors}, {})
+    with pytest.raises(InputError, match='tail.bias has weights that are not finite'):
+        convert(tmp_path / 'a.pth', tmp_path / 'c.pth', dtype='fp16')
+
+
+def test_the_name_of_one_tensor_does_not_make_a_large_network(tmp_path):
+    """It would be built before anything is compared: hours, and all of the memory."""
+    tensors = {**network_of().state_dict(), 'groups.99999.blocks.0.x': torch.zeros(1)}
+    write_atomically(tmp_path / 'a.pth', {'params': tensors})
+    with (
+        mock.patch('wrcan_arch.checkpoint.WRCAN', side_effect=AssertionError('built')),
+        pytest.raises(InputError, match='not the weights of a WRCAN .it has 7 blocks, not 100000 groups of 3'),
+    ):
+        load_network(tmp_path / 'a.pth')
+
+
+@pytest.mark.parametrize('prefix', ['module._orig_mod.', '_orig_mod.module.', '_orig_mod.'])
+def test_names_of_compiled_and_distributed_networks_are_ours(tmp_path, prefix):
+    network = network_of()
+    write_atomically(tmp_path / 'a.pth', {prefix + name: each for name, each in network.state_dict().items()})
+    assert_same(load_network(tmp_path / 'a.pth'), network)
+
+
+def test_metadata_that_is_no_json_is_not_converted(tmp_path):
+    metadata = {'best': torch.ones(1), 3: 1, 'patch_size': 96}
+    write_atomically(tmp_path / 'a.pth', {'params': network_of().state_dict(), 'metadata': metadata})
+    convert(tmp_path / 'a.pth', tmp_path / 'b.safetensors')
+    about = read_weights(tmp_path / 'b.safetensors')[1]
+    assert about.keys() == {'patch_size', 'network_g', 'checksum'} and about['patch_size'] == 96

@@ -101,9 +101,9 @@ def test_defaults_are_the_fast_ones_and_each_can_be_turned_off():
     def state(model):
         return model.amp_dtype, has_channels_last(model), model.optimizer_g.defaults['fused']
 
-    with mock.patch('wrcan_arch.inference.has_bf16_units', return_value=True):
+    with mock.patch('wrcan_arch.precision.has_bf16_units', return_value=True):
         assert state(model_with()) == (torch.bfloat16, True, True)
-    with mock.patch('wrcan_arch.inference.has_bf16_units', return_value=False):
+    with mock.patch('wrcan_arch.precision.has_bf16_units', return_value=False):
         assert state(model_with()) == (torch.float32, False, True)
     assert state(model_with(amp='off', channels_last=True)) == (torch.float32, True, True)
     plain = model_with(amp='bf16', channels_last=False, optim_g={'fused': False})

@@ -1,5 +1,6 @@
 """The inference modes against the official code's results and against their definitions."""
 
+from contextlib import ExitStack
 from types import SimpleNamespace
 from unittest import mock
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from wrcan_arch import WRCAN, InputError, inference, load_network, restore, strip_sizes
+from wrcan_arch import WRCAN, InputError, inference, load_network, precision, restore, strip_sizes
 from wrcan_arch.strips import is_as_built
 
 CPU = torch.device('cpu')
@@ -87,6 +88,15 @@ def test_a_changed_network_runs_whole(change):
     assert (restored - expected).norm() / expected.norm() < 1e-5
 
 
+def test_a_hook_on_all_modules_makes_a_network_run_whole():
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda module, given, made: None)
+    try:
+        assert not is_as_built(small_network())
+    finally:
+        hook.remove()
+    assert is_as_built(small_network())
+
+
 def test_an_unchanged_network_runs_in_strips():
     for network in (small_network(), load_network()):
         with mock.patch.object(network, '_restore_and_autoencode', side_effect=AssertionError('not in strips')):
@@ -134,12 +144,24 @@ def test_chop_cuts_a_frame_of_reds_once():
 def test_fp32_is_not_rounded_to_tf32_on_a_gpu(monkeypatch, newer, name, tf32, exact):
     switch = SimpleNamespace(**{name: tf32})
     monkeypatch.setattr(torch.backends, 'cudnn', SimpleNamespace(conv=switch) if newer else switch)
-    with pytest.raises(RuntimeError), inference.exact_convolutions(torch.device('cuda')):
+    with pytest.raises(RuntimeError), precision.exact_convolutions(torch.device('cuda')):
         assert getattr(switch, name) == exact
         raise RuntimeError
     assert getattr(switch, name) == tf32
-    with inference.exact_convolutions(torch.device('cpu')):
+    with precision.exact_convolutions(torch.device('cpu')):
         assert getattr(switch, name) == tf32
+
+
+def test_fp32_is_exact_until_the_last_thread_has_left(monkeypatch):
+    switch = SimpleNamespace(fp32_precision='tf32')
+    monkeypatch.setattr(torch.backends, 'cudnn', SimpleNamespace(conv=switch))
+    first, second = ExitStack(), ExitStack()
+    for stack in (first, second):
+        stack.enter_context(precision.exact_convolutions(torch.device('cuda')))
+    first.close()
+    assert switch.fp32_precision == 'ieee'
+    second.close()
+    assert switch.fp32_precision == 'tf32'
 
 
 def test_pytorchs_own_switch_of_precision_is_put_back_as_somebody_set_it():
@@ -152,7 +174,7 @@ def test_pytorchs_own_switch_of_precision_is_put_back_as_somebody_set_it():
         for chosen in (exact, tf32):
             setattr(switch, name, chosen)
             restore(small_network(), torch.rand(1, 3, 8, 8), precision='fp32')
-            with inference.exact_convolutions(torch.device('cuda')):
+            with precision.exact_convolutions(torch.device('cuda')):
                 assert getattr(switch, name) == exact
             assert getattr(switch, name) == chosen
     finally:
@@ -161,7 +183,9 @@ def test_pytorchs_own_switch_of_precision_is_put_back_as_somebody_set_it():
 
 def test_without_a_limit_most_of_what_is_free_is_used(monkeypatch):
     network, image = small_network(), np.zeros((800, 300, 3), np.uint8)
-    needed = inference.bytes_needed(network.config, (800, 300), rows=1, dtype=torch.float32, device=CPU) + 6 * 800 * 300
+    needed = (
+        strip_sizes.bytes_needed(network.config, (800, 300), rows=1, dtype=torch.float32, device=CPU) + 6 * 800 * 300
+    )
     monkeypatch.setattr(inference, 'free_memory', lambda device: int(needed / 0.8) + 1000)
     restore(network, image, precision='fp32')
     monkeypatch.setattr(inference, 'free_memory', lambda device: int(needed / 0.9))
@@ -244,7 +268,7 @@ def test_the_memory_given_is_kept_to_or_refused(monkeypatch):
     )  # so high that blocks take more than encoder and decoder
     rows = []
     monkeypatch.setattr(inference, 'restore_in_strips', lambda *_, **options: rows.append(options['rows']))
-    needed = inference.bytes_needed(network.config, (3200, 300), rows=1, dtype=torch.float32, device=CPU)
+    needed = strip_sizes.bytes_needed(network.config, (3200, 300), rows=1, dtype=torch.float32, device=CPU)
     for budget in (None, 10 * needed, needed + 7 * 3200 * 300):
         restore(network, image, precision='fp32', max_memory=budget)
     assert rows[0] == rows[1] > rows[2] >= 1
@@ -267,8 +291,8 @@ def test_strips_are_of_about_one_height(monkeypatch, height, precision, rows):
     """At most 40 rows of the features in each, an even number, but no 40 and 24; up to 59 in one. Of bf16 80."""
     network, taken = small_network(), []
     row = 4 * network.config['num_feat'] * 8
-    monkeypatch.setattr(inference, 'CPU_STRIP', 4 * 40 * row)
-    monkeypatch.setattr(inference, 'CPU_WHOLE', 59 * row)
+    monkeypatch.setattr(strip_sizes, 'CPU_STRIP', 4 * 40 * row)
+    monkeypatch.setattr(strip_sizes, 'CPU_WHOLE', 59 * row)
     monkeypatch.setattr(inference, 'restore_in_strips', lambda *_, **options: taken.append(options['rows']))
     restore(network, np.zeros((height, 32, 3), np.uint8), precision=precision)
     assert taken == [rows]
@@ -327,8 +351,8 @@ def test_lower_precision_leaves_a_photograph_its_depth(precision):
 
 def test_auto_precision_is_bf16_where_there_are_units(monkeypatch):
     for units, dtype in ((True, torch.bfloat16), (False, torch.float32)):
-        monkeypatch.setattr(inference, 'has_bf16_units', lambda device, units=units: units)
-        assert inference.autocast_dtype('auto', torch.device('cpu')) == dtype
+        monkeypatch.setattr(precision, 'has_bf16_units', lambda device, units=units: units)
+        assert precision.autocast_dtype('auto', torch.device('cpu')) == dtype
 
 
 @pytest.mark.parametrize(
@@ -392,9 +416,9 @@ def test_result_is_the_same_within_autocast_and_whatever_the_default_type(mode):
 def test_where_convolutions_unfold_their_input_more_memory_is_asked(monkeypatch, has_onednn):
     network, image = small_network(), np.zeros((8, 12, 3), np.uint8)
     monkeypatch.setattr(strip_sizes, 'onednn_computes_in', lambda dtype: True)
-    plain = inference.bytes_needed(network.config, (8, 12), rows=1, dtype=torch.bfloat16, device=CPU)
+    plain = strip_sizes.bytes_needed(network.config, (8, 12), rows=1, dtype=torch.bfloat16, device=CPU)
     monkeypatch.setattr(strip_sizes, 'onednn_computes_in', lambda dtype: has_onednn)
-    needed = inference.bytes_needed(network.config, (8, 12), rows=1, dtype=torch.bfloat16, device=CPU)
+    needed = strip_sizes.bytes_needed(network.config, (8, 12), rows=1, dtype=torch.bfloat16, device=CPU)
     restore(network, image, precision='bf16', max_memory=needed + 6 * 8 * 12)
     with pytest.raises(InputError, match='12 x 8 pixels need .* MB of memory'):
         restore(network, image, precision='bf16', max_memory=needed - 1)
@@ -403,7 +427,7 @@ def test_where_convolutions_unfold_their_input_more_memory_is_asked(monkeypatch,
 
 def test_without_onednn_convolutions_unfold_in_fp32_too():
     network, image = small_network(), np.zeros((8, 12, 3), np.uint8)
-    enough = inference.bytes_needed(network.config, (8, 12), rows=1, dtype=torch.float32, device=CPU) + 6 * 8 * 12
+    enough = strip_sizes.bytes_needed(network.config, (8, 12), rows=1, dtype=torch.float32, device=CPU) + 6 * 8 * 12
     restore(network, image, precision='fp32', max_memory=enough)
     with torch.backends.mkldnn.flags(enabled=False), pytest.raises(InputError, match='12 x 8 pixels need'):
         restore(network, image, precision='fp32', max_memory=enough)

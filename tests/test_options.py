@@ -6,7 +6,7 @@ import pytest
 import torch
 import yaml
 
-from wrcan_arch import InputError, inference
+from wrcan_arch import InputError, inference, precision
 from wrcan_arch.train import option_checks, option_schema, options, wrcan_model
 from wrcan_arch.train.lmdb_store import StoreWriter
 
@@ -125,7 +125,7 @@ def problems_of(text, command='train'):
     ('section', 'key', 'taken'),
     [
         (option_schema.Inference, 'mode', inference.MODES),
-        (option_schema.Inference, 'precision', ['auto', *inference.PRECISIONS]),
+        (option_schema.Inference, 'precision', ['auto', *precision.PRECISIONS]),
         (option_schema.Training, 'amp', ['auto', *wrcan_model.AMP_TYPES]),
     ],
 )

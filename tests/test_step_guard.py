@@ -87,6 +87,18 @@ def test_broken_step_leaves_no_trace(opt, amp, optimizer, value):
     assert not torch.equal(inside(model)[0]['head.weight'], before[0]['head.weight']), 'the next step is made'
 
 
+def test_fp16_skips_a_step_whose_loss_alone_is_broken(opt):
+    """As is said of it; the scaler looks at gradients alone."""
+    opt['train']['amp'] = 'fp16'
+    model = build_model(opt)
+    step(model, 1, batch())
+    before = inside(model)
+    with mock.patch.object(model.guard, 'check', return_value=torch.ones(())):
+        step(model, 2, batch())
+    for then, now in zip(before, inside(model), strict=True):
+        torch.testing.assert_close(now, then, rtol=0, atol=0)
+
+
 def test_broken_loss_with_sound_gradients_is_found_too():
     guard = StepGuard(limit=1, device=torch.device('cpu'), dist=False)
     assert guard.check(1, [torch.tensor(float('inf')), torch.ones(3)], []) == 1

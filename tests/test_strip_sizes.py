@@ -5,7 +5,7 @@ import torch
 from fresh import run_python
 
 from wrcan_arch import strip_sizes
-from wrcan_arch.strip_sizes import bytes_needed, end_rows_and_bytes
+from wrcan_arch.strip_sizes import bytes_needed, end_rows
 from wrcan_arch.strips import spans
 
 WIDE = (200, 12_000)  # encoder and decoder take more than the blocks
@@ -59,14 +59,15 @@ def test_margins_are_counted(monkeypatch):
 )  # fmt: skip
 def test_strips_of_encoder_and_decoder_are_few(size, rows, device, count):
     """Of the full width: on a GPU, where 90 strips of 1280 x 720 would be 19,000 calls, they are few."""
-    end_rows, _ = end_rows_and_bytes(64, size, rows, torch.float16, torch.device(device))
-    assert len(list(spans(size[0], end_rows))) == count
+    rows_at_ends = end_rows(64, size, rows, torch.float16, torch.device(device))
+    assert len(list(spans(size[0], rows_at_ends))) == count
 
 
 @pytest.mark.parametrize('device', ['cpu', 'cuda'])
 def test_their_height_is_of_the_memory_that_the_blocks_took(device, monkeypatch):
     def said():
-        return end_rows_and_bytes(16, (3000, 4000), 8, torch.float32, torch.device(device))
+        options = {'rows': 8, 'dtype': torch.float32, 'device': torch.device(device)}
+        return end_rows(16, (3000, 4000), **options), bytes_needed({'num_feat': 16}, (3000, 4000), **options)
 
     high, held = said()
     assert high > 8

@@ -7,7 +7,7 @@ from basicsr.utils.registry import ARCH_REGISTRY
 from wrcan_arch import WRCAN, InputError, load_network
 from wrcan_arch.checkpoint import name_from_official
 from wrcan_arch.train.jpeg_autoencoder_loss import jpeg_autoencoder_loss
-from wrcan_arch.wrcan_arch import BLOCKS, draw_evenly, start_from_image
+from wrcan_arch.wrcan_arch import BLOCKS, ChannelAttention, draw_evenly, start_from_image
 
 PAPER_PARAMETERS = [
     ({'block': 'wrca'}, 156_974_339),  # WRCAN
@@ -35,6 +35,14 @@ def test_a_checkpointed_block_on_another_device_computes_with_its_own_weights():
     replica._modules = {'branch': torch.nn.Identity(), 'attention': torch.nn.Identity()}
     features = torch.rand(1, 16, 3, 5, requires_grad=True)
     assert torch.equal(replica(features), 2 * features)
+
+
+def test_attention_of_fp16_does_not_overflow():
+    """The sum over the positions does; fp16 ends at 65,504."""
+    attention = ChannelAttention(16).half()
+    features = torch.full((1, 16, 200, 200), 2.0, dtype=torch.float16)
+    expected = attention.float()(features.float())
+    torch.testing.assert_close(attention.half()(features).float(), expected, rtol=2e-3, atol=1e-3)
 
 
 def test_is_registered():

@@ -230,7 +230,7 @@ def weights_in(content: Any, path: Path | str, key: str | None = None) -> tuple[
     if expected and checksum(tensors) != expected:
         raise InputError(f'{path}: its checksum is wrong, the weights were damaged; fetch or save the file again')
     tensors = {
-        name.removeprefix('module.').removeprefix('_orig_mod.'): value.float() if value.is_floating_point() else value
+        re.sub(r'^(module\.|_orig_mod\.)+', '', name): value.float() if value.is_floating_point() else value
         for name, value in tensors.items()
     }
     if 'body_exp.0.weight' in tensors:
@@ -249,13 +249,16 @@ def infer_config(tensors: Tensors) -> dict[str, Any]:
         'wide': 'groups.0.blocks.0.branch.fuse.weight' in tensors,
         'attention': 'groups.0.blocks.0.attention.squeeze.weight' in tensors,
     }
+    num_group, num_block = (1 + max(numbers) for numbers in zip(*blocks, strict=True))
+    if num_group * num_block != len(set(blocks)):  # or one tensor's name could have a network of any size built
+        raise ValueError(f'it has {len(set(blocks))} blocks, not {num_group} groups of {num_block}')
     num_feat, num_in_ch = tensors['head.weight'].shape[:2]
     return {
         'num_in_ch': num_in_ch,
         'num_out_ch': tensors['tail.weight'].shape[0],
         'num_feat': num_feat,
-        'num_group': 1 + max(group for group, _ in blocks),
-        'num_block': 1 + max(block for _, block in blocks),
+        'num_group': num_group,
+        'num_block': num_block,
         'block': next(name for name, parts in BLOCKS.items() if parts == built),
     }
 
@@ -267,14 +270,17 @@ def network_of(tensors: Tensors, source: Path | str) -> WRCAN:
             network = WRCAN(**infer_config(tensors))
     except KeyError as error:
         raise InputError(f'{source}: not the weights of a WRCAN, there is no {error}') from error
-    except ValueError as error:  # of shapes that no WRCAN has
+    except (ValueError, IndexError) as error:  # of shapes that no WRCAN has
         raise InputError(f'{source}: not the weights of a WRCAN ({error})') from error
     expected = network.state_dict()
     problems = [f'{name} is missing' for name in sorted(expected.keys() - tensors.keys())]
     problems += [f'{name} is left over' for name in sorted(tensors.keys() - expected.keys())]
     for name in sorted(expected.keys() & tensors.keys()):
-        if expected[name].shape != tensors[name].shape:
-            problems.append(f'{name} is {tuple(tensors[name].shape)} and not {tuple(expected[name].shape)}')
+        tensor = tensors[name]
+        if expected[name].shape != tensor.shape:
+            problems.append(f'{name} is {tuple(tensor.shape)} and not {tuple(expected[name].shape)}')
+        elif tensor.layout != torch.strided or not tensor.is_floating_point():
+            problems.append(f'{name} is of {tensor.dtype}, {tensor.layout}, and not dense floats')
     if problems:
         more = f' and {len(problems) - 5} more' if len(problems) > 5 else ''
         raise InputError(f'{source}: not a whole WRCAN: {"; ".join(problems[:5])}{more}')
@@ -294,6 +300,15 @@ def load_network(path: Path | str = SHIPPED['small']) -> WRCAN:
     network = network_of(tensors, path)
     network.metadata = metadata
     return network
+
+
+def _can_be_written(name: Any, value: Any) -> bool:
+    """Whether a `.safetensors` file takes it as metadata; another program's may be anything."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError):
+        return False
+    return isinstance(name, str)
 
 
 def convert(
@@ -322,6 +337,8 @@ def convert(
         raise InputError(f'{path}: holds no averaged weights (params_ema); leave --key out')
     tensors, metadata = weights_in(content, path, key)
     network = network_of(tensors, path)
+    if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise InputError(f'{path}: {broken[0]} has weights that are not finite; fetch or save the file again')
     if dtype is not None:
         tensors = {name: tensor.to(STORED_TYPES[dtype]) for name, tensor in tensors.items()}
         if beyond := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
@@ -329,6 +346,7 @@ def convert(
     if official:
         write_atomically(out, {name_to_official(name, network.config): each for name, each in tensors.items()})
     else:
+        metadata = {name: value for name, value in metadata.items() if _can_be_written(name, value)}
         metadata = {**metadata, 'network_g': {'type': 'WRCAN', **network.config}}
         write_weights(out, {'params': tensors}, metadata)
     return network

@@ -34,7 +34,7 @@ def _processors() -> list[Row]:
     import torch
 
     from .convolution import packs_weights
-    from .inference import has_bf16_units
+    from .precision import has_bf16_units
 
     cpu = torch.device('cpu')
     rows = []

@@ -1,8 +1,7 @@
 """Whole image in, restored image out, of a network that stays as it is. Validation, testing and restoring come here."""
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -16,19 +15,17 @@ from torch import Tensor, nn
 from .convolution import Span
 from .errors import InputError
 from .free_memory import free_memory
-from .strip_sizes import bytes_needed
+from .precision import PRECISIONS, autocast_dtype, exact_convolutions
+from .strip_sizes import strip_rows
 from .strips import is_as_built, restore_in_strips, spans
 from .wrcan_arch import SIZE_MULTIPLE, WRCAN
 
 MODES = ('exact', 'local', 'chop', 'input')
-PRECISIONS = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 PEAKS = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}  # of integers; floats have 1
 
 CHOP_SHAVE = 36  # pixels by which the authors' quadrants overlap the image's halves
 CHOP_PIXELS = 1_280_000  # their quadrants are cut again while the image has at least this many
 
-CPU_STRIP, GPU_STRIP = 9 << 18, 64 << 20  # bytes of the features of one strip: what caches and kernels like
-CPU_WHOLE = 1 << 20  # numbers up to which there is one strip: more save little memory; 256 x 256 pixels, full width
 FREE_SHARE = 0.8  # of the memory that is free, for one image
 
 Pixels = TypeVar('Pixels', Tensor, np.ndarray)
@@ -85,21 +82,6 @@ class Turn(NamedTuple):
 ALL_TURNS = [Turn(*each) for each in product((False, True), repeat=3)]
 
 
-def has_bf16_units(device: torch.device) -> bool:
-    """Whether bf16 is computed in hardware there: a GPU's or AMX's matrix units, or AVX-512's bf16 dot product."""
-    if device.type == 'cuda':
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    names = ('_is_amx_tile_supported', '_is_avx512_bf16_supported')  # not in every release
-    return device.type == 'cpu' and any(getattr(torch.cpu, name, bool)() for name in names)
-
-
-def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The type that convolutions compute in. 'auto': bf16 where the processor has units for it, else fp32."""
-    if precision == 'auto':
-        return torch.bfloat16 if has_bf16_units(device) else torch.float32
-    return PRECISIONS[precision]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Request:
     """How an image is to be restored; see `restore`. InputError for what it does not know."""
@@ -130,23 +112,6 @@ class Request:
         dtype = autocast_dtype(self.precision, device)
         computed_in = next(name for name, each in PRECISIONS.items() if each == dtype)
         return ' '.join([self.mode, *(['x8'] if self.ensemble else []), computed_in])
-
-
-@contextmanager
-def exact_convolutions(device: torch.device) -> Iterator[None]:
-    """fp32 means fp32: PyTorch lets a GPU's convolutions round to TF32 unless it is told not to, for all threads."""
-    cudnn = torch.backends.cudnn
-    conv = getattr(cudnn, 'conv', None)  # newer; once somebody has set it, the older switch cannot be read
-    switch, name, exact = (conv, 'fp32_precision', 'ieee') if conv else (cudnn, 'allow_tf32', False)
-    before = getattr(switch, name)
-    if device.type != 'cuda' or before == exact:
-        yield
-        return
-    setattr(switch, name, exact)
-    try:
-        yield
-    finally:
-        setattr(switch, name, before)
 
 
 def window_of(network: nn.Module, mode: str, patch_size: int | None) -> int | None:
@@ -227,7 +192,7 @@ class _Restoring:
 
         if self.in_strips:
             assert isinstance(self.network, WRCAN)
-            rows = self._strip_rows(height, width, held)
+            rows = self._strip_rows((height, width), held)
             restore_in_strips(
                 self.network,
                 read,
@@ -255,36 +220,18 @@ class _Restoring:
             raise InputError(f'the network makes {tuple(restored.shape)} of {tuple(image.shape)}, no restored image')
         return restored
 
-    def _strip_rows(self, height: int, width: int, images: int) -> int:
-        """The strips' height: what the caches like, or less where the memory asks for it; about the same for all.
-
-        Weights are packed anew for a strip of another height, which costs where there are few strips. An even height
-        is one of whole pairs of rows (`PairedKernel`).
-        """
+    def _strip_rows(self, size: tuple[int, int], held: int) -> int:
+        """The strips' height for an image of that size; InputError where the memory does not hold the lowest."""
         assert isinstance(self.network, WRCAN)
-        config = self.network.config
-        whole, columns = -(-height // SIZE_MULTIPLE), -(-width // SIZE_MULTIPLE)
-        row_size = 4 * config['num_feat'] * columns
-        if self.device.type == 'cpu' and whole * row_size <= CPU_WHOLE:
-            rows = whole + whole % 2
-        else:
-            strip = CPU_STRIP if self.device.type == 'cpu' else GPU_STRIP
-            rows = max(4, strip // (row_size * self.dtype.itemsize) // 2 * 2)
         budget = self.request.max_memory or int(FREE_SHARE * free_memory(self.device))
-
-        def needed(rows: int) -> int:
-            return images + bytes_needed(config, (height, width), rows=rows, dtype=self.dtype, device=self.device)
-
-        while rows > 1 and needed(rows) > budget:
-            rows = rows // 4 * 2 or 1
-        if needed(rows) > budget:
+        rows, needed = strip_rows(self.network.config, size, budget=budget - held, dtype=self.dtype, device=self.device)
+        if needed > budget - held:
             hint = 'raise --max-memory (max_memory)' if self.request.max_memory else 'free some'
             raise InputError(
-                f'{width} x {height} pixels need {needed(rows) / 1e6:,.0f} MB of memory, and {budget / 1e6:,.0f} MB '
-                f'are there for it; scale the image down, or {hint}'
+                f'{size[1]} x {size[0]} pixels need {(needed + held) / 1e6:,.0f} MB of memory, and '
+                f'{budget / 1e6:,.0f} MB are there for it; scale the image down, or {hint}'
             )
-        even = -(-whole // -(-whole // rows))
-        return min(rows, even + even % 2)
+        return rows
 
 
 def _restore_finite(

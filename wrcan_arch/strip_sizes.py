@@ -1,4 +1,4 @@
-"""What strips take of the memory, and how high those of encoder and decoder can be for it."""
+"""How high strips are, and what they take of the memory."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +17,8 @@ END_IMAGES = 6  # and of the image, in fp32
 END_ROWS = 24  # rows of the image by which the decoder is behind the encoder, about
 # Numbers in F channels of a strip of the encoder and decoder, at least and at most: what caches and kernels like.
 CPU_END_STRIP, GPU_END_STRIP = (5 << 16, 2 << 20), (4 << 20, 64 << 20)
+CPU_STRIP, GPU_STRIP = 9 << 18, 64 << 20  # bytes of the features of one strip of the blocks, likewise
+CPU_WHOLE = 1 << 20  # numbers up to which there is one strip: more save little memory; 256 x 256 pixels, full width
 WORKSPACE = 32 << 20  # bytes of the library's scratch, whatever the size
 
 
@@ -25,32 +27,85 @@ def padded_to_multiple(size: tuple[int, int]) -> tuple[int, int]:
     return height + -height % SIZE_MULTIPLE, width + -width % SIZE_MULTIPLE
 
 
-def end_rows_and_bytes(
+def _unfolded_maps(dtype: torch.dtype, device: torch.device) -> int:
+    return UNFOLDED_MAPS if device.type == 'cpu' and not onednn_computes_in(dtype) else 0
+
+
+def _row_size(feat: int, padded: tuple[int, int]) -> int:
+    """Numbers in a row of the features, and in one of F channels at the image's size."""
+    return 4 * feat * padded[1] // SIZE_MULTIPLE
+
+
+def _held_in_blocks(
     feat: int, padded: tuple[int, int], rows: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[int, int]:
-    """The height of the encoder's and decoder's strips, in rows of the image, and the bytes that are held at most.
+    """Numbers that are held while the blocks run, and how many of them are one map of the features."""
+    height, width = (side // SIZE_MULTIPLE for side in padded)
+    a_row, strip_rows = _row_size(feat, padded), min(rows, height) + 2 * max(ATROUS_RATES)
+    margins = 4 * feat * height * 2 * margin_of(device, dtype, width, max(ATROUS_RATES))
+    strip = (BRANCH_MAPS + _unfolded_maps(dtype, device)) * strip_rows * a_row
+    return 3 * a_row * height + margins + strip, a_row * height
+
+
+def _an_end_row(feat: int, padded: tuple[int, int], dtype: torch.dtype, device: torch.device) -> int:
+    """Numbers that one row of the encoder's and decoder's strips takes."""
+    image_row = 3 * padded[1] * torch.float32.itemsize // dtype.itemsize
+    return (END_MAPS + _unfolded_maps(dtype, device)) * _row_size(feat, padded) + END_IMAGES * image_row
+
+
+def end_rows(feat: int, padded: tuple[int, int], rows: int, dtype: torch.dtype, device: torch.device) -> int:
+    """The height of the encoder's and decoder's strips, in rows of the image.
 
     While these two run, all but one of the blocks' maps are gone: their strips may be as high as that memory allows.
     """
-    unfolded = UNFOLDED_MAPS if device.type == 'cpu' and not onednn_computes_in(dtype) else 0
-    height, width = (side // SIZE_MULTIPLE for side in padded)
-    a_row = 4 * feat * width  # numbers: of a map of the features, and of F channels at the image's size
-    a_map, strip_rows = a_row * height, min(rows, height) + 2 * max(ATROUS_RATES)
-    margins = 4 * feat * height * 2 * margin_of(device, dtype, width, max(ATROUS_RATES))
-    in_blocks = 3 * a_map + margins + (BRANCH_MAPS + unfolded) * strip_rows * a_row
-
-    image_row = 3 * padded[1] * torch.float32.itemsize // dtype.itemsize
-    an_end_row = (END_MAPS + unfolded) * a_row + END_IMAGES * image_row
-    fitting = (in_blocks - a_map) // an_end_row - END_ROWS
-    least, most = (numbers // a_row for numbers in (CPU_END_STRIP if device.type == 'cpu' else GPU_END_STRIP))
-    end_rows = SIZE_MULTIPLE * min(height, max(2, min(rows, max(least, min(fitting, most)) // SIZE_MULTIPLE)))
-    at_ends = a_map + (end_rows + END_ROWS) * an_end_row
-    weights = WEIGHT_COPIES * 9 * BRANCH_MATRICES * (4 * feat) ** 2
-    return end_rows, dtype.itemsize * (max(in_blocks, at_ends) + weights) + WORKSPACE
+    in_blocks, a_map = _held_in_blocks(feat, padded, rows, dtype, device)
+    fitting = (in_blocks - a_map) // _an_end_row(feat, padded, dtype, device) - END_ROWS
+    liked = CPU_END_STRIP if device.type == 'cpu' else GPU_END_STRIP
+    least, most = (numbers // _row_size(feat, padded) for numbers in liked)
+    height = padded[0] // SIZE_MULTIPLE
+    return SIZE_MULTIPLE * min(height, max(2, min(rows, max(least, min(fitting, most)) // SIZE_MULTIPLE)))
 
 
 def bytes_needed(
     config: Mapping[str, Any], size: tuple[int, int], *, rows: int, dtype: torch.dtype, device: torch.device
 ) -> int:
     """What `restore_in_strips` holds at most, above the weights and what `read` and `write` keep."""
-    return end_rows_and_bytes(config['num_feat'], padded_to_multiple(size), rows, dtype, device)[1]
+    feat, padded = config['num_feat'], padded_to_multiple(size)
+    in_blocks, a_map = _held_in_blocks(feat, padded, rows, dtype, device)
+    at_ends = a_map + (end_rows(feat, padded, rows, dtype, device) + END_ROWS) * _an_end_row(
+        feat, padded, dtype, device
+    )
+    weights = WEIGHT_COPIES * 9 * BRANCH_MATRICES * (4 * feat) ** 2
+    return dtype.itemsize * (max(in_blocks, at_ends) + weights) + WORKSPACE
+
+
+def strip_rows(
+    config: Mapping[str, Any], size: tuple[int, int], *, budget: int, dtype: torch.dtype, device: torch.device
+) -> tuple[int, int]:
+    """The height of the blocks' strips, and the bytes that they need, which are more than `budget` if nothing fits.
+
+    It is what the caches like, or less where the memory asks for it, and about the same for all strips: weights are
+    packed anew for one of another height, which costs where there are few. An even height is one of whole pairs of rows
+    (`PairedKernel`).
+
+    Args:
+        config: the network's.
+        size: (H, W) of the image.
+        budget: bytes to work in.
+        dtype, device: of the computing.
+    """
+    padded = padded_to_multiple(size)
+    height, a_row = padded[0] // SIZE_MULTIPLE, _row_size(config['num_feat'], padded)
+    if device.type == 'cpu' and height * a_row <= CPU_WHOLE:
+        rows = height + height % 2
+    else:
+        strip = CPU_STRIP if device.type == 'cpu' else GPU_STRIP
+        rows = max(4, strip // (a_row * dtype.itemsize) // 2 * 2)
+
+    def needed(rows: int) -> int:
+        return bytes_needed(config, size, rows=rows, dtype=dtype, device=device)
+
+    while rows > 1 and needed(rows) > budget:
+        rows = rows // 4 * 2 or 1
+    even = -(-height // -(-height // rows))
+    return min(rows, even + even % 2), needed(rows)

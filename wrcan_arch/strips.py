@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .convolution import Convolution, Span, empty_map, margin_of
 from .progress import Progress, weight_count
-from .strip_sizes import end_rows_and_bytes, padded_to_multiple
+from .strip_sizes import end_rows, padded_to_multiple
 from .wrcan_arch import (
     ATROUS_RATES,
     SIZE_MULTIPLE,
@@ -40,6 +40,7 @@ def is_as_built(network: nn.Module) -> TypeGuard[WRCAN]:
     if type(network) is not WRCAN or any('forward' in vars(module) for module in network.modules()):
         return False
     hooked = any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+    hooked = hooked or nn.modules.module._has_any_global_hook()
     return not hooked and [repr(part) for part in network.children()] == _parts(**network.config)
 
 
@@ -395,8 +396,8 @@ def restore_in_strips(
         image = F.pad(image, missing, mode='replicate') if any(missing) else image
         return image.contiguous(memory_format=torch.channels_last)
 
-    end_rows, _ = end_rows_and_bytes(network.head.out_channels, padded, rows, dtype, device)
-    strips = list(spans(padded[0], end_rows))
+    at_ends = end_rows(network.head.out_channels, padded, rows, dtype, device)
+    strips = list(spans(padded[0], at_ends))
     progress = Progress(network, padded[0], tell)
     entry = _expand(network, map(read_padded, strips), padded, dtype, progress)
     maps = Maps(network, entry, rows)
@@ -404,7 +405,7 @@ def restore_in_strips(
         run_group(group, entry, maps, rows, window, progress)
     del maps
 
-    encoding, decoding = Encoding(network, padded, dtype), Decoding(network, padded, dtype, entry, end_rows)
+    encoding, decoding = Encoding(network, padded, dtype), Decoding(network, padded, dtype, entry, at_ends)
     done = 0
     for image in map(read_padded, strips):
         restored = decoding(image, encoding(image))

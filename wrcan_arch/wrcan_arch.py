@@ -40,7 +40,9 @@ class ChannelAttention(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         # Channels last, and a sum: its gradient is then a view. A mean's is a map in another memory layout, and adding
         # that one to the features' own gradient took a tenth of a block's step.
-        means = features.permute(0, 2, 3, 1).sum((1, 2)) / (features.shape[2] * features.shape[3])  # (B, C)
+        summed_in = torch.float32 if features.dtype == torch.float16 else None  # the sum goes beyond fp16's range
+        sums = features.permute(0, 2, 3, 1).sum((1, 2), dtype=summed_in)  # (B, C)
+        means = (sums / (features.shape[2] * features.shape[3])).to(features.dtype)
         return features * self.weights(means[:, :, None, None])
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import read_file
 from ..errors import InputError
-from ..inference import exact_convolutions
+from ..precision import exact_convolutions
 
 BACKBONE = 'alexnet-owt-7be5be79.pth'  # the package brings the weights of LPIPS itself, not those of AlexNet
 BACKBONE_ADDRESS = f'https://download.pytorch.org/models/{BACKBONE}'

@@ -15,7 +15,7 @@ from basicsr.utils.registry import MODEL_REGISTRY
 from torch import Tensor, distributed, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
-from .. import inference
+from .. import precision
 from ..convolution import set_channels_last
 from ..errors import InputError, RunError
 from ..wrcan_arch import WRCAN, ResidualBlock, start_from_image
@@ -123,7 +123,7 @@ class WRCANModel(RecordedModel):
         amp = self.opt['train'].get('amp', 'auto')
         if amp != 'auto' and amp not in AMP_TYPES:
             raise InputError(f"train:amp '{amp}' is not one of auto, {', '.join(AMP_TYPES)}")
-        return inference.autocast_dtype(amp, self.device) if amp == 'auto' else AMP_TYPES[amp]
+        return precision.autocast_dtype(amp, self.device) if amp == 'auto' else AMP_TYPES[amp]
 
     @cached_property
     def keeps_channels_last(self) -> bool:
@@ -212,14 +212,15 @@ class WRCANModel(RecordedModel):
         self.losses = losses
         gradients = [each.grad for each in self.net_g.parameters() if each.grad is not None]
         broken = self.guard.check(current_iter, [*losses.values(), *gradients], self.keys)
-        self._step(broken)
+        self._step(broken, gradients)
         if self.ema_decay > 0:
             self._average(broken)
 
-    def _step(self, broken: Tensor) -> None:
+    def _step(self, broken: Tensor, gradients: list[Tensor]) -> None:
         """The optimizer's step unless it is `broken`. A fused optimizer leaves it out on the device: no one waits."""
         if self.scaler.is_enabled():
-            self.scaler.step(self.optimizer_g)  # looks for itself
+            gradients[0].add_(torch.where(broken > 0, torch.nan, 0.0))  # which is all that the scaler looks at
+            self.scaler.step(self.optimizer_g)
             self.scaler.update()
         elif self.optimizer_g.defaults.get('fused'):
             self.optimizer_g.found_inf = broken

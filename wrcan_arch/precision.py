@@ -1,0 +1,62 @@
+"""The types that convolutions compute in, and which of them a processor has units for."""
+
+from contextlib import AbstractContextManager, nullcontext
+from threading import Lock
+from typing import Any
+
+import torch
+
+PRECISIONS = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
+
+
+def has_bf16_units(device: torch.device) -> bool:
+    """Whether bf16 is computed in hardware there: a GPU's or AMX's matrix units, or AVX-512's bf16 dot product."""
+    if device.type == 'cuda':
+        with torch.cuda.device(device):
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+    names = ('_is_amx_tile_supported', '_is_avx512_bf16_supported')  # not in every release
+    return device.type == 'cpu' and any(getattr(torch.cpu, name, bool)() for name in names)
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The type that convolutions compute in. 'auto': bf16 where the processor has units for it, else fp32."""
+    if precision == 'auto':
+        return torch.bfloat16 if has_bf16_units(device) else torch.float32
+    return PRECISIONS[precision]
+
+
+class _ExactConvolutions:
+    """PyTorch's switch is one for all threads: the first to enter sets it, the last to leave sets it back."""
+
+    def __init__(self) -> None:
+        self.lock, self.inside, self.before = Lock(), 0, None
+
+    @staticmethod
+    def switch() -> tuple[Any, str, Any]:
+        """The object and its attribute that allow TF32, and the value that does not."""
+        cudnn = torch.backends.cudnn
+        conv = getattr(cudnn, 'conv', None)  # newer; once somebody has set it, the older switch cannot be read
+        return (conv, 'fp32_precision', 'ieee') if conv else (cudnn, 'allow_tf32', False)
+
+    def __enter__(self) -> None:
+        switch, name, exact = self.switch()
+        with self.lock:
+            self.inside += 1
+            if self.inside == 1:
+                self.before = getattr(switch, name)
+                setattr(switch, name, exact)
+
+    def __exit__(self, *_: object) -> None:
+        switch, name, _exact = self.switch()
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0:
+                setattr(switch, name, self.before)
+
+
+_exact_convolutions = _ExactConvolutions()
+
+
+def exact_convolutions(device: torch.device) -> AbstractContextManager[None]:
+    """fp32 means fp32 inside: PyTorch lets a GPU's convolutions round to TF32 unless it is told not to."""
+    return _exact_convolutions if device.type == 'cuda' else nullcontext()
