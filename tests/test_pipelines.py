@@ -4,7 +4,7 @@ import logging
 import random
 import re
 from contextlib import contextmanager
-from datetime import timedelta
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from unittest import mock
@@ -48,7 +48,8 @@ def test_loader_replacement_is_needed(workplace, batch, stock):
     opt['datasets']['train'] |= {'batch_size_per_gpu': batch, 'num_worker_per_gpu': 0}
     opt['train']['total_iter'] = 10
     assert iterations_of(opt, pipelines._toolbox_create_loaders) == stock
-    assert iterations_of(opt, pipelines.create_train_val_dataloader) == 10
+    ours = partial(pipelines.create_train_val_dataloader, pipelines.Run())
+    assert iterations_of(opt, ours) == 10
 
 
 def last_line_without_a_gpu(code):
@@ -71,21 +72,17 @@ def test_init_dist_replacement_is_needed():
 def test_several_gpus_of_one_process_are_one(workplace):
     opt = resolved(num_gpu=2)
     opt['path'] |= {'experiments_root': 'experiments/small'}
-    try:
-        assert pipelines.load_resume_state(opt) is None and opt['num_gpu'] == 1
-        (said,) = pipelines._run.warnings
-        assert said == 'One of 2 GPUs is taken; torchrun --nproc_per_node=2 -m wrcan_arch train ... takes all.'
-    finally:
-        pipelines._run.held.close()
-        pipelines._run = pipelines._Run()
+    run = pipelines.Run()
+    with run.held:
+        assert pipelines.load_resume_state(run, opt) is None and opt['num_gpu'] == 1
+    assert run.warnings == ['One of 2 GPUs is taken; torchrun --nproc_per_node=2 -m wrcan_arch train ... takes all.']
 
 
 @contextmanager
 def joining(*, rank=1, **options):
     """init_dist for one of two processes of a machine with GPUs, that joins nobody."""
-    run = pipelines._Run(command='test', options={'name': 'small', 'num_gpu': 0, 'datasets': {}, **options})
+    run = pipelines.Run(command='test', options={'name': 'small', 'num_gpu': 0, 'datasets': {}, **options})
     with (
-        mock.patch.object(pipelines, '_run', run),
         mock.patch.object(pipelines.Team, 'from_environment', lambda **_: mock.Mock(rank=rank, size=2)),
         mock.patch.object(pipelines, 'take_own_gpu') as take,
         mock.patch('torch.cuda.is_available', lambda: True),
@@ -98,25 +95,28 @@ def joining(*, rank=1, **options):
 
 @pytest.mark.parametrize(('num_gpu', 'backend'), [(0, 'gloo'), ('auto', 'nccl')])
 def test_processes_without_gpus_leave_those_that_are_there(num_gpu, backend):
-    with joining(num_gpu=num_gpu) as (_, init, take):
-        pipelines.init_dist('pytorch')
+    with joining(num_gpu=num_gpu) as (run, init, take):
+        pipelines.init_dist(run, 'pytorch')
     assert init.call_args.args[0] == backend and take.called == (backend == 'nccl')
 
 
 def test_backend_and_port_may_be_chosen(monkeypatch):
     monkeypatch.delenv(pipelines.STARTED_BY_TORCHRUN, raising=False)
     with (
-        joining(dist_params={'backend': 'mpi', 'port': 1234}) as (_, init, _),
+        joining(dist_params={'backend': 'mpi', 'port': 1234}) as (run, init, _),
         mock.patch.object(pipelines, 'take_slurms_environment') as take,
     ):
-        pipelines.init_dist('slurm')
+        pipelines.init_dist(run, 'slurm')
     assert init.call_args.args[0] == 'mpi' and take.call_args.args == (1234,)
 
 
 @pytest.mark.parametrize(('rank', 'held'), [(0, [mock.call(Path('results/small'))]), (1, [])])
 def test_the_first_of_several_processes_holds_a_test_s_results(rank, held):
-    with joining(rank=rank), mock.patch.object(pipelines.run_folder, 'only_run_in') as only_run_in:
-        pipelines.init_dist('pytorch')
+    with (
+        joining(rank=rank) as (run, _, _),
+        mock.patch.object(pipelines.run_folder, 'only_run_in') as only_run_in,
+    ):
+        pipelines.init_dist(run, 'pytorch')
     assert only_run_in.call_args_list == held
 
 
@@ -125,21 +125,20 @@ def test_processes_go_on_from_the_same_checkpoint(workplace):
     team.noted_before_restart.return_value = False
     opt = resolved(dist=True, rank=1)
     opt['path'] |= {'experiments_root': 'experiments/small'}
-    timeout = timedelta(seconds=7)
-    with mock.patch.object(pipelines, '_run', pipelines._Run(team=team, timeout=timeout)) as run, run.held:
-        assert pipelines.load_resume_state(opt) is None
-    team.agree.assert_called_once_with({'the checkpoint to go on from as': 'None'}, timeout=timeout)
+    run = pipelines.Run(team=team, timeout=7)
+    with run.held:
+        assert pipelines.load_resume_state(run, opt) is None
+    team.agree.assert_called_once_with({'the checkpoint to go on from as': 'None'}, timeout=7)
 
 
 def test_a_batch_that_processes_cannot_share_is_said_before_they_join():
-    run = pipelines._Run(command='train', options={'num_gpu': 0, 'datasets': {'train': {'batch_size_total': 3}}})
+    run = pipelines.Run(command='train', options={'num_gpu': 0, 'datasets': {'train': {'batch_size_total': 3}}})
     with (
-        mock.patch.object(pipelines, '_run', run),
         mock.patch.object(pipelines.Team, 'from_environment', lambda **_: mock.Mock(rank=0, size=2)),
         mock.patch('torch.distributed.init_process_group') as init,
         pytest.raises(InputError, match='3 cannot be divided over 2 processes'),
     ):
-        pipelines.init_dist('pytorch')
+        pipelines.init_dist(run, 'pytorch')
     assert not init.called
 
 
@@ -175,7 +174,7 @@ def start_over(folder):
 
 def test_message_replacement_is_needed():
     said = {}
-    for maker in (pipelines._toolbox_message_logger, pipelines.message_logger):
+    for maker in (pipelines._toolbox_message_logger, partial(pipelines.message_logger, pipelines.Run())):
         opt = {'name': 'a', 'logger': {'print_freq': 1, 'use_tb_logger': False}, 'train': {'total_iter': 3}}
         logger = maker({**opt, 'path': {'experiments_root': 'experiments/a'}})
         logger.logger = mock.Mock()
@@ -192,7 +191,7 @@ def test_time_replacement_is_needed(tmp_path):
         pytest.raises(OSError, match='not empty'),
     ):
         start_over(tmp_path / 'stock')
-    with pipelines.replaced():
+    with pipelines.replaced(pipelines.Run()):
         start_over(tmp_path / 'ours')
         logs = {basicsr.train.get_time_str() for _ in range(3)}
     assert len(list(tmp_path.glob('ours*'))) == 3 and len(logs) == 3
@@ -207,8 +206,8 @@ def test_replacements_are_taken_back():
         return {target: getattr(importlib.import_module(module), name) for target, (module, _, name) in names.items()}
 
     before = current()
-    with pipelines.replaced():
-        assert current() == {each.target: each.by for each in pipelines.REPLACEMENTS}
+    with pipelines.replaced(pipelines.Run()):
+        assert all(replaced is not before[target] for target, replaced in current().items())
     assert current() == before
 
 

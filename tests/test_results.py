@@ -169,6 +169,6 @@ def test_loader_gets_the_share_whatever_gpus_the_machine_has(dist, world_size, n
         return loader, basicsr.train.EnlargedSampler(range(100), world_size, 0), [], 0, 1
 
     monkeypatch.setattr(pipelines, '_toolbox_create_loaders', load)
-    pipelines.create_train_val_dataloader({**opt, 'train': {'total_iter': 1}}, None)
+    pipelines.create_train_val_dataloader(pipelines.Run(), {**opt, 'train': {'total_iter': 1}}, None)
     assert seen == [loaded]
     assert train['batch_size_per_gpu'] * (num_gpu if not dist and num_gpu else 1) == loaded

@@ -13,8 +13,8 @@ from basicsr.models import build_model
 from conftest import SMALL_TRAINING
 
 from wrcan_arch.cli import main
-from wrcan_arch.train import options, run_folder, step_guard
-from wrcan_arch.train.step_guard import StepGuard
+from wrcan_arch.train import options, run_folder
+from wrcan_arch.train.step_guard import StepGuard, StopReasons, signals_ask
 
 
 @pytest.fixture(autouse=True)
@@ -27,9 +27,10 @@ def one_thread():
 
 
 def test_a_signal_is_heard_where_nobody_reads_what_it_prints():
-    with step_guard.signals_ask(), mock.patch('os.write', side_effect=BrokenPipeError):
+    stop = StopReasons()
+    with signals_ask(stop), mock.patch('os.write', side_effect=BrokenPipeError):
         os.kill(os.getpid(), signal.SIGTERM)
-        assert step_guard._asked == signal.SIGTERM
+        assert stop.asked_by == signal.SIGTERM
 
 
 @pytest.fixture

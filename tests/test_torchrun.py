@@ -7,7 +7,6 @@ import re
 import socket
 import subprocess
 import sys
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -259,7 +258,7 @@ def test_processes_agree_or_all_say_on_what_they_do_not():
 
 def test_process_that_does_not_come_is_named():
     with pytest.raises(InputError, match='of 3 processes 2 did not get here within 0 s: number 1, 2'):
-        Team(store=dist.HashStore(), rank=0, size=3).agree({'a': '1'}, timeout=timedelta(seconds=0))
+        Team(store=dist.HashStore(), rank=0, size=3).agree({'a': '1'}, timeout=0)
 
 
 def test_data_of_other_content_is_told_apart(workplace):

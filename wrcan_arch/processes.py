@@ -19,11 +19,11 @@ import torch.distributed as dist
 
 from .errors import InputError, RunError
 
-Job = TypeVar('Job', bound=tuple[str, ...])  # what it is made of tells it from the others
+Task = TypeVar('Task', bound=tuple[str, ...])  # what it is made of tells it from the others
 
 PATIENCE = 6 * 3600  # seconds without any work done anywhere, after which a process is given up
-JOINING = timedelta(minutes=5)  # that all processes have to start in
-ASKING = timedelta(seconds=5)  # that a process with an error takes to find out whether others have one
+JOINING = 300  # seconds that all processes have to start in
+ASKING = 5  # seconds that a process with an error takes to find out whether others have one
 STARTED_BY_TORCHRUN = 'TORCHELASTIC_RUN_ID'
 LOST = re.compile(r'/gloo/|Connection (closed|reset|refused)|Socket Timeout|Broken pipe')
 
@@ -105,11 +105,11 @@ class Team:
         self._collection = self.store  # where the work on one list of jobs is counted
 
     @classmethod
-    def from_environment(cls, *, timeout: timedelta = JOINING) -> 'Team':
+    def from_environment(cls, *, timeout: float = JOINING) -> 'Team':
         """As torchrun or srun started it; alone if nobody did.
 
         Args:
-            timeout: for the first process to be there, and for everything that is then waited for in the store.
+            timeout: seconds for the first process to be there, and for everything that is then waited for in the store.
         """
         if launcher_of_environment() == 'slurm':
             take_slurms_environment()
@@ -121,22 +121,22 @@ class Team:
             _joined[address] = cls(store=_connect(rank, timeout), rank=rank, size=size)
         return _joined[address]
 
-    def agree(self, seen: Mapping[str, str], *, timeout: timedelta = JOINING) -> None:
+    def agree(self, seen: Mapping[str, str], *, timeout: float = JOINING) -> None:
         """InputError in all processes unless all have come and see the same, item by item.
 
         Args:
             seen: what this process sees: a short text by the name of the thing.
-            timeout: for the last process to come, with all that it does before.
+            timeout: seconds for the last process to come, with all that it does before.
         """
         keys = [f'agree {self._agreements} {rank}' for rank in range(self.size)]
         self._agreements += 1
         self.store.set(keys[self.rank], json.dumps(dict(seen)))
-        until = time.monotonic() + timeout.total_seconds()
+        until = time.monotonic() + timeout
         while not self.store.check(keys):
             if time.monotonic() > until:
                 missing = [str(rank) for rank, key in enumerate(keys) if not self.store.check([key])]
                 raise InputError(
-                    f'of {self.size} processes {len(missing)} did not get here within {timeout.total_seconds():.0f} s: '
+                    f'of {self.size} processes {len(missing)} did not get here within {timeout:.0f} s: '
                     f'number {", ".join(missing[:8])}; look at what they say and at their machines'
                 )
             time.sleep(0.05)
@@ -172,11 +172,11 @@ class Team:
     def _stay_until_all(self, counted: str, store: dist.Store) -> None:
         """In the first process, for a while: where the store is not torchrun's it goes with this one."""
         if self.rank == 0 and os.environ.get('TORCHELASTIC_USE_AGENT_STORE') != 'True':
-            until = time.monotonic() + ASKING.total_seconds()
+            until = time.monotonic() + ASKING
             while store.add(counted, 0) < self.size and time.monotonic() < until:
                 time.sleep(0.05)
 
-    def agree_on(self, jobs: Sequence[Job]) -> None:
+    def agree_on(self, jobs: Sequence[Task]) -> None:
         """As `agree`: they share the list out by number, and none begins to write while another still looks for it.
 
         What follows is counted for this list alone, so that one team can do several.
@@ -187,7 +187,7 @@ class Team:
             digest.update(os.fsencode('\0'.join(job)) + b'\n')
         self.agree({'photographs': f'{len(jobs):,} with SHA-256 {digest.hexdigest()[:12]}'})
 
-    def share_of(self, jobs: Sequence[Job]) -> Iterator[Job]:
+    def share_of(self, jobs: Sequence[Task]) -> Iterator[Task]:
         """The jobs that this process does: each is taken by one process, the next by the first that is free."""
         while (number := self._collection.add('taken', 1) - 1) < len(jobs):
             yield jobs[number]
@@ -234,14 +234,14 @@ class Team:
 _joined: dict[tuple[str | None, str | None], Team] = {}  # a process joins once
 
 
-def _connect(rank: int, timeout: timedelta) -> dist.Store:
+def _connect(rank: int, timeout: float) -> dist.Store:
     """The store that all processes share: torchrun's, or one that the first process opens."""
     attempt = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
     of_torchrun = os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True'
     try:
         host, port = os.environ['MASTER_ADDR'], int(os.environ['MASTER_PORT'])
         first = rank == 0 and not of_torchrun
-        store = dist.TCPStore(host, port, is_master=first, timeout=timeout, wait_for_workers=False)
+        store = dist.TCPStore(host, port, is_master=first, timeout=timedelta(seconds=timeout), wait_for_workers=False)
     except KeyError as error:
         raise InputError(
             f'the processes cannot reach each other ({error.args[0]} is not set); start them with torchrun'

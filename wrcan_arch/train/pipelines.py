@@ -39,22 +39,38 @@ from . import results, run_folder
 from .draws import DrawSampler
 from .jpeg_deblur_dataset import JPEGDeblurDataset
 from .recorded_model import RecordedModel
-from .step_guard import UntilUnreadable, ending_data_workers, ignore_signals, signals_ask
+from .step_guard import StopReasons, UntilUnreadable, ending_data_workers, ignore_signals, signals_ask
 from .wrcan_model import WRCANModel
 
 TIMEOUT = 600  # seconds that processes wait for each other, unless dist_params:timeout says otherwise
 
 
-def init_dist(launcher: str, **_: Any) -> None:
+@dataclass
+class Run:
+    """What the toolbox's replaced functions share during one run."""
+
+    command: str = ''
+    options: dict[str, Any] = field(default_factory=dict)
+    held: ExitStack = field(default_factory=ExitStack)  # until the run ends
+    team: Team | None = None  # of several processes
+    timeout: float = TIMEOUT  # seconds that they wait for each other
+    stop: StopReasons = field(default_factory=StopReasons)
+    resume_state: dict[str, Any] | None = None  # the loaders correct the epoch in it
+    warnings: list[str] = field(default_factory=list)  # from before there is a log
+    val_loaders: list[Any] = field(default_factory=list)
+    model: Any = None
+
+
+def init_dist(run: Run, launcher: str, **_: Any) -> None:
     """Join the processes that torchrun or srun started: NCCL with GPUs, gloo without; all must see the same."""
-    chosen = _run.options.get('dist_params') or {}  # the toolbox passes them on for slurm alone
+    chosen = run.options.get('dist_params') or {}  # the toolbox passes them on for slurm alone
     if launcher == 'slurm' and STARTED_BY_TORCHRUN not in os.environ:
         take_slurms_environment(chosen.get('port'))
-    timeout = _run.timeout = timedelta(seconds=chosen.get('timeout', TIMEOUT))
+    timeout = run.timeout = chosen.get('timeout', TIMEOUT)
     team = Team.from_environment(timeout=timeout)
-    team.agree(_what_decides(_run.options), timeout=timeout)
-    _check_batch(team.size)
-    on_gpus = _run.options['num_gpu'] != 0 and torch.cuda.is_available()
+    team.agree(_what_decides(run.options), timeout=timeout)
+    _check_batch(run, team.size)
+    on_gpus = run.options['num_gpu'] != 0 and torch.cuda.is_available()
     if on_gpus:
         take_own_gpu()
     distributed.init_process_group(
@@ -62,17 +78,17 @@ def init_dist(launcher: str, **_: Any) -> None:
         store=distributed.PrefixStore('group', team.store),
         rank=team.rank,
         world_size=team.size,
-        timeout=timeout,
+        timeout=timedelta(seconds=timeout),
     )
-    _run.team = team
+    run.team = team
     if team.rank == 0:
-        _hold_results()
+        _hold_results(run)
 
 
-def _hold_results() -> None:
+def _hold_results(run: Run) -> None:
     """Or a second test of the same name would mix its results in. A training locks its experiment, later."""
-    if _run.command == 'test':
-        _run.held.enter_context(run_folder.only_run_in(Path('results', _run.options['name'])))
+    if run.command == 'test':
+        run.held.enter_context(run_folder.only_run_in(Path('results', run.options['name'])))
 
 
 def _what_decides(options: dict[str, Any]) -> dict[str, str]:
@@ -101,52 +117,34 @@ def _sha256(*parts: bytes) -> str:
     return hashlib.sha256(b'\n'.join(parts)).hexdigest()[:16]
 
 
-@dataclass
-class _Run:
-    """What the replaced functions of the run under way tell each other."""
-
-    held: ExitStack = field(default_factory=ExitStack)  # until the run ends
-    command: str = ''
-    options: dict[str, Any] = field(default_factory=dict)
-    team: Team | None = None  # of several processes
-    timeout: timedelta = timedelta(seconds=TIMEOUT)  # that they wait for each other
-    resume_state: dict[str, Any] | None = None  # the loaders correct the epoch in it
-    warnings: list[str] = field(default_factory=list)  # from before there is a log
-    val_loaders: list[Any] = field(default_factory=list)
-    model: Any = None
-
-
-_run = _Run()
-
-
-def load_resume_state(opt: dict[str, Any]) -> dict[str, Any] | None:
+def load_resume_state(run: Run, opt: dict[str, Any]) -> dict[str, Any] | None:
     """The state to go on from: with auto_resume that of the experiment's newest whole pair, else the one named.
 
     Processes that torchrun starts again go on from what those before them have saved, if these had begun.
     """
     folder = Path(opt['path']['experiments_root'])
-    _take(opt, folder)
-    state = _state_to_go_on_from(opt, folder)
-    if _run.team:
-        _run.team.agree({'the checkpoint to go on from as': str(state and state['iter'])}, timeout=_run.timeout)
+    _take(run, opt, folder)
+    state = _state_to_go_on_from(run, opt, folder)
+    if run.team:
+        run.team.agree({'the checkpoint to go on from as': str(state and state['iter'])}, timeout=run.timeout)
     if state:
-        _go_on_from(opt, state, folder)
+        _go_on_from(run, opt, state, folder)
     else:
         _check_weights_stay(opt, folder)
-    _run.resume_state = state
+    run.resume_state = state
     return state
 
 
-def _take(opt: dict[str, Any], folder: Path) -> None:
+def _take(run: Run, opt: dict[str, Any], folder: Path) -> None:
     """What this process works with: signals that ask, one GPU, and in the first process the experiment's folder."""
     if _is_ours(opt):  # which can be asked to end; another model's run ends at once
-        _run.held.enter_context(signals_ask())
+        run.held.enter_context(signals_ask(run.stop))
         if not opt['dist'] and opt['num_gpu'] > 1:
             hint = f'torchrun --nproc_per_node={opt["num_gpu"]} -m wrcan_arch train ... takes all'
-            _run.warnings.append(f'One of {opt["num_gpu"]} GPUs is taken; {hint}.')
+            run.warnings.append(f'One of {opt["num_gpu"]} GPUs is taken; {hint}.')
             opt['num_gpu'] = 1
     if opt['rank'] == 0:
-        _run.held.enter_context(run_folder.only_run_in(folder))
+        run.held.enter_context(run_folder.only_run_in(folder))
         run_folder.remove_partial(folder)
 
 
@@ -154,29 +152,29 @@ def _networks(opt: dict[str, Any]) -> list[str]:
     return [key.removeprefix('network_') for key in opt if key.startswith('network_')]
 
 
-def _state_to_go_on_from(opt: dict[str, Any], folder: Path) -> dict[str, Any] | None:
-    if _run.team and _run.team.noted_before_restart(f'began {folder}'):
+def _state_to_go_on_from(run: Run, opt: dict[str, Any], folder: Path) -> dict[str, Any] | None:
+    if run.team and run.team.noted_before_restart(f'began {folder}'):
         opt['auto_resume'] = True
     named = opt['path'].get('resume_state')
     if opt['auto_resume']:
         state, passed_over = run_folder.newest_pair(folder, _networks(opt))
-        _run.warnings += [f'Passed over: {damaged}' for damaged in passed_over]
+        run.warnings += [f'Passed over: {damaged}' for damaged in passed_over]
         if state:
             opt['path']['resume_state'] = str(run_folder.state_path(folder, state['iter']))
             return state
         opt['auto_resume'] = False  # there is nothing to find
         if folder.is_dir() and not named:
-            _run.warnings.append(f'{folder} had no training state to go on from: the run starts at iteration 0.')
+            run.warnings.append(f'{folder} had no training state to go on from: the run starts at iteration 0.')
     return run_folder.read_state(named) if named else None
 
 
-def _go_on_from(opt: dict[str, Any], state: dict[str, Any], folder: Path) -> None:
+def _go_on_from(run: Run, opt: dict[str, Any], state: dict[str, Any], folder: Path) -> None:
     """Have the toolbox load the weights of a state, which must be the state's own."""
     check_resume(opt, state['iter'])
     total_iter = int(opt['train']['total_iter'])
     if state['iter'] >= total_iter:
         message = f'The run is at iteration {state["iter"]} already, train:total_iter is {total_iter}'
-        _run.warnings.append(f'{message}: nothing is trained.')
+        run.warnings.append(f'{message}: nothing is trained.')
     ignored = opt['path'].get('ignore_resume_networks') or ()
     if not opt['auto_resume'] and 'network_g' in opt and 'network_g' not in ignored:
         run_folder.check_weights(state, Path(opt['path']['pretrain_network_g']))
@@ -214,28 +212,28 @@ def share_of_batch(train: dict[str, Any], parts: int) -> int:
     return total // parts
 
 
-def _check_batch(parts: int) -> None:
+def _check_batch(run: Run, parts: int) -> None:
     """InputError if it cannot be divided; asked before the toolbox puts an older run of this name aside."""
-    if _run.command == 'train':
-        share_of_batch(_run.options['datasets']['train'], parts)
+    if run.command == 'train':
+        share_of_batch(run.options['datasets']['train'], parts)
 
 
-def _gpus_of_one_process(options: dict[str, Any]) -> int:
+def _gpus_of_one_process(command: str, options: dict[str, Any]) -> int:
     """How many there are for it. InputError where the options ask a model of ours for several."""
     wanted = options['num_gpu']
     if not _is_ours(options):
         return torch.cuda.device_count() if wanted == 'auto' else wanted
     if wanted != 'auto' and wanted > 1:
         raise InputError(
-            f'num_gpu: one process takes one GPU; torchrun --nproc_per_node={wanted} -m wrcan_arch {_run.command} ... '
+            f'num_gpu: one process takes one GPU; torchrun --nproc_per_node={wanted} -m wrcan_arch {command} ... '
             f'takes {wanted}'
         )
     return 1
 
 
-def create_train_val_dataloader(opt: dict[str, Any], logger: Any) -> tuple:
+def create_train_val_dataloader(run: Run, opt: dict[str, Any], logger: Any) -> tuple:
     """The toolbox's loaders over draws that start where the run stands and end with its last iteration."""
-    for warning in _run.warnings:
+    for warning in run.warnings:
         logger.warning(warning)
     train = opt['datasets']['train']
     train['batch_size_per_gpu'] = share_of_batch(train, opt['world_size'] if opt['dist'] else max(1, opt['num_gpu']))
@@ -243,7 +241,7 @@ def create_train_val_dataloader(opt: dict[str, Any], logger: Any) -> tuple:
         DrawSampler,
         batch_size=train['batch_size_per_gpu'] * (1 if opt['dist'] else max(1, opt['num_gpu'])),
         seed=opt['manual_seed'],
-        start_iter=_run.resume_state['iter'] if _run.resume_state else 0,
+        start_iter=run.resume_state['iter'] if run.resume_state else 0,
         total_iter=int(opt['train']['total_iter']),
     )
     train['manual_seed'] = opt['manual_seed']
@@ -254,28 +252,30 @@ def create_train_val_dataloader(opt: dict[str, Any], logger: Any) -> tuple:
     with mock.patch('basicsr.train.EnlargedSampler', sampler):
         loaders = _toolbox_create_loaders(opt, logger)
     train_loader, train_sampler, val_loaders, _, total_iters = loaders
-    _run.val_loaders = val_loaders
+    run.val_loaders = val_loaders
     if isinstance(train_loader.dataset, JPEGDeblurDataset):
         for doubt in train_loader.dataset.doubts():
             logger.warning(doubt)
-    if _run.resume_state:
-        _run.resume_state['epoch'] = train_sampler.start_epoch  # an epoch that was just full, or of another batch size
-    train_loader = UntilUnreadable(train_loader, saves_first=_is_ours(opt) and opt['world_size'] == 1)
+    if run.resume_state:
+        run.resume_state['epoch'] = train_sampler.start_epoch  # an epoch that was just full, or of another batch size
+    train_loader = UntilUnreadable(train_loader, run.stop, saves_first=_is_ours(opt) and opt['world_size'] == 1)
     return train_loader, train_sampler, val_loaders, train_sampler.last_epoch, total_iters
 
 
 _toolbox_create_loaders = basicsr.train.create_train_val_dataloader
 
 
-def build_model(opt: dict[str, Any]) -> Any:
+def build_model(run: Run, opt: dict[str, Any]) -> Any:
     """The toolbox's. Weights to train on are scored before the first iteration, for the best network to be no worse."""
-    model = _run.model = _toolbox_build_model(opt)
+    model = run.model = _toolbox_build_model(opt)
+    if isinstance(model, WRCANModel) and model.is_train:
+        model.guard.stop = run.stop
     if isinstance(model, RecordedModel):
-        model.check_room(_run.resume_state['iter'] if _run.resume_state else 0)
-    trains_on = opt['path'].get('pretrain_network_g') and not _run.resume_state
+        model.check_room(run.resume_state['iter'] if run.resume_state else 0)
+    trains_on = opt['path'].get('pretrain_network_g') and not run.resume_state
     if trains_on and (opt.get('val') or {}).get('metrics') and isinstance(model, RecordedModel):
         get_root_logger().info('Validating the weights that the training goes on from.')
-        for val_loader in _run.val_loaders:
+        for val_loader in run.val_loaders:
             model.validation(val_loader, 0, None, opt['val']['save_img'])
     return model
 
@@ -283,24 +283,24 @@ def build_model(opt: dict[str, Any]) -> Any:
 _toolbox_build_model = basicsr.train.build_model
 
 
-def _begin(opt: dict[str, Any]) -> None:
+def _begin(run: Run, opt: dict[str, Any]) -> None:
     """The first iteration follows: from here on a process that torchrun starts again goes on from what this run saves.
 
     So does --auto_resume; a state that was named may have newer ones beside it.
     """
-    folder, state = Path(opt['path']['experiments_root']), _run.resume_state
+    folder, state = Path(opt['path']['experiments_root']), run.resume_state
     if state and not opt['auto_resume'] and state['iter'] < int(opt['train']['total_iter']) and opt['rank'] == 0:
         newer = run_folder.put_newer_aside(folder, state['iter'], _networks(opt))
         what = f'{", ".join(map(str, newer))} as *.after_{state["iter"]}'
         if newer:
             get_root_logger().warning(f'Put aside, for --auto_resume to go on from this run: {what}')
-    if _run.team:
-        _run.team.note_for_restarts(f'began {folder}')
+    if run.team:
+        run.team.note_for_restarts(f'began {folder}')
 
 
-def message_logger(opt: dict[str, Any], *arguments: Any, **options: Any) -> Any:
+def message_logger(run: Run, opt: dict[str, Any], *arguments: Any, **options: Any) -> Any:
     """The toolbox's, whose time left does not count the last iteration. It is made when all else is there."""
-    _begin(opt)
+    _begin(run, opt)
     logger = _toolbox_message_logger(opt, *arguments, **options)
     logger.max_iters += 1
     return logger
@@ -322,7 +322,7 @@ class Replacement:
     """One name of the toolbox that is assigned anew while a pipeline runs."""
 
     target: str
-    by: Callable
+    by: Callable[[Run], Callable]
     why: str
     until: str
 
@@ -335,50 +335,50 @@ def time_to_the_microsecond() -> str:
 REPLACEMENTS = (
     Replacement(
         target='basicsr.utils.options.init_dist',
-        by=init_dist,
+        by=lambda run: partial(init_dist, run),
         why='the toolbox takes the rank modulo the number of GPUs and knows NCCL alone',
         until='BasicSR runs several processes without a GPU',
     ),
     Replacement(
         target='basicsr.train.load_resume_state',
-        by=load_resume_state,
+        by=lambda run: partial(load_resume_state, run),
         why='it needs a GPU, looks beside the root folder and then silently starts over, and opens files unsafely',
         until='BasicSR resumes on a CPU, from root_path',
     ),
     Replacement(
         target='basicsr.train.create_train_val_dataloader',
-        by=create_train_val_dataloader,
+        by=lambda run: partial(create_train_val_dataloader, run),
         why='epochs are rounded up but the last batch is dropped, so runs end early; the order ignores the seed and '
         'starts over on resume',
         until='BasicSR makes as many iterations as asked, from the iteration it resumes at',
     ),
     Replacement(
         target='basicsr.train.build_model',
-        by=build_model,
+        by=lambda run: partial(build_model, run),
         why='weights that are trained on are not validated, so the best network can be worse than they were',
         until='BasicSR validates them',
     ),
     Replacement(
         target='basicsr.train.MessageLogger',
-        by=message_logger,
+        by=lambda run: partial(message_logger, run),
         why='the time left is one iteration short, and in the end -1 day, 23:59:59',
         until='BasicSR counts the last iteration',
     ),
     Replacement(
         target='basicsr.data.worker_init_fn',
-        by=worker_init_fn,
+        by=lambda run: worker_init_fn,
         why='workers get the same seed in every epoch, so data sets of the toolbox repeat their crops',
         until='BasicSR seeds workers from torch.initial_seed()',
     ),
     Replacement(
         target='basicsr.train.get_time_str',
-        by=time_to_the_microsecond,
+        by=lambda run: time_to_the_microsecond,
         why='logs are named by the second: a run that is resumed at once overwrites the log of the one before',
         until='BasicSR appends to its logs',
     ),
     Replacement(
         target='basicsr.utils.misc.get_time_str',
-        by=time_to_the_microsecond,
+        by=lambda run: time_to_the_microsecond,
         why='old experiments are put aside under the second too, and the next one cannot be',
         until='BasicSR looks whether the name is free',
     ),
@@ -386,11 +386,11 @@ REPLACEMENTS = (
 
 
 @contextmanager
-def replaced() -> Iterator[None]:
-    """The toolbox with REPLACEMENTS in it."""
+def replaced(run: Run) -> Iterator[None]:
+    """The toolbox with REPLACEMENTS in it, which share `run`."""
     with ExitStack() as stack:
         for replacement in REPLACEMENTS:
-            stack.enter_context(mock.patch(replacement.target, replacement.by))
+            stack.enter_context(mock.patch(replacement.target, replacement.by(run)))
         yield
 
 
@@ -440,32 +440,30 @@ def run(
         launcher: 'none', 'pytorch' or 'slurm'.
         auto_resume: go on from the newest training state, where there is one.
     """
-    global _run
     pipeline = importlib.import_module(f'basicsr.{command}')
     flags = ['--auto_resume'] if auto_resume else []
     with tempfile.TemporaryDirectory(prefix='basicsr-options-') as folder:
         path = Path(folder, name)
         path.write_text(yaml.safe_dump(with_hash(options), sort_keys=False), encoding='utf-8')
         with ExitStack() as held:
-            _run = _Run(held, command, options)
-            for context in (replaced(), _arguments('-opt', str(path), '--launcher', launcher, *flags)):
+            current = Run(command, options, held)
+            for context in (replaced(current), _arguments('-opt', str(path), '--launcher', launcher, *flags)):
                 held.enter_context(context)
             if command == 'train':
                 held.enter_context(ending_data_workers())
             _forget_logger()
             if launcher == 'none':
-                _check_batch(max(1, _gpus_of_one_process(options)))
-                _hold_results()
+                _check_batch(current, max(1, _gpus_of_one_process(command, options)))
+                _hold_results(current)
             try:
                 getattr(pipeline, f'{command}_pipeline')(str(Path.cwd()))
                 if command == 'test':
                     _keep_test_options(options)
-                elif isinstance(_run.model, RecordedModel):
-                    get_root_logger().info(_run.model.outcome())
+                elif isinstance(current.model, RecordedModel):
+                    get_root_logger().info(current.model.outcome())
                 if distributed.is_initialized():
                     distributed.barrier()  # processes that leave one by one can take the others down
             finally:
                 if distributed.is_initialized():
                     distributed.destroy_process_group()
                 _forget_logger()
-                _run = _Run()

@@ -7,6 +7,7 @@ import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,18 +17,22 @@ from ..errors import InputError, RunError, one_line
 
 ASKED = b'\nbasicsr: the run ends, and is saved, after this iteration or validation; Ctrl+\\ ends it at once\n'
 logger = logging.getLogger('basicsr')  # the toolbox's
-_asked: signal.Signals | None = None  # the signal that asked this process to stop
-_unreadable: InputError | None = None  # of the batch that would be next
+
+
+@dataclass
+class StopReasons:
+    """What asks a run to end before its next iteration."""
+
+    asked_by: signal.Signals | None = None
+    unreadable: InputError | None = None  # the batch that would be next
 
 
 @contextmanager
-def signals_ask() -> Iterator[None]:
+def signals_ask(stop: StopReasons) -> Iterator[None]:
     """SIGTERM and Ctrl+C ask the run to end where it can go on, and no longer end it anywhere."""
-    global _asked, _unreadable
 
     def ask(number: int, _: Any) -> None:
-        global _asked
-        is_first, _asked = _asked is None, signal.Signals(number)
+        is_first, stop.asked_by = stop.asked_by is None, signal.Signals(number)
         if is_first:
             with suppress(OSError):  # Ctrl+C ends the tee that reads it too
                 os.write(2, ASKED)  # print is not safe in here
@@ -38,7 +43,6 @@ def signals_ask() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        _asked = _unreadable = None
 
 
 def ignore_signals() -> None:
@@ -86,13 +90,13 @@ class UntilUnreadable:
     one's step, and other models would make it.
     """
 
-    def __init__(self, loader: Iterable[Any], *, saves_first: bool) -> None:
+    def __init__(self, loader: Iterable[Any], stop: StopReasons, *, saves_first: bool) -> None:
         self.loader = loader
+        self.stop = stop
         self.saves_first = saves_first
         self.last: Any = None
 
     def __iter__(self) -> Iterator[Any]:
-        global _unreadable
         try:
             batches = iter(self.loader)  # has PyTorch's handler say that a worker is dead, in the middle of a step
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the loader finds it out by itself, in seconds
@@ -104,7 +108,7 @@ class UntilUnreadable:
                 raise
             if not self.saves_first:
                 raise ends_the_run(unread(error)) from error
-            _unreadable = unread(error)
+            self.stop.unreadable = unread(error)
             yield self.last
             raise
 
@@ -125,6 +129,7 @@ class StepGuard:
         self.limit = limit
         self.device = device
         self.dist = dist
+        self.stop = StopReasons()
         self.delay = 0 if device.type == 'cpu' else 1
         self.unread: deque[tuple[int, Tensor, Sequence[str]]] = deque()
         self.in_a_row = 0
@@ -142,7 +147,7 @@ class StepGuard:
             keys: of the samples.
         """
         largest = torch.stack(torch._foreach_norm(tensors)).max()
-        flags = torch.stack([1 - largest.isfinite().float(), torch.full_like(largest, _asked or 0)])
+        flags = torch.stack([1 - largest.isfinite().float(), torch.full_like(largest, self.stop.asked_by or 0)])
         if self.dist:
             distributed.all_reduce(flags, distributed.ReduceOp.MAX)
         self.unread.append((iteration, flags, keys))
@@ -152,16 +157,16 @@ class StepGuard:
         """Why the run has to end here, after `made` iterations, if it has to."""
         while len(self.unread) > self.delay:
             self._read(*self.unread.popleft())
-        if _unreadable:
-            return ends_the_run(_unreadable)
+        if self.stop.unreadable:
+            return ends_the_run(self.stop.unreadable)
         if self.in_a_row > self.limit:
             return RunError(
                 f'{self.in_a_row} steps in a row had a loss or a gradient that is not finite and were skipped; '
                 'the weights from before are saved. Look at the samples in the log, lower train:optim_g:lr, '
                 'or use train:amp bf16 or off'
             )
-        if not self.dist and _asked:  # several processes stop at the same step, which the flags tell
-            self.asked = _asked
+        if not self.dist and self.stop.asked_by:  # several processes stop at the same step, which the flags tell
+            self.asked = self.stop.asked_by
         if self.asked:
             name = signal.Signals(self.asked).name
             if not made:
