@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from numbers import Integral
@@ -142,19 +142,37 @@ def _store(result: np.ndarray, span: Span, rows: Tensor) -> None:
     result[slice(*span)] = rows.cpu().numpy()
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Restoring:
-    """One request: how images go through a network."""
+    """How images go through a network."""
 
-    def __init__(
-        self, network: nn.Module, dtype: torch.dtype, request: Request, progress: Callable[[float], None]
-    ) -> None:
-        self.network, self.dtype, self.request, self.progress = network, dtype, request, progress
-        self.device = next(network.parameters()).device
-        self.window = window_of(network, request.mode, request.patch_size)
-        self.in_strips = request.mode in ('exact', 'local') and is_as_built(network)
-        if request.max_memory is not None and not self.in_strips:
+    network: nn.Module
+    request: Request
+    device: torch.device
+    window: int | None  # see `window_of`
+    in_strips: bool
+    dtype: torch.dtype
+    progress: Callable[[float], None]
+
+    @classmethod
+    def of(cls, network: nn.Module, request: Request, progress: Callable[[float], None]) -> '_Restoring':
+        """Check the request against the network, once for all images."""
+        window = window_of(network, request.mode, request.patch_size)
+        in_strips = request.mode in ('exact', 'local') and is_as_built(network)
+        if request.max_memory is not None and not in_strips:
             name = type(network).__name__
             raise InputError(f'max_memory is for WRCAN with no part changed and no hook; this {name} runs whole')
+        device = next(network.parameters()).device
+        dtype = autocast_dtype(request.precision, device)
+        return cls(
+            network=network,
+            request=request,
+            device=device,
+            window=window,
+            in_strips=in_strips,
+            dtype=dtype,
+            progress=progress,
+        )
 
     def __call__(self, image: np.ndarray, result: np.ndarray) -> None:
         """(H, W, C) in, written to another of that shape."""
@@ -234,21 +252,20 @@ class _Restoring:
         return rows
 
 
-def _restore_finite(
-    network: nn.Module, image: np.ndarray, result: np.ndarray, request: Request, progress: Callable[[float], None]
-) -> None:
+def _restore_finite(restoring: _Restoring, image: np.ndarray, result: np.ndarray) -> None:
     """Into `result`; in fp32 where the precision asked for gives no finite numbers, or wrong ones."""
-    dtype = autocast_dtype(request.precision, next(network.parameters()).device)
+    in_fp32 = replace(restoring, dtype=torch.float32)
     if min(image.shape[:2]) <= SIZE_MULTIPLE:  # oneDNN 3.12 on AMX reads wrong rows: bf16, stride 2, output one wide
-        dtype = torch.float32
+        restoring = in_fp32
     try:
         try:
-            return _Restoring(network, dtype, request, progress)(image, result)
+            return restoring(image, result)
         except _NotFinite:
-            if dtype == torch.float32:
+            if restoring.dtype == torch.float32:
                 raise
-        warnings.warn(f'the result in {dtype} was not finite; computed again in fp32', RuntimeWarning, stacklevel=4)
-        return _Restoring(network, torch.float32, request, progress)(image, result)
+        said = f'the result in {restoring.dtype} was not finite; computed again in fp32'
+        warnings.warn(said, RuntimeWarning, stacklevel=4)
+        return in_fp32(image, result)
     except _NotFinite:
         raise InputError('the network gives no finite numbers for this image: its weights are damaged') from None
 
@@ -306,7 +323,7 @@ def restore(
                     f'an image array must be uint8, uint16 or float (H, W, {channels}), not {image.dtype} {image.shape}'
                 )
             result = np.empty(image.shape, image.dtype)
-            _restore_finite(network, image, result, request, progress)
+            _restore_finite(_Restoring.of(network, request, progress), image, result)
             return result
 
         if not isinstance(image, Tensor):
@@ -315,9 +332,11 @@ def restore(
             shape = tuple(image.shape)
             raise InputError(f'an image tensor must be float (B, {channels}, H, W), not {image.dtype} {shape}')
         results = np.empty(image.shape, np.float32)
+        restoring = _Restoring.of(network, request, progress)
         for number, one in enumerate(image.detach().to('cpu', torch.float32).numpy()):
             of_all = partial(_tell_share, progress, number, len(results))
-            _restore_finite(network, one.transpose(1, 2, 0), results[number].transpose(1, 2, 0), request, of_all)
+            own = replace(restoring, progress=of_all)
+            _restore_finite(own, one.transpose(1, 2, 0), results[number].transpose(1, 2, 0))
         return torch.from_numpy(results).to(image.device, image.dtype)
 
 

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .convolution import Convolution, Span, empty_map, margin_of
-from .progress import Progress, weight_count
+from .strip_progress import Progress, weight_count
 from .strip_sizes import end_rows, padded_to_multiple
 from .wrcan_arch import (
     ATROUS_RATES,

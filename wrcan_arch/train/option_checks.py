@@ -228,11 +228,9 @@ def _unfit_logger(file: OptionFile) -> Iterator[str]:
 
 
 def _is_for_our_model(file: OptionFile) -> bool:
-    from basicsr.utils.registry import MODEL_REGISTRY
+    from .wrcan_model import is_wrcan_model  # not above: it loads the toolbox
 
-    from .wrcan_model import WRCANModel
-
-    return issubclass(MODEL_REGISTRY.get(file.values['model_type']), WRCANModel)
+    return is_wrcan_model(file.values['model_type'])
 
 
 def _unfit_losses(file: OptionFile) -> Iterator[str]:

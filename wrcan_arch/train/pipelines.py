@@ -29,7 +29,6 @@ import torch
 import yaml
 from basicsr.utils import check_resume, get_root_logger
 from basicsr.utils.dist_util import master_only
-from basicsr.utils.registry import MODEL_REGISTRY
 from torch import distributed
 
 from ..errors import InputError
@@ -40,7 +39,7 @@ from .draws import DrawSampler
 from .jpeg_deblur_dataset import JPEGDeblurDataset
 from .recorded_model import RecordedModel
 from .step_guard import StopReasons, UntilUnreadable, ending_data_workers, ignore_signals, signals_ask
-from .wrcan_model import WRCANModel
+from .wrcan_model import WRCANModel, is_wrcan_model
 
 TIMEOUT = 600  # seconds that processes wait for each other, unless dist_params:timeout says otherwise
 
@@ -137,7 +136,7 @@ def load_resume_state(run: Run, opt: dict[str, Any]) -> dict[str, Any] | None:
 
 def _take(run: Run, opt: dict[str, Any], folder: Path) -> None:
     """What this process works with: signals that ask, one GPU, and in the first process the experiment's folder."""
-    if _is_ours(opt):  # which can be asked to end; another model's run ends at once
+    if is_wrcan_model(opt['model_type']):  # which can be asked to end; another model's run ends at once
         run.held.enter_context(signals_ask(run.stop))
         if not opt['dist'] and opt['num_gpu'] > 1:
             hint = f'torchrun --nproc_per_node={opt["num_gpu"]} -m wrcan_arch train ... takes all'
@@ -183,11 +182,6 @@ def _go_on_from(run: Run, opt: dict[str, Any], state: dict[str, Any], folder: Pa
         run_folder.remove_old(folder, state['iter'], keep)
 
 
-def _is_ours(opt: dict[str, Any]) -> bool:
-    """Whether the model looks, before each iteration, for a reason to save and end, and takes one GPU a process."""
-    return issubclass(MODEL_REGISTRY.get(opt['model_type']), WRCANModel)
-
-
 def _check_weights_stay(opt: dict[str, Any], folder: Path) -> None:
     """A new run puts an older one's folder of its name aside, and what it would begin with along with it."""
     for key, path in opt['path'].items():
@@ -221,7 +215,7 @@ def _check_batch(run: Run, parts: int) -> None:
 def _gpus_of_one_process(command: str, options: dict[str, Any]) -> int:
     """How many there are for it. InputError where the options ask a model of ours for several."""
     wanted = options['num_gpu']
-    if not _is_ours(options):
+    if not is_wrcan_model(options['model_type']):
         return torch.cuda.device_count() if wanted == 'auto' else wanted
     if wanted != 'auto' and wanted > 1:
         raise InputError(
@@ -258,7 +252,8 @@ def create_train_val_dataloader(run: Run, opt: dict[str, Any], logger: Any) -> t
             logger.warning(doubt)
     if run.resume_state:
         run.resume_state['epoch'] = train_sampler.start_epoch  # an epoch that was just full, or of another batch size
-    train_loader = UntilUnreadable(train_loader, run.stop, saves_first=_is_ours(opt) and opt['world_size'] == 1)
+    saves_first = is_wrcan_model(opt['model_type']) and opt['world_size'] == 1
+    train_loader = UntilUnreadable(train_loader, run.stop, saves_first=saves_first)
     return train_loader, train_sampler, val_loaders, train_sampler.last_epoch, total_iters
 
 

@@ -27,6 +27,14 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 AMP_TYPES = {'off': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
+def is_wrcan_model(model_type: str) -> bool:
+    """Whether an option file's `model_type` is a WRCANModel.
+
+    Such a model looks, before each iteration, for a reason to save and end, and takes one GPU a process.
+    """
+    return issubclass(MODEL_REGISTRY.get(model_type), WRCANModel)
+
+
 def be_deterministic() -> None:
     """The same bits from every run on one kind of GPU, more slowly. What has no such kernel becomes an error."""
     os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
