@@ -38,7 +38,6 @@ LINKS = {'NVLink, 450 GB/s': 450e9, '400 Gb/s': 50e9, '100 Gb/s': 12.5e9, '25 Gb
 GPUS = (4, 8, 64, 256)
 PAPERS_BATCH, PAPERS_RATE, PAPERS_ITERATIONS = 16, 1e-4, 562_500
 BACKWARD = 2 / 3  # of a step, which exchange can hide behind
-PHOTO_PIXELS = 12e6
 
 
 Measured = tuple[dict[str, measure.Times], dict[int, measure.Times]]  # by the clock, and the busiest process's
@@ -213,21 +212,6 @@ def prediction_rows(parameters: int, patch_seconds: float, bytes_a_value: int) -
     return rows
 
 
-def photo_rows(measured: dict[str, measure.Times]) -> list[dict[str, Any]]:
-    """From the restoring measured here; time goes with the pixels."""
-    rows = []
-    for processes, times in measured.items():
-        an_hour = 3600 * IMAGES / times.median
-        rows.append(
-            {
-                'processes': processes,
-                f'photos of {SIDE} x {SIDE} an hour': an_hour,
-                'photos of 12 megapixels an hour': an_hour * SIDE**2 / PHOTO_PIXELS,
-            }
-        )
-    return rows
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--rounds', type=measure.rounds, default=7)
@@ -246,7 +230,6 @@ def main() -> None:
     report = measure.Report('scaling', torch.device('cpu'))
     title = f'{IMAGES} images of {SIDE} x {SIDE}, batch {BATCH} of {PATCH} x {PATCH}, {NETWORK}'
     report.add(title, rows_here(measured))
-    report.add(f'Restoring with {NETWORK}, a core a process', photo_rows(measured['restored photographs'][0]))
     report.add(f'Reduced a step, {parameters:,} parameters, 256 GPUs', exchange_rows(parameters))
     if arguments.patch_seconds:
         given = (
