@@ -1,4 +1,4 @@
-"""A 3 x 3 convolution of the network, for any rows of its output, with its weights made ready once."""
+"""The network's 3 x 3 convolutions, for any rows of their output, with weights prepared once."""
 
 import platform
 from collections.abc import Callable
@@ -10,35 +10,35 @@ from torch import Tensor, nn
 
 Span = tuple[int, int]  # rows [start, stop)
 
-# From which input on it pays to compute rows in pairs: below, sums and weights cost more than products save.
+# Smallest input for which pairing rows pays; below it the extra additions cost more than the saved products.
 PAIRED_CHANNELS = 256
-PAIRED_POSITIONS = 1 << 12  # of the whole map; 256 x 256 pixels have as many at a quarter of their size
+PAIRED_POSITIONS = 1 << 12  # of the whole map: as many as 256 x 256 pixels have at a quarter of the size
 
-MARGIN_WIDTH = 128  # positions: of narrower maps the copies cost less than the margins' own columns
+MARGIN_WIDTH = 128  # positions; for narrower maps oneDNN's copies cost less than the margins' extra columns
 
 
 def packs_weights(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether `Convolution` packs its weights there, for oneDNN."""
+    """Whether `Convolution` packs its weights for oneDNN on this device and in this type."""
     of_x86 = device.type == 'cpu' and platform.machine() in ('x86_64', 'AMD64')
     return of_x86 and onednn_computes_in(dtype) and can_pack(dtype)
 
 
 @cache
 def can_pack(dtype: torch.dtype) -> bool:
-    """Whether `Kernel` gives here what F.conv2d does: PyTorch does not promise the two operators that it takes."""
+    """Whether `Kernel` works here and agrees with F.conv2d: the two operators that it calls are private to PyTorch."""
     weight = torch.arange(36, dtype=dtype, device='cpu').view(2, 2, 3, 3).contiguous(memory_format=torch.channels_last)
     rows, bias = weight[:1] / 36, weight[0, :, 0, 0]
     try:
         packed = Kernel(lambda: weight, bias)(rows, 1)
         return torch.allclose(packed, F.conv2d(rows, weight, bias, padding=1), rtol=0.02)
-    except Exception:  # whichever a release to come has for it
+    except Exception:  # a later release may raise anything
         return False
 
 
 def onednn_computes_in(dtype: torch.dtype) -> bool:
-    """Whether PyTorch runs convolutions in `dtype`, fp32 or bf16, on a CPU by oneDNN; else it unfolds their input.
+    """Whether PyTorch runs CPU convolutions in `dtype`, fp32 or bf16, by oneDNN; otherwise it unfolds their input.
 
-    Not where somebody switched oneDNN off (`torch.backends.mkldnn.flags`). bf16 takes AVX-512, which may emulate it.
+    False if oneDNN is switched off (`torch.backends.mkldnn.flags`). bf16 needs AVX-512, which may emulate it.
     """
     if not (torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()):
         return False
@@ -46,9 +46,9 @@ def onednn_computes_in(dtype: torch.dtype) -> bool:
 
 
 def margin_of(device: torch.device, dtype: torch.dtype, width: int, rate: int) -> int:
-    """Columns of zeros on either side of a map, for convolutions of up to that rate; 0 where they pad it themselves.
+    """Columns of zeros to keep on either side of a map, for convolutions up to `rate`; 0 if they pad it themselves.
 
-    On AMX oneDNN copies what it pads, and for an atrous convolution of a wide map most rows of it more than once.
+    On AMX oneDNN copies an input that it pads, for an atrous convolution of a wide map most of its rows more than once.
     """
     if width < MARGIN_WIDTH:
         return 0
@@ -57,10 +57,10 @@ def margin_of(device: torch.device, dtype: torch.dtype, width: int, rate: int) -
 
 
 class Kernel:
-    """A convolution by oneDNN whose weights stay in its own order for as long as inputs have one shape.
+    """A oneDNN convolution whose weights stay packed in oneDNN's order as long as the input shape stays the same.
 
-    The order depends on the shape. F.conv2d brings the weights into it on every call, which for a strip of 4 rows of
-    320 takes up to a quarter of the time.
+    The order depends on that shape. F.conv2d packs the weights on every call, which for a strip of 4 rows of 320 takes
+    up to a quarter of the time.
     """
 
     def __init__(
@@ -71,45 +71,45 @@ class Kernel:
         rate: int = 1,
         padding: int = 1,
     ) -> None:
-        """`make` gives the weights, in the type that is computed in; `padding` is of the columns."""
+        """`make` returns the weights in the type of the computation; `padding` is that of the columns."""
         self.make, self.bias, self.stride, self.rate, self.padding = make, bias, stride, rate, padding
         self.packed: Tensor | None = None
         self.packed_for: tuple[torch.Size, int] | None = None
 
     def __call__(self, rows: Tensor, zeros: int = 0) -> Tensor:
-        """Rows are padded by `zeros` above and below."""
+        """Convolve `rows`, padded by `zeros` rows of zeros above and below."""
         geometry = [zeros, self.padding], [self.stride] * 2, [self.rate] * 2, 1  # padding, stride, rate, groups
         if self.packed_for != (rows.shape, zeros):
-            self.packed = None  # its memory is for the next
+            self.packed = None  # frees its memory for the next
             self.packed = torch.ops.mkldnn._reorder_convolution_weight(self.make(), *geometry, rows.shape)
             self.packed_for = rows.shape, zeros
         return torch.ops.mkldnn._convolution_pointwise(rows, self.packed, self.bias, *geometry, 'none', [], '')
 
 
 class PairedKernel:
-    """A convolution of stride and rate 1 that computes two rows of its output by four products instead of six.
+    """A convolution of stride and rate 1 that computes two output rows with four products instead of six.
 
     Winograd's F(2, 3) along the columns (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR
     2016): with input rows d and kernel rows g, m0 = (d0 - d2) g0, m1 = (d1 + d2)(g0 + g1 + g2) / 2,
-    m2 = (d2 - d1)(g0 - g1 + g2) / 2 and m3 = (d1 - d3) g2 give the rows m0 + m1 + m2 and m1 - m2 - m3. Along the rows
-    each product is a convolution. Its rounding is 0.6 of that of oneDNN's own sum of nine products, as measured.
+    m2 = (d2 - d1)(g0 - g1 + g2) / 2 and m3 = (d1 - d3) g2 give the rows m0 + m1 + m2 and m1 - m2 - m3. Each product is
+    a convolution along the rows. The rounding error, as measured, is 0.6 of that of oneDNN's own sum of nine products.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         g0, g1, g2 = weight.split(1, dim=2)
         self.products = (
             Kernel(lambda: g0, None),
-            Kernel(lambda: (g0 + g2).add_(g1).div_(2), bias),  # in both rows as it is
+            Kernel(lambda: (g0 + g2).add_(g1).div_(2), bias),  # m1 is added to both rows, and the bias with it
             Kernel(lambda: (g0 + g2).sub_(g1).div_(2), None),
             Kernel(lambda: g2, None),
         )
 
     def __call__(self, rows: Tensor, zeros: int = 0) -> Tensor:
-        """Columns are padded, rows by `zeros` above and below."""
+        """Convolve `rows`, padded by a column of zeros on either side and `zeros` rows of zeros above and below."""
         channels, count, width = rows.shape[1], rows.shape[2] + 2 * zeros - 2, rows.shape[3]
         pairs = -(-count // 2)
         if zeros or count % 2:
-            rows = between_zeros(rows, zeros, zeros + count % 2)  # an odd row is left out in the end
+            rows = between_zeros(rows, zeros, zeros + count % 2)  # an odd count's extra row is dropped below
         d0, d1, d2, d3 = (rows[:, :, start : start + 2 * pairs - 1 : 2] for start in range(4))
         times0, times1, times2, times3 = self.products
         terms = empty_map(channels, pairs, width, like=rows)
@@ -126,13 +126,13 @@ class PairedKernel:
 
 
 class Convolution:
-    """A convolution of `conv3x3`, for any rows of its output; weights in the type that is computed in."""
+    """A `conv3x3` that computes any rows of its output, in the type `dtype`."""
 
     def __init__(self, conv: nn.Module, dtype: torch.dtype, positions: int, margin: int = 0) -> None:
         """
         Args:
-            positions: of the whole input, all strips together.
-            margin: columns of zeros that the input has on either side, and the output has not; 0: it is padded here.
+            positions: number of positions of the whole input, all strips together.
+            margin: columns of zeros on either side of the input, which the output does not have; 0: pad here.
         """
         assert isinstance(conv, nn.Conv2d) and conv.bias is not None
         weight, bias = conv.weight, conv.bias.to(dtype)
@@ -150,12 +150,12 @@ class Convolution:
         )
 
     def read_for(self, span: Span) -> Span:
-        """The rows of the input, some of them beyond its edges perhaps, that rows of the output are made from."""
+        """The input rows that output rows `span` are computed from; they may lie beyond the input's edges."""
         start, stop = span
         return start * self.stride - self.rate, (stop - 1) * self.stride + self.rate + 1
 
     def __call__(self, rows: Tensor, zeros: int = 0) -> Tensor:
-        """(1, C', n', W / stride) of (1, C, n, W), to whose rows `zeros` are added above and below."""
+        """(1, C', n', W / stride) for (1, C, n, W + 2 margin), with `zeros` rows of zeros added above and below."""
         if self.packs:
             out = self.kernel(rows, zeros)
         else:
@@ -166,7 +166,7 @@ class Convolution:
         return out[..., of_margin : out.shape[3] - of_margin]
 
     def of_map(self, whole: Tensor, span: Span) -> Tensor:
-        """Rows `span` of the output, (1, C', stop - start, W / stride), for a whole map, (1, C, H, W)."""
+        """Rows `span` of the output, (1, C', stop - start, W / stride), for a whole map, (1, C, H, W + 2 margin)."""
         first, last = self.read_for(span)
         above, below = max(0, -first), max(0, last - whole.shape[2])
         rows = whole[:, :, first + above : last - below]
@@ -176,7 +176,7 @@ class Convolution:
 
 
 def between_zeros(rows: Tensor, above: int, below: int) -> Tensor:
-    """With rows of zeros above and below. F.pad writes all of it twice."""
+    """`rows` with rows of zeros added above and below. F.pad would write everything twice."""
     channels, count, width = rows.shape[1:]
     padded = empty_map(channels, above + count + below, width, like=rows)
     padded[:, :, :above] = 0
@@ -186,11 +186,11 @@ def between_zeros(rows: Tensor, above: int, below: int) -> Tensor:
 
 
 def set_channels_last(network: nn.Module) -> None:
-    """Keep its weights in the layout that convolutions are fastest with, and from which they are packed fastest."""
+    """Store the weights channels last, the layout in which convolutions are fastest and weights are packed fastest."""
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's own types
 
 
 def empty_map(channels: int, height: int, width: int, *, like: Tensor) -> Tensor:
-    """(1, C, H, W), of that type and device, a position's channels side by side."""
+    """An uninitialized map (1, C, H, W), channels last, with the type and device of `like`."""
     shape = (1, channels, height, width)
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)

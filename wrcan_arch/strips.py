@@ -1,13 +1,13 @@
-"""WRCAN's function of a whole image, computed strip by strip: the same result in bounded memory, and from the cache.
+"""WRCAN on a whole image, computed strip by strip: the same result in bounded memory, with strips that fit the cache.
 
-Channel attention pools the whole image, so the network on a tile is another function. Here each block makes one pass
-over the whole map: it computes its branch, strip after strip, and sums it for the mean. What the attention makes of the
-branch is added to the features when the next pass reads them, just ahead of it, while they are in the cache. Encoder
-and decoder are local: rows flow through them and are not kept; the encoder runs a second time beside the decoder. So
-three maps of 4F channels at a sixteenth of the pixels are all that is held of the whole image.
+Channel attention pools over the whole image, so the network on a tile computes another function. Here each block makes
+one pass over the whole map: it computes its branch strip by strip and sums it for the mean. The next pass adds the
+branch, scaled by the attention, to the features just before it reads them, while they are in the cache. Encoder and
+decoder are local: rows flow through them and are not kept; the encoder runs a second time beside the decoder. So only
+three maps of 4F channels at a sixteenth of the pixels are held for the whole image.
 
-Rows beyond an edge of a map are zeros to a convolution. They are so only at the image's own edge: everywhere else a
-strip reads its neighbours' rows, and strips do not overlap.
+A convolution sees zeros only beyond the image's own edges. Everywhere else a strip reads its neighbours' rows, so
+strips do not overlap.
 """
 
 from collections import deque
@@ -36,7 +36,7 @@ from .wrcan_arch import (
 
 
 def is_as_built(network: nn.Module) -> TypeGuard[WRCAN]:
-    """Whether it is a WRCAN whose parts are those it was built of, without hooks: strips do what its forward does."""
+    """Whether `network` is a WRCAN with its original parts and no hooks, so that strips do what its forward does."""
     if type(network) is not WRCAN or any('forward' in vars(module) for module in network.modules()):
         return False
     hooked = any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
@@ -51,35 +51,35 @@ def _parts(**config: Any) -> list[str]:
 
 
 class Flow:
-    """A convolution that is given its input rows after rows, and gives its output's as soon as they are known."""
+    """A streaming convolution: takes input rows as they arrive, returns each output row as soon as it can be computed."""
 
     def __init__(self, conv: Convolution, height: int, width: int, held: Tensor | None = None) -> None:
-        """`held`: the memory of another one that is done, to keep rows in."""
+        """`held`: memory to keep input rows in, such as that of a finished Flow; by default new."""
         self.conv, self.height, self.width = conv, height, width
         held = empty_map(conv.in_channels, conv.rate, width, like=conv.bias) if held is None else held
         held[:, :, : conv.rate] = 0
         self.held = held  # input rows [top, stop)
-        self.top, self.stop, self.done = -conv.rate, 0, 0  # done: output rows that were given
+        self.top, self.stop, self.done = -conv.rate, 0, 0  # done: output rows returned so far
 
     def room(self, count: int) -> Tensor:
-        """Where the next `count` rows of the input are to be written, (1, C, count, W)."""
+        """Where to write the next `count` input rows: a view, (1, C, count, W)."""
         rate = self.conv.rate
         top, _ = self.conv.read_for((self.done, self.done))
         still_needed = self.held[:, :, top - self.top : self.stop - self.top]
         kept, stop = still_needed.shape[2], self.stop + count
-        beyond = rate if stop == self.height else 0  # rows of zeros
+        beyond = rate if stop == self.height else 0  # rows of zeros below the map
         if kept + count + beyond > self.held.shape[2]:
-            most_kept = max(kept, 2 * rate)  # from the next time on
+            most_kept = max(kept, 2 * rate)  # in later calls
             self.held = empty_map(self.held.shape[1], most_kept + count + rate, self.width, like=self.held)
         else:
-            still_needed = still_needed.clone()  # it may overlap the place that it goes to
+            still_needed = still_needed.clone()  # it may overlap its destination
         self.held[:, :, :kept] = still_needed
         self.held[:, :, kept + count : kept + count + beyond] = 0
         self.top, self.stop = top, stop
         return self.held[:, :, kept : kept + count]
 
     def out(self, at_most: int | None = None) -> Tensor:
-        """The rows of the output that can be made by now, after those that were given; perhaps none."""
+        """The next output rows that can be computed by now, (1, C', rows, W / stride); perhaps none."""
         conv, start = self.conv, self.done
         last_known = (self.stop - conv.rate - 1) // conv.stride
         stop = self.height // conv.stride if self.stop == self.height else max(start, last_known + 1)
@@ -96,13 +96,13 @@ class Flow:
 
 
 def _flow(conv: nn.Module, size: tuple[int, int], dtype: torch.dtype, scale: int = 1) -> Flow:
-    """Of a convolution whose input is `scale` times smaller than the image, along each side."""
+    """The Flow of a convolution whose input is `scale` times smaller than the image along each side."""
     height, width = size[0] // scale, size[1] // scale
     return Flow(Convolution(conv, dtype, height * width), height, width)
 
 
 class Queue:
-    """Rows that wait for the decoder."""
+    """Rows of a skip connection that wait for the decoder."""
 
     def __init__(self) -> None:
         self.waiting: deque[Tensor] = deque()
@@ -111,7 +111,7 @@ class Queue:
         self.waiting.append(rows)
 
     def take_into(self, room: Tensor) -> None:
-        """The next rows, as many as `room` has."""
+        """Fill `room` with the next rows and drop them from the queue."""
         done = 0
         while done < room.shape[2]:
             first = self.waiting.popleft()
@@ -123,7 +123,7 @@ class Queue:
 
 
 class Encoded(NamedTuple):
-    """What the encoder knows after some more rows of the image: the next rows of each map."""
+    """The rows of each map that the encoder could compute after some more rows of the image."""
 
     skip0: Tensor  # (1, F, rows, W)
     skip1: Tensor  # (1, 2F, rows, W/2)
@@ -131,11 +131,11 @@ class Encoded(NamedTuple):
 
 
 class Encoding:
-    """Head, encoder and f_EXP; one image's rows go through it once."""
+    """Streaming head, encoder and f_EXP, for one pass over the rows of one image."""
 
     def __init__(self, network: WRCAN, size: tuple[int, int], dtype: torch.dtype) -> None:
         outer, inner = network.encoders
-        assert isinstance(outer, Encoder) and isinstance(inner, Encoder)  # a ModuleList forgets their type
+        assert isinstance(outer, Encoder) and isinstance(inner, Encoder)  # a ModuleList loses their type
         self.head, self.expand = _flow(network.head, size, torch.float32), _flow(network.expand, size, dtype, scale=4)
         self.conv0, self.down0 = _flow(outer.conv, size, dtype), _flow(outer.down, size, dtype)
         self.conv1, self.down1 = _flow(inner.conv, size, dtype, scale=2), _flow(inner.down, size, dtype, scale=2)
@@ -147,18 +147,18 @@ class Encoding:
 
 
 class Decoding:
-    """Body conv, decoder and tail, beside an encoder whose rows they need again.
+    """Streaming body conv, decoder and tail, beside a second pass of the encoder that supplies f_EXP and the skips.
 
-    The image goes past the network, by way of the head, to the tail. These two compute in fp32: bf16 would leave 8 bits
-    of it. So the head is run once more here, on rows of the image, which take less room than its shallow features.
+    The global skip takes the image through the head to the tail. Both compute in fp32: bf16 would keep 8 bits of the
+    image. The head runs again here because image rows take less memory to hold than its shallow features.
     """
 
     def __init__(
         self, network: WRCAN, size: tuple[int, int], dtype: torch.dtype, features: Tensor, end_rows: int
     ) -> None:
-        """`end_rows`: the most that it is given at a time, but for the last rows, which it gives back in such steps."""
+        """`end_rows`: the most image rows per call; the tail computes in steps of as many."""
         outer, inner = network.decoders
-        assert isinstance(outer, Decoder) and isinstance(inner, Decoder)  # a ModuleList forgets their type
+        assert isinstance(outer, Decoder) and isinstance(inner, Decoder)  # a ModuleList loses their type
         self.features = features  # (1, 4F, H/4, W/4), the groups' output
         self.body_conv = Convolution(network.body_conv, dtype, features[0, 0].numel())
         self.up1, self.conv1 = _flow(inner.up, size, dtype, scale=4), _flow(inner.conv, size, dtype, scale=2)
@@ -182,8 +182,8 @@ class Decoding:
             self.done += count
         decoded1 = _decode(self.up1.out(), self.skip1, self.conv1)
         decoded0 = _decode(self.up0(decoded1), self.skip0, self.conv0)
-        restored = [self.tail.out()]  # no rows, if there are no others
-        # The last strip frees many rows at once, which would take their memory at once.
+        restored = [self.tail.out()]  # no rows: torch.cat needs a tensor if no rows follow
+        # The last strip makes many rows computable at once; in steps they take less memory.
         for start, stop in spans(decoded0.shape[2], self.end_rows):
             shallow = self.head.out(at_most=stop - start)
             torch.add(shallow, decoded0[:, :, start:stop], out=self.tail.room(stop - start))
@@ -202,13 +202,13 @@ def _decode(upsampled: Tensor, skips: Queue, conv: Flow) -> Tensor:
 
 
 def spans(height: int, rows: int) -> Iterator[Span]:
-    """[0, height) in strips."""
+    """Split [0, height) into strips of `rows` rows; the last may be shorter."""
     for start in range(0, height, rows):
         yield start, min(start + rows, height)
 
 
 class Update:
-    """Brings a map up to date, rows after rows, just ahead of who reads it."""
+    """A pending in-place change to a map, applied row by row just before the rows are read."""
 
     def __init__(self, apply: Callable[[Span], None]) -> None:
         self.apply, self.done = apply, 0
@@ -220,7 +220,7 @@ class Update:
 
 
 class Maps:
-    """What the groups work in, beside their input."""
+    """The working memory that all groups share, besides their input."""
 
     def __init__(self, network: WRCAN, entry: Tensor, rows: int) -> None:
         channels, height, width = entry.shape[1:]
@@ -234,14 +234,14 @@ class Maps:
         self.hidden = empty_map(widest, min(rows, height) + 3, width, like=entry)  # 2 of the last strip, 1 of zeros
 
     def convolution(self, conv: nn.Module) -> Convolution:
-        """Of the features: of `wide`."""
+        """`conv` for use on `wide`, the features with their margins."""
         return Convolution(conv, self.wide.dtype, self.branch[0, 0].numel(), self.margin)
 
 
 def run_branch(block: ResidualBlock, maps: Maps, update: Update, rows: int, progress: Progress) -> Tensor:
-    """The block's branch of the features, in strips, into maps.branch; returns its sum (1, C, 1, 1) in float32.
+    """Compute the block's branch of the features, in strips, into maps.branch; return its sum (1, C, 1, 1) in float32.
 
-    Rows of the branch are written only after `update` has passed them: it may still read what they held before.
+    A row of maps.branch is written only after `update` has passed it: the update may still read the old row.
     """
     branch, dtype = block.branch, maps.branch.dtype
     layers = (branch.atrous, branch.fuse) if isinstance(branch, WideReceptiveField) else ([branch.conv1], branch.conv2)
@@ -250,7 +250,7 @@ def run_branch(block: ResidualBlock, maps: Maps, update: Update, rows: int, prog
     last = Flow(Convolution(layers[1], dtype, height * width), height, width, held=maps.hidden)
     reach, products = max(conv.rate for conv in parallel), weight_count(block)
     total = torch.zeros(channels, dtype=torch.float32, device=maps.branch.device)
-    summed_in = torch.float32 if dtype == torch.float16 else dtype  # fp16 ends at 65504; bf16 rounds
+    summed_in = torch.float32 if dtype == torch.float16 else dtype  # a sum may exceed fp16's 65504; bf16 only rounds
     for start, stop in spans(height, rows):
         update.until(min(stop + reach, height))
         hidden = last.room(stop - start).chunk(len(parallel), dim=1)  # (1, 2C, rows, W)
@@ -266,10 +266,10 @@ def run_branch(block: ResidualBlock, maps: Maps, update: Update, rows: int, prog
 
 
 class WindowMeans:
-    """Means over a window around each position, asked for from the top row on.
+    """Means over a window around each position, for consecutive spans of rows from the top.
 
-    At the edges a window is moved inwards, so that it lies in the map whole (Chu et al., "Improving Image Restoration
-    by Revisiting Global Information Aggregation", ECCV 2022).
+    At the edges the window is shifted inwards to lie within the map (Chu et al., "Improving Image Restoration by
+    Revisiting Global Information Aggregation", ECCV 2022).
     """
 
     def __init__(self, values: Tensor, size: int) -> None:
@@ -277,14 +277,14 @@ class WindowMeans:
         height, width = self.values.shape[:2]
         self.rows, self.columns = min(size, height), min(size, width)
         self.top = 0
-        first = self.values[: self.rows].split(4)  # a sum in another type copies what it sums
+        first = self.values[: self.rows].split(4)  # in parts: a sum in another type copies its input
         self.sums = sum((rows.sum(0, dtype=torch.float32) for rows in first), torch.zeros(()))  # (W, C), of the window
 
     def __call__(self, span: Span) -> Tensor:
-        """(1, C, rows, W - window + 1): one mean for each place of the window along these rows."""
+        """The means for rows `span`, (1, C, rows, W - window + 1): one for each place of the window along a row."""
         above, lowest = (self.rows - 1) // 2, self.values.shape[0] - self.rows
         tops = torch.arange(*span, device=self.values.device).sub_(above).clamp_(0, lowest)
-        moves = min(max(0, span[1] - 1 - above), lowest) - self.top  # of the last of them, without asking a GPU
+        moves = min(max(0, span[1] - 1 - above), lowest) - self.top  # to the last of them; no wait for a GPU
         entering = self.values[self.top + self.rows : self.top + self.rows + moves]
         leaving = self.values[self.top : self.top + moves]
         sums = torch.cat([self.sums[None], entering.float() - leaving]).cumsum_(0)  # (moves + 1, W, C)
@@ -294,14 +294,19 @@ class WindowMeans:
         return means.permute(2, 0, 1)[None]
 
     def places(self) -> Tensor:
-        """For each column of the map, the place of its window."""
+        """The place of the window, its first column, for each column of the map, (W,)."""
         width = self.values.shape[1]
         centred = torch.arange(width, device=self.values.device) - (self.columns - 1) // 2
         return centred.clamp_(0, width - self.columns)
 
 
 def attend(attention: nn.Module, total: Tensor, features: Tensor, branch: Tensor, window: int | None) -> Update:
-    """What adds attention(branch) to the features (Eq. 6), with the attention's means over the image or a window."""
+    """The Update that adds attention(branch) to the features (Eq. 6).
+
+    Args:
+        total: sum of the branch over the image, (1, C, 1, 1).
+        window: side of the window that the attention pools over; None for the whole image.
+    """
 
     def add(span: Span, weights: Tensor | None) -> None:
         start, stop = span
@@ -321,7 +326,7 @@ def attend(attention: nn.Module, total: Tensor, features: Tensor, branch: Tensor
 
 
 def run_group(group: nn.Module, entry: Tensor, maps: Maps, rows: int, window: int | None, progress: Progress) -> None:
-    """A residual group, in place: entry += Conv(blocks(entry))."""
+    """Apply a residual group in place: entry += Conv(blocks(entry))."""
     height = entry.shape[2]
 
     def take(span: Span) -> None:
@@ -329,12 +334,12 @@ def run_group(group: nn.Module, entry: Tensor, maps: Maps, rows: int, window: in
         maps.features[:, :, start:stop] = entry[:, :, start:stop]
 
     update = Update(take)
-    assert isinstance(group, ResidualGroup)  # a Sequential forgets their type
+    assert isinstance(group, ResidualGroup)  # a Sequential loses their type
     for block in group.blocks:
         assert isinstance(block, ResidualBlock)
         total = run_branch(block, maps, update, rows, progress)
         update = attend(block.attention, total, maps.features, maps.branch, window)
-        if window is not None:  # a window reads rows of the branch that the next pass would write over
+        if window is not None:  # a window reads rows of the branch that the next pass would overwrite
             for _, stop in spans(height, max(1, rows // 4)):
                 update.until(stop)
     conv = maps.convolution(group.conv)
@@ -375,21 +380,21 @@ def restore_in_strips(
     """Restore one image.
 
     Args:
-        network: a WRCAN that `is_as_built`, of float32 weights, on the device it shall run on; no autocast around it.
-        read: gives rows [start, stop) of the image, (1, C, rows, W), RGB in [0, 1], in any type, on any device.
+        network: a WRCAN that `is_as_built`, with float32 weights, on the device to run on; not under autocast.
+        read: returns rows [start, stop) of the image, (1, C, rows, W), RGB in [0, 1], in any type, on any device.
         write: takes rows of the restored image, float32, neither clamped nor rounded, on the network's device.
         size: the image's height and width.
-        rows: the strips' height, in rows of the features at a quarter of the size. It changes time and memory alone.
-        window: pool the attention over a window of that many positions a side, instead of the whole image.
-        dtype: what is computed in, except for what of the image goes past the network: that is fp32.
-        tell: is given the share of the work that is done, up to 1, after each strip.
+        rows: the strips' height, in rows of the features at a quarter of the size. It affects only time and memory.
+        window: side, in positions of the features, of the window that the attention pools over; None: the whole image.
+        dtype: type of the computation, except for head and tail, through which the image bypasses the network: fp32.
+        tell: called after each strip with the share of the work that is done, up to 1.
     """
     height, width = size
     device = network.head.weight.device
     padded = padded_to_multiple(size)
 
     def read_padded(span: Span) -> Tensor:
-        """As the network pads: by its last rows and columns."""
+        """Rows of the image, padded as the network pads: by repeating the last row and column."""
         start, stop = span[0], min(span[1], height)
         missing = (0, padded[1] - width, 0, span[1] - span[0] - (stop - start))
         image = read((start, stop)).to(device, torch.float32)
@@ -409,7 +414,7 @@ def restore_in_strips(
     done = 0
     for image in map(read_padded, strips):
         restored = decoding(image, encoding(image))
-        stop = min(done + restored.shape[2], height)  # the padding is left out
+        stop = min(done + restored.shape[2], height)  # without the padding
         if stop > done:
             write((done, stop), restored[:, :, : stop - done, :width])
         done = stop
