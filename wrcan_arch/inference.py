@@ -1,4 +1,4 @@
-"""Whole image in, restored image out, of a network that stays as it is. Validation, testing and restoring come here."""
+"""Restore whole images with a trained network: the inference modes of validation, testing and restoring."""
 
 import warnings
 from collections.abc import Callable
@@ -21,12 +21,12 @@ from .strips import is_as_built, restore_in_strips, spans
 from .wrcan_arch import SIZE_MULTIPLE, WRCAN
 
 MODES = ('exact', 'local', 'chop', 'input')
-PEAKS = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}  # of integers; floats have 1
+PEAKS = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}  # of integers; that of floats is 1
 
 CHOP_SHAVE = 36  # pixels by which the authors' quadrants overlap the image's halves
 CHOP_PIXELS = 1_280_000  # their quadrants are cut again while the image has at least this many
 
-FREE_SHARE = 0.8  # of the memory that is free, for one image
+FREE_SHARE = 0.8  # of the free memory, for one image
 
 Pixels = TypeVar('Pixels', Tensor, np.ndarray)
 
@@ -34,7 +34,8 @@ Pixels = TypeVar('Pixels', Tensor, np.ndarray)
 def restore_chop(network: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
     """The authors' protocol: four overlapping quadrants, restored one by one and joined without blending.
 
-    To compare with the paper alone: WRCAN pools over its whole input, so quadrants are another function, with seams.
+    Only for comparison with the paper: WRCAN pools over its whole input, so on quadrants it is another function, with
+    seams.
     """
     height, width = image.shape[2:]
     recurse = height * width >= CHOP_PIXELS
@@ -50,7 +51,7 @@ def restore_chop(network: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
 
 
 def _halves(size: int) -> list[tuple[slice, slice]]:
-    """For each half of [0, size): the half, and the longer stretch that is read for it. An empty half is left out."""
+    """For each half of [0, size): the half, and the longer range that is read for it. Leaves out an empty half."""
     middle = size // 2
     halves = [
         (slice(0, middle), slice(0, min(size, middle + CHOP_SHAVE))),
@@ -67,12 +68,12 @@ class Turn(NamedTuple):
     flip_columns: bool
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
-        """A view of an (H, W, C), or as (W, H, C)."""
+        """A view of an image (H, W, C), flipped, and (W, H, C) if transposed."""
         turned = image.swapaxes(0, 1) if self.transpose else image
         return turned[:: -1 if self.flip_rows else 1, :: -1 if self.flip_columns else 1]
 
     def add_rows(self, total: Tensor, span: Span, rows: Tensor) -> None:
-        """Add rows of a turned image to where they were in the image, `total`."""
+        """Add rows `span` of a turned image to `total`, at the place that they had before the turn."""
         total = total.transpose(0, 1) if self.transpose else total
         start, stop = (len(total) - span[1], len(total) - span[0]) if self.flip_rows else span
         flipped = [axis for axis, flip in enumerate((self.flip_rows, self.flip_columns)) if flip]
@@ -84,7 +85,7 @@ ALL_TURNS = [Turn(*each) for each in product((False, True), repeat=3)]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """How an image is to be restored; see `restore`. InputError for what it does not know."""
+    """How to restore an image; see `restore`. Raises InputError for invalid values."""
 
     mode: str = 'exact'
     ensemble: bool = False
@@ -108,14 +109,14 @@ class Request:
             raise InputError(f'patch_size is for the mode local, whose window it is, not for {self.mode}')
 
     def describe(self, device: torch.device) -> str:
-        """In words, for results: 'chop x8 fp32'."""
+        """A description for results, such as 'chop x8 fp32'."""
         dtype = autocast_dtype(self.precision, device)
         computed_in = next(name for name, each in PRECISIONS.items() if each == dtype)
         return ' '.join([self.mode, *(['x8'] if self.ensemble else []), computed_in])
 
 
 def window_of(network: nn.Module, mode: str, patch_size: int | None) -> int | None:
-    """Positions along a side of the attention's window in mode local; None, the whole image, in the others."""
+    """Side of the attention's window in mode local, in positions of the features; None, the whole image, otherwise."""
     if mode != 'local':
         return None
     if not is_as_built(network):
@@ -127,24 +128,24 @@ def window_of(network: nn.Module, mode: str, patch_size: int | None) -> int | No
 
 
 class _NotFinite(Exception):
-    """The result has a NaN or an infinity in it."""
+    """The result contains a NaN or an infinity."""
 
 
 Write = Callable[[Span, Tensor], None]  # takes rows (rows, W, C), float32, on any device
 
 
 def _store(result: np.ndarray, span: Span, rows: Tensor) -> None:
-    """As the result has them: integers rounded and clipped, floats as they are."""
+    """Write rows (rows, W, C) into `result` in its type: integers rounded and clipped, floats as they are."""
     if peak := PEAKS.get(result.dtype):
         rows = rows.clamp(0, 1).mul_(peak).round_()
-    if result.dtype == np.uint8:  # on the device, from which a quarter of the bytes comes back
+    if result.dtype == np.uint8:  # convert on the device, to copy a quarter of the bytes
         rows = rows.to(torch.uint8)
     result[slice(*span)] = rows.cpu().numpy()
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Restoring:
-    """How images go through a network."""
+    """A network with a request that was checked for it; each call restores one image."""
 
     network: nn.Module
     request: Request
@@ -175,7 +176,7 @@ class _Restoring:
         )
 
     def __call__(self, image: np.ndarray, result: np.ndarray) -> None:
-        """(H, W, C) in, written to another of that shape."""
+        """Restore `image`, (H, W, C), into `result` of that shape. Raises _NotFinite, but not for float results in fp32."""
         must_be_finite = self.dtype != torch.float32 or result.dtype in PEAKS
         on_host = self.device.type == 'cpu'
         if not self.request.ensemble:
@@ -190,7 +191,7 @@ class _Restoring:
             _store(result, (start, stop), total[start:stop].div_(len(ALL_TURNS)))
 
     def _run(self, image: np.ndarray, write: Write, held: int, must_be_finite: bool, turns_done: int = 0) -> None:
-        """`held`: bytes of images on the device."""
+        """Restore one turn of an image; `held`: bytes of images on the device."""
         height, width = image.shape[:2]
         turns = len(ALL_TURNS) if self.request.ensemble else 1
 
@@ -199,7 +200,7 @@ class _Restoring:
 
         def read(span: Span) -> Tensor:
             sent = image[slice(*span)].astype(np.uint8 if image.dtype == np.uint8 else np.float32)
-            # Or PyTorch would convert on the host first, and send four times the bytes.
+            # A blocking copy would convert on the host first and send four times the bytes.
             rows = torch.from_numpy(sent).to(self.device, torch.float32, non_blocking=True)
             return rows.div_(PEAKS.get(image.dtype, 1)).permute(2, 0, 1)[None]
 
@@ -226,7 +227,7 @@ class _Restoring:
             tell(1)
 
     def _whole(self, image: Tensor) -> Tensor:
-        if self.request.mode == 'input':  # the row of Table 2 that every other is compared with
+        if self.request.mode == 'input':  # the first row of Table 2, with which the others are compared
             return image
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             restored = restore_chop(self._run_whole, image) if self.request.mode == 'chop' else self._run_whole(image)
@@ -239,7 +240,7 @@ class _Restoring:
         return restored
 
     def _strip_rows(self, size: tuple[int, int], held: int) -> int:
-        """The strips' height for an image of that size; InputError where the memory does not hold the lowest."""
+        """The strips' height for an image of `size`; InputError if memory is too small even for the lowest strips."""
         assert isinstance(self.network, WRCAN)
         budget = self.request.max_memory or int(FREE_SHARE * free_memory(self.device))
         rows, needed = strip_rows(self.network.config, size, budget=budget - held, dtype=self.dtype, device=self.device)
@@ -253,7 +254,7 @@ class _Restoring:
 
 
 def _restore_finite(restoring: _Restoring, image: np.ndarray, result: np.ndarray) -> None:
-    """Into `result`; in fp32 where the precision asked for gives no finite numbers, or wrong ones."""
+    """Restore into `result`, in fp32 if the requested precision gives numbers that are wrong or not finite."""
     in_fp32 = replace(restoring, dtype=torch.float32)
     if min(image.shape[:2]) <= SIZE_MULTIPLE:  # oneDNN 3.12 on AMX reads wrong rows: bf16, stride 2, output one wide
         restoring = in_fp32
@@ -282,24 +283,25 @@ def restore(
     max_memory: int | None = None,
     progress: Callable[[float], None] = lambda share: None,
 ) -> Pixels:
-    """Restore one image, or a batch of one size.
+    """Restore one image, or a batch of images of one size.
 
     Args:
-        network: a WRCAN, on the device it shall run on, of float32 weights. One that is not as it was built (parts
-            changed or wrapped, hooks, a forward of its own), or another network, runs whole in mode 'exact'.
+        network: a WRCAN with float32 weights, on the device to run on. In mode 'exact' another network, or a WRCAN
+            that was modified (parts changed or wrapped, hooks, its own forward), runs on the whole image at once.
         image: RGB, a float tensor (B, 3, H, W) in [0, 1]; or an array (H, W, 3), uint8, uint16, or float in [0, 1].
         mode: 'exact', the network's function of the whole image, in strips; 'local', its attention pooled over a window
             of the training patch's size; 'chop', the authors' overlapping quadrants; 'input', the image as it is.
         ensemble: average over the eight flips and transposes; eight times the work.
         precision: 'fp32', 'bf16', 'fp16', or 'auto': bf16 where the processor has units for it, else fp32. A result
-            that is not finite is computed again in fp32, with a RuntimeWarning. If it still is not, an integer image
-            is an InputError, a float one comes back as it was computed. A side of 4 pixels or less: always fp32.
-        patch_size: of the training, for 'local', in pixels; by default what the weights' file says.
-        max_memory: bytes to work in, above the weights and the results of a batch (on a GPU, above what cuDNN takes for
-            itself too); by default most of what is free. An image that needs more is an InputError.
-        progress: is given the share of the work that is done, up to 1: after each strip in 'exact' and 'local', after
-            each image or turn in the others. It starts over where an image is computed again in fp32, and runs ahead of
-            a GPU.
+            that is not finite is computed again in fp32, with a RuntimeWarning. If that is not finite either, an
+            integer image raises InputError and a float one is returned as computed. A side of 4 pixels or less is
+            always computed in fp32.
+        patch_size: the training patch's, in pixels, for 'local'; by default the one in the weight file.
+        max_memory: working memory in bytes, besides the weights and the results of a batch (on a GPU, besides cuDNN's
+            own too); by default most of what is free. An image that needs more raises InputError.
+        progress: called with the share of the work that is done, up to 1: after each strip in 'exact' and 'local',
+            after each image or turn otherwise. The share drops back if an image is computed again in fp32. On a GPU it
+            runs ahead of the computation.
 
     Returns:
         The same kind, shape and type as `image`: floats neither clamped nor rounded, integers rounded and clipped.

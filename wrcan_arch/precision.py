@@ -1,4 +1,4 @@
-"""The types that convolutions compute in, and which of them a processor has units for."""
+"""Choose the type that convolutions compute in: fp32, bf16 or fp16."""
 
 from contextlib import AbstractContextManager, nullcontext
 from threading import Lock
@@ -10,7 +10,7 @@ PRECISIONS = {'fp32': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float
 
 
 def has_bf16_units(device: torch.device) -> bool:
-    """Whether bf16 is computed in hardware there: a GPU's or AMX's matrix units, or AVX-512's bf16 dot product."""
+    """Whether `device` computes bf16 in hardware: a GPU's or AMX's matrix units, or AVX-512's bf16 dot product."""
     if device.type == 'cuda':
         with torch.cuda.device(device):
             return torch.cuda.is_bf16_supported(including_emulation=False)
@@ -26,16 +26,16 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 class _ExactConvolutions:
-    """PyTorch's switch is one for all threads: the first to enter sets it, the last to leave sets it back."""
+    """Switch TF32 off. All threads share PyTorch's switch: the first to enter sets it, the last to leave resets it."""
 
     def __init__(self) -> None:
         self.lock, self.inside, self.before = Lock(), 0, None
 
     @staticmethod
     def switch() -> tuple[Any, str, Any]:
-        """The object and its attribute that allow TF32, and the value that does not."""
+        """The object and the name of its attribute that controls TF32, and the attribute's value for no TF32."""
         cudnn = torch.backends.cudnn
-        conv = getattr(cudnn, 'conv', None)  # newer; once somebody has set it, the older switch cannot be read
+        conv = getattr(cudnn, 'conv', None)  # newer; once it has been set, reading the older switch fails
         return (conv, 'fp32_precision', 'ieee') if conv else (cudnn, 'allow_tf32', False)
 
     def __enter__(self) -> None:
@@ -58,5 +58,5 @@ _exact_convolutions = _ExactConvolutions()
 
 
 def exact_convolutions(device: torch.device) -> AbstractContextManager[None]:
-    """fp32 means fp32 inside: PyTorch lets a GPU's convolutions round to TF32 unless it is told not to."""
+    """Context in which fp32 convolutions are exact: by default PyTorch lets a GPU round their inputs to TF32."""
     return _exact_convolutions if device.type == 'cuda' else nullcontext()

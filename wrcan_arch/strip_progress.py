@@ -1,4 +1,4 @@
-"""What share of an image's work is done."""
+"""Report what share of an image's work is done."""
 
 from collections.abc import Callable
 
@@ -8,15 +8,15 @@ from .wrcan_arch import SIZE_MULTIPLE, WRCAN, Decoder, Encoder
 
 
 class Progress:
-    """Tells what share of an image's work is done, counted in the convolutions' products for a column of features.
+    """Reports the share of an image's work that is done, in multiplications of the convolutions per feature column.
 
     Attributes:
-        encoder, decoder: the products that one pass takes for a row of the features.
+        encoder, decoder: the multiplications of one pass per row of that column.
     """
 
     def __init__(self, network: WRCAN, height: int, tell: Callable[[float], None]) -> None:
         outer, inner = network.encoders
-        assert isinstance(outer, Encoder) and isinstance(inner, Encoder)  # a ModuleList forgets their type
+        assert isinstance(outer, Encoder) and isinstance(inner, Encoder)  # a ModuleList loses their type
         whole, half, quarter = (network.head, outer.conv), (outer.down, inner.conv), (inner.down, network.expand)
         self.encoder = 16 * weight_count(*whole) + 4 * weight_count(*half) + weight_count(*quarter)
         outer, inner = network.decoders
@@ -32,6 +32,6 @@ class Progress:
 
 
 def weight_count(*modules: nn.Module) -> int:
-    """How many weights their convolutions have, each of which is a product for every position of the output."""
+    """Number of weights in the modules' convolutions: each is one multiplication per output position."""
     convs = (conv for module in modules for conv in module.modules() if isinstance(conv, nn.Conv2d))
     return sum(conv.weight.numel() for conv in convs)

@@ -1,4 +1,4 @@
-"""How high strips are, and what they take of the memory."""
+"""Choose the height of strips, and compute the memory that they need."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,16 +9,16 @@ from .convolution import margin_of, onednn_computes_in
 from .wrcan_arch import ATROUS_RATES, SIZE_MULTIPLE
 
 BRANCH_MATRICES = 4  # of 4F x 4F at each of 9 places: the weights of a block's convolutions
-WEIGHT_COPIES = 2  # converted or packed, and one more while that is done
+WEIGHT_COPIES = 2  # one converted or packed, and one more during the conversion
 BRANCH_MAPS = 6  # maps of 4F channels that a strip of a block takes, the library's own copies included
 END_MAPS = 16  # maps of F channels that a strip of encoder and decoder takes
 UNFOLDED_MAPS = 18  # more where PyTorch's own convolution unfolds its input: 9 positions of twice as many channels
-END_IMAGES = 6  # and of the image, in fp32
-END_ROWS = 24  # rows of the image by which the decoder is behind the encoder, about
-# Numbers in F channels of a strip of the encoder and decoder, at least and at most: what caches and kernels like.
+END_IMAGES = 6  # maps of the image's channels that it takes too, in fp32
+END_ROWS = 24  # rows of the image by which the decoder lags behind the encoder, about
+# Elements in F channels of a strip of the encoder and decoder, least and most: what suits caches and kernels.
 CPU_END_STRIP, GPU_END_STRIP = (5 << 16, 2 << 20), (4 << 20, 64 << 20)
-CPU_STRIP, GPU_STRIP = 9 << 18, 64 << 20  # bytes of the features of one strip of the blocks, likewise
-CPU_WHOLE = 1 << 20  # numbers up to which there is one strip: more save little memory; 256 x 256 pixels, full width
+CPU_STRIP, GPU_STRIP = 9 << 18, 64 << 20  # bytes of the features in one strip of the blocks: what suits them too
+CPU_WHOLE = 1 << 20  # elements up to which one strip is used: more save little memory; 256 x 256 pixels, full width
 WORKSPACE = 32 << 20  # bytes of the library's scratch, whatever the size
 
 
@@ -32,14 +32,14 @@ def _unfolded_maps(dtype: torch.dtype, device: torch.device) -> int:
 
 
 def _row_size(feat: int, padded: tuple[int, int]) -> int:
-    """Numbers in a row of the features, and in one of F channels at the image's size."""
+    """Elements in a row of the features, which are as many as in a row of F channels at the image's size."""
     return 4 * feat * padded[1] // SIZE_MULTIPLE
 
 
 def _held_in_blocks(
     feat: int, padded: tuple[int, int], rows: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[int, int]:
-    """Numbers that are held while the blocks run, and how many of them are one map of the features."""
+    """Elements held while the blocks run, and how many of them are one map of the features."""
     height, width = (side // SIZE_MULTIPLE for side in padded)
     a_row, strip_rows = _row_size(feat, padded), min(rows, height) + 2 * max(ATROUS_RATES)
     margins = 4 * feat * height * 2 * margin_of(device, dtype, width, max(ATROUS_RATES))
@@ -48,7 +48,7 @@ def _held_in_blocks(
 
 
 def _an_end_row(feat: int, padded: tuple[int, int], dtype: torch.dtype, device: torch.device) -> int:
-    """Numbers that one row of the encoder's and decoder's strips takes."""
+    """Elements that one row of the encoder's and decoder's strips takes."""
     image_row = 3 * padded[1] * torch.float32.itemsize // dtype.itemsize
     return (END_MAPS + _unfolded_maps(dtype, device)) * _row_size(feat, padded) + END_IMAGES * image_row
 
@@ -56,7 +56,7 @@ def _an_end_row(feat: int, padded: tuple[int, int], dtype: torch.dtype, device: 
 def end_rows(feat: int, padded: tuple[int, int], rows: int, dtype: torch.dtype, device: torch.device) -> int:
     """The height of the encoder's and decoder's strips, in rows of the image.
 
-    While these two run, all but one of the blocks' maps are gone: their strips may be as high as that memory allows.
+    While these two run, all but one of the blocks' maps are freed: the strips may use that memory.
     """
     in_blocks, a_map = _held_in_blocks(feat, padded, rows, dtype, device)
     fitting = (in_blocks - a_map) // _an_end_row(feat, padded, dtype, device) - END_ROWS
@@ -69,7 +69,7 @@ def end_rows(feat: int, padded: tuple[int, int], rows: int, dtype: torch.dtype, 
 def bytes_needed(
     config: Mapping[str, Any], size: tuple[int, int], *, rows: int, dtype: torch.dtype, device: torch.device
 ) -> int:
-    """What `restore_in_strips` holds at most, above the weights and what `read` and `write` keep."""
+    """Peak bytes of `restore_in_strips`, besides the weights and what `read` and `write` hold."""
     feat, padded = config['num_feat'], padded_to_multiple(size)
     in_blocks, a_map = _held_in_blocks(feat, padded, rows, dtype, device)
     at_ends = a_map + (end_rows(feat, padded, rows, dtype, device) + END_ROWS) * _an_end_row(
@@ -82,17 +82,17 @@ def bytes_needed(
 def strip_rows(
     config: Mapping[str, Any], size: tuple[int, int], *, budget: int, dtype: torch.dtype, device: torch.device
 ) -> tuple[int, int]:
-    """The height of the blocks' strips, and the bytes that they need, which are more than `budget` if nothing fits.
+    """The height of the blocks' strips, and the bytes that they need, which exceed `budget` if nothing fits.
 
-    It is what the caches like, or less where the memory asks for it, and about the same for all strips: weights are
-    packed anew for one of another height, which costs where there are few. An even height is one of whole pairs of rows
-    (`PairedKernel`).
+    The height suits the caches, or is lower if the memory requires it. It is about the same for all strips, since
+    weights are packed again for another height, which is costly if there are few strips. It is even, for whole pairs of
+    rows (`PairedKernel`), unless only single rows fit.
 
     Args:
         config: the network's.
         size: (H, W) of the image.
-        budget: bytes to work in.
-        dtype, device: of the computing.
+        budget: bytes of working memory.
+        dtype, device: of the computation.
     """
     padded = padded_to_multiple(size)
     height, a_row = padded[0] // SIZE_MULTIPLE, _row_size(config['num_feat'], padded)

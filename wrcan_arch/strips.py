@@ -51,7 +51,7 @@ def _parts(**config: Any) -> list[str]:
 
 
 class Flow:
-    """A streaming convolution: takes input rows as they arrive, returns each output row as soon as it can be computed."""
+    """A streaming convolution: takes input rows as they arrive and returns each output row once it can be computed."""
 
     def __init__(self, conv: Convolution, height: int, width: int, held: Tensor | None = None) -> None:
         """`held`: memory to keep input rows in, such as that of a finished Flow; by default new."""
