@@ -1,7 +1,7 @@
-"""Weights in and out: safe to open, checked by a checksum, written whole or not at all.
+"""Read and write weight files: safe to open, checked by a checksum, written whole or not at all.
 
 Three forms are read: the toolbox's `.pth` (`{'params': ...}`, perhaps `params_ema`, ours with `metadata`),
-`.safetensors`, and the authors' bare state dict with their names. None of them can run code when it is opened.
+`.safetensors`, and the authors' bare state dict with their names. None of them can run code when opened.
 """
 
 import errno
@@ -27,7 +27,7 @@ from .weights import SHIPPED
 from .wrcan_arch import BLOCKS, WRCAN
 
 Tensors = Mapping[str, Tensor]
-STORED_TYPES = {'fp16': torch.float16, 'bf16': torch.bfloat16}  # of small files; they are read as fp32
+STORED_TYPES = {'fp16': torch.float16, 'bf16': torch.bfloat16}  # for small files; they are read as fp32
 
 # The authors' name of each convolution, and ours.
 OFFICIAL_NAMES = (
@@ -50,20 +50,20 @@ OFFICIAL_NAMES = (
 
 
 def _renamed(name: str, pattern: str, template: str, numbers: Mapping[str, Any]) -> str | None:
-    """`name` by `template` if it is a weight or bias that fits `pattern`; {x} in them stands for a number."""
+    """`name` rewritten by `template` if it is a weight or bias that matches `pattern`, else None; {x} is a number."""
     expression = re.sub(r'\\{(\w+)\\}', r'(?P<\1>\\d+)', re.escape(pattern))
     match = re.fullmatch(rf'{expression}\.(?P<kind>weight|bias)', name)
     return f'{template}.{{kind}}'.format(**numbers, **match.groupdict()) if match else None
 
 
 def name_from_official(name: str) -> str:
-    """Our name of the tensor that the authors' checkpoint calls `name`; one that is not theirs stays as it is."""
+    """Our name of the tensor that the authors' checkpoint calls `name`; any other name is returned unchanged."""
     found = (_renamed(name, official, ours, {}) for official, ours in OFFICIAL_NAMES)
     return next((renamed for renamed in found if renamed), name)
 
 
 def name_to_official(name: str, config: Mapping[str, Any]) -> str:
-    """The authors' name of our tensor `name`, in a network of `config`."""
+    """The authors' name of our tensor `name`, in a network of `config`; InputError if they have none."""
     numbers = {key: config[key] for key in ('num_group', 'num_block')}
     found = (_renamed(name, ours, official, numbers) for official, ours in OFFICIAL_NAMES)
     renamed = next((each for each in found if each), None)
@@ -83,9 +83,9 @@ def checksum(tensors: Tensors) -> str:
 
 @cache
 def source_commit() -> str | None:
-    """The commit of the checkout that this package runs from, with -dirty where its files are not the commit's.
+    """The commit of the checkout that this package runs from, with -dirty if tracked files differ from it.
 
-    None where it is not a checkout.
+    None outside a checkout, or if git cannot say.
     """
     this = Path(__file__)
 
@@ -94,14 +94,14 @@ def source_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
-        git('ls-files', '--error-unmatch', this.name)  # or it would be the commit of a project that has us installed
+        git('ls-files', '--error-unmatch', this.name)  # fails if git does not track us, as in a venv
         return git('describe', '--always', '--abbrev=40', '--exclude=*', '--dirty')
     except (OSError, subprocess.SubprocessError):
         return None
 
 
 def write_atomically(path: Path | str, content: Any) -> None:
-    """`torch.save` (or, of bytes, their writing) that leaves the whole file or nothing, flushed to disk."""
+    """Save `content` by `torch.save`, or as it is if it is bytes: a whole file or none, flushed to disk."""
     path = Path(path)
     try:
         with written_whole(path) as file:
@@ -110,15 +110,15 @@ def write_atomically(path: Path | str, content: Any) -> None:
             else:
                 torch.save(content, file)
     except RuntimeError as error:
-        refused = error.__context__  # torch makes an error of its own of what the disk says
+        refused = error.__context__  # torch replaces the disk's OSError by its own error
         if isinstance(refused, OSError):
             raise OSError(refused.errno, refused.strerror, str(path)) from error
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # or the new name may not survive a loss of power
+        os.fsync(folder)  # else the new name may not survive a power loss
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # of file systems that flush no folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # file systems that cannot flush folders
             error.filename = str(path)
             raise
     finally:
@@ -126,12 +126,12 @@ def write_atomically(path: Path | str, content: Any) -> None:
 
 
 def write_weights(path: Path | str, networks: Mapping[str, Tensors], metadata: Mapping[str, Any]) -> dict[str, str]:
-    """Write weights with what is to be known of them, and a checksum of each set of tensors, which is given back.
+    """Write weights with their metadata and a checksum of each set of tensors; return the checksums by set.
 
     Args:
-        path: `.safetensors`, which holds one set, or `.pth`.
+        path: `.safetensors`, which holds 'params' alone, or `.pth`.
         networks: tensors by our names, under 'params' and perhaps 'params_ema'.
-        metadata: plain values.
+        metadata: plain values, which JSON can hold.
     """
     networks = {key: {name: tensor.contiguous() for name, tensor in each.items()} for key, each in networks.items()}
     checksums = {key: checksum(tensors) for key, tensors in networks.items()}
@@ -145,9 +145,9 @@ def write_weights(path: Path | str, networks: Mapping[str, Tensors], metadata: M
 
 
 def read_file(path: Path | str) -> dict[str, Any]:
-    """What a `.pth`, `.pt`, `.state` or `.safetensors` file holds, on the CPU, without running code from it.
+    """The content of a `.pth`, `.pt`, `.state` or `.safetensors` file, on the CPU, without running code from it.
 
-    A `.safetensors` file comes as ``{'params': tensors, 'metadata': ...}``.
+    A `.safetensors` file is returned as ``{'params': tensors, 'metadata': ...}``. InputError if it cannot be read.
     """
     path = Path(path)
     try:
@@ -173,7 +173,7 @@ def read_file(path: Path | str) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """Of a .safetensors file's metadata, which holds text alone: ours is JSON, another program's may be anything."""
+    """A value of a .safetensors file's metadata, which is text: ours is JSON, another program's may be anything."""
     try:
         return json.loads(text)
     except ValueError:
@@ -181,7 +181,7 @@ def _value(text: str) -> Any:
 
 
 def _damaged_part(path: Path) -> str | None:
-    """The first part with a wrong CRC-32, of a file in torch's format: a zip, whose checksums torch does not read."""
+    """The first part with a wrong CRC-32 of a file in torch's zip format, or None; torch does not check these."""
     if not zipfile.is_zipfile(path):
         return None
     with zipfile.ZipFile(path) as archive:
@@ -189,7 +189,7 @@ def _damaged_part(path: Path) -> str | None:
 
 
 def holds_two_sets(content: Any) -> bool:
-    """Whether what `read_file` gave has weights and averaged weights."""
+    """Whether content that `read_file` has loaded holds both weights and averaged weights."""
     return isinstance(content, Mapping) and {'params', 'params_ema'} <= content.keys()
 
 
@@ -199,17 +199,17 @@ def _is_of_its_type(name: str, value: Any) -> bool:
 
 
 def read_weights(path: Path | str, key: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors by our names, and the metadata (empty where the file has none).
+    """Read fp32 tensors by our names, and the metadata (empty if the file has none).
 
     Args:
         path: a weight file of one of the three forms.
-        key: 'params' or 'params_ema'; by default the averaged weights where the file has them.
+        key: 'params' or 'params_ema', the averaged weights and the default; 'params' if the file has none.
     """
     return weights_in(read_file(path), path, key)
 
 
 def weights_in(content: Any, path: Path | str, key: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """As `read_weights`, of what `read_file` gave."""
+    """Like `read_weights`, for content that `read_file` has loaded."""
     if not isinstance(content, Mapping):
         raise InputError(f'{path}: holds a {type(content).__name__}, not weights')
     metadata = content.get('metadata')
@@ -239,7 +239,10 @@ def weights_in(content: Any, path: Path | str, key: str | None = None) -> tuple[
 
 
 def infer_config(tensors: Tensors) -> dict[str, Any]:
-    """WRCAN's constructor arguments, read off names and shapes of its tensors. KeyError when they are not WRCAN's."""
+    """WRCAN's constructor arguments, from its tensors' names and shapes.
+
+    Raises KeyError, ValueError or IndexError if they are not WRCAN's.
+    """
     blocks = [
         tuple(map(int, m.groups())) for name in tensors if (m := re.match(r'groups\.(\d+)\.blocks\.(\d+)\.', name))
     ]
@@ -250,7 +253,7 @@ def infer_config(tensors: Tensors) -> dict[str, Any]:
         'attention': 'groups.0.blocks.0.attention.squeeze.weight' in tensors,
     }
     num_group, num_block = (1 + max(numbers) for numbers in zip(*blocks, strict=True))
-    if num_group * num_block != len(set(blocks)):  # or one tensor's name could have a network of any size built
+    if num_group * num_block != len(set(blocks)):  # else one tensor's name could demand a network of any size
         raise ValueError(f'it has {len(set(blocks))} blocks, not {num_group} groups of {num_block}')
     num_feat, num_in_ch = tensors['head.weight'].shape[:2]
     return {
@@ -264,13 +267,13 @@ def infer_config(tensors: Tensors) -> dict[str, Any]:
 
 
 def network_of(tensors: Tensors, source: Path | str) -> WRCAN:
-    """The network that these tensors are the weights of; InputError, naming `source`, unless they are just that."""
+    """Build the network of these weights, in evaluation mode; InputError, naming `source`, unless they fit exactly."""
     try:
         with torch.device('meta'):
             network = WRCAN(**infer_config(tensors))
     except KeyError as error:
         raise InputError(f'{source}: not the weights of a WRCAN, there is no {error}') from error
-    except (ValueError, IndexError) as error:  # of shapes that no WRCAN has
+    except (ValueError, IndexError) as error:  # names or shapes that no WRCAN has
         raise InputError(f'{source}: not the weights of a WRCAN ({error})') from error
     expected = network.state_dict()
     problems = [f'{name} is missing' for name in sorted(expected.keys() - tensors.keys())]
@@ -289,12 +292,11 @@ def network_of(tensors: Tensors, source: Path | str) -> WRCAN:
 
 
 def load_network(path: Path | str = SHIPPED['small']) -> WRCAN:
-    """The network in a weight file, rebuilt from the file alone, in evaluation mode on the CPU.
+    """Load a network, rebuilt from its weight file alone, in evaluation mode on the CPU.
 
-    Without a path it is the small network that comes with this package.
+    The default is the small network that is part of this package.
 
-    What the file says of itself (its training patch, its quality factor) is in `network.metadata`, empty where it says
-    nothing.
+    `network.metadata` holds the file's metadata (its training patch, its quality factor), if any.
     """
     tensors, metadata = read_weights(path)
     network = network_of(tensors, path)
@@ -303,7 +305,7 @@ def load_network(path: Path | str = SHIPPED['small']) -> WRCAN:
 
 
 def _can_be_written(name: Any, value: Any) -> bool:
-    """Whether a `.safetensors` file takes it as metadata; another program's may be anything."""
+    """Whether metadata fits a `.safetensors` file; another program's may be anything."""
     try:
         json.dumps(value)
     except (TypeError, ValueError):
@@ -314,16 +316,16 @@ def _can_be_written(name: Any, value: Any) -> bool:
 def convert(
     path: Path | str, out: Path | str, *, official: bool = False, key: str | None = None, dtype: str | None = None
 ) -> WRCAN:
-    """Write the weights of one form in another: `.safetensors`, `.pth`, or the authors' `.pt`.
+    """Convert a weight file to `.safetensors`, `.pth`, or the authors' `.pt`; return its network.
 
-    Every tensor is accounted for, or nothing is written.
+    Raises InputError and writes nothing unless every tensor is accounted for.
 
     Args:
         path: a weight file of any form.
-        out: the file to write; its ending says the form.
+        out: the file to write; its suffix determines the form.
         official: write a bare state dict with the authors' names.
-        key: 'params' or 'params_ema', of a file that holds both.
-        dtype: 'fp16' or 'bf16', to store 16 bits a weight, rounded; by default 32.
+        key: 'params' or 'params_ema'; required if the file holds both.
+        dtype: 'fp16' or 'bf16', to store 16 bits per weight, rounded; by default 32.
     """
     out = Path(out)
     if out.suffix not in ({'.pt'} if official else {'.safetensors', '.pth'}):

@@ -176,7 +176,7 @@ class _Restoring:
         )
 
     def __call__(self, image: np.ndarray, result: np.ndarray) -> None:
-        """Restore `image`, (H, W, C), into `result` of that shape. Raises _NotFinite, but not for float results in fp32."""
+        """Restore `image`, (H, W, C), into `result`, likewise. Raises _NotFinite, but not for float results in fp32."""
         must_be_finite = self.dtype != torch.float32 or result.dtype in PEAKS
         on_host = self.device.type == 'cpu'
         if not self.request.ensemble:

@@ -16,8 +16,8 @@ from .errors import InputError
 ATROUS_RATES = (1, 2, 3, 4)
 ATTENTION_REDUCTION = 16
 SIZE_MULTIPLE = 4  # two halvings in the encoder
-DETAIL_GAIN = 5.0  # of the head's features that `start_from_image` draws: how an image varies, not how bright it is
-HEADROOM = 0.1  # by how much `start_from_image` lets the last ReLU pass what is below zero
+DETAIL_GAIN = 5.0  # of the head's filters that `start_from_image` draws: they see variation, not brightness
+HEADROOM = 0.1  # bias by which `start_from_image` lets negative values pass the last ReLU
 
 
 def conv3x3(in_channels: int, out_channels: int, *, stride: int = 1, rate: int = 1) -> nn.Conv2d:
@@ -38,9 +38,9 @@ class ChannelAttention(nn.Module):
         return torch.sigmoid(self.excite(F.relu(self.squeeze(means))))
 
     def forward(self, features: Tensor) -> Tensor:
-        # Channels last, and a sum: its gradient is then a view. A mean's is a map in another memory layout, and adding
-        # that one to the features' own gradient took a tenth of a block's step.
-        summed_in = torch.float32 if features.dtype == torch.float16 else None  # the sum goes beyond fp16's range
+        # A sum over channels-last data: its gradient is a view. A mean's gradient is a map in another memory layout,
+        # and adding that to the features' own gradient took a tenth of a block's step.
+        summed_in = torch.float32 if features.dtype == torch.float16 else None  # the sum exceeds fp16's range
         sums = features.permute(0, 2, 3, 1).sum((1, 2), dtype=summed_in)  # (B, C)
         means = (sums / (features.shape[2] * features.shape[3])).to(features.dtype)
         return features * self.weights(means[:, :, None, None])
@@ -79,7 +79,7 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.branch = WideReceptiveField(channels) if wide else PlainConvolutions(channels)
         self.attention = ChannelAttention(channels) if attention else nn.Identity()
-        self.checkpointing = False  # keep the input alone for the backward pass, and compute the rest again there
+        self.checkpointing = False  # keep only the input for the backward pass, and recompute the rest there
 
     def forward(self, features: Tensor) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():
@@ -90,7 +90,7 @@ class ResidualBlock(nn.Module):
         return features + self.attention(self.branch(features))
 
 
-# The option's name: what the block has, and its case in Table 1.
+# Values of the option `block`: the parts of the block, and its case in Table 1.
 BLOCKS = {
     'wrca': {'wide': True, 'attention': True},  # case 4, WRCAN
     'wr': {'wide': True, 'attention': False},  # case 2, WRN
@@ -112,7 +112,7 @@ class ResidualGroup(nn.Module):
 
 
 class Encoder(nn.Module):
-    """One scale of the encoder: features for the skip (Eq. 2.1), and those at half the size (Eq. 2.2)."""
+    """One scale of the encoder: returns features for the skip (Eq. 2.1), and features at half the size (Eq. 2.2)."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -150,8 +150,8 @@ class WRCAN(nn.Module):
                          │
                         tail ── restored (B, 3, H, W)
 
-    The auto-encoder path (section 3.2) is the same network without groups and body conv: its input, the sharp image
-    after JPEG, can be given to the same call, and everything but the groups then sees both inputs as one batch.
+    The auto-encoder path (section 3.2) is the same network without groups and body conv. Its input, the sharp image
+    after JPEG, can be passed to the same call: the rest of the network then processes both inputs as one batch.
 
     Args:
         num_in_ch, num_out_ch: image channels.
@@ -190,8 +190,8 @@ class WRCAN(nn.Module):
             'num_group': num_group,
             'num_block': num_block,
             'block': block,
-        }  # what rebuilds this network
-        self.metadata: dict[str, Any] = {}  # what the weights' file says of them
+        }  # the arguments that rebuild this network
+        self.metadata: dict[str, Any] = {}  # of the weight file
         wide = 4 * num_feat
         self.head = conv3x3(num_in_ch, num_feat)  # f_FE, Eq. 1
         self.encoders = nn.ModuleList([Encoder(num_feat, num_feat), Encoder(num_feat, 2 * num_feat)])
@@ -206,7 +206,7 @@ class WRCAN(nn.Module):
 
         Args:
             blurred: (B, C, H, W), RGB in [0, 1], any H and W from 1 up.
-            jpeg_sharp: I_JPEG(HR) of section 3.2, of the same shape.
+            jpeg_sharp: I_JPEG(HR) of section 3.2, of that shape.
 
         Returns:
             restored (B, C, H, W), neither clamped nor rounded; or (restored, autoencoded).
@@ -223,7 +223,7 @@ class WRCAN(nn.Module):
         return restored, autoencoded
 
     def _restore_and_autoencode(self, images: Tensor, batch: int) -> Tensor:
-        """The first `batch` images take the whole network, the others the auto-encoder path."""
+        """Run the first `batch` images through the whole network, the others through the auto-encoder path."""
         height, width = images.shape[2:]
         pad = (0, -width % SIZE_MULTIPLE, 0, -height % SIZE_MULTIPLE)
         if any(pad):
@@ -233,10 +233,10 @@ class WRCAN(nn.Module):
         skip0, down0 = self.encoders[0](shallow)  # (B, F, H, W), (B, F, H/2, W/2)
         skip1, down1 = self.encoders[1](down0)  # (B, 2F, H/2, W/2), (B, 2F, H/4, W/4)
         expanded = self.expand(down1)  # (B, 4F, H/4, W/4)
-        # Split, not sliced: slices' gradients would not be channels last.
+        # Split, not sliced: gradients of slices would not be channels last.
         blurred, jpeg_sharp = expanded.split([batch, images.shape[0] - batch])
         deep = blurred + self.body_conv(self.groups(blurred))  # f_NLT, Eq. 4
-        if jpeg_sharp.shape[0]:  # len would be a constant of a trace
+        if jpeg_sharp.shape[0]:  # len() would be a constant in a trace
             deep = torch.cat([deep, jpeg_sharp])  # the auto-encoder path: f_NLT := f_EXP
         decoded = self.decoders[0](self.decoders[1](deep, skip1), skip0)  # r_S (B, F, H, W)
         restored = self.tail(shallow + decoded)
@@ -252,11 +252,11 @@ class WRCAN(nn.Module):
 
 
 def draw_evenly(network: WRCAN) -> None:
-    """Draw all weights anew, so that signals keep their size through the network: variance 1 / fan-in, no biases.
+    """Draw all weights anew with variance 1 / fan-in and zero biases, so that signals keep their magnitude.
 
-    (LeCun et al., "Efficient BackProp", 1998.) PyTorch's own draw has a third of that variance: what varies over the
-    image is then 20 times smaller behind the encoder than before it, five times smaller than the biases, and the groups
-    take a long training to hear it.
+    (LeCun et al., "Efficient BackProp", 1998.) PyTorch's default has a third of that variance: the variation over the
+    image is then 20 times smaller after the encoder than before it and five times smaller than the biases, and the
+    groups need long training to pick it up.
     """
     blocks = []
     for module in network.modules():
@@ -266,19 +266,19 @@ def draw_evenly(network: WRCAN) -> None:
             nn.init.zeros_(module.bias)
         elif isinstance(module, ResidualBlock):
             blocks.append(module)
-    for block in blocks:  # what all of them add is no more than what they are given
+    for block in blocks:  # so that all of them together add no more than their input
         *_, last = block.branch.children()
         last.weight.data /= len(blocks) ** 0.5
 
 
 def start_from_image(network: WRCAN) -> None:
-    """Draw weights with which the network gives its input back: from there a short training learns the difference.
+    """Draw weights with which the network returns its input, so that a short training only learns the difference.
 
-    The paper's network has no skip from image to image, and trains long enough to learn one. Here the head hands the
-    image on in its first channels, the last decoder adds nothing to them, and the tail reads them alone. All other
-    weights are drawn evenly, the head's so that they sum to nothing: brightness, which all of an image shares, would
-    drown its edges. After one step each weight has a gradient: the last decoder's ReLU passes HEADROOM in the image's
-    channels, which the tail takes away again.
+    The paper's network has no skip from image to image, and trains long enough to learn one. Here the head copies the
+    image into its first channels, the last decoder adds nothing to them, and the tail reads only them. All other
+    weights come from `draw_evenly`; the head's other filters each sum to zero per input channel, as brightness, common
+    to the whole image, would drown its edges. After one step each weight has a gradient: the last decoder's ReLU passes
+    HEADROOM in the image's channels, which the tail's bias subtracts again.
     """
     channels = network.head.in_channels
     if not channels == network.tail.out_channels <= network.head.out_channels:
@@ -288,7 +288,7 @@ def start_from_image(network: WRCAN) -> None:
     head = network.head.weight.data
     head -= head.mean(dim=(2, 3), keepdim=True)
     head *= DETAIL_GAIN
-    weights = network.state_dict()  # the network's own tensors
+    weights = network.state_dict()  # shares the network's tensors
     image = slice(channels)
     for name in ('head.weight', 'head.bias', 'decoders.0.conv.weight'):
         weights[name][image] = 0
