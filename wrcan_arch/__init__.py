@@ -1,7 +1,7 @@
 """WRCAN and the JPEG auto-encoder loss for BasicSR.
 
-Importing this costs nothing: names are loaded when they are used, and the toolbox is repaired and given our classes
-when it is imported itself (at once, if it was before).
+Importing it costs nothing: modules are loaded when their names are used. BasicSR is repaired and gets our classes when
+it is imported (at once if it is imported already).
 """
 
 import importlib

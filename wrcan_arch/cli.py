@@ -1,7 +1,7 @@
-"""The `basicsr` command: arguments in, exit code out. The work is done elsewhere, and imported only when asked for.
+"""The `basicsr` command: arguments in, exit code out. Other modules do the work, imported only when needed.
 
-Exit codes: 0 done; 1 some inputs failed, named at the end, or a run had to end; 2 the request is wrong: one line says
-what and what to do; 130, 143 stopped by Ctrl+C or SIGTERM.
+Exit codes: 0 done; 1 some inputs failed, named at the end, or a run had to end; 2 the request is wrong: the message
+says what and what to do; 130, 143 stopped by Ctrl+C or SIGTERM.
 """
 
 import argparse
@@ -20,13 +20,13 @@ from typing import TextIO
 
 from . import __version__
 
-TOLD_FAILURES = 'told failures'  # a restore's note for the processes that torchrun may start after it
+TOLD_FAILURES = 'told failures'  # note of a restore to the processes that torchrun may start after it
 
 
 def train_or_test(arguments: argparse.Namespace) -> int:
     from .train import options
 
-    file = options.read_options(arguments.opt, arguments.force_yml or ())  # a wrong name is said at once
+    file = options.read_options(arguments.opt, arguments.force_yml or ())  # a wrong name is reported at once
 
     from .processes import launcher_of_environment
     from .train import option_checks, pipelines
@@ -48,7 +48,7 @@ def restore(arguments: argparse.Namespace) -> int:
     if _failures_were_told():
         return 1
     unreadable: list[str] = []
-    jobs = plan(  # before torch is loaded: a wrong name is said at once
+    jobs = plan(  # before torch is loaded: a wrong name is reported at once
         arguments.photos,
         listed=read_list(arguments.list, alone=not _is_one_of_several()) if arguments.list else (),
         out=arguments.out,
@@ -76,9 +76,9 @@ def restore(arguments: argparse.Namespace) -> int:
         take_own_gpu()
         network = network.cuda()
 
-    with _sigterm_raises():  # files begun are removed
+    with _sigterm_raises():  # so that unfinished files are removed
         summary = restore_photos(network, jobs, options=options, team=team)
-    if summary is None:  # the first process tells it
+    if summary is None:  # the first process reports it
         return 0
     summary.failures += unreadable
     for failure in summary.failures:
@@ -92,8 +92,8 @@ def restore(arguments: argparse.Namespace) -> int:
 
 
 def _failures_were_told() -> bool:
-    """Whether all is done and told: torchrun starts a restore again that ended with 1, as it does one that died."""
-    if not int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)):  # asking loads torch
+    """Whether a restore before this restart reported its failures: torchrun restarts one that exited with 1 too."""
+    if not int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)):  # the rest loads torch
         return False
     from .processes import Team
 
@@ -102,23 +102,23 @@ def _failures_were_told() -> bool:
 
 @contextmanager
 def _reader_may_leave() -> Iterator[None]:
-    """As in `basicsr show ... | head`: what is printed to nobody is no error. With stderr in the pipe the work ends."""
+    """Ignore a closed pipe on stdout, as in `basicsr show ... | head`; exit if stderr goes to a closed pipe too."""
     try:
         yield
-        if sys.stdout:  # it may have been closed from the start
+        if sys.stdout:  # None if it was closed from the start
             sys.stdout.flush()
     except BrokenPipeError:
         left = [stream for stream in (sys.stdout, sys.stderr) if stream and _nobody_reads(stream)]
         for stream in left:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         if sys.stderr in left:
-            sys.exit(128 + signal.SIGPIPE)  # as the signal would end it
+            sys.exit(128 + signal.SIGPIPE)  # the code of a process that SIGPIPE ends
         if not left:
             raise
 
 
 def _nobody_reads(stream: TextIO) -> bool:
-    """Whether it is a pipe whose reader is gone."""
+    """Whether `stream` is a pipe whose reader is gone."""
     poll = select.poll()
     poll.register(stream, 0)
     return any(event & select.POLLERR for _, event in poll.poll(0))
@@ -134,7 +134,7 @@ def _sigterm_raises() -> Iterator[None]:
 
 
 def _bytes(text: str) -> int:
-    """'4G', '500M', '64K' or a plain number."""
+    """The number of bytes in '4G', '500M', '64K' or a plain number."""
     units = {'K': 1 << 10, 'M': 1 << 20, 'G': 1 << 30}
     try:
         return int(float(text[:-1]) * units[text[-1]] if text[-1:] in units else float(text))
@@ -220,7 +220,7 @@ def examine_data(sources: list[str]) -> int:
     from .errors import InputError
     from .train import audit, jpeg_deblur_dataset, option_schema, options
 
-    roots: dict[str, None] = {}  # each once, in their order
+    roots: dict[str, None] = {}  # a set in order
     problems: list[str] = []
     for source in sources:
         if Path(source).is_dir():
@@ -249,7 +249,7 @@ def examine_data(sources: list[str]) -> int:
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog='basicsr', description='WRCAN in the BasicSR toolbox: train, test, restore.')
     parser.add_argument('--version', action='version', version=f'wrcan-arch {__version__}')
-    parser.add_argument('--local-rank', help=argparse.SUPPRESS)  # python -m torch.distributed.launch puts it here
+    parser.add_argument('--local-rank', help=argparse.SUPPRESS)  # python -m torch.distributed.launch passes it here
     commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
 
     def add(name: str, run: Callable[[argparse.Namespace], int], about: str) -> argparse.ArgumentParser:
@@ -341,8 +341,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors='backslashreplace')  # as stderr does: a name may have what a terminal has not
-    os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # or waiting threads hold up other work, then ours
+        sys.stdout.reconfigure(errors='backslashreplace')  # as stderr does: a terminal may lack a name's characters
+    os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # else waiting threads hold up other work, then ours
     code = 0
     try:
         with _reader_may_leave():
@@ -365,8 +365,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _tell(text: str) -> None:
-    """On stderr, if that is still there: the exit code is to be the same."""
-    if sys.stderr is None:  # where print would take stdout
+    """Print to stderr if it is still open; the exit code must not depend on it."""
+    if sys.stderr is None:  # print would use stdout
         return
     try:
         print(text, file=sys.stderr)
@@ -380,14 +380,14 @@ def _is_one_of_several() -> bool:
 
 
 def _end_of_several(error: Exception, arguments: argparse.Namespace) -> int:
-    """The exit code of one of several processes. The first one that has an error tells it, the others just end."""
+    """The exit code of one of several processes. Only the first with an error prints it, the others just end."""
     from .errors import InputError
     from .processes import ASKING, Team, contact_lost
 
     error = contact_lost(error) or error
     try:
         tells = Team.from_environment(timeout=ASKING).first_to_say()
-    except (InputError, RuntimeError):  # nobody to ask
+    except (InputError, RuntimeError):  # no other process to ask
         tells = True
     message = _message_for_user(error)
     if tells:
@@ -398,7 +398,7 @@ def _end_of_several(error: Exception, arguments: argparse.Namespace) -> int:
 
 
 def _tell_torchrun(line: str) -> None:
-    """Have torchrun name this process as the root cause in the table that it prints of those that failed."""
+    """Have torchrun name this process as the root cause in its table of failed processes."""
     path = os.environ.get('TORCHELASTIC_ERROR_FILE')
     if path:
         about = {'message': line, 'extraInfo': {'timestamp': int(time.time()), 'py_callstack': line}}
@@ -406,7 +406,7 @@ def _tell_torchrun(line: str) -> None:
 
 
 def _message_for_user(error: Exception) -> str | None:
-    """What to say of an error that the request caused; None for a defect, whose traceback shows."""
+    """The message for an error that the request caused; None for a defect, whose traceback is shown."""
     from .errors import InputError, RunError, one_line
 
     if isinstance(error, RunError):

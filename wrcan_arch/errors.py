@@ -4,20 +4,20 @@ NO_MEMORY = re.compile('out of memory|not enough memory|allocate memory|STATUS_A
 
 
 class InputError(ValueError):
-    """What was asked for cannot be done with what was given.
+    """The request cannot be carried out with the given input.
 
     The message is one line, or one for each of several mistakes: what, where, and what to do. The `basicsr` command
-    prints it and exits with code 2; for one photograph among several it is told at the end, and the exit code is 1.
+    prints it and exits with code 2; for one photograph among several it is reported at the end, and the exit code is 1.
     """
 
 
 def one_line(error: InputError) -> str:
-    """The error's own message: one that a data worker raised comes with the worker's traceback before it."""
+    """The error's own message, without the traceback that PyTorch puts before it if a data worker raised it."""
     return str(error).strip().rpartition('wrcan_arch.errors.InputError: ')[2]
 
 
 class RunError(RuntimeError):
-    """A run that was under way has to end. The message is one line, as InputError's; the exit code is `exit_code`."""
+    """A run under way must end. The message is one line, as InputError's; the exit code is `exit_code`."""
 
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
@@ -25,5 +25,5 @@ class RunError(RuntimeError):
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Of the host or a GPU: PyTorch says so in errors of several types."""
+    """Whether the host or a GPU ran out of memory: PyTorch raises errors of several types for it."""
     return isinstance(error, MemoryError) or bool(NO_MEMORY.search(str(error)))

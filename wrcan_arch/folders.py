@@ -1,4 +1,4 @@
-"""What is in a folder and in the folders below it."""
+"""Walk a folder and the folders below it."""
 
 import os
 from collections.abc import Callable, Collection, Iterator
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def real(path: Path | str) -> Path:
-    """Where a path leads; a link that leads to itself stays as it is, where `Path.resolve` raises RuntimeError."""
+    """The path with all links resolved; a link to itself is left as it is, where `Path.resolve` raises RuntimeError."""
     return Path(os.path.realpath(path))
 
 
@@ -17,14 +17,14 @@ def _refuse(error: OSError) -> None:
 def walk(
     folder: Path, *, avoid: Collection[Path] = (), on_error: Callable[[OSError], None] = _refuse
 ) -> Iterator[tuple[Path, list[str]]]:
-    """A folder and each below it, in order, with the sorted names of the files in it; nothing that is hidden.
+    """Yield a folder and each folder below it, in order, with the sorted names of its files; skip hidden names.
 
-    A link to a folder that lies elsewhere, neither in this one nor above it, is followed, once.
+    A link to a folder elsewhere, neither in this one nor above it, is followed, but each folder is visited once.
 
     Args:
-        folder: with its own name, which may be a hidden one.
-        avoid: `real` folders that are left out, and links to what is below them.
-        on_error: takes the OSError of a folder that cannot be read.
+        folder: where to start; its own name may be hidden.
+        avoid: `real` folders to skip, as well as links to what is below them.
+        on_error: called with the OSError of a folder that cannot be read; by default raises it.
     """
     top = real(folder)
     left_out = {top, *top.parents, *avoid}

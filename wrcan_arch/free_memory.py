@@ -1,4 +1,4 @@
-"""How many bytes can be had: of a GPU, or of this machine and of the containers and jobs that limit this process."""
+"""Free memory in bytes: of a GPU, or of this machine within the limits of this process's containers and jobs."""
 
 import os
 import re
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-UNKNOWN = 8 << 30  # what is taken to be there where the system does not say
+UNKNOWN = 8 << 30  # assumed if the system does not say
 
-# A control group's limit, what it uses, and what of that is cache it would give back: in version 2 and version 1.
+# By version of control groups, the files with a group's limit and use, and the key of the reclaimable cache within.
 GROUP_FILES = {
     2: ('memory.max', 'memory.current', 'inactive_file'),
     1: ('memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_inactive_file'),
@@ -17,7 +17,7 @@ GROUP_FILES = {
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can be had on `device`; on a CPU, what is free divided by the processes that were started here."""
+    """Free bytes on `device`; on a CPU, divided by the number of this run's processes on this machine."""
     if device.type == 'cuda':
         kept_for_reuse = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + kept_for_reuse
@@ -25,7 +25,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def _processes_here() -> int:
-    """As torchrun or srun say it (of several machines, srun: '4(x2),3')."""
+    """This run's processes on this machine, from torchrun or srun; of srun's '4(x2),3' for several, the first."""
     said = os.environ.get('LOCAL_WORLD_SIZE') or os.environ.get('SLURM_STEP_TASKS_PER_NODE') or '1'
     return int(re.split('[(,]', said)[0])
 
@@ -37,7 +37,7 @@ def _free_in_machine(meminfo: Path = Path('/proc/meminfo')) -> Iterator[int]:
 
 
 def _free_in_groups(own: Path = Path('/proc/self/cgroup'), root: Path = Path('/sys/fs/cgroup')) -> Iterator[int]:
-    """Of each control group that this process is in, and of those above it: a container's, a job's."""
+    """Yield the free bytes of each control group of this process and those above it, such as a container's or job's."""
     try:
         lines = own.read_text().splitlines()  # 0::/job, or 9:cpu,memory:/job
     except OSError:
@@ -50,7 +50,7 @@ def _free_in_groups(own: Path = Path('/proc/self/cgroup'), root: Path = Path('/s
             top, version = root / 'memory', 1
         else:
             continue
-        group = top / path.lstrip('/')  # in a container it may be the host's path, and be there in no folder but top
+        group = top / path.lstrip('/')  # in a container this may be the host's path, of which only top exists
         for folder in (group, *group.parents):
             if folder.is_relative_to(top):
                 yield from _free_in_group(folder, *GROUP_FILES[version])

@@ -1,4 +1,4 @@
-"""Something to do before and after another package is imported, whoever imports it."""
+"""Call functions before and after the first import of another package, whoever imports it."""
 
 import importlib.util
 import sys
@@ -9,7 +9,7 @@ from types import ModuleType
 
 
 class _Loader(Loader):
-    """The loader of `spec`, with something before and after it."""
+    """Wraps the loader of `spec` to call `before` and `after` around it."""
 
     def __init__(self, spec: ModuleSpec, loader: Loader, before: Callable[[], None], after: Callable[[], None]) -> None:
         self.spec, self.loader, self.before, self.after = spec, loader, before, after
@@ -18,7 +18,7 @@ class _Loader(Loader):
         return self.loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        self.spec.loader = module.__loader__ = self.loader  # which pkgutil.get_data asks
+        self.spec.loader = module.__loader__ = self.loader  # pkgutil.get_data needs it
         self.before()
         self.loader.exec_module(module)
         self.after()
@@ -30,25 +30,25 @@ class _Finder(MetaPathFinder):
 
     def finish(self) -> None:
         self.after()
-        sys.meta_path.remove(self)  # a reload is the package's own affair
+        sys.meta_path.remove(self)  # reloads are not hooked
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if name != self.name:
             return None
-        sys.meta_path.remove(self)  # the others find it
+        sys.meta_path.remove(self)  # so that the other finders find it
         try:
             spec = importlib.util.find_spec(name)
         finally:
-            sys.meta_path.insert(0, self)  # an import that failed can be tried again
+            sys.meta_path.insert(0, self)  # stays until an import succeeds
         if spec is not None and spec.loader is not None:
             spec.loader = _Loader(spec, spec.loader, self.before, self.finish)
         return spec
 
 
 def when_imported(name: str, *, before: Callable[[], None], after: Callable[[], None]) -> None:
-    """Call `before` and `after` around the first import of the package `name`; at once if it was imported already."""
+    """Call `before` and `after` around the first import of the package `name`; at once if it is imported already."""
     if name in sys.modules:
         before()
         after()

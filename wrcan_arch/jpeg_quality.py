@@ -1,4 +1,4 @@
-"""How strongly a JPEG file was compressed: libjpeg's quality factor, read off its quantisation table."""
+"""Estimate how strongly a JPEG file was compressed: libjpeg's quality factor, from its quantisation table."""
 
 from typing import BinaryIO
 
@@ -13,11 +13,11 @@ STANDARD = np.array([
 ])  # fmt: skip
 
 START_OF_SCAN, QUANTISATION = 0xDA, 0xDB
-FAR = 2  # steps this many times coarser or finer than the trained ones are another task for the network
+FAR = 2  # quantisation steps this many times coarser or finer than in training are another task for the network
 
 
 def scale(quality: float) -> float:
-    """By how many percent libjpeg scales the standard table for a quality of 1 to 100."""
+    """The percentage by which libjpeg scales the standard table for a quality of 1 to 100."""
     return 5000 / quality if quality < 50 else 200 - 2 * quality
 
 
@@ -25,7 +25,7 @@ TABLES = np.array([np.clip((STANDARD * int(scale(quality)) + 50) // 100, 1, 255)
 
 
 def _next_marker(file: BinaryIO) -> int | None:
-    """Its second byte; None where no marker is next. The first may be repeated (T.81, B.1.1.2)."""
+    """The second byte of the next marker; None if no marker follows. The first may be repeated (T.81, B.1.1.2)."""
     byte = first = file.read(1)
     while byte == b'\xff':
         byte = file.read(1)
@@ -33,11 +33,11 @@ def _next_marker(file: BinaryIO) -> int | None:
 
 
 def luminance_table(file: BinaryIO) -> np.ndarray | None:
-    """The first quantisation table of a JPEG stream, (64,), in zigzag order; None where there is none."""
+    """The first quantisation table of a JPEG stream, (64,), in zigzag order; None if there is none."""
     file.seek(2)
     while (marker := _next_marker(file)) not in (None, START_OF_SCAN):
         body = file.read(max(0, int.from_bytes(file.read(2), 'big') - 2))
-        if marker == QUANTISATION and body:  # one table or several, each after a byte: 16 for two bytes a value
+        if marker == QUANTISATION and body:  # one table or several, each after a byte: from 16 up, two bytes a value
             kind = np.dtype('>u2') if body[0] >> 4 else np.dtype(np.uint8)
             values = body[1 : 1 + 64 * kind.itemsize]
             return np.frombuffer(values, kind).astype(int) if len(values) == 64 * kind.itemsize else None
@@ -45,16 +45,16 @@ def luminance_table(file: BinaryIO) -> np.ndarray | None:
 
 
 def estimate_quality(file: BinaryIO) -> int | None:
-    """The quality factor, 1 to 100, whose table is nearest to the file's; None where the file shows none."""
+    """The quality factor, 1 to 100, whose table is nearest to the file's; None if the file has no table."""
     table = luminance_table(file)
     return None if table is None else int(np.abs(TABLES - table).sum(axis=1).argmin()) + 1
 
 
 def is_far(quality: int, trained: int | list[int]) -> bool:
-    """Whether a photograph of this quality is unlike those, of one quality or a range, that weights were trained on."""
+    """Whether `quality` is far from the one quality, or the range, that the weights were trained for."""
     low, high = (trained, trained) if isinstance(trained, int) else (min(trained), max(trained))
 
     def step(quality: int) -> float:
-        return max(scale(quality), 20)  # from 90 up hardly anything is lost
+        return max(scale(quality), 20)  # from 90 up compression loses hardly anything
 
     return step(quality) > FAR * step(low) or step(quality) * FAR < step(high)

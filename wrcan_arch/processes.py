@@ -1,8 +1,8 @@
-"""Several processes with one task: torchrun or srun starts them, and a key-value store is what they all share.
+"""Coordinate the processes of one run: torchrun or srun starts them, and they share a key-value store.
 
-Those that restore one collection share nothing else. A process takes the next photograph when it has time for it, so
-the work is balanced whatever the photographs' sizes and the processors' speed. What a process leaves undone when it
-dies, the next run with --skip-existing does.
+Processes that restore one collection share nothing else. Each takes the next photograph when it is free, so the work is
+balanced whatever the photographs' sizes and the processors' speed. What a process leaves undone when it dies, the next
+run with --skip-existing does.
 """
 
 import hashlib
@@ -19,19 +19,19 @@ import torch.distributed as dist
 
 from .errors import InputError, RunError
 
-Task = TypeVar('Task', bound=tuple[str, ...])  # what it is made of tells it from the others
+Task = TypeVar('Task', bound=tuple[str, ...])  # its strings together are unique
 
-PATIENCE = 6 * 3600  # seconds without any work done anywhere, after which a process is given up
-JOINING = 300  # seconds that all processes have to start in
-ASKING = 5  # seconds that a process with an error takes to find out whether others have one
+PATIENCE = 6 * 3600  # seconds without progress of any process, after which a missing one is given up
+JOINING = 300  # seconds within which all processes must start
+ASKING = 5  # seconds to find out whether other processes failed too, and to keep the store up for their questions
 STARTED_BY_TORCHRUN = 'TORCHELASTIC_RUN_ID'
 LOST = re.compile(r'/gloo/|Connection (closed|reset|refused)|Socket Timeout|Broken pipe')
 
 
 def launcher_of_environment() -> str:
-    """'pytorch' in a process that torchrun started, 'slurm' in one of several that srun did, else 'none'.
+    """'pytorch' in a process that torchrun started, 'slurm' in one of several that srun started, else 'none'.
 
-    A command of a batch script has SLURM's variables too but is alone, so the variable of a step decides.
+    A single process in a batch script has SLURM's job variables too, so the variable of a job step decides.
     """
     if STARTED_BY_TORCHRUN in os.environ:
         return 'pytorch'
@@ -39,7 +39,10 @@ def launcher_of_environment() -> str:
 
 
 def take_slurms_environment(port: int | None = None) -> None:
-    """Give a process that srun started the variables that torchrun gives. MASTER_ADDR and MASTER_PORT may be set."""
+    """Set torchrun's environment variables in a process that srun started; InputError in any other process.
+
+    MASTER_ADDR and MASTER_PORT are kept if set; `port` replaces MASTER_PORT.
+    """
     try:
         hosts = os.environ.get('SLURM_STEP_NODELIST') or os.environ['SLURM_NODELIST']
         job, step = (int(os.environ.get(name, 0)) for name in ('SLURM_JOB_ID', 'SLURM_STEP_ID'))
@@ -56,17 +59,17 @@ def take_slurms_environment(port: int | None = None) -> None:
     os.environ.setdefault('MASTER_ADDR', first_host(hosts))
     if port is not None:
         os.environ['MASTER_PORT'] = str(port)
-    own_port = 20000 + (job + 997 * step) % 10000  # jobs that share a machine, and steps of one, have one each
+    own_port = 20000 + (job + 997 * step) % 10000  # one each for jobs on one machine, and for their steps
     os.environ.setdefault('MASTER_PORT', str(own_port))
 
 
 def first_host(hosts: str) -> str:
-    """Of SLURM's short form: gpu[03-07,12],other is gpu03."""
+    """The first host of a SLURM node list: 'gpu03' of 'gpu[03-07,12],other'."""
     return re.sub(r'\[(\w+)[^]]*\]', r'\1', re.split(r',(?![^[]*\])', hosts)[0])
 
 
 def take_own_gpu() -> None:
-    """Work on the GPU of this process's number on its machine; nothing where there are none."""
+    """Select the GPU with this process's number on its machine; no-op without GPUs, InputError if there are too few."""
     own, there = int(os.environ.get('LOCAL_RANK', 0)), torch.cuda.device_count()
     if there and own >= there:
         raise InputError(
@@ -77,7 +80,7 @@ def take_own_gpu() -> None:
 
 
 def contact_lost(error: BaseException) -> RunError | None:
-    """What to say where a process waited for others in vain; None if `error` is of another kind."""
+    """The RunError to raise for an `error` that says that another process is lost; None for other errors."""
     text = ' '.join(str(error).split())
     if not isinstance(error, dist.DistError) and not (isinstance(error, RuntimeError) and LOST.search(text)):
         return None
@@ -89,12 +92,12 @@ def contact_lost(error: BaseException) -> RunError | None:
 
 
 class Team:
-    """The processes of one run; alone, one with a store of its own.
+    """The processes of one run; by default a single one.
 
     Args:
-        store: what all of them can read and count in.
-        rank: of this process.
-        size: how many there are.
+        store: the key-value store that all of them share; by default one within this process.
+        rank: number of this process.
+        size: number of processes.
     """
 
     def __init__(self, *, store: dist.Store | None = None, rank: int = 0, size: int = 1):
@@ -102,14 +105,14 @@ class Team:
         self.rank = rank
         self.size = size
         self._agreements = 0
-        self._collection = self.store  # where the work on one list of jobs is counted
+        self._collection = self.store  # counts the work on one list of jobs
 
     @classmethod
     def from_environment(cls, *, timeout: float = JOINING) -> 'Team':
-        """As torchrun or srun started it; alone if nobody did.
+        """The team that torchrun or srun started; a single process if neither did.
 
         Args:
-            timeout: seconds for the first process to be there, and for everything that is then waited for in the store.
+            timeout: seconds to wait for the first process, and later for any value in the store.
         """
         if launcher_of_environment() == 'slurm':
             take_slurms_environment()
@@ -122,11 +125,11 @@ class Team:
         return _joined[address]
 
     def agree(self, seen: Mapping[str, str], *, timeout: float = JOINING) -> None:
-        """InputError in all processes unless all have come and see the same, item by item.
+        """Wait for all processes; raise InputError in each unless they report the same values.
 
         Args:
-            seen: what this process sees: a short text by the name of the thing.
-            timeout: seconds for the last process to come, with all that it does before.
+            seen: the values that this process reports, as short texts by name.
+            timeout: seconds to wait for the last process, whatever it does before.
         """
         keys = [f'agree {self._agreements} {rank}' for rank in range(self.size)]
         self._agreements += 1
@@ -150,12 +153,12 @@ class Team:
                     )
 
     def note_for_restarts(self, what: str) -> None:
-        """Leave a note for the processes that torchrun starts after one of these has died."""
+        """Leave the note `what` for the processes that torchrun starts if one of these dies."""
         if isinstance(self.store, dist.PrefixStore):
             self.store.underlying_store.set(f'basicsr {what}', '')
 
     def noted_before_restart(self, what: str) -> bool:
-        """Whether torchrun started these processes after others of the same job that had left this note."""
+        """Whether torchrun restarted this job and earlier processes of it left the note `what`."""
         restarted = int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)) > 0
         return (
             restarted
@@ -164,22 +167,26 @@ class Team:
         )
 
     def first_to_say(self) -> bool:
-        """Whether no other process has had an error yet: it is told once, by the one that has it first."""
+        """Whether this process is the first with an error: only that one prints it."""
         first = self.store.add('errors', 1) == 1
         self._stay_until_all('errors', self.store)
         return first
 
     def _stay_until_all(self, counted: str, store: dist.Store) -> None:
-        """In the first process, for a while: where the store is not torchrun's it goes with this one."""
+        """Keep the first process alive up to ASKING seconds: unless torchrun hosts the store, it ends with that process.
+
+        Args:
+            counted: key in `store` to which each process adds 1 when it no longer needs the store.
+        """
         if self.rank == 0 and os.environ.get('TORCHELASTIC_USE_AGENT_STORE') != 'True':
             until = time.monotonic() + ASKING
             while store.add(counted, 0) < self.size and time.monotonic() < until:
                 time.sleep(0.05)
 
     def agree_on(self, jobs: Sequence[Task]) -> None:
-        """As `agree`: they share the list out by number, and none begins to write while another still looks for it.
+        """`agree` on the list of jobs: it is shared out by number, and nobody may write while another still builds it.
 
-        What follows is counted for this list alone, so that one team can do several.
+        Later counts are of this list only, so that one team can do several lists.
         """
         self._collection = dist.PrefixStore(f'collection {self._agreements}', self.store)
         digest = hashlib.sha256()
@@ -188,22 +195,22 @@ class Team:
         self.agree({'photographs': f'{len(jobs):,} with SHA-256 {digest.hexdigest()[:12]}'})
 
     def share_of(self, jobs: Sequence[Task]) -> Iterator[Task]:
-        """The jobs that this process does: each is taken by one process, the next by the first that is free."""
+        """Yield the jobs that this process takes: each job goes to one process, the next to the first that is free."""
         while (number := self._collection.add('taken', 1) - 1) < len(jobs):
             yield jobs[number]
 
     def add_done(self, amount: int) -> int:
-        """How much all of them have done with that."""
+        """Count `amount` as done; return the total over all processes."""
         return self._collection.add('done', amount)
 
     def done(self) -> int:
-        """How much all of them have done."""
+        """The total that all processes have done."""
         return self._collection.add('done', 0)
 
     def gather(self, message: str, waiting: Callable[[], None]) -> list[str]:
-        """Everybody's message in the first process, nothing in the others; they go on when it has them all.
+        """Return all processes' messages in the first process, [] in the others, once it has them all.
 
-        `waiting` is called several times a second. InputError if nobody gets anything done for too long.
+        `waiting` is called several times a second. InputError if no process gets anything done for PATIENCE seconds.
         """
         store = self._collection
         store.set(f'message {self.rank}', message)
@@ -214,7 +221,7 @@ class Team:
         keys = [f'message {rank}' for rank in range(self.size)]
         for key in keys:
             self._wait_for(key, waiting)
-        waiting()  # what was done since the last time
+        waiting()  # for what was done since the last call
         store.set('all gathered', '')
         store.add('told', 1)
         self._stay_until_all('told', store)
@@ -231,11 +238,11 @@ class Team:
             time.sleep(0.2)
 
 
-_joined: dict[tuple[str | None, str | None], Team] = {}  # a process joins once
+_joined: dict[tuple[str | None, str | None], Team] = {}  # by address: a process joins once
 
 
 def _connect(rank: int, timeout: float) -> dist.Store:
-    """The store that all processes share: torchrun's, or one that the first process opens."""
+    """Connect to the store that all processes share: torchrun's, or one that the first process hosts."""
     attempt = os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')
     of_torchrun = os.environ.get('TORCHELASTIC_USE_AGENT_STORE') == 'True'
     try:

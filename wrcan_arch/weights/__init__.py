@@ -1,4 +1,4 @@
-"""The weights that come with this, by the names that the command and option files know."""
+"""The weights that are part of the package, by the names that option files can use."""
 
 from pathlib import Path
 
