@@ -203,7 +203,7 @@ def read_weights(path: Path | str, key: str | None = None) -> tuple[dict[str, Te
 
     Args:
         path: a weight file of one of the three forms.
-        key: 'params' or 'params_ema', the averaged weights and the default; 'params' if the file has none.
+        key: 'params' or 'params_ema' (averaged, the default); a file without averaged weights gives 'params'.
     """
     return weights_in(read_file(path), path, key)
 

@@ -220,7 +220,7 @@ def examine_data(sources: list[str]) -> int:
     from .errors import InputError
     from .train import audit, jpeg_deblur_dataset, option_schema, options
 
-    roots: dict[str, None] = {}  # a set in order
+    roots: dict[str, None] = {}  # an ordered set
     problems: list[str] = []
     for source in sources:
         if Path(source).is_dir():

@@ -9,7 +9,7 @@ import torch
 
 UNKNOWN = 8 << 30  # assumed if the system does not say
 
-# By version of control groups, the files with a group's limit and use, and the key of the reclaimable cache within.
+# By version of control groups: files of a group's limit and use, and memory.stat's key of the reclaimable cache.
 GROUP_FILES = {
     2: ('memory.max', 'memory.current', 'inactive_file'),
     1: ('memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_inactive_file'),
@@ -25,7 +25,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def _processes_here() -> int:
-    """This run's processes on this machine, from torchrun or srun; of srun's '4(x2),3' for several, the first."""
+    """Number of this run's processes on this machine; of srun's '4(x2),3' for several machines, the first number."""
     said = os.environ.get('LOCAL_WORLD_SIZE') or os.environ.get('SLURM_STEP_TASKS_PER_NODE') or '1'
     return int(re.split('[(,]', said)[0])
 

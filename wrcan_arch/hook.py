@@ -9,7 +9,7 @@ from types import ModuleType
 
 
 class _Loader(Loader):
-    """Wraps the loader of `spec` to call `before` and `after` around it."""
+    """A loader that calls `before` and `after` around that of `spec`."""
 
     def __init__(self, spec: ModuleSpec, loader: Loader, before: Callable[[], None], after: Callable[[], None]) -> None:
         self.spec, self.loader, self.before, self.after = spec, loader, before, after

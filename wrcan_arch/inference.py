@@ -176,7 +176,7 @@ class _Restoring:
         )
 
     def __call__(self, image: np.ndarray, result: np.ndarray) -> None:
-        """Restore `image`, (H, W, C), into `result`, likewise. Raises _NotFinite, but not for float results in fp32."""
+        """Restore `image` into `result`, both (H, W, C). Raises _NotFinite, but not for float results in fp32."""
         must_be_finite = self.dtype != torch.float32 or result.dtype in PEAKS
         on_host = self.device.type == 'cpu'
         if not self.request.ensemble:
@@ -254,7 +254,10 @@ class _Restoring:
 
 
 def _restore_finite(restoring: _Restoring, image: np.ndarray, result: np.ndarray) -> None:
-    """Restore into `result`, in fp32 if the requested precision gives numbers that are wrong or not finite."""
+    """Restore into `result`, in fp32 if the requested precision gives wrong or non-finite numbers.
+
+    Raises InputError if an integer result is not finite in fp32 either.
+    """
     in_fp32 = replace(restoring, dtype=torch.float32)
     if min(image.shape[:2]) <= SIZE_MULTIPLE:  # oneDNN 3.12 on AMX reads wrong rows: bf16, stride 2, output one wide
         restoring = in_fp32

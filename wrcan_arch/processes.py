@@ -69,7 +69,7 @@ def first_host(hosts: str) -> str:
 
 
 def take_own_gpu() -> None:
-    """Select the GPU with this process's number on its machine; no-op without GPUs, InputError if there are too few."""
+    """Select GPU number LOCAL_RANK; no-op without GPUs, InputError if there are too few."""
     own, there = int(os.environ.get('LOCAL_RANK', 0)), torch.cuda.device_count()
     if there and own >= there:
         raise InputError(
@@ -173,7 +173,7 @@ class Team:
         return first
 
     def _stay_until_all(self, counted: str, store: dist.Store) -> None:
-        """Keep the first process alive up to ASKING seconds: unless torchrun hosts the store, it ends with that process.
+        """Keep the first process alive up to ASKING seconds: the store ends with it, unless torchrun hosts it.
 
         Args:
             counted: key in `store` to which each process adds 1 when it no longer needs the store.

@@ -79,7 +79,7 @@ class Flow:
         return self.held[:, :, kept : kept + count]
 
     def out(self, at_most: int | None = None) -> Tensor:
-        """The next output rows that can be computed by now, (1, C', rows, W / stride); perhaps none."""
+        """The next output rows that can be computed, up to `at_most`, (1, C', rows, W / stride); perhaps none."""
         conv, start = self.conv, self.done
         last_known = (self.stop - conv.rate - 1) // conv.stride
         stop = self.height // conv.stride if self.stop == self.height else max(start, last_known + 1)
@@ -123,7 +123,7 @@ class Queue:
 
 
 class Encoded(NamedTuple):
-    """The rows of each map that the encoder could compute after some more rows of the image."""
+    """The next rows of each map, which the encoder returns for some more rows of the image."""
 
     skip0: Tensor  # (1, F, rows, W)
     skip1: Tensor  # (1, 2F, rows, W/2)
@@ -149,14 +149,14 @@ class Encoding:
 class Decoding:
     """Streaming body conv, decoder and tail, beside a second pass of the encoder that supplies f_EXP and the skips.
 
-    The global skip takes the image through the head to the tail. Both compute in fp32: bf16 would keep 8 bits of the
-    image. The head runs again here because image rows take less memory to hold than its shallow features.
+    The global skip takes the image through the head to the tail. Both compute in fp32: bf16 would keep only 8 bits
+    of the image. The head runs again here because image rows take less memory to hold than its shallow features.
     """
 
     def __init__(
         self, network: WRCAN, size: tuple[int, int], dtype: torch.dtype, features: Tensor, end_rows: int
     ) -> None:
-        """`end_rows`: the most image rows per call; the tail computes in steps of as many."""
+        """`end_rows`: maximum of image rows per call, and of rows per step of the tail."""
         outer, inner = network.decoders
         assert isinstance(outer, Decoder) and isinstance(inner, Decoder)  # a ModuleList loses their type
         self.features = features  # (1, 4F, H/4, W/4), the groups' output
@@ -226,7 +226,7 @@ class Maps:
         channels, height, width = entry.shape[1:]
         self.margin = margin = margin_of(entry.device, entry.dtype, width, max(ATROUS_RATES))
         self.wide = empty_map(channels, height, width + 2 * margin, like=entry)  # zeros on either side
-        self.features = self.wide[..., margin : margin + width]  # of a block, (1, C, H, W)
+        self.features = self.wide[..., margin : margin + width]  # a block's input, (1, C, H, W)
         for side in (self.wide[..., :margin], self.wide[..., margin + width :]):
             side.zero_()
         self.branch = torch.empty_like(entry)

@@ -40,7 +40,7 @@ class ChannelAttention(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         # A sum over channels-last data: its gradient is a view. A mean's gradient is a map in another memory layout,
         # and adding that to the features' own gradient took a tenth of a block's step.
-        summed_in = torch.float32 if features.dtype == torch.float16 else None  # the sum exceeds fp16's range
+        summed_in = torch.float32 if features.dtype == torch.float16 else None  # the sum may exceed fp16's range
         sums = features.permute(0, 2, 3, 1).sum((1, 2), dtype=summed_in)  # (B, C)
         means = (sums / (features.shape[2] * features.shape[3])).to(features.dtype)
         return features * self.weights(means[:, :, None, None])
@@ -206,7 +206,7 @@ class WRCAN(nn.Module):
 
         Args:
             blurred: (B, C, H, W), RGB in [0, 1], any H and W from 1 up.
-            jpeg_sharp: I_JPEG(HR) of section 3.2, of that shape.
+            jpeg_sharp: I_JPEG(HR) of section 3.2, of the same shape.
 
         Returns:
             restored (B, C, H, W), neither clamped nor rounded; or (restored, autoencoded).
