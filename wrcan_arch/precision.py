@@ -58,5 +58,5 @@ _exact_convolutions = _ExactConvolutions()
 
 
 def exact_convolutions(device: torch.device) -> AbstractContextManager[None]:
-    """Context in which fp32 convolutions are exact: by default PyTorch lets a GPU round their inputs to TF32."""
+    """Context in which fp32 convolutions stay fp32: by default PyTorch lets a GPU round their inputs to TF32."""
     return _exact_convolutions if device.type == 'cuda' else nullcontext()
