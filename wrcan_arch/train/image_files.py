@@ -41,7 +41,7 @@ def size_of_image(path: Path | str) -> tuple[int, ...]:
             warnings.simplefilter('ignore')  # whoever decodes it tells what else is wrong
             with Image.open(path) as image:
                 exif = image.getexif() if 'exif' in image.info else {}  # unasked, Pillow decodes a PNG to look for it
-                return image.size if exif.get(ExifTags.Base.Orientation, 1) > 4 else image.size[::-1]
+                return image.size if exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8) else image.size[::-1]
     except (OSError, SyntaxError, ValueError):
         return ()
 
