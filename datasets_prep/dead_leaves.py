@@ -122,8 +122,9 @@ class Scene:
         self.rng = rng
         self.image = np.zeros((size, size, 3), np.float32)
         self.palette = draw_palette(rng, 24).astype(np.float32)
-        self.textures = [noise_texture(rng, size) for _ in range(4)]
-        self.sheet = text_texture(rng, size)
+        # Each four times, so that a window of it, moved all around, is a view.
+        self.textures = [np.tile(noise_texture(rng, size), (2, 2)) for _ in range(4)]
+        self.sheet = np.tile(text_texture(rng, size), (2, 2))
         self.light = rng.normal(0, 0.25, 2)  # its direction: leaves are brighter on one side
         self.texture_strength = rng.uniform(0.3, 1.5)
 
@@ -160,9 +161,10 @@ class Scene:
 
     def _window(self, texture: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:
         """A window of a periodic texture, moved at random for each leaf."""
-        down, right = self.rng.integers(texture.shape[0], size=2)
-        rows, columns = np.arange(top, top + height) - down, np.arange(left, left + width) - right
-        return texture[np.ix_(rows % texture.shape[0], columns % texture.shape[1])]
+        size = len(self.image)
+        down, right = self.rng.integers(size, size=2)
+        top, left = (top - down) % size, (left - right) % size
+        return texture[top : top + height, left : left + width]
 
     def put_leaf(self, radius: float) -> None:
         """Paint one leaf over what is there."""
