@@ -210,6 +210,10 @@ class StoreWriter:
         if self._waiting_size >= BATCH_SIZE:
             self._commit()
 
+    def flush(self) -> None:
+        """Write to the disk what was put, so that it is found by the next writer that resumes."""
+        self._commit()
+
     def _commit(self, stale: Iterable[str] = ()) -> None:
         while True:
             try:
