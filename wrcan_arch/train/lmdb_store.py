@@ -326,6 +326,10 @@ class Store:
         height, width, channels = map(int, found.groups())
         return height, width, channels
 
+    def ending(self, key: str) -> str:
+        """Of the file that the value under `key` is, or RAW_ENDING."""
+        return self._lines[key].partition(' ')[0].removeprefix(key)
+
     def get(self, key: str) -> bytes:
         """The bytes stored under `key`."""
         with self._value(key) as value:
