@@ -1,4 +1,3 @@
-import argparse
 import multiprocessing
 import os
 import shutil
@@ -18,7 +17,6 @@ from PIL import Image
 import make_blur
 import pairs
 import skimage_photos
-import workers
 from wrcan_arch.errors import InputError
 from wrcan_arch.train import lmdb_store, option_checks, options
 from wrcan_arch.train.lmdb_store import StoreWriter, open_store
@@ -384,21 +382,26 @@ def stop_at(count, how):
     return mock.patch.object(StoreWriter, 'put', dying)
 
 
-def run_and_die(count, arguments):
-    lmdb_store.BATCH_SIZE = 1
+def run_and_die(count, batch, arguments):
+    lmdb_store.BATCH_SIZE = batch
     sys.argv = ['make_blur.py', *arguments]
     with stop_at(count, lambda: os.kill(os.getpid(), signal.SIGKILL)):
         make_blur.main()
 
 
-@pytest.mark.parametrize('files', [[], ['--files']])
-def test_a_killed_run_goes_on_where_it_was(prepared, run, tmp_path, monkeypatch, files):
+@pytest.mark.parametrize(
+    ('files', 'batch', 'kept'), [([], 1, 4), (['--files'], 1, 4), ([], 40_000, 3), ([], 1 << 20, 0)]
+)
+def test_a_killed_run_goes_on_where_it_was(prepared, run, tmp_path, files, batch, kept):
+    """A pair has 14 kB, of which the blurred image is a tenth: its store alone would wait for 29 pairs."""
     shutil.copytree(prepared / 'photos', tmp_path / 'photos')
     arguments = ['photos', '--copies', '2', *files]
     for name in ('a', 'b'):
         (tmp_path / name).mkdir()
     run(*arguments, '-o', 'a/out')
-    child = multiprocessing.get_context('fork').Process(target=run_and_die, args=(10, [*arguments, '-o', 'b/out']))
+    child = multiprocessing.get_context('fork').Process(
+        target=run_and_die, args=(10, batch, [*arguments, '-o', 'b/out'])
+    )
     child.start()
     child.join(60)
     assert child.exitcode == -signal.SIGKILL and not list(tmp_path.glob('b/*.lmdb')) + list(tmp_path.glob('b/*blur'))
@@ -406,7 +409,8 @@ def test_a_killed_run_goes_on_where_it_was(prepared, run, tmp_path, monkeypatch,
         if not stale.name.endswith('.lmdb.partial'):
             (stale / 'stale.png').touch()
     printed = run(*arguments, '-o', 'b/out')
-    assert printed.out == 'b/out: 12 pairs (6 of 6 photographs), 4 of them from an earlier run\n', 'half a pair is none'
+    earlier = f', {kept} of them from an earlier run' if kept else ''
+    assert printed.out == f'b/out: 12 pairs (6 of 6 photographs){earlier}\n', 'half a pair is none'
     assert in_folder(tmp_path / 'a') == in_folder(tmp_path / 'b')
     assert not list(tmp_path.rglob('*.partial'))
 
@@ -419,6 +423,15 @@ def test_ctrl_c_keeps_all_pairs_that_are_whole_and_says_so(prepared, run, tmp_pa
         printed = run(prepared / 'photos', '-o', 'out', '--copies', '1', exit_code=130)
     assert printed.err.splitlines()[-1] == 'make_blur: stopped; run it again to go on'
     assert ', 3 of them from an earlier run' in run(prepared / 'photos', '-o', 'out', '--copies', '1').out
+
+
+def test_a_run_that_is_stopped_before_the_first_pair_leaves_nothing(prepared, run, tmp_path):
+    def stop():
+        raise KeyboardInterrupt
+
+    with stop_at(1, stop):
+        run(prepared / 'photos', '-o', 'out', '--copies', '1', '--files', exit_code=130)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
@@ -464,14 +477,6 @@ def test_the_number_of_workers_changes_no_byte(prepared, run, tmp_path):
         (tmp_path / count).mkdir()
         run(prepared / 'photos', '-o', f'{count}/out', '--copies', '2', '--zoom', '0.5', '2', '--workers', count)
     assert in_folder(tmp_path / '1') == in_folder(tmp_path / '3') != {}
-
-
-def test_there_are_as_many_workers_as_this_process_may_use_cores(monkeypatch):
-    """On a cluster a job has a part of the machine's."""
-    monkeypatch.setattr(os, 'sched_getaffinity', lambda process: {3, 5, 8})
-    parser = argparse.ArgumentParser()
-    workers.add_workers_option(parser)
-    assert parser.parse_args([]).workers == 3
 
 
 def test_rest_of_a_killed_run_is_no_obstacle(run, tmp_path):
