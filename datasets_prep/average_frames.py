@@ -21,9 +21,10 @@ import numpy as np
 from tqdm import tqdm
 
 import pairs
+from pair_writer import PairWriter, pair_stores
 from wrcan_arch.errors import InputError
 from wrcan_arch.folders import walk
-from wrcan_arch.train.image_files import decode_image, is_image, key_for
+from wrcan_arch.train.image_files import is_image, key_for
 
 VIDEO_ENDINGS = ('.mp4', '.mov', '.m4v', '.avi', '.mkv', '.webm', '.mpg', '.mpeg', '.mts', '.m2ts', '.wmv', '.3gp')
 
@@ -68,9 +69,14 @@ def holds_frames(folder: Path) -> bool:
     return bool(frame_files(folder)) and not any(map(is_video, folder.iterdir()))
 
 
+def files_of(video: Path) -> list[Path]:
+    return frame_files(video) if video.is_dir() else [video]
+
+
 def find_videos(inputs: list[Path]) -> dict[str, Path]:
     """Video files and folders of frames, by the name that their keys begin with."""
     videos: dict[str, Path] = {}
+    real: set[str] = set()
     for entry in inputs:
         if not entry.exists():
             raise InputError(f'{entry}: no such video or folder')
@@ -84,9 +90,9 @@ def find_videos(inputs: list[Path]) -> dict[str, Path]:
         for path in found:
             parts = (entry.resolve().name, *path.relative_to(entry).parts)
             name = key_for('_'.join(parts).removesuffix('' if path.is_dir() else path.suffix))
-            for other in videos.values():
-                if path.samefile(other):
-                    raise InputError(f'{path}: given twice; leave it out once')
+            if os.path.realpath(path) in real:
+                raise InputError(f'{path}: given twice; leave it out once')
+            real.add(os.path.realpath(path))
             if name in videos:
                 raise InputError(f'{videos[name]} and {path} have the same name; rename one of them')
             videos[name] = path
@@ -123,9 +129,7 @@ def _frames_of_file(video: Path) -> Iterator[np.ndarray]:
 def _frames_of_folder(folder: Path) -> Iterator[np.ndarray]:
     shape = None
     for path in frame_files(folder):
-        frame = decode_image(path.read_bytes())
-        if frame is None:
-            raise InputError(f'{path}: not a readable image; remove it or convert it to PNG')
+        frame = pairs.read_image(path)
         shape = shape or frame.shape
         if frame.shape != shape:
             raise InputError(
@@ -237,7 +241,7 @@ def average_windows(
 Plan = list[tuple[Path, dict[Window, str]]]  # videos, and their windows with the names of the scenes
 
 
-def plan(videos: dict[str, Path], arguments: argparse.Namespace) -> tuple[Plan, Counter[str], list[str]]:
+def plan_windows(videos: dict[str, Path], arguments: argparse.Namespace) -> tuple[Plan, Counter[str], list[str]]:
     """What there is to average, how many windows are left out and why, and notes on videos that are short.
 
     InputError for one that is too short and was named itself, not found in a folder.
@@ -269,33 +273,53 @@ def check(arguments: argparse.Namespace) -> None:
         raise InputError(f'--stride {arguments.stride}: at least 1')
 
 
+def write_video(
+    video: Path,
+    number: int,
+    windows: dict[Window, str],
+    arguments: argparse.Namespace,
+    writer: PairWriter,
+    progress: tqdm,
+) -> int:
+    """Writes the pairs of a video's windows that no earlier run has made. Returns how many could not be."""
+    rng = np.random.default_rng((arguments.seed, number, 1))  # the 1: not the stream of the windows
+    state = pairs.state_of(files_of(video))
+    left = {}
+    for window, scene in windows.items():
+        quality = pairs.draw_quality(rng, arguments.quality)
+        key, source = f'{scene}_{window.first:08d}', pairs.source_of(state, window, quality)
+        if writer.keep(scene, key, source):
+            progress.update()
+        else:
+            left[window] = key, source, quality
+    for window, blurred, sharp in average_windows(read_frames(video), list(left)):
+        key, source, quality = left.pop(window)
+        pair = {role: pairs.encode(image, role, quality) for role, image in (('blur', blurred), ('sharp', sharp))}
+        writer.put(windows[window], key, pair, sharp.shape, source)
+        progress.update()
+    return len(left)
+
+
 def write_pairs(arguments: argparse.Namespace) -> None:
     check(arguments)
     pairs.check_files_lie_apart(arguments, arguments.videos)
-    planned, left_out, notes = plan(find_videos(arguments.videos), arguments)
+    videos = find_videos(arguments.videos)
+    taken = [file for video in videos.values() for file in files_of(video)]
+    advice = 'convert those that are videos to MP4, and put frames into a folder without videos'
+    pairs.say_what_is_left_out(arguments.videos, taken, advice)
+    planned, left_out, notes = plan_windows(pairs.without_copies(videos, 'video', files_of), arguments)
     sizes = Counter(scene for _, windows in planned for scene in windows.values())
     left_out_text = ', '.join(f'{count} {reason}' for reason, count in left_out.items())
     if not sizes:
         why = '; '.join([f'windows left out: {left_out_text}', *notes])
         raise InputError(f'no pair left, {why}; give other video or fewer --frames')
     with (
-        pairs.pair_stores(arguments, sizes, 'scene') as put,
+        pair_stores(arguments, sizes, 'scene') as writer,
         tqdm(total=sizes.total(), unit='pair', desc=arguments.out.name) as progress,
     ):
         for number, (video, windows) in enumerate(planned):
-            rng = np.random.default_rng((arguments.seed, number, 1))  # the 1: not the stream of the windows
-            left = set(windows)
-            for window, blurred, sharp in average_windows(read_frames(video), windows):
-                quality = pairs.draw_quality(rng, arguments.quality)
-                pair = {
-                    'blur': pairs.encode(blurred, 'blur', quality),
-                    'sharp': pairs.encode(sharp, 'sharp', quality),
-                }
-                put(windows[window], f'{windows[window]}_{window.first:08d}', pair, sharp.shape)
-                left.remove(window)
-                progress.update()
-            if left:
-                missing = pairs.counted(len(left), 'pair')
+            if lost := write_video(video, number, windows, arguments, writer, progress):
+                missing = pairs.counted(lost, 'pair')
                 notes.append(f'{video}: {missing} less than planned, since fewer frames could be read the second time')
     print(f'windows left out: {left_out_text}')
     for note in notes:

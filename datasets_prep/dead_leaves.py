@@ -122,8 +122,9 @@ class Scene:
         self.rng = rng
         self.image = np.zeros((size, size, 3), np.float32)
         self.palette = draw_palette(rng, 24).astype(np.float32)
-        self.textures = [noise_texture(rng, size) for _ in range(4)]
-        self.sheet = text_texture(rng, size)
+        # Each four times, so that a window of it, moved all around, is a view.
+        self.textures = [np.tile(noise_texture(rng, size), (2, 2)) for _ in range(4)]
+        self.sheet = np.tile(text_texture(rng, size), (2, 2))
         self.light = rng.normal(0, 0.25, 2)  # its direction: leaves are brighter on one side
         self.texture_strength = rng.uniform(0.3, 1.5)
 
@@ -160,8 +161,10 @@ class Scene:
 
     def _window(self, texture: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:
         """A window of a periodic texture, moved at random for each leaf."""
-        down, right = self.rng.integers(texture.shape[0], size=2)
-        return np.roll(texture, (down, right), (0, 1))[top : top + height, left : left + width]
+        size = len(self.image)
+        down, right = self.rng.integers(size, size=2)
+        top, left = (top - down) % size, (left - right) % size
+        return texture[top : top + height, left : left + width]
 
     def put_leaf(self, radius: float) -> None:
         """Paint one leaf over what is there."""
@@ -207,11 +210,11 @@ def dead_leaves(seed: int, index: int, size: int) -> np.ndarray:
 
 
 def write_images(arguments: argparse.Namespace) -> None:
-    for name, least in (('count', 1), ('size', 32), ('seed', 0), ('first', 0)):
+    for name, least in (('count', 1), ('size', 32), ('seed', 0)):
         if getattr(arguments, name) < least:
             raise InputError(f'--{name} {getattr(arguments, name)}: at least {least}')
     check_writable(arguments.out)
-    for index in tqdm(range(arguments.first, arguments.first + arguments.count), unit='image', desc=str(arguments.out)):
+    for index in tqdm(range(arguments.count), unit='image', desc=str(arguments.out)):
         path = arguments.out / f'leaves_{arguments.seed}_{index:06d}.png'
         if path.exists():
             if size_of_image(path) != (arguments.size, arguments.size):
@@ -224,7 +227,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('out', type=Path, help='folder for the PNG files; those that are there already are kept')
     parser.add_argument('--count', type=int, default=200, help='how many (default 200)')
-    parser.add_argument('--first', type=int, default=0, help='number of the first (default 0)')
     parser.add_argument('--size', type=int, default=512, help='side in pixels (default 512)')
     parser.add_argument('--seed', type=int, default=0, help='of all that is drawn at random (default 0)')
     arguments = parser.parse_args()

@@ -7,23 +7,16 @@ reads a patch without decoding the image.
 
 import argparse
 import zlib
-from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 import pairs
+from pair_writer import written_together
 from wrcan_arch.errors import InputError
 from wrcan_arch.train.image_files import decode_image, key_for
-from wrcan_arch.train.lmdb_store import RAW_ENDING, Record, Store, StoreWriter, open_store, read_manifest
-
-
-def read_rows(store: Store, key: str) -> bytes:
-    """The rows of an encoded image."""
-    image = decode_image(store.get(key))
-    if image is None or image.shape != store.shape(key):
-        raise InputError(f"{store.path}: '{key}' is damaged; prepare it again")
-    return image.tobytes()
+from wrcan_arch.train.lmdb_store import RAW_ENDING, Record, Store, open_store, read_manifest
 
 
 def open_pair(source: Path) -> dict[str, Store]:
@@ -42,13 +35,22 @@ def records_of(store: Store) -> dict[str, Record] | None:
     return read_manifest(store.path)[1] if (store.path / 'manifest.json').is_file() else None
 
 
-def check_value(store: Store, key: str, records: dict[str, Record] | None) -> None:
-    """InputError unless it is what its store's manifest says: the joined one's will vouch for it."""
-    if records is None:
-        return
-    value, record = store.get(key), records.get(key)
-    if record is None or (len(value), zlib.crc32(value)) != (record.size, record.crc32):
-        raise InputError(f"{store.path}: '{key}' was changed since it was written; prepare it again")
+def checked_value(store: Store, key: str, records: dict[str, Record] | None) -> bytes:
+    """The value; InputError unless it is what its store's manifest says: the joined one's will vouch for it."""
+    value = store.get(key)
+    if records is not None:
+        record = records.get(key)
+        if record is None or (len(value), zlib.crc32(value)) != (record.size, record.crc32):
+            raise InputError(f"{store.path}: '{key}' was changed since it was written; prepare it again")
+    return value
+
+
+def decoded(store: Store, key: str, value: bytes) -> np.ndarray:
+    """The image that `value` is: (H, W, 3), of a store that lists it as grey, too."""
+    image = decode_image(value)
+    if image is None or image.shape[:2] != store.shape(key)[:2]:
+        raise InputError(f"{store.path}: '{key}' is damaged; prepare it again")
+    return image
 
 
 def join(sources: list[Path], out: Path, *, raw: bool) -> int:
@@ -62,24 +64,18 @@ def join(sources: list[Path], out: Path, *, raw: bool) -> int:
             )
     found = {source: open_pair(source) for source in sources}
     count = 0
-    with ExitStack() as stack:
-        kinds = {'blur': 'encoded', 'sharp': 'raw' if raw else 'encoded'}
-        joined = {
-            role: stack.enter_context(StoreWriter(f'{out}_{role}.lmdb', kind=kind)) for role, kind in kinds.items()
-        }
+    kinds = {f'{out}_blur': 'encoded', f'{out}_sharp': 'raw' if raw else 'encoded'}
+    with written_together(kinds) as joined:
         for source, stores in found.items():
             records = {role: records_of(store) for role, store in stores.items()}
             for key in tqdm(stores['blur'].keys(), unit='pair', desc=source.name, leave=False):
                 for role, store in stores.items():
-                    check_value(store, key, records[role])
-                    if kinds[role] == 'raw':
-                        value, ending = read_rows(store, key), RAW_ENDING
-                    else:
-                        value, ending = store.get(key), pairs.FILE_ENDINGS[role]
-                    joined[role].put(f'{key_for(source.name)}_{key}', ending, value, store.shape(key))
+                    value, ending, shape = checked_value(store, key, records[role]), store.ending(key), store.shape(key)
+                    if kinds[f'{out}_{role}'] == 'raw':
+                        image = decoded(store, key, value)
+                        value, ending, shape = image.tobytes(), RAW_ENDING, image.shape
+                    joined[f'{out}_{role}'].put(f'{key_for(source.name)}_{key}', ending, value, shape)
                 count += 1
-        for writer in joined.values():
-            writer.complete()
     return count
 
 

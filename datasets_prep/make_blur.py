@@ -6,10 +6,9 @@ where the picture was on the average of the exposure.
 """
 
 import argparse
-import hashlib
 import math
 import os
-from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -18,18 +17,16 @@ from tqdm import tqdm
 
 import exposure
 import pairs
+from pair_writer import pair_stores
+from workers import Workers, add_workers_option, check_workers
 from wrcan_arch.errors import InputError
-from wrcan_arch.train.image_files import (
-    IMAGE_ENDINGS,
-    OTHER_ENDINGS,
-    decode_image,
-    images_under,
-    is_image,
-    key_for,
-)
+from wrcan_arch.train.image_files import IMAGE_ENDINGS, images_under, is_image, key_for
 
 WIDEST = 32766  # pixels a side: OpenCV moves no larger picture
 LARGE = 4_000_000  # pixels
+WIDEST_ROLL = 5  # degrees: exposure.py rolls the camera by a small angle's linear part, which stretches the picture
+SHOWN_FAULTS = 20
+NOT_OF_A_PAIR = ('photos', 'out', 'val', 'files', 'copies', 'workers')  # options that change no pair
 
 
 def find_photos(inputs: list[Path]) -> dict[str, Path]:
@@ -55,26 +52,23 @@ def find_photos(inputs: list[Path]) -> dict[str, Path]:
     return photos
 
 
-def decode_photo(photo: Path) -> np.ndarray:
-    """uint8 (H, W, 3) in BGR, upright. InputError for what is no image."""
-    image = decode_image(photo.read_bytes())
-    if image is None:
-        raise InputError(f'{photo}: not a readable image; remove it or convert it to PNG')
-    return image
+def look_at(photo: Path, largest: int | None, grid: int, farthest: float) -> tuple[str, int]:
+    """Why no pairs can be made of a photograph, or '', and how many pixels it has; options as of `check_photos`."""
+    try:
+        height, width = pairs.read_image(photo).shape[:2]
+    except InputError as error:
+        return str(error), 0
+    longer = max(height, width)
+    if min(longer, largest or longer) > WIDEST:
+        return f'{photo}: is {width} x {height}; set --largest, at most {WIDEST}', 0
+    scaled = max(1, round(min(1, (largest or math.inf) / longer) * min(height, width)))
+    if grid >= max(1, round(min(1, farthest) * scaled)):
+        return f'--grid {grid}: {photo} is {width} x {height}, too small for it; leave it out', 0
+    return '', height * width
 
 
-def without_copies(photos: dict[str, Path]) -> dict[str, Path]:
-    """Of files that are the same the first, or a copy could be on the other side of --val."""
-    names: dict[bytes, str] = {}
-    for name, photo in photos.items():
-        names.setdefault(hashlib.sha256(photo.read_bytes()).digest(), name)
-    if copies := len(photos) - len(names):
-        print(f'{pairs.counted(copies, "picture")} left out, the same as another')
-    return {name: photos[name] for name in names.values()}
-
-
-def check_photos(photos: dict[str, Path], largest: int | None, *, grid: int, farthest: float) -> None:
-    """InputError for what cannot be read, is too large or too small, before anything is made; a hint on what is slow.
+def check_photos(photos: dict[str, Path], largest: int | None, *, grid: int, farthest: float, workers: Workers) -> None:
+    """InputError for all that cannot be read, is too large or too small, before anything is made; a hint on the slow.
 
     Each is decoded for it, which takes a small part of what its copies do.
 
@@ -83,17 +77,14 @@ def check_photos(photos: dict[str, Path], largest: int | None, *, grid: int, far
         largest: pixels of the longer side that they are scaled down to.
         grid: pixels that may be cut off.
         farthest: the smallest zoom.
+        workers: that look at them.
     """
-    large = 0
-    for photo in tqdm(photos.values(), unit='photograph', desc='look at each'):
-        height, width = decode_photo(photo).shape[:2]
-        longer = max(height, width)
-        if min(longer, largest or longer) > WIDEST:
-            raise InputError(f'{photo}: is {width} x {height}; set --largest, at most {WIDEST}')
-        scaled = max(1, round(min(1, (largest or math.inf) / longer) * min(height, width)))
-        if grid >= max(1, round(min(1, farthest) * scaled)):
-            raise InputError(f'--grid {grid}: {photo} is {width} x {height}, too small for it; leave it out')
-        large += height * width > LARGE
+    looked = workers.in_order(look_at, ((photo, largest, grid, farthest) for photo in photos.values()))
+    found = list(tqdm(looked, total=len(photos), unit='photograph', desc='look at each'))
+    if faults := [fault for fault, _ in found if fault]:
+        more = [f'and {len(faults) - SHOWN_FAULTS} more'] if len(faults) > SHOWN_FAULTS else []
+        raise InputError('\n'.join([*faults[:SHOWN_FAULTS], *more]))
+    large = sum(pixels > LARGE for _, pixels in found)
     if large and not largest:
         print(
             f'{pairs.counted(large, "photograph")} of more than {LARGE / 1e6:.0f} megapixels: '
@@ -101,9 +92,10 @@ def check_photos(photos: dict[str, Path], largest: int | None, *, grid: int, far
         )
 
 
-def read_photo(photo: Path, largest: int | None) -> np.ndarray:
+@lru_cache(maxsize=1)  # a worker is given several copies in a row
+def scaled_photo(photo: Path, largest: int | None) -> np.ndarray:
     """uint8 (H, W, 3) in BGR, upright, scaled down to `largest` pixels on its longer side."""
-    sharp = decode_photo(photo)
+    sharp = pairs.read_image(photo)
     height, width = sharp.shape[:2]
     scale = (largest or math.inf) / max(height, width)
     if scale >= 1:
@@ -143,32 +135,31 @@ def draw_view(
     elif factor < 1:
         size = max(1, round(width * factor)), max(1, round(height * factor))
         sharp = cv2.resize(sharp, size, interpolation=cv2.INTER_AREA)
+    if not dim and not soft:
+        return sharp  # as it would come back from linear light
     light = pairs.to_linear(sharp) * np.float32(rng.uniform(1 - dim, 1))
     return pairs.from_linear(out_of_focus(rng, light, soft) if soft else light)
 
 
-def make_pairs(
-    photos: dict[str, Path], arguments: argparse.Namespace
-) -> Iterator[tuple[str, str, dict[str, bytes], tuple]]:
-    """The photograph's name, a key, the encoded blurred and sharp image, and the shape, for each path of each."""
-    for number, (name, photo) in enumerate(photos.items()):
-        sharp = read_photo(photo, arguments.largest)
-        for copy in range(arguments.copies):
-            view_rng = np.random.default_rng((arguments.seed, number, copy, 1))  # exposures are the same without views
-            view = draw_view(view_rng, sharp, zoom=arguments.zoom, dim=arguments.dim, soft=arguments.soft)
-            rng = np.random.default_rng((arguments.seed, number, copy))
-            names = ('length', 'rotation', 'depth', 'objects', 'noise', 'glare')
-            blurred = exposure.expose_at_random(rng, view, **{name: getattr(arguments, name) for name in names})
-            quality = pairs.draw_quality(rng, arguments.quality)
-            top, left = rng.integers(arguments.grid + 1, size=2)  # where JPEG's blocks begin
-            pair = {
-                'blur': pairs.encode(blurred[top:, left:], 'blur', quality),
-                'sharp': pairs.encode(view[top:, left:], 'sharp', quality),
-            }
-            yield name, f'{name}_{copy:03d}', pair, view[top:, left:].shape
+def make_pair(photo: Path, number: int, copy: int, options: argparse.Namespace) -> tuple[dict[str, bytes], tuple]:
+    """The encoded blurred and sharp image, and their shape, of path number `copy` of photograph `number`."""
+    sharp = scaled_photo(photo, options.largest)
+    view_rng = np.random.default_rng((options.seed, number, copy, 1))  # exposures are the same without views
+    view = draw_view(view_rng, sharp, zoom=options.zoom, dim=options.dim, soft=options.soft)
+    rng = np.random.default_rng((options.seed, number, copy))
+    names = ('length', 'rotation', 'depth', 'objects', 'noise', 'glare')
+    blurred = exposure.expose_at_random(rng, view, **{name: getattr(options, name) for name in names})
+    quality = pairs.draw_quality(rng, options.quality)
+    top, left = rng.integers(options.grid + 1, size=2)  # where JPEG's blocks begin
+    pair = {
+        'blur': pairs.encode(blurred[top:, left:], 'blur', quality),
+        'sharp': pairs.encode(view[top:, left:], 'sharp', quality),
+    }
+    return pair, view[top:, left:].shape
 
 
-def write_pairs(arguments: argparse.Namespace) -> None:
+def check(arguments: argparse.Namespace) -> None:
+    check_workers(arguments)
     shortest, longest = arguments.length
     if not 0 <= shortest <= longest < math.inf:
         raise InputError(f'--length {shortest} {longest}: give the shortest, then the longest, from 0 up')
@@ -186,21 +177,39 @@ def write_pairs(arguments: argparse.Namespace) -> None:
     for name in ('soft', 'rotation', 'noise', 'glare', 'grid'):
         if not 0 <= getattr(arguments, name) < math.inf:
             raise InputError(f'--{name} {getattr(arguments, name)}: a number from 0 up')
+    if arguments.rotation > WIDEST_ROLL:
+        reason = 'a camera that rolls further is not what the script can compute'
+        raise InputError(f'--rotation {arguments.rotation}: at most {WIDEST_ROLL} degrees; {reason}')
     if arguments.largest is not None and arguments.largest < 1:
         raise InputError(f'--largest {arguments.largest}: at least 1')
+
+
+def write_pairs(arguments: argparse.Namespace) -> None:
+    check(arguments)
     pairs.check_files_lie_apart(arguments, arguments.photos)
     photos = find_photos(arguments.photos)
-    folders = [entry for entry in arguments.photos if entry.is_dir()]
-    if others := [path for folder in folders for path in images_under(folder, OTHER_ENDINGS)]:
-        endings = ' '.join(sorted({path.suffix.lower() for path in others}))
-        print(f'{pairs.counted(len(others), "picture")} left out ({endings}); convert them to JPEG or PNG')
-    photos = without_copies(photos)
-    check_photos(photos, arguments.largest, grid=arguments.grid, farthest=smallest)
+    pairs.say_what_is_left_out(arguments.photos, photos.values(), 'convert those that are pictures to JPEG or PNG')
+    photos = pairs.without_copies(photos, 'picture')
     sizes = dict.fromkeys(photos, arguments.copies)
-    with pairs.pair_stores(arguments, sizes, 'photograph') as put:
-        made = make_pairs(photos, arguments)
-        for pair in tqdm(made, total=sum(sizes.values()), unit='pair', desc=arguments.out.name):
-            put(*pair)
+    total = sum(sizes.values())
+    options = argparse.Namespace(
+        **{name: value for name, value in vars(arguments).items() if name not in NOT_OF_A_PAIR}
+    )
+    with Workers(min(arguments.workers, total)) as workers:
+        check_photos(photos, arguments.largest, grid=arguments.grid, farthest=arguments.zoom[0], workers=workers)
+        with pair_stores(arguments, sizes, 'photograph') as writer:
+            missing, calls = [], []
+            for number, (name, photo) in enumerate(photos.items()):
+                state = pairs.state_of([photo])
+                for copy in range(arguments.copies):
+                    key, source = f'{name}_{copy:03d}', pairs.source_of(options, state, number, copy)
+                    if not writer.keep(name, key, source):
+                        missing.append((name, key, source))
+                        calls.append((photo, number, copy, options))
+            made = workers.in_order(make_pair, calls)
+            progress = tqdm(made, total=total, initial=total - len(missing), unit='pair', desc=arguments.out.name)
+            for (name, key, source), (pair, shape) in zip(missing, progress, strict=True):
+                writer.put(name, key, pair, shape, source)
 
 
 def main() -> None:
@@ -222,7 +231,7 @@ def main() -> None:
     for name, default, meaning in (
         ('soft', 0, 'how far parts of the sharp picture are out of focus, at most: standard deviation in pixels'),
         ('dim', 0, 'how much of the light is missing, at most: 0.8 for a fifth of it'),
-        ('rotation', 0.5, 'degrees that the camera rolls, at most'),
+        ('rotation', 0.5, f'degrees that the camera rolls, at most; up to {WIDEST_ROLL}'),
         ('depth', 0.5, '0 for a flat scene; 0.5: near things move three times as far as distant ones, at most'),
         ('objects', 0.3, 'probability of an object in front that moves by itself'),
         ('noise', 2, "the sensor's, at most: standard deviation at a middle grey, in grey levels"),
@@ -233,6 +242,7 @@ def main() -> None:
         '--grid', type=int, default=0,
         help='cut up to so many pixels off the top and the left, so that the JPEG grid varies (default 0)',
     )  # fmt: skip
+    add_workers_option(parser)
     pairs.run(parser, write_pairs)
 
 

@@ -9,28 +9,21 @@ whole; until then it is called NAME.lmdb.partial.
 """
 
 import argparse
-import multiprocessing
-import os
 import re
-import signal
 import sys
-import threading
 import zipfile
 import zlib
-from collections import deque
 from collections.abc import Collection, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from functools import cache, partial
-from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
 import pairs
+from workers import Workers, add_workers_option, check_workers
 from wrcan_arch.errors import InputError
 from wrcan_arch.folders import walk
 from wrcan_arch.train.lmdb_store import RAW_ENDING, StoreWriter, in_own_process, open_store, verify_store
@@ -45,7 +38,6 @@ FRAME_PATH = re.compile(rf'(?:.*/)?({"|".join(SETS)})/(\d{{3}})/(\d{{8}})(\.\w+)
 REDS_ZIP = re.compile(r'(train|val|test)_(blur|sharp)(_bicubic|_comp|_jpeg)?')
 PNG_START = b'\x89PNG\r\n\x1a\n'
 JPEG_START, JPEG_SCAN, JPEG_END = b'\xff\xd8', b'\xff\xda', b'\xff\xd9'
-FRAMES_AHEAD = 4  # for each worker: decoded and waiting to be written
 SHOWN_PROBLEMS = 20  # of a store, by --verify
 
 
@@ -214,51 +206,6 @@ def load_frame(frame: Frame, size: tuple[int, int] | None, raw: bool) -> tuple[b
     return image.tobytes() if raw else value, image.shape
 
 
-def start_worker() -> None:
-    """A worker leaves Ctrl+C to its parent, and does not outlive it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    cv2.setNumThreads(1)
-    threading.Thread(target=_exit_after, args=(multiprocessing.parent_process(),), daemon=True).start()
-
-
-def _exit_after(parent: Any) -> None:
-    parent.join()
-    os._exit(1)
-
-
-class Loader:
-    """Loads frames in all workers: their processes start with the `with`."""
-
-    def __init__(self, workers: int) -> None:
-        self._ahead = FRAMES_AHEAD * workers
-        # In this process first: a forked worker that ends OpenCV's threads waits for ever for those it did not inherit.
-        self._threads = cv2.getNumThreads()
-        cv2.setNumThreads(1)
-        self._pool = ProcessPoolExecutor(workers, initializer=start_worker)
-
-    def __enter__(self) -> 'Loader':
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(cancel_futures=True)
-        cv2.setNumThreads(self._threads)
-
-    def size(self, frame: Frame) -> tuple[int, int]:
-        height, width = self._pool.submit(load_frame, frame, None, False).result()[1][:2]
-        return height, width
-
-    def load(
-        self, frames: list[Frame], size: tuple[int, int], raw: bool
-    ) -> Iterator[tuple[Frame, bytes, tuple[int, ...]]]:
-        """`load_frame` of each frame, in their order, with a few of them in memory."""
-        rest = iter(frames)
-        running = deque((frame, self._pool.submit(load_frame, frame, size, raw)) for frame in islice(rest, self._ahead))
-        while running:
-            frame, loading = running.popleft()
-            yield frame, *loading.result()
-            running.extend((later, self._pool.submit(load_frame, later, size, raw)) for later in islice(rest, 1))
-
-
 def check_store(path: Path, frames: dict[str, Frame], kind: str, size: tuple[int, int]) -> None:
     """Refuse a store that is there already and is not the one that would be written."""
     store = open_store(path)
@@ -268,13 +215,9 @@ def check_store(path: Path, frames: dict[str, Frame], kind: str, size: tuple[int
         raise InputError(f'{path}: is there already with other frames; remove it or choose another --out')
 
 
-def write_store(path: Path, frames: dict[str, Frame], ending: str, size: tuple[int, int], loader: Loader) -> None:
+def write_store(path: Path, frames: dict[str, Frame], ending: str, size: tuple[int, int], workers: Workers) -> None:
     """Write what is missing of the store at `path`, whose values are files of that ending, or rows (RAW_ENDING)."""
     kind = 'raw' if ending == RAW_ENDING else 'encoded'
-    if path.exists():
-        check_store(path, frames, kind, size)
-        print(f'{path}: {pairs.counted(len(frames), "frame")}, is there already')
-        return
     with StoreWriter(path, kind=kind, resume=True) as store:
         missing = []
         for key, frame in frames.items():
@@ -285,7 +228,8 @@ def write_store(path: Path, frames: dict[str, Frame], ending: str, size: tuple[i
                 missing.append(frame)
         kept = len(frames) - len(missing)
         with tqdm(total=len(frames), initial=kept, unit='frame', desc=path.name) as progress:
-            for frame, value, shape in loader.load(missing, size, kind == 'raw'):
+            loaded = workers.in_order(load_frame, ((frame, size, kind == 'raw') for frame in missing))
+            for frame, (value, shape) in zip(missing, loaded, strict=True):
                 store.put(frame.key, ending, value, shape, frame.source)
                 progress.update()
     print(f'{path}: {pairs.counted(len(frames), "frame")}' + (f', {kept} of them from an earlier run' if kept else ''))
@@ -299,8 +243,7 @@ def missing_uses(found: Collection[str], arguments: argparse.Namespace) -> list[
 
 
 def prepare(arguments: argparse.Namespace) -> None:
-    if arguments.workers < 1:
-        raise InputError(f'--workers {arguments.workers}: at least 1')
+    check_workers(arguments)
     found = find_frames(arguments.downloads, arguments.splits)
     if not found:
         where, wanted = ' '.join(map(str, arguments.downloads)), ' '.join(arguments.splits)
@@ -309,13 +252,22 @@ def prepare(arguments: argparse.Namespace) -> None:
     if lacking := missing_uses(found.keys(), arguments):
         print(f'warning: {"; ".join(lacking)}')
     sizes = {} if arguments.any_size else dict.fromkeys(SEQUENCES, SIZE)
-    with Loader(arguments.workers) as loader:
+    with Workers(arguments.workers) as workers:
+        missing = []
         for name, frames in found.items():
             split, _, role = name.partition('_')
             if split not in sizes:
-                sizes[split] = loader.size(next(iter(frames.values())))
+                height, width = workers.call(load_frame, next(iter(frames.values())), None, False)[1][:2]
+                sizes[split] = height, width
             ending = RAW_ENDING if arguments.store == 'raw' and role == 'sharp' else ENDINGS[role]
-            write_store(arguments.out / f'{name}.lmdb', frames, ending, sizes[split], loader)
+            path = arguments.out / f'{name}.lmdb'
+            if path.exists():
+                check_store(path, frames, 'raw' if ending == RAW_ENDING else 'encoded', sizes[split])
+                print(f'{path}: {pairs.counted(len(frames), "frame")}, is there already')
+            else:
+                missing.append((path, frames, ending, sizes[split]))
+        for store in missing:  # once all that are there have been found to be as asked for
+            write_store(*store, workers)
 
 
 def find_stores(places: list[Path]) -> list[Path]:
@@ -365,7 +317,7 @@ def main() -> None:
     parser.add_argument(
         '--splits', nargs='+', choices=list(SEQUENCES), default=list(SEQUENCES), help='what to look for (default all)'
     )
-    parser.add_argument('--workers', type=int, default=os.cpu_count(), help='processes (default one for each core)')
+    add_workers_option(parser)
     parser.add_argument(
         '--any-size', action='store_true', help="take frames of another number and size than REDS's, such as a subset"
     )
@@ -376,14 +328,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if bool(arguments.downloads) == bool(arguments.verify):
         parser.error('give DOWNLOADS to prepare, or --verify STORE')
-    with pairs.errors_in_one_line(stopped='stopped' if arguments.verify else 'stopped; run it again to go on'):
+    with pairs.errors_in_one_line(stopped='stopped' if arguments.verify else pairs.GO_ON):
         if arguments.verify:
             sys.exit(1 if verify(find_stores(arguments.verify)) else 0)
-        try:
-            prepare(arguments)
-        except BrokenProcessPool as error:
-            hint = 'run it again, with fewer --workers'
-            raise InputError(f'a worker was killed, perhaps because memory ran out; {hint}') from error
+        prepare(arguments)
 
 
 if __name__ == '__main__':

@@ -6,6 +6,7 @@ import sys
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -13,9 +14,10 @@ import pytest
 from conftest import picture
 
 import average_frames
-import pairs
+import pair_writer
 from wrcan_arch.errors import InputError
-from wrcan_arch.train.lmdb_store import open_store
+from wrcan_arch.train import lmdb_store
+from wrcan_arch.train.lmdb_store import StoreWriter, open_store
 
 PREP = Path(__file__).parent.parent / 'datasets_prep'
 
@@ -225,25 +227,94 @@ def test_split_is_by_scene_and_from_the_seed(scenes, run, tmp_path):
     assert split('c', 1)['val'].keys() != found['val'].keys()
 
 
+def test_copies_of_a_video_are_one(scenes, run, tmp_path):
+    """Or they could be on both sides of --val."""
+    for name in ('v0.avi', 'v1.avi'):
+        shutil.copy(scenes / name, tmp_path / name)
+        shutil.copytree(scenes / 'frames', tmp_path / f'{name}.frames')
+    shutil.copy(scenes / 'v0.avi', tmp_path / 'backup.avi')
+    size = (scenes / 'v0.avi').stat().st_size
+    (tmp_path / 'v1.avi').write_bytes((scenes / 'v1.avi').read_bytes().ljust(size, b'\0')[:size])  # of the same size
+    frame = tmp_path / 'v1.avi.frames' / '007.png'
+    inputs = ['backup.avi', 'v0.avi', 'v1.avi', 'v0.avi.frames', 'v1.avi.frames']
+    printed = run(*inputs, '-o', 'a', '--frames', '5')
+    assert printed.out.startswith('2 videos left out, the same as another\n')
+    found = {scene_of(key)[:-4] for key in open_store(tmp_path / 'a_blur.lmdb').keys()}
+    assert found == {'backup', 'v1', 'v0_avi_frames'}
+    frame.write_bytes(frame.read_bytes() + b'\0')
+    assert '1 video left out' in run(*inputs, '-o', 'b', '--frames', '5').out
+
+
+def test_what_is_no_video_and_no_frame_is_counted(scenes, run, tmp_path):
+    (tmp_path / 'in/frames').mkdir(parents=True)
+    shutil.copy(scenes / 'v0.avi', tmp_path / 'in')
+    for name in ('a.ts', 'b.TS', 'c.mxf', 'thumbnail.jpg', 'notes', '.DS_Store', 'frames/info.txt'):
+        (tmp_path / 'in' / name).touch()
+    for frame in (scenes / 'frames').iterdir():
+        shutil.copy(frame, tmp_path / 'in/frames')
+    printed = run('in', scenes / 'v1.avi', '-o', 'out', '--frames', '5')
+    assert printed.out.splitlines()[0] == (
+        '6 files left out (1 .jpg, 1 .mxf, 2 .ts, 1 .txt, 1 without ending); '
+        'convert those that are videos to MP4, and put frames into a folder without videos'
+    )
+    assert 'files left out' not in run(scenes, '-o', 'all', '--frames', '5').out
+
+
+@pytest.mark.parametrize('place', ['out_train_blur.lmdb', 'out_val_sharp.lmdb', 'out_val_sharp'])
+def test_what_is_there_is_found_before_any_video_is_read(scenes, run, tmp_path, place):
+    (tmp_path / place).mkdir()
+    with mock.patch('average_frames.read_frames', side_effect=AssertionError('read')):
+        printed = run(scenes / 'v0.avi', '-o', 'out', '--val', '0.5', '--files', exit_code=2)
+    assert printed.err == f'average_frames: {place}: exists already; remove it or choose another name\n'
+
+
+@pytest.mark.parametrize('change', [False, True])
+def test_a_stopped_run_goes_on_where_it_was(scenes, run, tmp_path, monkeypatch, change):
+    monkeypatch.setattr(lmdb_store, 'BATCH_SIZE', 1)
+    put, calls = StoreWriter.put, []
+
+    def stopping(*arguments):
+        calls.append(1)
+        if len(calls) == 20:
+            raise KeyboardInterrupt
+        put(*arguments)
+
+    videos = tmp_path / 'videos'
+    shutil.copytree(scenes, videos)
+    arguments = ['videos', '--frames', '5', '--quality', '15-95', '--files']
+    with mock.patch.object(StoreWriter, 'put', stopping):
+        printed = run(*arguments, '-o', 'a', exit_code=130)
+    assert printed.err.splitlines()[-1] == 'average_frames: stopped; run it again to go on'
+    if change:
+        os.utime(videos / 'v0.avi', (0, 0))
+    printed = run(*arguments, '-o', 'a')
+    assert 'a: 28 pairs (7 of 7 scenes)' + ('' if change else ', 9 of them from an earlier run') + '\n' in printed.out
+    run(*arguments, '-o', 'b')
+    for role in ('blur', 'sharp'):
+        a, b = ((tmp_path / f'{name}_{role}.lmdb' / 'manifest.json').read_text() for name in 'ab')
+        files = [{path.name: path.read_bytes() for path in (tmp_path / f'{name}_{role}').iterdir()} for name in 'ab']
+        assert a == b and files[0] == files[1] and len(files[0]) == 28
+
+
 def test_a_share_of_the_pairs_is_chosen_in_whole_scenes():
     sizes = {f'scene{number}': 10 * number for number in range(1, 21)}
     for seed in range(20):
-        chosen = pairs.choose_validation(sizes, 0.25, seed)
+        chosen = pair_writer.choose_validation(sizes, 0.25, seed)
         assert abs(sum(sizes[name] for name in chosen) / sum(sizes.values()) - 0.25) < 0.03
-    assert pairs.choose_validation(sizes, 0.001, 0) == {'scene1'}  # one at least, and that the smallest
-    assert pairs.choose_validation({'a': 1, 'b': 1}, 0.999, 0) < {'a', 'b'}  # and never all
+    assert pair_writer.choose_validation(sizes, 0.001, 0) == {'scene1'}  # one at least, and that the smallest
+    assert pair_writer.choose_validation({'a': 1, 'b': 1}, 0.999, 0) < {'a', 'b'}  # and never all
     for count, fraction, expected in ((6, 0.3, 2), (6, 0.2, 1), (5, 0.3, 2), (100, 0.29, 29), (9, 0.01, 1)):
         equal = {str(number): 8 for number in range(count)}
-        found = [pairs.choose_validation(equal, fraction, seed) for seed in range(9)]
+        found = [pair_writer.choose_validation(equal, fraction, seed) for seed in range(9)]
         assert {len(chosen) for chosen in found} == {expected} and len(set(map(frozenset, found))) > 1
 
 
 def test_what_is_added_later_hardly_changes_the_draw():
     """Weights that are trained on should not be validated with what they were trained on before."""
     sizes = {f'photo{number}': 8 for number in range(40)}
-    before = pairs.choose_validation(sizes, 0.25, 0)
+    before = pair_writer.choose_validation(sizes, 0.25, 0)
     for number in range(100, 120):
-        after = pairs.choose_validation({f'photo{number}': 8, **sizes}, 0.25, 0)
+        after = pair_writer.choose_validation({f'photo{number}': 8, **sizes}, 0.25, 0)
         assert len(before - after) <= 1 and len(after - before) <= 1
 
 

@@ -6,9 +6,10 @@ import cv2
 import lmdb
 import numpy as np
 import pytest
+from conftest import picture
 
 import join_stores
-from wrcan_arch.train.lmdb_store import StoreWriter, open_store
+from wrcan_arch.train.lmdb_store import Store, StoreWriter, open_store
 
 
 @pytest.mark.parametrize('store', ['encoded', 'raw'])
@@ -66,6 +67,30 @@ def test_damaged_images_and_halves_of_pairs_leave_nothing(prepared, run_script, 
         'join_stores: less_blur.lmdb and less_sharp.lmdb: hold different names; prepare them again\n'
     )
     assert not list(tmp_path.glob('all*'))
+
+
+def test_a_grey_store_of_another_program_is_taken_as_it_is_and_as_colour_rows(run_script, tmp_path):
+    """BasicSR's own tool lists grey pictures as of one channel, and all as PNG."""
+    grey = picture(20, 30)[:, :, 0]
+    value = cv2.imencode('.png', grey)[1].tobytes()
+    for role in ('blur', 'sharp'):
+        with StoreWriter(tmp_path / f'a_{role}.lmdb') as store:
+            store.put('x', '.png', value, (20, 30, 1))
+        (tmp_path / f'a_{role}.lmdb' / 'manifest.json').unlink()
+    run_script(join_stores, 'a', '-o', 'rows', '--store', 'raw')
+    with open_store(tmp_path / 'rows_sharp.lmdb').view('a_x') as image:
+        np.testing.assert_array_equal(image, cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR))
+    assert (tmp_path / 'rows_blur.lmdb' / 'meta_info.txt').read_text() == 'a_x.png (20,30,1) 0\n'
+    run_script(join_stores, 'a', '-o', 'files')
+    assert open_store(tmp_path / 'files_sharp.lmdb').get('a_x') == value
+    assert (tmp_path / 'files_sharp.lmdb' / 'meta_info.txt').read_text() == 'a_x.png (20,30,1) 0\n'
+
+
+def test_each_value_is_read_once(prepared, run_script, monkeypatch):
+    read, get = [], Store.get
+    monkeypatch.setattr(Store, 'get', lambda self, key: (read.append((self.path, key)), get(self, key))[1])
+    run_script(join_stores, prepared / 'data', '-o', 'all', '--store', 'raw')
+    assert len(read) == len(set(read)) == 12
 
 
 def test_what_is_not_there_is_one_line(run_script, tmp_path):

@@ -1,4 +1,7 @@
+import multiprocessing
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -15,7 +18,7 @@ import make_blur
 import pairs
 import skimage_photos
 from wrcan_arch.errors import InputError
-from wrcan_arch.train import option_checks, options
+from wrcan_arch.train import lmdb_store, option_checks, options
 from wrcan_arch.train.lmdb_store import StoreWriter, open_store
 
 PREP = Path(__file__).parent.parent / 'datasets_prep'
@@ -30,6 +33,14 @@ def test_light_is_srgbs():
     np.testing.assert_allclose(pairs.to_linear(np.uint8([0, 10, 128, 255])), [0, 0.003035, 0.215861, 1], atol=1e-6)
     every = np.arange(256, dtype=np.uint8)
     np.testing.assert_array_equal(pairs.from_linear(pairs.to_linear(every)), every)
+
+
+def test_light_has_the_bits_of_the_formula():
+    image = picture(20, 30)[::2, 3:]
+    encoded = image / 255
+    light = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4).astype(np.float32)
+    for found, expected in ((image, light), (image[:, :, 0], light[:, :, 0]), (image[0, :, 0], light[0, :, 0])):
+        np.testing.assert_array_equal(pairs.to_linear(found), expected, strict=True)
 
 
 def test_stores_and_files_hold_the_same_pairs(prepared):
@@ -84,6 +95,14 @@ def test_a_view_as_it_is_from_further_away_and_from_near(prepared):
     assert min(sizes) >= 40 and max(sizes) == 80 and len(sizes) > 5
 
 
+def test_a_view_in_full_light_and_in_focus_is_not_computed_in_light():
+    sharp, black = picture(20, 30), {'return_value': np.zeros((20, 30, 3), np.float32)}
+    expected = pairs.from_linear(pairs.to_linear(view(sharp, zoom=(2, 2))))
+    with mock.patch('pairs.to_linear', **black):
+        np.testing.assert_array_equal(view(sharp, zoom=(2, 2)), expected)
+        assert not view(sharp, dim=0.5).any() and not view(sharp, soft=1).any()
+
+
 def test_a_dim_view_has_less_light():
     grey = np.full((4, 4, 3), 200, np.uint8)
     shares = [
@@ -136,7 +155,7 @@ def test_names_that_are_not_utf8_are_names(tmp_path):
     path = tmp_path / os.fsdecode(b'caf\xe9.png')
     path.write_bytes(cv2.imencode('.png', picture(20, 30))[1].tobytes())
     ((name, photo),) = make_blur.find_photos([tmp_path]).items()
-    assert name.startswith('caf_') and make_blur.read_photo(photo, None).shape == (20, 30, 3)
+    assert name.startswith('caf_') and make_blur.scaled_photo(photo, None).shape == (20, 30, 3)
 
 
 def test_same_seed_same_bytes(prepared, run, tmp_path):
@@ -212,6 +231,8 @@ def test_finetuning_takes_what_is_written_with_a_split(prepared, run, tmp_path, 
         (['photo.png', '--soft', '-1'], '--soft -1.0: a number from 0 up'),
         (['photo.png', '--noise', '-1'], '--noise -1.0: a number from 0 up'),
         (['photo.png', '--noise', 'nan'], '--noise nan: a number from 0 up'),
+        (['photo.png', '--rotation', '5.5'], '--rotation 5.5: at most 5 degrees; '),
+        (['photo.png', '--workers', '0'], '--workers 0: at least 1'),
         (['photo.png', '--seed', '-1'], '--seed -1: at least 0'),
         (['photo.png', '--grid', '15'], '--grid 15: photo.png is 8 x 8, too small for it; leave it out'),
         (['photo.png', '--grid', '4', '--zoom', '0.5', '1'], '--grid 4: photo.png is 8 x 8, too small for it'),
@@ -272,18 +293,32 @@ def test_what_cannot_be_read_is_found_before_anything_is_made(run, tmp_path):
         assert '2.png: not a readable image; remove it' in printed.err and 'pair' not in printed.err
 
 
+def test_all_that_cannot_be_read_are_named_at_once(run, tmp_path):
+    cv2.imwrite(str(tmp_path / 'a.png'), np.zeros((8, 8, 3), np.uint8))
+    for number in range(23):
+        (tmp_path / f'{number:02d}.png').write_text(f'cut {number}')
+    lines = [line for line in run('.', '-o', 'out', exit_code=2).err.splitlines() if line and '%|' not in line]
+    named = [f'{number:02d}.png: not a readable image; remove it or convert it to PNG' for number in range(20)]
+    assert lines == [f'make_blur: {named[0]}', *named[1:], 'and 3 more']
+    for number in range(22):
+        (tmp_path / f'{number:02d}.png').unlink()
+    printed = run('.', '-o', 'out', '--grid', '9', exit_code=2)
+    assert '22.png: not a readable image' in printed.err and '--grid 9: a.png is 8 x 8, too small' in printed.err
+
+
 def test_photographs_are_counted_while_they_are_looked_at(prepared, run):
-    with mock.patch('make_blur.make_pairs', return_value=iter(())):
-        printed = run(prepared / 'photos', '-o', 'out', '--copies', '1')
+    printed = run(prepared / 'photos', '-o', 'out', '--copies', '1')
     assert 'look at each: 100%' in printed.err and '6/6' in printed.err
 
 
-def test_pictures_of_other_kinds_are_told(run, tmp_path):
-    for name in ('a.heic', 'b.HEIC', 'c.avif'):
+def test_files_that_are_not_taken_are_told(run, tmp_path):
+    (tmp_path / 'more').mkdir()
+    for name in ('a.heic', 'more/b.HEIC', 'c.avif', 'notes', '.hidden.raf'):
         (tmp_path / name).touch()
     cv2.imwrite(str(tmp_path / 'd.png'), np.zeros((8, 8, 3), np.uint8))
     printed = run('.', '-o', 'out', '--copies', '1')
-    assert '3 pictures left out (.avif .heic); convert them to JPEG or PNG\n' in printed.out
+    expected = '4 files left out (1 .avif, 2 .heic, 1 without ending); convert those that are pictures to JPEG or PNG\n'
+    assert expected in printed.out
     assert '1 pair (1 of 1 photograph)' in printed.out
 
 
@@ -297,8 +332,7 @@ def test_what_it_writes_is_no_photograph_of_the_next_run(run, tmp_path):
 
 def test_large_photographs_are_told_and_made_smaller(run, tmp_path):
     cv2.imwrite(str(tmp_path / 'large.png'), np.zeros((2100, 2000, 3), np.uint8))
-    with mock.patch('make_blur.make_pairs', return_value=iter(())):
-        printed = run('large.png', '-o', 'out', '--copies', '1')
+    printed = run('large.png', '-o', 'out', '--copies', '1', '--length', '0', '0')
     assert '1 photograph of more than 4 megapixels: a copy takes seconds' in printed.out
     cv2.imwrite(str(tmp_path / 'wide.png'), np.zeros((20, 33000, 3), np.uint8))
     for too_large in ((), ('--largest', '32767'), ('--largest', '40000')):
@@ -320,7 +354,129 @@ def test_pairs_of_stores_and_folders_get_their_names_together(run, tmp_path):
 
     with mock.patch.object(StoreWriter, '_write_text', fail_for_blur):
         run('photo.png', '-o', 'out', '--files', '--copies', '1', exit_code=2)
-    assert [path.name for path in tmp_path.iterdir()] == ['photo.png']
+    assert {path.suffix for path in tmp_path.glob('out*')} == {'.partial'}
+    run('photo.png', '-o', 'out', '--files', '--copies', '1')
+    names = {'out_blur', 'out_sharp', 'out_blur.lmdb', 'out_sharp.lmdb'}
+    assert {path.name for path in tmp_path.glob('out*')} == names
+
+
+def in_folder(folder):
+    """Bytes of all files that runs with the same request have in common."""
+    return {
+        path.relative_to(folder).as_posix().partition('_')[2]: path.read_bytes()
+        for name in ('blur', 'sharp')
+        for path in [*folder.glob(f'*_{name}/*'), *folder.glob(f'*_{name}.lmdb/m*')]
+    }
+
+
+def stop_at(count, how):
+    """Make the `count`-th value that is put into a store the last one."""
+    put, calls = StoreWriter.put, []
+
+    def dying(self, *arguments):
+        calls.append(1)
+        if len(calls) == count:
+            how()
+        put(self, *arguments)
+
+    return mock.patch.object(StoreWriter, 'put', dying)
+
+
+def run_and_die(count, batch, arguments):
+    lmdb_store.BATCH_SIZE = batch
+    sys.argv = ['make_blur.py', *arguments]
+    with stop_at(count, lambda: os.kill(os.getpid(), signal.SIGKILL)):
+        make_blur.main()
+
+
+@pytest.mark.parametrize(
+    ('files', 'batch', 'kept'), [([], 1, 4), (['--files'], 1, 4), ([], 40_000, 3), ([], 1 << 20, 0)]
+)
+def test_a_killed_run_goes_on_where_it_was(prepared, run, tmp_path, files, batch, kept):
+    """A pair has 14 kB, of which the blurred image is a tenth: its store alone would wait for 29 pairs."""
+    shutil.copytree(prepared / 'photos', tmp_path / 'photos')
+    arguments = ['photos', '--copies', '2', *files]
+    for name in ('a', 'b'):
+        (tmp_path / name).mkdir()
+    run(*arguments, '-o', 'a/out')
+    child = multiprocessing.get_context('fork').Process(
+        target=run_and_die, args=(10, batch, [*arguments, '-o', 'b/out'])
+    )
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL and not list(tmp_path.glob('b/*.lmdb')) + list(tmp_path.glob('b/*blur'))
+    for stale in tmp_path.glob('b/out_*.partial'):
+        if not stale.name.endswith('.lmdb.partial'):
+            (stale / 'stale.png').touch()
+    printed = run(*arguments, '-o', 'b/out')
+    earlier = f', {kept} of them from an earlier run' if kept else ''
+    assert printed.out == f'b/out: 12 pairs (6 of 6 photographs){earlier}\n', 'half a pair is none'
+    assert in_folder(tmp_path / 'a') == in_folder(tmp_path / 'b')
+    assert not list(tmp_path.rglob('*.partial'))
+
+
+def test_ctrl_c_keeps_all_pairs_that_are_whole_and_says_so(prepared, run, tmp_path):
+    def stop():
+        raise KeyboardInterrupt
+
+    with stop_at(8, stop):
+        printed = run(prepared / 'photos', '-o', 'out', '--copies', '1', exit_code=130)
+    assert printed.err.splitlines()[-1] == 'make_blur: stopped; run it again to go on'
+    assert ', 3 of them from an earlier run' in run(prepared / 'photos', '-o', 'out', '--copies', '1').out
+
+
+def test_a_run_that_is_stopped_before_the_first_pair_leaves_nothing(prepared, run, tmp_path):
+    def stop():
+        raise KeyboardInterrupt
+
+    with stop_at(1, stop):
+        run(prepared / 'photos', '-o', 'out', '--copies', '1', '--files', exit_code=130)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ('change', 'kept'), [('nothing', 4), ('seed', 0), ('photograph', 2), ('file', 3), ('missing file', 3), ('name', 2)]
+)
+def test_a_pair_of_another_source_is_made_again(prepared, run, tmp_path, change, kept):
+    """Photographs are numbered, and the number is a part of the seed: without the third, later ones move up."""
+    for number in range(4):
+        (tmp_path / 'photos').mkdir(exist_ok=True)
+        shutil.copy(prepared / f'photos/photo{number}.png', tmp_path / 'photos')
+    arguments = ['photos', '-o', 'out', '--copies', '1', '--files', '--length', '3', '3']
+
+    with mock.patch.object(StoreWriter, '_write_text', side_effect=InputError('the last')):
+        run(*arguments, exit_code=2)
+    expected = arguments
+    if change == 'seed':
+        expected = [*arguments, '--seed', '1']
+    elif change == 'photograph':
+        for number in (1, 3):
+            cv2.imwrite(str(tmp_path / f'photos/photo{number}.png'), picture(20, 30, number))
+    elif change == 'file':
+        (tmp_path / 'out_sharp.partial/photo2_000.png').write_bytes(b'cut')
+    elif change == 'missing file':
+        (tmp_path / 'out_blur.partial/photo0_000.jpg').unlink()
+    elif change == 'name':
+        (tmp_path / 'photos/photo2.png').rename(tmp_path / 'photos/photo4.png')
+    printed = run(*expected)
+    earlier = f', {kept} of them from an earlier run' if kept else ''
+    assert printed.out == f'out: 4 pairs (4 of 4 photographs){earlier}\n'
+    run(*expected, '-o', 'fresh')
+    for role in ('blur', 'sharp'):
+        assert contents(tmp_path / f'out_{role}') == contents(tmp_path / f'fresh_{role}')
+        found, fresh = (open_store(tmp_path / f'{name}_{role}.lmdb') for name in ('out', 'fresh'))
+        assert [found.get(key) for key in fresh.keys()] == [fresh.get(key) for key in found.keys()]
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_number_of_workers_changes_no_byte(prepared, run, tmp_path):
+    for count in ('1', '3'):
+        (tmp_path / count).mkdir()
+        run(prepared / 'photos', '-o', f'{count}/out', '--copies', '2', '--zoom', '0.5', '2', '--workers', count)
+    assert in_folder(tmp_path / '1') == in_folder(tmp_path / '3') != {}
 
 
 def test_rest_of_a_killed_run_is_no_obstacle(run, tmp_path):
@@ -339,9 +495,27 @@ def test_what_is_there_is_not_written_over(run, tmp_path, name):
     (tmp_path / name).mkdir()
     (tmp_path / name / 'mine.txt').touch()
     before = sorted(tmp_path.rglob('*'))
-    printed = run('photo.png', '-o', 'out', '--files', exit_code=2)
+    with mock.patch('make_blur.find_photos', side_effect=AssertionError('refused after work')):
+        printed = run('photo.png', '-o', 'out', '--files', exit_code=2)
     assert f'make_blur: {name}: exists already; remove it or choose another name' in printed.err
     assert sorted(tmp_path.rglob('*')) == before
+
+
+@pytest.mark.parametrize('name', ['out_train_sharp.lmdb', 'out_val_blur'])
+def test_what_is_there_of_a_split_is_not_written_over(run, tmp_path, name):
+    (tmp_path / name).mkdir()
+    with mock.patch('make_blur.find_photos', side_effect=AssertionError('refused after work')):
+        printed = run('photo.png', '-o', 'out', '--files', '--val', '0.5', exit_code=2)
+    assert f'make_blur: {name}: exists already; remove it or choose another name' in printed.err
+
+
+def test_where_nothing_can_be_written_is_refused_before_any_work(run, tmp_path):
+    with mock.patch('make_blur.find_photos', side_effect=AssertionError('refused after work')):
+        printed = run('photo.png', '-o', '/proc/nope/x', exit_code=2)
+        assert printed.err.startswith('make_blur: /proc/nope: cannot be read or written')
+    cv2.imwrite(str(tmp_path / 'photo.png'), np.zeros((8, 8), np.uint8))
+    run('photo.png', '-o', 'new/folder/out', '--val', '0.5', exit_code=2)
+    assert [path.name for path in tmp_path.iterdir()] == ['photo.png']
 
 
 def test_photographs_of_scikit_image(tmp_path):

@@ -220,6 +220,14 @@ def test_second_run_changes_nothing_and_refuses_another_request(downloads, monke
     assert 'out/val_blur_jpeg.lmdb: is there already with other frames' in message(capsys)
 
 
+def test_a_store_that_is_there_is_refused_before_another_is_written(downloads, monkeypatch, capsys):
+    assert run(monkeypatch, 'tree/val', '-o', 'out') == 0
+    capsys.readouterr()
+    assert run(monkeypatch, 'tree', '-o', 'out', '--store', 'raw') == 2
+    assert 'out/val_sharp.lmdb: is there already and encoded, not raw' in message(capsys)
+    assert names_in(downloads / 'out') == {'val_blur_jpeg.lmdb', 'val_sharp.lmdb'}
+
+
 def kill_at(name, count):
     """Make this process kill itself at the `count`-th call of that method of StoreWriter."""
     method, calls = getattr(StoreWriter, name), []

@@ -4,7 +4,6 @@ import os
 import re
 import warnings
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -16,20 +15,18 @@ from ..files import disk_errors_name, opened_at_any_size, written_whole
 from ..folders import walk
 
 IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
-# Of images that data sets do not take.
-OTHER_ENDINGS = ('.arw', '.avif', '.cr2', '.cr3', '.dng', '.gif', '.heic', '.heif', '.jpe', '.jp2', '.jxl', '.nef')
 
 
-def is_image(path: Path, endings: Sequence[str] = IMAGE_ENDINGS) -> bool:
+def is_image(path: Path) -> bool:
     """By its name, which does not begin with a dot: macOS leaves ._NAME.jpg beside NAME.jpg, without an image in it."""
-    return path.suffix.lower() in endings and not path.name.startswith('.')
+    return path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith('.')
 
 
-def images_under(folder: Path, endings: Sequence[str] = IMAGE_ENDINGS) -> list[Path]:
+def images_under(folder: Path) -> list[Path]:
     """The images of a folder and of all that `walk` finds in it, sorted. InputError if one cannot be read."""
     try:
         paths = (path for here, names in walk(folder) for path in map(here.joinpath, names))
-        return sorted(path for path in paths if is_image(path, endings))
+        return sorted(filter(is_image, paths))
     except OSError as error:
         raise InputError(f'{error.filename}: cannot be read ({error.strerror})') from error
 
@@ -41,7 +38,7 @@ def size_of_image(path: Path | str) -> tuple[int, ...]:
             warnings.simplefilter('ignore')  # whoever decodes it tells what else is wrong
             with Image.open(path) as image:
                 exif = image.getexif() if 'exif' in image.info else {}  # unasked, Pillow decodes a PNG to look for it
-                return image.size if exif.get(ExifTags.Base.Orientation, 1) > 4 else image.size[::-1]
+                return image.size if exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8) else image.size[::-1]
     except (OSError, SyntaxError, ValueError):
         return ()
 

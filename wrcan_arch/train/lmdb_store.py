@@ -210,6 +210,10 @@ class StoreWriter:
         if self._waiting_size >= BATCH_SIZE:
             self._commit()
 
+    def flush(self) -> None:
+        """Write to the disk what was put, so that it is found by the next writer that resumes."""
+        self._commit()
+
     def _commit(self, stale: Iterable[str] = ()) -> None:
         while True:
             try:
@@ -321,6 +325,10 @@ class Store:
             raise InputError(f"{self.path}: meta_info.txt has no (height,width,channels) of '{key}'; prepare it again")
         height, width, channels = map(int, found.groups())
         return height, width, channels
+
+    def ending(self, key: str) -> str:
+        """Of the file that the value under `key` is, or RAW_ENDING."""
+        return self._lines[key].partition(' ')[0].removeprefix(key)
 
     def get(self, key: str) -> bytes:
         """The bytes stored under `key`."""

@@ -1,0 +1,71 @@
+"""Work shared out to processes, which gives its results in order."""
+
+import argparse
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from itertools import islice
+from typing import Any, TypeVar
+
+import cv2
+
+from wrcan_arch.errors import InputError
+
+AHEAD = 4  # for each worker: results that wait to be taken
+
+Result = TypeVar('Result')
+
+
+def _start_worker() -> None:
+    """A worker leaves Ctrl+C to its parent, and does not outlive it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    cv2.setNumThreads(1)
+    threading.Thread(target=_exit_after, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _exit_after(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
+
+
+class Workers:
+    """Processes that run with the `with`."""
+
+    def __init__(self, count: int) -> None:
+        self._ahead = AHEAD * count
+        # In this process first: a forked worker that ends OpenCV's threads waits for ever for those it did not inherit.
+        self._threads = cv2.getNumThreads()
+        cv2.setNumThreads(1)
+        self._pool = ProcessPoolExecutor(count, initializer=_start_worker)
+
+    def __enter__(self) -> 'Workers':
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+        cv2.setNumThreads(self._threads)
+
+    def call(self, function: Callable[..., Result], *arguments: object) -> Result:
+        return self._pool.submit(function, *arguments).result()
+
+    def in_order(self, function: Callable[..., Result], calls: Iterable[tuple]) -> Iterator[Result]:
+        """What `function` gives for the arguments of each call, in their order, with a few of them in memory."""
+        rest = iter(calls)
+        running = deque(self._pool.submit(function, *arguments) for arguments in islice(rest, self._ahead))
+        while running:
+            yield running.popleft().result()
+            running.extend(self._pool.submit(function, *arguments) for arguments in islice(rest, 1))
+
+
+def add_workers_option(parser: argparse.ArgumentParser) -> None:
+    cores = len(os.sched_getaffinity(0))  # those of a job, where os.cpu_count() gives the machine's
+    parser.add_argument('--workers', type=int, default=cores, help='processes (default one for each core)')
+
+
+def check_workers(arguments: argparse.Namespace) -> None:
+    if arguments.workers < 1:
+        raise InputError(f'--workers {arguments.workers}: at least 1')

@@ -1,0 +1,55 @@
+"""Calls shared out to processes: results in order, few of them waiting, errors as they were raised."""
+
+import argparse
+import os
+import time
+
+import pytest
+
+from workers import AHEAD, Workers, add_workers_option
+from wrcan_arch.errors import InputError
+
+
+def slow_at_first(number):
+    time.sleep(0.2 if number == 0 else 0)
+    return number, os.getpid()
+
+
+def refuse(number):
+    if number == 3:
+        raise InputError(f'{number}: refused')
+    return number
+
+
+def test_results_are_in_order_and_only_a_few_calls_are_ahead():
+    taken = []
+
+    def calls():
+        for number in range(40):
+            taken.append(number)
+            yield (number,)
+
+    with Workers(2) as workers:
+        results = workers.in_order(slow_at_first, calls())
+        first = next(results)
+        assert len(taken) == 2 * AHEAD, 'the memory for results would grow with their number'
+        found = [first, *results]
+    assert [number for number, _ in found] == taken == list(range(40))
+    assert os.getpid() not in {process for _, process in found} and len({process for _, process in found}) == 2
+
+
+def test_an_error_is_the_callers():
+    with Workers(2) as workers:
+        results = workers.in_order(refuse, ((number,) for number in range(100)))
+        assert [next(results) for _ in range(3)] == [0, 1, 2]
+        with pytest.raises(InputError, match='^3: refused$'):
+            next(results)
+        assert workers.call(refuse, 1) == 1, 'the others still work'
+
+
+def test_there_are_as_many_workers_as_this_process_may_use_cores(monkeypatch):
+    """On a cluster a job has a part of the machine's."""
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda process: {3, 5, 8})
+    parser = argparse.ArgumentParser()
+    add_workers_option(parser)
+    assert parser.parse_args([]).workers == 3
