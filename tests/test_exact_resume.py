@@ -184,11 +184,12 @@ def test_run_from_an_older_state_is_the_one_that_is_resumed(quick):
     assert train(older, 'train:total_iter=3') == 0
     assert run_folder.iterations(FOLDER) == [3, 2]
     names = {path.name for path in FOLDER.rglob('*.after_2')}
-    assert names == {f'{name}.after_2' for name in ('4.state', '6.state', 'net_g_4.pth', 'net_g_6.pth')}
+    aside = ('4.state', '6.state', 'net_g_4.pth', 'net_g_6.pth', 'net_g_best.pth')
+    assert names == {f'{name}.after_2' for name in aside}
     assert train(resume=True) == 0 and run_folder.iterations(FOLDER) == [6, 4, 3, 2]
     assert train(older, 'train:total_iter=3', 'train:optim_g={type: Muon, lr: 1e-2}') == 2
     assert run_folder.iterations(FOLDER) == [6, 4, 3, 2], 'a run that does not begin puts nothing aside'
-    assert train(older, 'train:total_iter=3') == 0 and len([*FOLDER.rglob('*.after_2_')]) == 4, 'nothing is overwritten'
+    assert train(older, 'train:total_iter=3') == 0 and len([*FOLDER.rglob('*.after_2_')]) == 5, 'nothing is overwritten'
 
 
 def test_state_that_is_named_is_taken_where_auto_resume_finds_none(quick, capsys):
@@ -493,6 +494,30 @@ def test_best_network_that_the_last_state_does_not_know_stays(quick):
     (FOLDER / 'training_states/8.state').unlink()
     assert train('train:total_iter=12', 'val:val_freq=4', 'train:optim_g:lr=1e-9', resume=True) == 0
     assert best.read_bytes() == kept and best_of_log() == (metric, score, '8')
+
+
+def test_best_network_beyond_the_end_of_the_resumed_run_is_its_outcome(quick):
+    """Also when that is trained on: what comes out at the same iteration may be worse."""
+    best = FOLDER / 'models/net_g_best.pth'
+    assert train('train:total_iter=8', 'logger:save_checkpoint_freq=6') == 0
+    kept, found = best.read_bytes(), best_of_log()
+    assert found[2] == '8'
+    (FOLDER / 'training_states/8.state').unlink()
+    for total in (7, 12):
+        assert train(f'train:total_iter={total}', 'train:optim_g:lr=1e-9', resume=True) == 0
+        assert best.read_bytes() == kept and best_of_log() == found
+
+
+def test_run_from_an_older_state_has_a_best_network_of_its_own(quick):
+    best = FOLDER / 'models/net_g_best.pth'
+    assert train('train:total_iter=8') == 0
+    kept = best.read_bytes()
+    assert best_of_log()[2] == '8'
+    assert train(f'path:resume_state={FOLDER}/training_states/4.state', 'train:total_iter=8', 'train:optim_g:lr=1e-9') == 0
+    assert (FOLDER / 'models/net_g_best.pth.after_4').read_bytes() == kept
+    about = read_file(best)['metadata']
+    own = f'{about["metrics"]["psnr"]:.4f}'
+    assert best.read_bytes() != kept and best_of_log() == ('psnr', own, '8') and about['iter'] == 8
 
 
 def test_rates_of_a_resumed_run_are_those_of_its_options(quick):

@@ -262,9 +262,10 @@ class RecordedModel(SRModel):
             return
         best = self.best_metric_results[chooser][metric]
         if self.unrecorded_best and _is_better(self.unrecorded_best, best):
-            if current_iter >= self.unrecorded_best['iter']:  # until then the records are those of an undisturbed run
+            last = int(self.opt['train']['total_iter'])
+            if current_iter >= min(last, self.unrecorded_best['iter']):  # before, records are an undisturbed run's
                 best.update(self.unrecorded_best)
-        elif best['iter'] == current_iter:
+        elif (best['iter'], best['val']) == (current_iter, self.metric_results[metric]):
             about = {'iter': current_iter, 'best_by': [chooser, metric], 'metrics': dict(self.metric_results)}
             self._save_networks('best', about)
 
@@ -409,7 +410,7 @@ class RecordedModel(SRModel):
                         record.update(earlier)
         recalled = _record(getattr(self, 'best_metric_results', {}), self._best_by())
         path = run_folder.weights_path(self._folder, 'best')
-        if recalled and path.is_file():
+        if recalled and path.is_file() and self.opt.get('auto_resume'):  # of a named state it may be another run's
             self.unrecorded_best = self._best_of_file(path)
         if self._best_by() and _record(saved, saved_by) and not recalled and self.opt['rank'] == 0 and path.is_file():
             aside = run_folder.weights_path(self._folder, f'best_until_{self.last_iter}')
@@ -418,6 +419,11 @@ class RecordedModel(SRModel):
                 f'{aside} is the best by {saved_by[1]} of {saved_by[0]}; from here on {path.name} is the best by '
                 f'{self._best_by()[1]} of {self._best_by()[0]}.'
             )
+
+    def choose_best_anew(self) -> None:
+        """Forget the records of the best network, whose file has been put aside."""
+        if self._best_by():
+            getattr(self, 'best_metric_results', {}).pop(self._best_by()[0], None)
 
     def _best_of_file(self, path: Path) -> dict[str, Any] | None:
         """The record of a best network that a killed run has kept and its last state does not know."""
