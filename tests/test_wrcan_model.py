@@ -474,6 +474,14 @@ def test_validation_image_that_cannot_be_read_is_named(opt):
         build_model(opt)._score_images(Frames(), 4, save_img=False)
 
 
+def test_validation_of_no_images_is_an_error(opt):
+    class Frames(list):
+        opt = {'name': 'paired', 'dataroot_lq': 'REDS'}
+
+    with pytest.raises(InputError, match='data set paired: there are no images in REDS'):
+        build_model(opt)._score_images(Frames(), 4, save_img=False)
+
+
 def test_local_validation_takes_the_patch_of_this_training(opt):
     """Not that of weights which it went on from."""
     opt['val']['inference'] = {'mode': 'local', 'precision': 'fp32'}

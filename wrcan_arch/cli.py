@@ -234,7 +234,7 @@ def examine_data(sources: list[str]) -> int:
                 continue
             for phase, dataset in file.values['datasets'].items():
                 roots |= dict.fromkeys(jpeg_deblur_dataset.roots_of(dataset).values())
-                quick = audit.quick_problems(dataset, phase.split('_')[0])
+                quick = audit.quick_problems(dataset, phase.split('_')[0], scale=file.values['scale'])
                 problems += (each for each in quick if each not in problems)
     for root in roots:
         found = audit.all_problems(root)

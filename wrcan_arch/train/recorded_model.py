@@ -159,6 +159,8 @@ class RecordedModel(SRModel):
 
         An error of one process is raised in all: the others would wait for its scores.
         """
+        if not len(dataset):
+            raise InputError(f'data set {dataset.opt["name"]}: there are no images in {dataset.opt.get("dataroot_lq")}')
         if not self.opt['dist']:
             mine, seconds = self._score_share(dataset, current_iter, save_img)
             return mine, seconds / max(1, len(mine))
