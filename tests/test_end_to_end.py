@@ -87,7 +87,7 @@ def test_train_test_restore_report(workplace):
     assert result['metrics'] == pytest.approx({'psnr': np.mean(psnr), 'ssim': np.mean(ssim)}, rel=1e-9)
     assert (result['images'], result['protocol']) == (6, 'exact x8 fp32')
     sha256 = hashlib.sha256((MODELS / 'net_g_best.pth').read_bytes()).hexdigest()
-    assert result['weights'] == {'path': str(MODELS / 'net_g_best.pth'), 'sha256': sha256}
+    assert result['weights'] == {'path': str(MODELS / 'net_g_best.pth'), 'sha256': sha256, 'key': None}
     rows = list(csv.DictReader(Path('results/small_test/scores_small_set.csv').read_text().splitlines()))
     assert [row['key'] for row in rows] == [f'photo{number}_000' for number in range(6)]
     assert [float(row['psnr']) for row in rows] == pytest.approx(psnr, rel=1e-9)

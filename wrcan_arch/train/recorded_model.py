@@ -20,6 +20,7 @@ from .. import checkpoint, inference
 from ..errors import InputError, RunError, is_out_of_memory, one_line
 from . import results, run_folder
 from .image_files import write_png
+from .lpips_metric import use_gpu
 from .options import as_overrides
 from .step_guard import ends_the_run, unread
 
@@ -76,12 +77,14 @@ class RecordedModel(SRModel):
         weights = opt['path'].get('pretrain_network_g')
         is_told = opt['rank'] == 0 and not opt['is_train']
         # Both of now: the file and the checkout may change while this runs.
-        self.tested_weights = results.describe_weights(weights) if weights and is_told else None
+        key = opt['path'].get('param_key_g')
+        self.tested_weights = results.describe_weights(weights, key) if weights and is_told else None
         self.commit = checkpoint.source_commit() if opt['rank'] == 0 else None
         self.pending_save: tuple[int, int] | None = None  # epoch and iteration
         self.unrecorded_best: dict[str, Any] | None = None  # which no worse network may replace
         self.last_iter = 0
         self.saved_iter: int | None = None  # the newest that a resume could go on from; None before the first iteration
+        use_gpu(opt['num_gpu'] != 0)
         super().__init__(opt)
 
     def state_of_steps(self) -> dict[str, Any]:
@@ -248,7 +251,7 @@ class RecordedModel(SRModel):
         if submission and save_img:
             images = {key: self._image_path(dataset_name, key, 0) for key in scores}
             path = folder / f'submission_{dataset_name}.zip'
-            results.write_submission(path, images, seconds, self.device, submission)
+            results.write_submission(path, images, seconds, self.device.type == 'cpu', submission)
 
     def test(self) -> None:
         network = self.get_bare_model(getattr(self, 'net_g_ema', self.net_g))
