@@ -196,7 +196,7 @@ def test_weights_that_are_trained_on_are_scored_first_and_kept_where_training_sp
 
 def test_a_test_that_has_to_end_says_how_to_go_on(workplace, capsys):
     assert train('train:total_iter=1') == 0
-    full = mock.patch('wrcan_arch.train.recorded_model.write_png', side_effect=InputError('a.png: the disk is full'))
+    full = mock.patch('wrcan_arch.train.scoring.write_png', side_effect=InputError('a.png: the disk is full'))
     with full:
         assert main(['test', '-opt', 'test.yml', '--force_yml', 'val:save_img=true']) == 1
     said = capsys.readouterr().err.strip().splitlines()[-1]

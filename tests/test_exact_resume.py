@@ -21,7 +21,6 @@ from wrcan_arch import InputError
 from wrcan_arch.checkpoint import read_file
 from wrcan_arch.look.report import read_curves
 from wrcan_arch.train import run_folder
-from wrcan_arch.train.recorded_model import RecordedModel
 from wrcan_arch.train.step_guard import StepGuard
 
 FOLDER = Path('experiments/small')
@@ -118,7 +117,7 @@ def test_finished_run_is_trained_on_as_the_option_file_says_by_then(quick, val_f
 def test_metric_that_fails_ends_a_run_with_what_is_learnt(quick, capsys):
     Path('train.yml').write_text(set_options(Path('train.yml').read_text(), save_checkpoint_freq=10))
     singular = ArithmeticError('SVD did\nnot converge')  # as NumPy's of NIQE
-    with mock.patch('wrcan_arch.train.recorded_model.calculate_metric', side_effect=singular):
+    with mock.patch('wrcan_arch.train.scoring.calculate_metric', side_effect=singular):
         assert train() == 1
     said = capsys.readouterr().err.splitlines()[-1]
     assert "val:metrics:psnr of '" in said
@@ -205,7 +204,7 @@ def test_validation_that_fails_costs_no_iteration(quick, capsys):
     assert train() == 0
     expected = read_file(FOLDER / 'models/net_g_10.pth')['params']
     FOLDER.rename('undisturbed')
-    with mock.patch.object(RecordedModel, '_score_images', side_effect=InputError("'x' is not a readable image")):
+    with mock.patch('wrcan_arch.train.scoring.score_images', side_effect=InputError("'x' is not a readable image")):
         assert train() == 1
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.endswith("train: 'x' is not a readable image; the run ends; fix that and go on with --auto_resume")
@@ -289,15 +288,16 @@ def test_validation_that_fails_in_one_process_ends_both_and_is_saved(quick, erro
     Path('train.yml').write_text(text)
     Path('failing.py').write_text(
         'import os, sys, time\nfrom pathlib import Path\nfrom wrcan_arch import InputError, cli\n'
+        'from wrcan_arch.train import scoring\n'
         'from wrcan_arch.train.recorded_model import RecordedModel\n'
-        'share, save = RecordedModel._score_share, RecordedModel._save_training_state\n'
+        'share, save = scoring.score_share, RecordedModel._save_training_state\n'
         'def scored(*arguments):\n'
         f'    if os.environ["RANK"] == "1": raise {error}("one frame is broken")\n'
         '    return share(*arguments)\n'
         'def slowly(*arguments):\n'
         '    time.sleep(1)\n'
         '    save(*arguments)\n'
-        'RecordedModel._score_share, RecordedModel._save_training_state = scored, slowly\n'
+        'scoring.score_share, RecordedModel._save_training_state = scored, slowly\n'
         'code = cli.main(sys.argv[1:])\n'
         'if os.environ["RANK"] == "1": print("then there were", *Path("experiments").rglob("4.state"))\n'
         'sys.exit(code)\n'
@@ -329,7 +329,7 @@ def test_ctrl_c_before_the_first_iteration_promises_nothing(quick, capfd):
 
     assert train('train:total_iter=2', 'logger:save_checkpoint_freq=5') == 0
     FOLDER.rename('before')
-    with mock.patch.object(RecordedModel, '_score_images', side_effect=stop):
+    with mock.patch('wrcan_arch.train.scoring.score_images', side_effect=stop):
         assert train('path:pretrain_network_g=before/models/net_g_latest.pth') == 130
     said = capfd.readouterr().err
     assert 'stopped by SIGINT; no iteration was made, so nothing is saved' in said and said.count('Ctrl+') == 1
