@@ -522,6 +522,15 @@ def test_run_from_an_older_state_has_a_best_network_of_its_own(quick):
     assert best.read_bytes() != kept and best_of_log() == ('psnr', own, '8') and about['iter'] == 8
 
 
+def test_older_state_that_nothing_is_trained_from_leaves_the_best_network(quick):
+    best = FOLDER / 'models/net_g_best.pth'
+    assert train('train:total_iter=8') == 0
+    kept, found = best.read_bytes(), best_of_log()
+    assert found[2] == '8'
+    assert train(f'path:resume_state={FOLDER}/training_states/4.state', 'train:total_iter=4') == 0
+    assert best.read_bytes() == kept and best_of_log() == found
+
+
 def test_rates_of_a_resumed_run_are_those_of_its_options(quick):
     halved = 'train:scheduler={type: MultiStepLR, milestones: [1], gamma: 0.5}'
     assert train('train:total_iter=2', halved) == 0

@@ -322,7 +322,8 @@ class RecordedModel(SRModel):
                         record.update(earlier)
         recalled = _record(getattr(self, 'best_metric_results', {}), self._best_by())
         path = run_folder.weights_path(self._folder, 'best')
-        if recalled and path.is_file() and self.opt.get('auto_resume'):  # of a named state it may be another run's
+        trains_anew = not self.opt.get('auto_resume') and self.last_iter < int(self.opt['train']['total_iter'])
+        if recalled and path.is_file() and not trains_anew:  # or it is another run's, and will be put aside
             self.unrecorded_best = self._best_of_file(path)
         if self._best_by() and _record(saved, saved_by) and not recalled and self.opt['rank'] == 0 and path.is_file():
             aside = run_folder.weights_path(self._folder, f'best_until_{self.last_iter}')
