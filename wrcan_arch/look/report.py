@@ -31,16 +31,16 @@ SHOWN = 60  # pictures on a page; of more than that, some from all over the test
 
 @dataclass(frozen=True)
 class TestImage:
-    """One test image: uint8 (H, W, 3), BGR, and scores by metric, both by 'blurred', 'restored' and 'sharp'."""
+    """One test image: its pictures, uint8 (H, W, 3) in BGR, by column, and the scores of the first two by metric."""
 
     key: str
-    pictures: dict[str, np.ndarray]
-    scores: dict[str, dict[str, float]]  # of 'sharp' none
+    pictures: dict[str, np.ndarray]  # 'blurred', 'restored', 'sharp'
+    scores: dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
 class Means:
-    """Of a data set, by metric."""
+    """A data set's mean scores, by metric."""
 
     images: int
     blurred: dict[str, float]
