@@ -87,11 +87,13 @@ def model_of(rank: int, processes: int) -> Any:
 
 def tasks(rank: int, folder: Path) -> Iterator[tuple[str, Callable[[int], object]]]:
     """By its name, what a process does as one of so many."""
+    from wrcan_arch.train import scoring
+
     matrix = torch.randn(512, 512)
     yield 'ceiling: matrix products', lambda processes: [matrix @ matrix for _ in range(100 // processes)]
 
     models = {1: model_of(rank, 1), 2: model_of(rank, 2)}
-    yield 'validation set', lambda processes: models[processes]._score_images(Frames(), 0, save_img=False)
+    yield 'validation set', lambda processes: scoring.score_images(models[processes], Frames(), 0, save_img=False)
 
     def step(processes: int) -> None:
         model = models[processes]

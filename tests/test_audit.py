@@ -128,6 +128,68 @@ def test_doctor_goes_on_after_a_file_that_cannot_be_opened(workplace, capfd):
     assert said.err == 'data_sharp/gone.png: cannot be read (No such file or directory)\n'
 
 
+def no_sharp_one():
+    Path('data_sharp/photo3_000.png').unlink()
+
+
+def of_another_size():
+    cv2.imwrite('data_sharp/photo3_000.png', picture(78, 96))
+
+
+def one_folder_further_down():
+    for folder in ('data_blur', 'data_sharp'):
+        Path(folder).rename('moved')
+        Path(folder).mkdir()
+        Path('moved').rename(f'{folder}/000')
+
+
+@pytest.mark.parametrize(
+    ('prepare', 'expected'),
+    [
+        (no_sharp_one, 'cannot read it (AssertionError: lq and gt datasets have different number of images: 6, 5.); '),
+        (of_another_size, "photo3_000.png' is 96 x 80 in data_blur but 96 x 78 in data_sharp; prepare both from the"),
+        (one_folder_further_down, 'PairedImageDataset finds no images in data_blur; it does not look into folders'),
+        (lambda: Path('data_sharp/photo3_000.png').write_text('x'), 'data_sharp/photo3_000.png is not a readable'),
+    ],
+)
+def test_pairs_of_the_toolboxs_data_set_are_checked_as_ours_are(workplace, capfd, prepare, expected):
+    """Before a test puts anything aside, and by doctor."""
+    for path in Path('data_blur').iterdir():  # the toolbox pairs whole names
+        cv2.imwrite(str(path.with_suffix('.png')), cv2.imread(str(path)))
+        path.unlink()
+    text = Path('test.yml').read_text().replace('.lmdb', '').replace('type: lmdb', 'type: disk')
+    text = text.replace('JPEGDeblurDataset', 'PairedImageDataset').replace(
+        '{ensemble: true, precision: fp32}', '{mode: input}'
+    )
+    Path('test.yml').write_text(text.replace('experiments/small/models/net_g_best.pth', '~'))
+    assert main(['doctor', '--data', 'test.yml']) == 0, capfd.readouterr().err
+    assert main(['test', '-opt', 'test.yml']) == 0
+    prepare()
+    capfd.readouterr()
+    assert main(['test', '-opt', 'test.yml']) == 2
+    assert expected in capfd.readouterr().err.splitlines()[-1]
+    assert not list(Path('results').glob('*archived*'))
+    assert main(['doctor', '--data', 'test.yml']) == 1
+    assert expected in capfd.readouterr().err
+
+
+def test_data_set_without_images_is_not_a_test_that_went_well(workplace, capfd):
+    Path('empty').mkdir()
+    text = (
+        Path('test.yml')
+        .read_text()
+        .replace('JPEGDeblurDataset', 'SingleImageDataset')
+        .replace('type: lmdb', 'type: disk')
+    )
+    text = text.replace('data_blur.lmdb', 'empty').replace('    dataroot_gt: data_sharp.lmdb\n', '')
+    text = re.sub('  metrics:.*  inference', '  inference', text, flags=re.DOTALL)
+    Path('test.yml').write_text(
+        text.replace('experiments/small/models/net_g_best.pth', '~').replace('ensemble: true', 'mode: input')
+    )
+    assert main(['test', '-opt', 'test.yml']) == 2
+    assert 'data set small_set: SingleImageDataset finds no images in empty' in capfd.readouterr().err
+
+
 FAULTS = {
     'cut': (lambda: png(picture(80, 96))[:-600], 'cannot be decoded'),
     'of another size': (lambda: png(picture(80, 95)), 'is 95 x 80, meta_info.txt says 96 x 80'),

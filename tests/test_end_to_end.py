@@ -87,7 +87,7 @@ def test_train_test_restore_report(workplace):
     assert result['metrics'] == pytest.approx({'psnr': np.mean(psnr), 'ssim': np.mean(ssim)}, rel=1e-9)
     assert (result['images'], result['protocol']) == (6, 'exact x8 fp32')
     sha256 = hashlib.sha256((MODELS / 'net_g_best.pth').read_bytes()).hexdigest()
-    assert result['weights'] == {'path': str(MODELS / 'net_g_best.pth'), 'sha256': sha256}
+    assert result['weights'] == {'path': str(MODELS / 'net_g_best.pth'), 'sha256': sha256, 'key': None}
     rows = list(csv.DictReader(Path('results/small_test/scores_small_set.csv').read_text().splitlines()))
     assert [row['key'] for row in rows] == [f'photo{number}_000' for number in range(6)]
     assert [float(row['psnr']) for row in rows] == pytest.approx(psnr, rel=1e-9)
@@ -196,7 +196,7 @@ def test_weights_that_are_trained_on_are_scored_first_and_kept_where_training_sp
 
 def test_a_test_that_has_to_end_says_how_to_go_on(workplace, capsys):
     assert train('train:total_iter=1') == 0
-    full = mock.patch('wrcan_arch.train.recorded_model.write_png', side_effect=InputError('a.png: the disk is full'))
+    full = mock.patch('wrcan_arch.train.scoring.write_png', side_effect=InputError('a.png: the disk is full'))
     with full:
         assert main(['test', '-opt', 'test.yml', '--force_yml', 'val:save_img=true']) == 1
     said = capsys.readouterr().err.strip().splitlines()[-1]

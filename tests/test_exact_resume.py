@@ -21,7 +21,6 @@ from wrcan_arch import InputError
 from wrcan_arch.checkpoint import read_file
 from wrcan_arch.look.report import read_curves
 from wrcan_arch.train import run_folder
-from wrcan_arch.train.recorded_model import RecordedModel
 from wrcan_arch.train.step_guard import StepGuard
 
 FOLDER = Path('experiments/small')
@@ -118,7 +117,7 @@ def test_finished_run_is_trained_on_as_the_option_file_says_by_then(quick, val_f
 def test_metric_that_fails_ends_a_run_with_what_is_learnt(quick, capsys):
     Path('train.yml').write_text(set_options(Path('train.yml').read_text(), save_checkpoint_freq=10))
     singular = ArithmeticError('SVD did\nnot converge')  # as NumPy's of NIQE
-    with mock.patch('wrcan_arch.train.recorded_model.calculate_metric', side_effect=singular):
+    with mock.patch('wrcan_arch.train.scoring.calculate_metric', side_effect=singular):
         assert train() == 1
     said = capsys.readouterr().err.splitlines()[-1]
     assert "val:metrics:psnr of '" in said
@@ -184,11 +183,12 @@ def test_run_from_an_older_state_is_the_one_that_is_resumed(quick):
     assert train(older, 'train:total_iter=3') == 0
     assert run_folder.iterations(FOLDER) == [3, 2]
     names = {path.name for path in FOLDER.rglob('*.after_2')}
-    assert names == {f'{name}.after_2' for name in ('4.state', '6.state', 'net_g_4.pth', 'net_g_6.pth')}
+    aside = ('4.state', '6.state', 'net_g_4.pth', 'net_g_6.pth', 'net_g_best.pth')
+    assert names == {f'{name}.after_2' for name in aside}
     assert train(resume=True) == 0 and run_folder.iterations(FOLDER) == [6, 4, 3, 2]
     assert train(older, 'train:total_iter=3', 'train:optim_g={type: Muon, lr: 1e-2}') == 2
     assert run_folder.iterations(FOLDER) == [6, 4, 3, 2], 'a run that does not begin puts nothing aside'
-    assert train(older, 'train:total_iter=3') == 0 and len([*FOLDER.rglob('*.after_2_')]) == 4, 'nothing is overwritten'
+    assert train(older, 'train:total_iter=3') == 0 and len([*FOLDER.rglob('*.after_2_')]) == 5, 'nothing is overwritten'
 
 
 def test_state_that_is_named_is_taken_where_auto_resume_finds_none(quick, capsys):
@@ -204,7 +204,7 @@ def test_validation_that_fails_costs_no_iteration(quick, capsys):
     assert train() == 0
     expected = read_file(FOLDER / 'models/net_g_10.pth')['params']
     FOLDER.rename('undisturbed')
-    with mock.patch.object(RecordedModel, '_score_images', side_effect=InputError("'x' is not a readable image")):
+    with mock.patch('wrcan_arch.train.scoring.score_images', side_effect=InputError("'x' is not a readable image")):
         assert train() == 1
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.endswith("train: 'x' is not a readable image; the run ends; fix that and go on with --auto_resume")
@@ -288,15 +288,16 @@ def test_validation_that_fails_in_one_process_ends_both_and_is_saved(quick, erro
     Path('train.yml').write_text(text)
     Path('failing.py').write_text(
         'import os, sys, time\nfrom pathlib import Path\nfrom wrcan_arch import InputError, cli\n'
+        'from wrcan_arch.train import scoring\n'
         'from wrcan_arch.train.recorded_model import RecordedModel\n'
-        'share, save = RecordedModel._score_share, RecordedModel._save_training_state\n'
+        'share, save = scoring.score_share, RecordedModel._save_training_state\n'
         'def scored(*arguments):\n'
         f'    if os.environ["RANK"] == "1": raise {error}("one frame is broken")\n'
         '    return share(*arguments)\n'
         'def slowly(*arguments):\n'
         '    time.sleep(1)\n'
         '    save(*arguments)\n'
-        'RecordedModel._score_share, RecordedModel._save_training_state = scored, slowly\n'
+        'scoring.score_share, RecordedModel._save_training_state = scored, slowly\n'
         'code = cli.main(sys.argv[1:])\n'
         'if os.environ["RANK"] == "1": print("then there were", *Path("experiments").rglob("4.state"))\n'
         'sys.exit(code)\n'
@@ -328,7 +329,7 @@ def test_ctrl_c_before_the_first_iteration_promises_nothing(quick, capfd):
 
     assert train('train:total_iter=2', 'logger:save_checkpoint_freq=5') == 0
     FOLDER.rename('before')
-    with mock.patch.object(RecordedModel, '_score_images', side_effect=stop):
+    with mock.patch('wrcan_arch.train.scoring.score_images', side_effect=stop):
         assert train('path:pretrain_network_g=before/models/net_g_latest.pth') == 130
     said = capfd.readouterr().err
     assert 'stopped by SIGINT; no iteration was made, so nothing is saved' in said and said.count('Ctrl+') == 1
@@ -493,6 +494,41 @@ def test_best_network_that_the_last_state_does_not_know_stays(quick):
     (FOLDER / 'training_states/8.state').unlink()
     assert train('train:total_iter=12', 'val:val_freq=4', 'train:optim_g:lr=1e-9', resume=True) == 0
     assert best.read_bytes() == kept and best_of_log() == (metric, score, '8')
+
+
+def test_best_network_beyond_the_end_of_the_resumed_run_is_its_outcome(quick):
+    """Also when that is trained on: what comes out at the same iteration may be worse."""
+    best = FOLDER / 'models/net_g_best.pth'
+    assert train('train:total_iter=8', 'logger:save_checkpoint_freq=6') == 0
+    kept, found = best.read_bytes(), best_of_log()
+    assert found[2] == '8'
+    (FOLDER / 'training_states/8.state').unlink()
+    for total in (7, 12):
+        assert train(f'train:total_iter={total}', 'train:optim_g:lr=1e-9', resume=True) == 0
+        assert best.read_bytes() == kept and best_of_log() == found
+
+
+def test_run_from_an_older_state_has_a_best_network_of_its_own(quick):
+    best = FOLDER / 'models/net_g_best.pth'
+    assert train('train:total_iter=8') == 0
+    kept = best.read_bytes()
+    assert best_of_log()[2] == '8'
+    assert (
+        train(f'path:resume_state={FOLDER}/training_states/4.state', 'train:total_iter=8', 'train:optim_g:lr=1e-9') == 0
+    )
+    assert (FOLDER / 'models/net_g_best.pth.after_4').read_bytes() == kept
+    about = read_file(best)['metadata']
+    own = f'{about["metrics"]["psnr"]:.4f}'
+    assert best.read_bytes() != kept and best_of_log() == ('psnr', own, '8') and about['iter'] == 8
+
+
+def test_older_state_that_nothing_is_trained_from_leaves_the_best_network(quick):
+    best = FOLDER / 'models/net_g_best.pth'
+    assert train('train:total_iter=8') == 0
+    kept, found = best.read_bytes(), best_of_log()
+    assert found[2] == '8'
+    assert train(f'path:resume_state={FOLDER}/training_states/4.state', 'train:total_iter=4') == 0
+    assert best.read_bytes() == kept and best_of_log() == found
 
 
 def test_rates_of_a_resumed_run_are_those_of_its_options(quick):

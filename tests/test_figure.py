@@ -176,9 +176,13 @@ def test_columns_of_the_papers_rows_are_headed_as_in_the_paper(frames):
 @pytest.mark.parametrize(
     ('results', 'crops', 'message'),
     [
-        (['first'], ['009/00000000'], "--crops 009/00000000: the data set has no such frame; there is '000/00000000'"),
+        (
+            ['first'],
+            ['009/00000000'],
+            "--crops 009/00000000: the data set has no such frame; there are '000/00000000' and",
+        ),
         (['first'], ['000/00000000:41,0'], 'not inside 240 x 200; TOP is 40 at most, LEFT 80'),
-        (['first'], ['000/00000000:1'], 'write SEQUENCE/FRAME or SEQUENCE/FRAME:TOP,LEFT'),
+        (['first'], ['000/00000000:1'], "no such frame; there are '000/00000000' and '000/00000000:TOP,LEFT'"),
         (['first', 'first'], [], 'need names that differ'),
         (['absent'], [], 'no options.yml in it; give the folder that basicsr test wrote'),
         (['first', 'unsaved'], [], 'not all have restored images of small; test with save_img: true'),
@@ -195,6 +199,36 @@ def test_wrong_requests_say_what_to_do(frames, results, crops, message):
         read_rows([Path('results', name) for name in results], crops)
 
 
-def test_page_is_not_written_over_by_its_picture(frames):
-    with pytest.raises(InputError, match=r'fig\.png: is where the picture goes; name the page, as in fig\.html'):
-        make_figure([Path('results/first')], [], Path('fig.png'))
+def renamed(frames, name):
+    """The first frames under other names, in folders of files and in one result."""
+    for folder, column in (('blur', 'input'), ('sharp', 'sharp')):
+        Path(folder).mkdir()
+        for number, key in enumerate(FRAMES):
+            cv2.imwrite(f'{folder}/{name(number)}.png', frames[column][key])
+    result = make_result('own', {name(number): frames['first'][key] for number, key in enumerate(FRAMES)})
+    options = yaml.safe_load((result / 'options.yml').read_text())
+    options['datasets']['test'] |= {'dataroot_lq': 'blur', 'dataroot_gt': 'sharp', 'io_backend': {'type': 'disk'}}
+    (result / 'options.yml').write_text(yaml.safe_dump(options))
+    return result
+
+
+def test_photographs_of_one_camera_fill_the_rows(frames):
+    """Which are one sequence by their names."""
+    rows = read_rows([renamed(frames, 'IMG_{:04}'.format)], [])
+    assert len({row.crop.partition(':')[0] for row in rows}) == 4
+
+
+@pytest.mark.parametrize('name', ['12:30:0{}', 'at_{}:1,2'])
+def test_names_with_colons_are_frames_as_others(frames, name):
+    result = renamed(frames, name.format)
+    frame = name.format(3).replace('_', '/')
+    assert len(read_rows([result], [])) == 4
+    (row,) = read_rows([result], [f'{frame}:7,31'])
+    assert row.crop == f'{frame}:7,31'
+
+
+@pytest.mark.parametrize('name', ['fig.png', 'fig.PNG', 'fig.jpg', 'fig.HEIC'])
+def test_page_is_not_written_under_a_pictures_name(frames, name):
+    with pytest.raises(InputError, match=f'{name}: the picture goes beside the page; name the page, as in fig.html'):
+        make_figure([Path('results/first')], [], Path(name))
+    assert not list(Path().glob('fig*'))

@@ -5,11 +5,14 @@ import numpy as np
 import pytest
 import torch
 from basicsr.metrics import calculate_metric
+from basicsr.models.sr_model import SRModel
 from conftest import picture
 from torchvision.models import alexnet as untrained_alexnet  # after basicsr, whose import repairs it
 
 from wrcan_arch import InputError
+from wrcan_arch.train import lpips_metric
 from wrcan_arch.train.lpips_metric import BACKBONE, calculate_lpips, lpips_network
+from wrcan_arch.train.recorded_model import RecordedModel
 
 METRIC = {'type': 'calculate_lpips', 'crop_border': 0, 'better': 'lower'}
 
@@ -74,6 +77,22 @@ def test_score_is_not_rounded_as_a_gpu_would(lpips, backbone):
     ):
         calculate_lpips(picture(70, 70, 1), picture(70, 70, 2))
     assert seen == [(True, False)], 'inside of it'
+
+
+@pytest.mark.parametrize(('num_gpu', 'expected'), [(0, 'cpu'), (1, 'cuda:0')])
+def test_it_takes_a_gpu_only_where_the_run_may(monkeypatch, num_gpu, expected):
+    monkeypatch.setattr(lpips_metric, '_may_use_gpu', True)
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    monkeypatch.setattr('torch.cuda.current_device', lambda: 0)
+    with mock.patch.object(SRModel, '__init__', return_value=None):
+        RecordedModel({'num_gpu': num_gpu, 'rank': 0, 'is_train': False, 'path': {}, 'datasets': {}})
+    with (
+        mock.patch('wrcan_arch.train.lpips_metric.find_backbone'),
+        mock.patch('wrcan_arch.train.lpips_metric.lpips_network', side_effect=InterruptedError) as network,
+        pytest.raises(InterruptedError),
+    ):
+        calculate_lpips(picture(70, 70, 1), picture(70, 70, 2))
+    assert str(network.call_args.args[1]) == expected
 
 
 def test_network_is_made_once_and_takes_nothing_from_the_random_state(lpips, backbone):

@@ -1,3 +1,4 @@
+import json
 import os
 import re
 from pathlib import Path
@@ -7,12 +8,13 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from basicsr.metrics import calculate_psnr
 from conftest import picture
 
 from wrcan_arch import InputError
 from wrcan_arch.cli import main
 from wrcan_arch.look.crops import busiest_crops
-from wrcan_arch.look.finished_test import read_restored
+from wrcan_arch.look.finished import open_test_set, read_restored
 from wrcan_arch.look.page import rounded
 from wrcan_arch.look.report import plot_losses, read_curves, write_report
 from wrcan_arch.train.image_files import write_png
@@ -109,8 +111,9 @@ def test_scores_are_of_blurred_and_restored_and_what_was_gained(finished_test):
     write_png(Path('results/some/visualization/small/a_some.png'), cv2.blur(picture(200, 240, 1), (2, 1)))
     blurred, restored = (cv2.PSNR(picture(200, 240, 1), image) for image in (
         picture(200, 240), cv2.blur(picture(200, 240, 1), (2, 1))))  # fmt: skip
-    (scores,) = write_report(finished_test, None, Path('report.html'))
-    assert scores['psnr'] == pytest.approx((blurred, restored), abs=1e-3) and restored > blurred + 1
+    means = write_report(finished_test, None, Path('report.html'))['small']
+    assert (means.blurred['psnr'], means.restored['psnr']) == pytest.approx((blurred, restored), abs=1e-3)
+    assert restored > blurred + 1
     row = f'<td>PSNR</td><td>{blurred:.2f}</td><td>{restored:.2f}</td><td>{restored - blurred:+.2f}</td>'
     page = Path('report.html').read_text()
     assert row in page
@@ -132,21 +135,67 @@ def test_of_many_pictures_some_from_all_over_the_test_are_shown(finished_test, m
     for path in ('blur/{}.png', 'sharp/{}.png', 'results/some/visualization/small/{}_some.png'):
         for name in 'bcde':
             Path(path.format(name)).write_bytes(Path(path.format('a')).read_bytes())
-    assert len(write_report(finished_test, None, Path('report.html'))) == 5
+    assert write_report(finished_test, None, Path('report.html'))['small'].images == 5
     page = Path('report.html').read_text()
     assert re.findall('<h3>(.)</h3>', page) == ['a', 'c', 'e'] and '3 of 5 images, from all over the test' in page
 
 
-@pytest.mark.parametrize('missing', ['log', 'result'])
-def test_what_is_missing_is_said_before_anything_is_scored(finished_test, missing):
-    if missing == 'result':
-        Path('results/some/result_small.json').unlink()
+@pytest.mark.parametrize('wrong', ['log', 'result'])
+def test_what_is_missing_or_damaged_is_said_before_anything_is_scored(finished_test, wrong):
+    if wrong == 'result':
+        Path('results/some/result_small.json').write_text('{')
     with (
         mock.patch('wrcan_arch.look.report.calculate_metric') as score,
-        pytest.raises((InputError, OSError), match={'log': 'no train_', 'result': 'result_small.json'}[missing]),
+        pytest.raises(InputError, match={'log': 'no train_', 'result': 'result_small.json: not a result'}[wrong]),
     ):
-        write_report(finished_test, Path('nowhere') if missing == 'log' else None, Path('report.html'))
+        write_report(finished_test, Path('nowhere') if wrong == 'log' else None, Path('report.html'))
     assert not score.called
+
+
+def test_test_of_the_toolboxs_own_model_which_writes_no_result_has_a_page(finished_test):
+    Path('results/some/result_small.json').unlink()
+    assert write_report(finished_test, None, Path('report.html'))['small'].images == 1
+    assert '<p>small: 1 images.</p>' in Path('report.html').read_text()
+
+
+def test_each_data_set_has_means_of_its_own_those_of_the_result(finished_test, capsys):
+    """To the bit, which a plain sum of these is not; and each is opened once."""
+    Path('results/some/visualization/more').mkdir()
+    scores = {}
+    for number in range(9):
+        image = picture(60, 70, number)
+        images = {'blur2/{}.png': cv2.blur(image, (5, 5)), 'sharp2/{}.png': image}
+        images['results/some/visualization/more/{}_some.png'] = restored = cv2.blur(image, (3, 3))
+        for name, content in images.items():
+            write_png(Path(name.format(number)), content)
+        scores[str(number)] = {'psnr': calculate_psnr(restored, image, 0)}
+    more = {'name': 'more', 'type': 'JPEGDeblurDataset', 'dataroot_lq': 'blur2', 'dataroot_gt': 'sharp2'}
+    finished_test['datasets']['test_2'] = finished_test['datasets']['test'] | more
+    about = {'protocol': 'exact fp32', 'weights': None, 'network_g': {}}
+    write_result(Path('results/some'), 'more', scores, about)
+    Path('results/some/options.yml').write_text(yaml.safe_dump(finished_test))
+    Path('test.yml').write_text('name: some\n')
+    with mock.patch('wrcan_arch.look.report.open_test_set', wraps=open_test_set) as opened:
+        means = write_report(finished_test, None, Path('report.html'))
+    assert opened.call_count == 2
+    result = json.loads(Path('results/some/result_more.json').read_text())
+    assert means['more'].restored == result['metrics'] and list(means) == ['small', 'more']
+    page = Path('report.html').read_text()
+    assert page.index('small: 1 images; protocol: chop x8 bf16.') < page.index('more: 9 images; protocol: exact fp32.')
+    assert main(['report', '-opt', 'test.yml']) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.partition(' images')[0] for line in said[:2]] == ['small: PSNR of 1', 'more: PSNR of 9']
+
+
+def test_names_of_metrics_are_text_and_those_of_sets_stay_as_they_are(finished_test):
+    finished_test['val']['metrics'] = {'<i>': {'type': 'calculate_psnr', 'crop_border': 0}}
+    Path('run').mkdir()
+    said = '2026 INFO: Validated {} at iteration 7\n\t # psnr: 20.0\tBest: 20.0 @ 7 iter\n'
+    Path('run/train_a.log').write_text(said.format('REDS_val') + said.format('Other'))
+    write_report(finished_test, Path('run'), Path('report.html'))
+    page = Path('report.html').read_text()
+    assert '<i>' not in page.lower().replace('&lt;', '') and page.count('&lt;I&gt;') == 3
+    assert '<!-- validation PSNR (REDS_val) -->' in page
 
 
 def test_data_in_the_home_folder_is_found(finished_test, monkeypatch):

@@ -19,7 +19,7 @@ from fresh import run_python
 from wrcan_arch import InputError, WRCANModel, restore
 from wrcan_arch.checkpoint import read_file, read_weights
 from wrcan_arch.errors import RunError
-from wrcan_arch.train import options
+from wrcan_arch.train import options, scoring
 from wrcan_arch.wrcan_arch import ChannelAttention
 
 
@@ -194,7 +194,7 @@ def test_best_network_is_of_the_metric_and_set_asked_for(opt):
         ]:  # fmt: skip
             loader = SimpleNamespace(dataset=SimpleNamespace(opt={'name': data_set}))
             scores = {'a': {'psnr': psnr, 'ssim': ssim}}
-            with mock.patch.object(model, '_score_images', return_value=(scores, 0.0)):
+            with mock.patch('wrcan_arch.train.scoring.score_images', return_value=(scores, 0.0)):
                 model.validation(loader, iteration, None)
     assert [(call.args[0], call.args[1]['iter'], call.args[1]['metrics']['ssim']) for call in save.call_args_list] == [
         ('best', 1, 0.5),
@@ -409,26 +409,28 @@ def test_state_is_saved_with_the_validation_of_its_iteration(opt):
     for name, value in (('first', 30.0), ('second', 20.0)):
         assert not (saved / '4.state').exists()
         loader = SimpleNamespace(dataset=SimpleNamespace(opt={'name': name}))
-        with mock.patch.object(model, '_score_images', return_value=({'a': {'psnr': value, 'ssim': 1.0}}, 0.0)):
+        with mock.patch(
+            'wrcan_arch.train.scoring.score_images', return_value=({'a': {'psnr': value, 'ssim': 1.0}}, 0.0)
+        ):
             model.validation(loader, 4, None)
     state = read_file(saved / '4.state')
     assert state['best_metric_results']['first']['psnr'] == {'better': 'higher', 'val': 30.0, 'iter': 4}
 
     model.save(0, 8)
     loader = SimpleNamespace(dataset=SimpleNamespace(opt={'name': 'first'}))
-    with mock.patch.object(model, '_score_images', side_effect=InputError('broken')), pytest.raises(RunError):
+    with mock.patch('wrcan_arch.train.scoring.score_images', side_effect=InputError('broken')), pytest.raises(RunError):
         model.validation(loader, 8, None)
     assert (saved / '8.state').exists(), 'a validation that fails ends the run, and with it the waiting'
 
     model.save(0, 12)
-    with mock.patch.object(model, '_score_images', side_effect=MemoryError), pytest.raises(MemoryError):
+    with mock.patch('wrcan_arch.train.scoring.score_images', side_effect=MemoryError), pytest.raises(MemoryError):
         model.validation(loader, 12, None)
     assert (saved / '12.state').exists(), 'so does any other error'
-    with mock.patch.object(model, '_score_images', side_effect=MemoryError), pytest.raises(MemoryError):
+    with mock.patch('wrcan_arch.train.scoring.score_images', side_effect=MemoryError), pytest.raises(MemoryError):
         model.validation(loader, 13, None)
     assert (saved / '13.state').exists(), 'and what was learnt since is saved, though nothing was due'
     model.saved_iter = 0
-    with mock.patch.object(model, '_score_images', side_effect=MemoryError), pytest.raises(MemoryError):
+    with mock.patch('wrcan_arch.train.scoring.score_images', side_effect=MemoryError), pytest.raises(MemoryError):
         model.validation(loader, 14, None)
     assert (saved / '14.state').exists(), 'also where it is the first'
 
@@ -439,12 +441,14 @@ def test_of_two_validation_sets_neither_has_the_others_scores_or_pictures(opt):
     model = build_model(opt)
     for name, value in (('first', 30.0), ('second', 20.0)):
         loader = SimpleNamespace(dataset=SimpleNamespace(opt={'name': name}))
-        with mock.patch.object(model, '_score_images', return_value=({'a': {'psnr': value, 'ssim': 1.0}}, 0.0)):
+        with mock.patch(
+            'wrcan_arch.train.scoring.score_images', return_value=({'a': {'psnr': value, 'ssim': 1.0}}, 0.0)
+        ):
             model.validation(loader, 4, None)
     model.save_pair(0, 4)
     metadata = read_weights(Path(opt['path']['experiments_root'], 'models/net_g_4.pth'))[1]
     assert metadata['metrics'] == {'psnr': 30.0, 'ssim': 1.0}
-    assert model._image_path('first', 'a', 4) != model._image_path('second', 'a', 4)
+    assert model.image_path('first', 'a', 4) != model.image_path('second', 'a', 4)
 
 
 def test_result_is_of_the_weights_that_were_tested(opt, tmp_path, official_weights):
@@ -471,7 +475,15 @@ def test_validation_image_that_cannot_be_read_is_named(opt):
             return None.astype
 
     with pytest.raises(InputError, match="image 0 of paired cannot be read .*no attribute 'astype'"):
-        build_model(opt)._score_images(Frames(), 4, save_img=False)
+        scoring.score_images(build_model(opt), Frames(), 4, save_img=False)
+
+
+def test_validation_of_no_images_is_an_error(opt):
+    class Frames(list):
+        opt = {'name': 'paired', 'dataroot_lq': 'REDS'}
+
+    with pytest.raises(InputError, match='data set paired: there are no images in REDS'):
+        scoring.score_images(build_model(opt), Frames(), 4, save_img=False)
 
 
 def test_local_validation_takes_the_patch_of_this_training(opt):

@@ -172,9 +172,8 @@ def tables(arguments: argparse.Namespace) -> int:
 def report(arguments: argparse.Namespace) -> int:
     from .errors import InputError
     from .look.figure import make_figure
-    from .look.finished_test import read_options
-    from .look.page import rounded
-    from .look.report import mean_scores, write_report
+    from .look.finished import options_of_test
+    from .look.report import write_report
     from .train import options
 
     if arguments.crops and not arguments.figure:
@@ -187,10 +186,11 @@ def report(arguments: argparse.Namespace) -> int:
         return 0
 
     name = options.read_options(arguments.opt, arguments.force_yml or ()).values.get('name')
-    scores = write_report(read_options(Path('results', str(name))), arguments.experiment, arguments.out)
-    for metric, (blurred, restored) in mean_scores(scores).items():
-        line = f'blurred {rounded(metric, blurred)}, restored {rounded(metric, restored)}'
-        print(f'{metric.upper()} of {len(scores)} images: {line} ({rounded(metric, restored - blurred, sign="+")})')
+    means_of = write_report(options_of_test(Path('results', str(name))), arguments.experiment, arguments.out)
+    for dataset, means in means_of.items():
+        for metric, blurred, restored, difference in means.rows():
+            scores = f'blurred {blurred}, restored {restored} ({difference})'
+            print(f'{dataset}: {metric} of {means.images} images: {scores}')
     print(f'wrote {arguments.out}')
     return 0
 
@@ -234,7 +234,7 @@ def examine_data(sources: list[str]) -> int:
                 continue
             for phase, dataset in file.values['datasets'].items():
                 roots |= dict.fromkeys(jpeg_deblur_dataset.roots_of(dataset).values())
-                quick = audit.quick_problems(dataset, phase.split('_')[0])
+                quick = audit.quick_problems(dataset, phase.split('_')[0], scale=file.values['scale'])
                 problems += (each for each in quick if each not in problems)
     for root in roots:
         found = audit.all_problems(root)

@@ -1,6 +1,7 @@
 """The paper's Fig. 4 from any finished tests: a row a crop; columns input, each method, sharp."""
 
 import html
+import mimetypes
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from ..train.image_files import write_png
 from ..train.jpeg_deblur_dataset import JPEGDeblurDataset
 from ..train.results import key_of, restored_path, sequence_of
 from .crops import CROP, ZOOM, busiest_crops
-from .finished_test import check_sizes, open_test_set, read_options, read_restored
+from .finished import check_sizes, open_test_set, options_of_test, read_restored
 from .page import page, picture, rounded
 from .tables import name_in_paper
 
@@ -73,9 +74,8 @@ def _frame(key: str) -> str:
 
 
 def _parse(crop: str) -> tuple[str, tuple[int, int] | None]:
-    match = re.fullmatch(r'([^:]+)(?::(\d+),(\d+))?', crop)
-    if not match:
-        raise InputError(f'--crops {crop}: write SEQUENCE/FRAME or SEQUENCE/FRAME:TOP,LEFT')
+    match = re.fullmatch(r'(.*?)(?::(\d+),(\d+))?', crop, re.DOTALL)
+    assert match  # whatever the text
     return match[1], None if match[2] is None else (int(match[2]), int(match[3]))
 
 
@@ -84,7 +84,7 @@ def _open_results(results: Sequence[Path]) -> tuple[TestSet, list[Method]]:
     names = [result.resolve().name for result in results]
     if len({*names, *OTHER_COLUMNS}) < len(names) + len(OTHER_COLUMNS):
         raise InputError(f'{", ".join(names)}: results in one figure need names that differ')
-    options = [read_options(result) for result in results]
+    options = [options_of_test(result) for result in results]
     for phase, dataset in options[0]['datasets'].items():
         folders = [result / 'visualization' for result in results]
         if all((folder / dataset['name']).is_dir() for folder in folders):
@@ -107,7 +107,7 @@ def _keys(dataset: Any) -> list[str]:
 
 
 def _most_different(dataset: TestSet, keys: Sequence[str], methods: Sequence[Method]) -> list[str]:
-    """The frame of each sequence where the methods differ most in one crop, and of these the first ROWS."""
+    """ROWS frames where the methods differ most in one crop: of each sequence one, then of any."""
 
     def difference(place: int) -> float:
         images = {method.name: method.read(keys[place]) for method in methods}
@@ -117,10 +117,12 @@ def _most_different(dataset: TestSet, keys: Sequence[str], methods: Sequence[Met
         corner = busiest_crops(list(images.values()), 1)[0]
         return float(np.ptp([_cut(image, corner) for image in images.values()], axis=0).sum())
 
+    ranked = [keys[place] for place in sorted(range(len(keys)), key=difference, reverse=True)]
     best: dict[str, str] = {}
-    for place in sorted(range(len(keys)), key=difference, reverse=True):
-        best.setdefault(sequence_of(keys[place]), keys[place])
-    return [_frame(key) for key in list(best.values())[:ROWS]]
+    for key in ranked:
+        best.setdefault(sequence_of(key), key)
+    chosen = dict.fromkeys([*best.values(), *ranked])
+    return [_frame(key) for key in list(chosen)[:ROWS]]
 
 
 def _row(item: Mapping[str, Any], key: str, corner: tuple[int, int] | None, methods: Sequence[Method]) -> FigureRow:
@@ -161,9 +163,12 @@ def read_rows(results: Sequence[Path], crops: Sequence[str]) -> list[FigureRow]:
         crops = paper if len(paper) == len(PAPER_FRAMES) else _most_different(dataset, list(places), methods)
     rows = []
     for crop in crops:
-        frame, corner = _parse(crop)
+        frame, corner = (crop, None) if _key(crop) in places else _parse(crop)  # a name may end as a place does
         if _key(frame) not in places:
-            raise InputError(f"--crops {crop}: the data set has no such frame; there is '{_frame(next(iter(places)))}'")
+            known = _frame(next(iter(places)))
+            raise InputError(
+                f"--crops {crop}: the data set has no such frame; there are '{known}' and '{known}:TOP,LEFT'"
+            )
         rows.append(_row(dataset[places[_key(frame)]], _key(frame), corner, methods))
     return rows
 
@@ -236,8 +241,8 @@ def make_figure(results: Sequence[Path], crops: Sequence[str], out: Path) -> Pat
         the PNG's path, `out` with another ending.
     """
     image = out.with_suffix('.png')
-    if image == out:
-        raise InputError(f'{out}: is where the picture goes; name the page, as in {out.with_suffix(".html")}')
+    if (mimetypes.guess_type(out.name)[0] or '').startswith('image/'):
+        raise InputError(f'{out}: the picture goes beside the page; name the page, as in {out.with_suffix(".html")}')
     rows = read_rows(results, crops)
     write_png(image, draw(rows)[:, :, ::-1])
     write_text(out, _html_page(rows))

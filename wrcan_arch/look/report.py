@@ -5,6 +5,7 @@ One file, pictures and plots inside it. It reads what a training and a test left
 
 import html
 import io
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,24 +19,39 @@ from matplotlib.figure import Figure
 
 from ..errors import InputError
 from ..files import write_text
-from ..train.results import key_of, restored_path
+from ..train.lpips_metric import use_gpu
+from ..train.results import key_of, mean_scores, restored_path, result_path
 from .crops import CROP, ZOOM, busiest_crops
-from .finished_test import check_sizes, open_test_set, read_found, read_restored
+from .finished import check_sizes, open_test_set, read_found, read_restored
 from .page import page, picture, rounded
 
 CROPS_PER_PICTURE = 2
 SHOWN = 60  # pictures on a page; of more than that, some from all over the test
 
-Scores = Mapping[str, tuple[float, float]]  # (blurred, restored) by metric
+
+@dataclass(frozen=True)
+class TestImage:
+    """One test image: its pictures, uint8 (H, W, 3) in BGR, by column, and the scores of the first two by metric."""
+
+    key: str
+    pictures: dict[str, np.ndarray]  # 'blurred', 'restored', 'sharp'
+    scores: dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
-class Result:
-    """One test image. Pictures are uint8 (H, W, 3), BGR."""
+class Means:
+    """A data set's mean scores, by metric."""
 
-    key: str
-    pictures: dict[str, np.ndarray]
-    scores: Scores
+    images: int
+    blurred: dict[str, float]
+    restored: dict[str, float]
+
+    def rows(self) -> Iterator[tuple[str, str, str, str]]:
+        """Each metric, its scores before and after, and the difference, as they are shown."""
+        for metric, blurred in self.blurred.items():
+            restored = self.restored[metric]
+            difference = rounded(metric, restored - blurred, sign='+')
+            yield metric.upper(), rounded(metric, blurred), rounded(metric, restored), difference
 
 
 @dataclass(frozen=True)
@@ -46,25 +62,25 @@ class Curves:
     metrics: dict[str, list[tuple[int, float]]]
 
 
-def read_results(opt: Mapping[str, Any]) -> Iterator[Result]:
-    """The finished test's restored images beside their inputs and sharp images."""
-    for phase, dataset_opt in opt['datasets'].items():
-        folder = Path('results', opt['name'], 'visualization')
-        for item in open_test_set(opt, phase):
-            if 'gt' not in item:
-                raise InputError(f'{opt["name"]}: {dataset_opt["name"]} has no sharp images to compare with')
-            key = key_of(item, dataset_opt)
-            restored = read_restored(restored_path(folder, dataset_opt['name'], key, opt))
-            pictures = {'blurred': tensor2img(item['lq']), 'restored': restored, 'sharp': tensor2img(item['gt'])}
-            check_sizes(key, pictures)
-            yield Result(key, pictures, _scores(pictures, opt['val'].get('metrics') or {}))
-
-
-def _scores(pictures: dict[str, np.ndarray], metrics: Mapping[str, Any]) -> Scores:
-    def score(name: str, metric: dict[str, Any]) -> float:
-        return float(calculate_metric({'img': pictures[name], 'img2': pictures['sharp']}, metric))
-
-    return {name: (score('blurred', metric), score('restored', metric)) for name, metric in metrics.items()}
+def read_images(opt: Mapping[str, Any], phase: str, dataset: Sequence[Mapping[str, Any]]) -> Iterator[TestImage]:
+    """The finished test's restored images of a data set, opened, beside their inputs and sharp images."""
+    dataset_opt, metrics = opt['datasets'][phase], opt['val'].get('metrics') or {}
+    folder = Path('results', opt['name'], 'visualization')
+    for item in dataset:
+        if 'gt' not in item:
+            raise InputError(f'{opt["name"]}: {dataset_opt["name"]} has no sharp images to compare with')
+        key = key_of(item, dataset_opt)
+        restored = read_restored(restored_path(folder, dataset_opt['name'], key, opt))
+        pictures = {'blurred': tensor2img(item['lq']), 'restored': restored, 'sharp': tensor2img(item['gt'])}
+        check_sizes(key, pictures)
+        scores = {
+            name: {
+                metric: float(calculate_metric({'img': pictures[name], 'img2': pictures['sharp']}, metric_opt))
+                for metric, metric_opt in metrics.items()
+            }
+            for name in ('blurred', 'restored')
+        }
+        yield TestImage(key, pictures, scores)
 
 
 def read_curves(experiment: Path) -> Curves:
@@ -118,72 +134,79 @@ def plot_losses(losses: Mapping[str, list[tuple[int, float]]]) -> str:
     return plot(title, losses, scale='log' if min(lowest.values()) > 0 else 'linear')
 
 
-def _score(metric: str, value: float) -> str:
-    return f'{metric.upper()} {rounded(metric, value)}'
-
-
-def _row(result: Result) -> str:
+def _row(image: TestImage) -> str:
     """One test image: the whole and the crops, in three columns."""
-    corners = busiest_crops([result.pictures['blurred'], result.pictures['sharp']], CROPS_PER_PICTURE)
+    corners = busiest_crops([image.pictures['blurred'], image.pictures['sharp']], CROPS_PER_PICTURE)
     columns = []
-    for place, (name, image) in enumerate(result.pictures.items()):
-        scores = [] if name == 'sharp' else [_score(metric, values[place]) for metric, values in result.scores.items()]
-        whole = picture(image, 'jpg', alt=f'{result.key}, {name}')
+    for name, pixels in image.pictures.items():
+        scores = [f'{metric.upper()} {rounded(metric, value)}' for metric, value in image.scores.get(name, {}).items()]
+        whole = picture(pixels, 'jpg', alt=f'{image.key}, {name}')
         crops = [
-            picture(image[top : top + CROP, left : left + CROP], 'png', alt=f'{result.key}, {name}, crop', zoom=ZOOM)
+            picture(pixels[top : top + CROP, left : left + CROP], 'png', alt=f'{image.key}, {name}, crop', zoom=ZOOM)
             for top, left in corners
         ]
-        columns.append(f'<div><b>{name}</b> {", ".join(scores)}<br>{whole}<p>{"".join(crops)}</p></div>')
-    return f'<h3>{html.escape(result.key)}</h3><div class="columns">{"".join(columns)}</div>'
+        said = html.escape(', '.join(scores))
+        columns.append(f'<div><b>{name}</b> {said}<br>{whole}<p>{"".join(crops)}</p></div>')
+    return f'<h3>{html.escape(image.key)}</h3><div class="columns">{"".join(columns)}</div>'
 
 
-def mean_scores(scores: Sequence[Scores]) -> Scores:
-    """Means over all images."""
-    return {metric: tuple(np.mean([each[metric] for each in scores], axis=0).tolist()) for metric in scores[0]}
-
-
-def _summary(scores: Sequence[Scores]) -> str:
-    rows = []
-    for metric, (blurred, restored) in mean_scores(scores).items():
-        cells = [metric.upper(), rounded(metric, blurred), rounded(metric, restored)]
-        cells.append(rounded(metric, restored - blurred, sign='+'))
-        rows.append(f'<tr><td>{"</td><td>".join(cells)}</td></tr>')
+def _summary(dataset: str, means: Means, protocol: str) -> str:
+    rows = [f'<tr><td>{"</td><td>".join(map(html.escape, cells))}</td></tr>' for cells in means.rows()]
+    about = f'{dataset}: {means.images} images' + (f'; protocol: {protocol}.' if protocol else '.')
     return (
-        '<table class="numbers"><tr><th>mean</th><th>blurred</th><th>restored</th><th>difference</th></tr>'
-        + ''.join(rows)
-        + '</table>'
+        f'<p>{html.escape(about)}</p><table class="numbers">'
+        '<tr><th>mean</th><th>blurred</th><th>restored</th><th>difference</th></tr>' + ''.join(rows) + '</table>'
     )
 
 
-def write_report(opt: Mapping[str, Any], experiment: Path | None, out: Path) -> list[Scores]:
-    """Write the page of a finished test, and return its images' scores.
+def _validation_title(curve: str) -> str:
+    metric, place, name = curve.partition(' (')
+    return f'validation {metric.upper()}{place}{name}'
+
+
+def _protocol(opt: Mapping[str, Any], phase: str) -> str:
+    """How the test restored; '' where its model writes no result, as the toolbox's own."""
+    path = result_path(Path('results', opt['name']), opt['datasets'][phase]['name'])
+    return read_found(path).protocol if path.is_file() else ''
+
+
+def write_report(opt: Mapping[str, Any], experiment: Path | None, out: Path) -> dict[str, Means]:
+    """Write the page of a finished test, and return the mean scores of each of its data sets.
 
     Args:
         opt: the options that it ran with. Its results/ are looked for under the current folder.
         experiment: folder of the training run whose curves are shown; None for none.
         out: the page.
     """
-    count = sum(len(open_test_set(opt, phase)) for phase in opt['datasets'])
+    use_gpu(opt.get('num_gpu') != 0)
+    datasets = {phase: open_test_set(opt, phase) for phase in opt['datasets']}
+    count = sum(map(len, datasets.values()))
     shown = {round(each) for each in np.linspace(0, count - 1, min(count, SHOWN))}
     curves = read_curves(experiment) if experiment is not None else None  # and what was found: before all is scored
-    datasets = [dataset['name'] for dataset in opt['datasets'].values()]
-    found = read_found(Path('results', opt['name'], f'result_{datasets[0]}.json'))
-    scores, rows = [], []
-    for number, result in enumerate(read_results(opt)):
-        scores.append(result.scores)
-        if number in shown:
-            rows.append(_row(result))
-    if not scores:
-        raise InputError(f'{opt["name"]}: its data sets hold no images to report on')
-    sections = [_summary(scores)]
+    protocols = {phase: _protocol(opt, phase) for phase in datasets}
+    sections, rows = [], []
+    means_of: dict[str, Means] = {}
+    numbers = itertools.count()
+    for phase, dataset in datasets.items():
+        name = opt['datasets'][phase]['name']
+        scores: dict[str, dict[str, dict[str, float]]] = {'blurred': {}, 'restored': {}}
+        for image in read_images(opt, phase, dataset):
+            for column, own in image.scores.items():
+                scores[column][image.key] = own
+            if next(numbers) in shown:
+                rows.append(_row(image))
+        if not scores['restored']:
+            raise InputError(f'{opt["name"]}: {name} holds no images to report on')
+        means = {column: mean_scores(each) for column, each in scores.items()}
+        means_of[name] = Means(len(scores['restored']), **means)
+        sections.append(_summary(name, means_of[name], protocols[phase]))
     if curves is not None:
         plots = [plot_losses(curves.losses)] if curves.losses else []
-        plots += [plot(f'validation {name.upper()}', {name: points}) for name, points in curves.metrics.items()]
+        plots += [plot(_validation_title(name), {name: points}) for name, points in curves.metrics.items()]
         sections.append(f'<h2>Training</h2><div class="plots">{"".join(plots)}</div>')
     of_all = f' {len(rows)} of {count} images, from all over the test.' if len(rows) < count else ''
     what = f'The whole image, then crops at {ZOOM}:1 where the blur cost most.'
     sections.append(f'<h2>Pictures</h2><p>{what}{of_all}</p>')
     sections += rows
-    about = f'<p>{count} images; protocol: {html.escape(found.protocol)}.</p>'
-    write_text(out, page(opt['name'], about + '\n'.join(sections)))
-    return scores
+    write_text(out, page(opt['name'], '\n'.join(sections)))
+    return means_of

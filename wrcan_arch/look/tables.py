@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .finished_test import Found, read_found
+from ..train.results import result_path
+from .finished import TestResult, read_found
 from .page import page, rounded
 
 FRAMES = 3000  # of REDS's validation set, and of its test set
@@ -110,7 +111,7 @@ class Line:
     """A row beside its result. `note` says why there is none, or why it is not one to set the paper's against."""
 
     row: Row
-    found: Found | None
+    found: TestResult | None
     note: str = ''
 
 
@@ -120,7 +121,7 @@ def compare(results: Path, tables: Sequence[Table] = PAPER) -> list[tuple[Table,
 
 
 def _line(table: Table, row: Row, folder: Path) -> Line:
-    path = folder / f'result_{table.dataset}.json'
+    path = result_path(folder, table.dataset)
     if path.is_file():
         found = read_found(path)
         return Line(row, found, _not_the_papers(row, found))
@@ -129,13 +130,14 @@ def _line(table: Table, row: Row, folder: Path) -> Line:
     return Line(row, None, f'no result{where}: basicsr test -opt options/{row.result}.yml')
 
 
-def _not_the_papers(row: Row, found: Found) -> str:
+def _not_the_papers(row: Row, found: TestResult) -> str:
     """What the result was measured on that the row was not; '' where the two can be compared."""
     network = {**WRCAN, **found.network}  # what options leave out is as WRCAN has it
     protocol = 'input' if found.protocol.startswith('input') else found.protocol  # which computes in no type
     here = {'protocol': protocol, 'images': found.images, **{name: network[name] for name in row.network}}
     paper = {'protocol': row.protocol, 'images': FRAMES, **row.network}
-    for metric, chosen in found.metric_options.items():
+    for metric in row.paper:
+        chosen = found.metric_options.get(metric, {})
         for option, papers in SCORED_WHOLE_AND_IN_RGB.items():
             here[f'{metric}:{option}'], paper[f'{metric}:{option}'] = chosen.get(option, papers), papers
     differences = [f'{name} {here[name]}, not {paper[name]}' for name in paper if here[name] != paper[name]]
@@ -185,7 +187,8 @@ def _cells(table: Table, line: Line) -> list[str]:
         cells += [shown.get(source, '') for source in _sources(table)]
     if line.found is None:
         return [*cells, '', '', '']
-    return [*cells, line.found.protocol, str(line.found.images), (line.found.weights or 'none')[:12]]
+    weights = ' '.join(filter(None, [(line.found.weights or 'none')[:12], line.found.key]))
+    return [*cells, line.found.protocol, str(line.found.images), weights]
 
 
 def as_text(compared: Sequence[tuple[Table, list[Line]]]) -> str:
@@ -224,7 +227,8 @@ STYLE = """
 
 def as_html(compared: Sequence[tuple[Table, list[Line]]]) -> str:
     """The tables as one page."""
-    body = ["<p>Difference: measured less paper. Weights: the first digits of the weight file's SHA-256.</p>"]
+    weights = "the first digits of the weight file's SHA-256, and which set in it where there are two"
+    body = [f'<p>Difference: measured less paper. Weights: {weights}.</p>']
     for table, lines in compared:
         body.append(f'<h2>{table.title}</h2><p>{html.escape(table.about)}</p>')
         body.append(f'<table class="numbers"><thead>{_html_headings(table)}</thead>')

@@ -4,10 +4,12 @@ import io
 import math
 import re
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from basicsr.utils.registry import DATASET_REGISTRY
 from PIL import Image
 
 from ..errors import InputError
@@ -18,14 +20,18 @@ from .lmdb_store import in_own_process, open_store, verify_store
 from .results import is_submitted
 
 MOST_PIXELS = 1 << 30  # OpenCV's limit
+OF_THE_TOOLBOX = ('PairedImageDataset', 'SingleImageDataset')
 
 
-def quick_problems(dataset: Mapping[str, Any], phase: str, *, every: int | None = None) -> Iterator[str]:
+def quick_problems(
+    dataset: Mapping[str, Any], phase: str, *, scale: int = 1, every: int | None = None
+) -> Iterator[str]:
     """Of one data set of an option file: its stores or folders, their pairing, the frames' sizes, from their headers.
 
     Args:
         dataset: the section of the option file.
         phase: 'train' or another.
+        scale: of the option file: how much larger sharp frames of the toolbox's classes are.
         every: val:submission's, where one is made: names have to end in the frame's number, as in 000_00000012.
     """
     stored = (dataset.get('io_backend') or {}).get('type') == 'lmdb'
@@ -43,7 +49,11 @@ def quick_problems(dataset: Mapping[str, Any], phase: str, *, every: int | None 
             keys = [frame['key'] for frame in frames.frames]
             if every:
                 yield from _unfit_for_submission(dataset['name'], keys, every)
-            yield from _wrong_sizes(frames, keys, stored)
+            yield from _wrong_sizes(dataset, phase, keys, _sizes(frames, stored))
+        elif dataset['type'] in OF_THE_TOOLBOX:
+            paths = _paths_of_toolboxs(dataset, phase)
+            sizes = _sizes_of_toolboxs(dataset, paths, stored)
+            yield from _wrong_sizes(dataset, phase, paths['lq'], sizes, scale)
     except InputError as error:
         yield str(error)
 
@@ -64,28 +74,74 @@ def _check_folder(folder: Path) -> None:
         raise InputError(f'{folder}: a store, no folder of images; io_backend: {{type: lmdb}} reads it')
 
 
-def _wrong_sizes(dataset: JPEGDeblurDataset, keys: list[str], stored: bool) -> Iterator[str]:
-    """The first frame whose size is not its partner's, and the smallest that a patch does not fit into.
+Sizes = Mapping[str, list[tuple[int, ...]]]  # (H, W) of each frame, by role
 
-    InputError for a file that is no image.
-    """
-    size_of = {role: open_store(root).shape if stored else size_of_image for role, root in dataset.roots.items()}
-    sizes = {role: [size_of[role](frame[role])[:2] for frame in dataset.frames] for role in dataset.roots}
-    for role, known in sizes.items():
-        for frame, size in zip(dataset.frames, known, strict=True):
-            if not size:  # of a header that Pillow does not know, but OpenCV may
-                dataset.decode(role, frame[role])
-    name, guide = dataset.opt['name'], dataset.guide
-    for role, root in dataset.roots.items():
+
+def _sizes(dataset: JPEGDeblurDataset, stored: bool) -> Sizes:
+    """InputError for a file that is no image."""
+
+    def size(role: str, frame: str) -> tuple[int, ...]:
+        if stored:
+            return open_store(dataset.roots[role]).shape(frame)[:2]
+        return size_of_image(frame) or dataset.decode(role, frame).shape[:2]  # OpenCV may know what Pillow does not
+
+    return {role: [size(role, frame[role]) for frame in dataset.frames] for role in dataset.roots}
+
+
+def _paths_of_toolboxs(dataset: Mapping[str, Any], phase: str) -> dict[str, list[str]]:
+    """What a data set of the toolbox's own reads, by role: files, or keys of its stores. InputError if it cannot."""
+    name, kind, roots = dataset['name'], dataset['type'], roots_of(dataset)
+    opt = deepcopy({**dataset, **{f'dataroot_{role}': root for role, root in roots.items()}, 'phase': phase})
+    try:
+        paths = DATASET_REGISTRY.get(kind)(opt).paths
+    except (AssertionError, KeyError, OSError, ValueError) as error:
+        reason = ' '.join(f'{type(error).__name__}: {error}'.split())
+        raise InputError(
+            f'data set {name}: {kind} cannot read it ({reason}); correct the names or the options'
+        ) from error
+    if not paths:
+        hint = 'it does not look into folders inside; a JPEGDeblurDataset does'
+        raise InputError(f'data set {name}: {kind} finds no images in {roots["lq"]}; {hint}')
+    if kind == 'SingleImageDataset':
+        return {'lq': paths}
+    return {role: [pair[f'{role}_path'] for pair in paths] for role in ('lq', 'gt')}
+
+
+def _sizes_of_toolboxs(dataset: Mapping[str, Any], paths: Mapping[str, list[str]], stored: bool) -> Sizes:
+    """InputError for a file that is no image."""
+    roots = roots_of(dataset)
+
+    def size(role: str, path: str) -> tuple[int, ...]:
+        if stored:
+            return open_store(roots[role]).shape(path)[:2]
+        if known := size_of_image(path):
+            return known
+        try:
+            image = decode_image(Path(path).read_bytes())
+        except OSError as error:
+            raise InputError(f'data set {dataset["name"]}: {path} cannot be read ({error.strerror})') from error
+        if image is None:
+            raise InputError(f'data set {dataset["name"]}: {path} is not a readable image')
+        return image.shape[:2]
+
+    return {role: [size(role, path) for path in own] for role, own in paths.items()}
+
+
+def _wrong_sizes(
+    dataset: Mapping[str, Any], phase: str, keys: list[str], sizes: Sizes, scale: int = 1
+) -> Iterator[str]:
+    """The first frame whose size is not its partner's, and the smallest that a patch does not fit into."""
+    name, roots = dataset['name'], roots_of(dataset)
+    guide = 'gt' if 'gt' in sizes else 'lq'
+    for role in sizes if scale == 1 else ():
         pairs = zip(keys, sizes[role], sizes[guide], strict=True)
-        unequal = ((key, size, other) for key, size, other in pairs if size and other and size != other)
-        for key, size, other in islice(unequal, 1):
+        for key, size, other in islice((each for each in pairs if each[1] != each[2]), 1):
             yield (
-                f"data set {name}: '{key}' is {_text(size)} in {root} but {_text(other)} in {dataset.roots[guide]}; "
+                f"data set {name}: '{key}' is {_text(size)} in {roots[role]} but {_text(other)} in {roots[guide]}; "
                 'prepare both from the same frame'
             )
-    patch = dataset.training and dataset.opt.get('gt_size') or 0
-    small = [(min(size), key, size) for key, size in zip(keys, sizes[guide], strict=True) if size and min(size) < patch]
+    patch = (dataset.get('gt_size') or 0) if phase == 'train' else 0
+    small = [(min(size), key, size) for key, size in zip(keys, sizes[guide], strict=True) if min(size) < patch]
     if small:
         _, key, size = min(small)
         others = f' (and {len(small) - 1} more, none as small)' if small[1:] else ''

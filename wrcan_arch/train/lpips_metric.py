@@ -19,6 +19,14 @@ from ..precision import exact_convolutions
 BACKBONE = 'alexnet-owt-7be5be79.pth'  # the package brings the weights of LPIPS itself, not those of AlexNet
 BACKBONE_ADDRESS = f'https://download.pytorch.org/models/{BACKBONE}'
 
+_may_use_gpu = True
+
+
+def use_gpu(wanted: bool) -> None:
+    """Whether this process's LPIPS may take a GPU: as the run may, which the toolbox does not tell a metric."""
+    global _may_use_gpu
+    _may_use_gpu = wanted
+
 
 def find_backbone() -> Path:
     """Where AlexNet's weights are; InputError says where to put them, or that the package is missing."""
@@ -71,7 +79,8 @@ def calculate_lpips(img: np.ndarray, img2: np.ndarray, crop_border: int = 0, **_
     if img.shape != img2.shape:
         raise ValueError(f'img is {img.shape} but img2 is {img2.shape}')
     inside = slice(crop_border, -crop_border or None)
-    device = torch.device('cuda', torch.cuda.current_device()) if torch.cuda.is_available() else torch.device('cpu')
+    on_gpu = _may_use_gpu and torch.cuda.is_available()
+    device = torch.device('cuda', torch.cuda.current_device()) if on_gpu else torch.device('cpu')
     network = lpips_network(find_backbone(), device)
     with exact_convolutions(device), torch.inference_mode():
         return float(network(*(_to_tensor(image[inside, inside]).to(device) for image in (img, img2))))

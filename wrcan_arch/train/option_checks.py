@@ -357,9 +357,10 @@ def _unfit_weights(file: OptionFile) -> Iterator[str]:
 
 def _unfit_frames(file: OptionFile) -> Iterator[str]:
     for phase, dataset in sections(file.values, ('datasets',)).items():
-        if dataset['type'] in ('JPEGDeblurDataset', 'PairedImageDataset'):
+        if dataset['type'] in ('JPEGDeblurDataset', *audit.OF_THE_TOOLBOX):
             every = find(file.values, ('val', 'submission', 'every')) if phase != 'train' else None
-            for problem in audit.quick_problems(dataset, phase.split('_')[0], every=every):
+            scale = file.values['scale']
+            for problem in audit.quick_problems(dataset, phase.split('_')[0], scale=scale, every=every):
                 yield f'{file.at("datasets", phase)}: {problem}'
 
 

@@ -286,9 +286,11 @@ def _begin(run: Run, opt: dict[str, Any]) -> None:
     folder, state = Path(opt['path']['experiments_root']), run.resume_state
     if state and not opt['auto_resume'] and state['iter'] < int(opt['train']['total_iter']) and opt['rank'] == 0:
         newer = run_folder.put_newer_aside(folder, state['iter'], _networks(opt))
-        what = f'{", ".join(map(str, newer))} as *.after_{state["iter"]}'
+        what = f'{", ".join(newer)} as *.after_{state["iter"]}'
         if newer:
             get_root_logger().warning(f'Put aside, for --auto_resume to go on from this run: {what}')
+        if 'best' in newer and isinstance(run.model, RecordedModel):
+            run.model.choose_best_anew()
     if run.team:
         run.team.note_for_restarts(f'began {folder}')
 

@@ -1,35 +1,24 @@
 """What a run leaves: scores, the best network, checkpoints that a resume can go on from."""
 
-import time
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from basicsr.metrics import calculate_metric
 from basicsr.models.sr_model import SRModel
-from basicsr.utils import get_root_logger, tensor2img
+from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
 from torch import Tensor, distributed, nn
-from torch.utils.data import default_collate
-from tqdm import tqdm
 
 from .. import checkpoint, inference
-from ..errors import InputError, RunError, is_out_of_memory, one_line
-from . import results, run_folder
-from .image_files import write_png
+from ..errors import InputError, RunError, one_line
+from . import results, run_folder, scoring
+from .lpips_metric import use_gpu
+from .optimizer_state import as_asked_for, lay_out_as_weights
 from .options import as_overrides
-from .step_guard import ends_the_run, unread
+from .step_guard import ends_the_run
 
 Records = dict[str, dict[str, dict[str, Any]]]  # of the best, by validation set and metric, as the toolbox keeps them
 PLACE_IN_SCHEDULE = ('last_epoch', '_step_count', '_last_lr')  # of a scheduler's state
-
-
-def _two_images(dataset: Any, key: str) -> InputError:
-    place = f'data set {dataset.opt["name"]} ({dataset.opt.get("dataroot_lq")})'
-    return InputError(f'{place}: two of its images would be called {key}; rename one of them')
 
 
 def _record(records: Records, best_by: list[str]) -> dict[str, Any] | None:
@@ -42,18 +31,6 @@ def _record(records: Records, best_by: list[str]) -> dict[str, Any] | None:
 
 def _is_better(one: dict[str, Any], record: dict[str, Any]) -> bool:
     return one['val'] > record['val'] if record['better'] == 'higher' else one['val'] < record['val']
-
-
-def _score(name: str, opt: Mapping[str, Any], key: str, images: Mapping[str, np.ndarray]) -> float:
-    try:
-        return float(calculate_metric(images, opt))
-    except Exception as error:  # NIQE's, say, of a picture without detail: what is learnt by then must be saved
-        reason = ' '.join(f'{type(error).__name__}: {error}'.split())
-        raise InputError(f"val:metrics:{name} of '{key}': {reason}; leave that metric or image out") from error
-
-
-class SharedError(RuntimeError):
-    """One process's error, raised in all of them at the same place."""
 
 
 class RecordedModel(SRModel):
@@ -76,12 +53,14 @@ class RecordedModel(SRModel):
         weights = opt['path'].get('pretrain_network_g')
         is_told = opt['rank'] == 0 and not opt['is_train']
         # Both of now: the file and the checkout may change while this runs.
-        self.tested_weights = results.describe_weights(weights) if weights and is_told else None
+        key = opt['path'].get('param_key_g')
+        self.tested_weights = results.describe_weights(weights, key) if weights and is_told else None
         self.commit = checkpoint.source_commit() if opt['rank'] == 0 else None
         self.pending_save: tuple[int, int] | None = None  # epoch and iteration
         self.unrecorded_best: dict[str, Any] | None = None  # which no worse network may replace
         self.last_iter = 0
         self.saved_iter: int | None = None  # the newest that a resume could go on from; None before the first iteration
+        use_gpu(opt['num_gpu'] != 0)
         super().__init__(opt)
 
     def state_of_steps(self) -> dict[str, Any]:
@@ -127,7 +106,7 @@ class RecordedModel(SRModel):
         except BaseException as error:
             self.pending_save = None
             if self.is_train:
-                self.save_what_is_learnt(current_iter, meet=isinstance(error, SharedError))
+                self.save_what_is_learnt(current_iter, meet=isinstance(error, scoring.SharedError))
             raise
         finally:
             self.validated.add((name, current_iter))
@@ -141,7 +120,7 @@ class RecordedModel(SRModel):
                 distributed.barrier()  # where one has ended, a launcher ends the others: not before it is saved
 
     def _validate(self, dataset: Any, name: str, current_iter: int, tb_logger: Any, save_img: bool) -> None:
-        scores, seconds = self._score_images(dataset, current_iter, save_img)
+        scores, seconds = scoring.score_images(self, dataset, current_iter, save_img)
         self.metric_results = self.scores[name] = results.mean_scores(scores)
         if self.metric_results:
             if self.is_train:
@@ -154,74 +133,7 @@ class RecordedModel(SRModel):
         if not self.is_train and self.opt['rank'] == 0:
             self._write_results(name, scores, seconds, save_img)
 
-    def _score_images(self, dataset: Any, current_iter: int, save_img: bool) -> tuple[results.Scores, float]:
-        """Each image's scores, and the mean time of restoring one, over all processes; each image once.
-
-        An error of one process is raised in all: the others would wait for its scores.
-        """
-        if not self.opt['dist']:
-            mine, seconds = self._score_share(dataset, current_iter, save_img)
-            return mine, seconds / max(1, len(mine))
-        share: tuple[results.Scores, float] | InputError | SharedError
-        try:
-            share = self._score_share(dataset, current_iter, save_img)
-        except InputError as error:
-            share = error
-        except Exception as error:
-            share = SharedError(f'{type(error).__name__}: {error}')  # text alone is sure to be sent
-            share.__cause__ = error
-        gathered: list[Any] = [None] * self.opt['world_size']
-        distributed.all_gather_object(gathered, share)
-        gathered[self.opt['rank']] = share  # with its traceback
-        for kind in (InputError, SharedError):  # all raise the same
-            for each in gathered:
-                if isinstance(each, kind):
-                    raise each
-        scores: dict[str, dict[str, float]] = {}
-        total = 0.0
-        for part, seconds in gathered:
-            total += seconds
-            for key in part:
-                if key in scores:
-                    raise _two_images(dataset, key)
-            scores |= part
-        return scores, total / max(1, len(scores))
-
-    def _score_share(self, dataset: Any, current_iter: int, save_img: bool) -> tuple[results.Scores, float]:
-        """The scores of the images that this process restores, and the time that it took."""
-        rank, world_size = self.opt['rank'], self.opt['world_size']
-        mine: dict[str, dict[str, float]] = {}
-        seconds = 0.0
-        for index in tqdm(range(rank, len(dataset), world_size), disable=rank > 0 or not self.opt['val'].get('pbar')):
-            try:
-                item = dataset[index]
-            except Exception as error:
-                raise unread(error, f'image {index} of {dataset.opt["name"]}') from error
-            key = results.key_of(item, dataset.opt)
-            if key in mine:
-                raise _two_images(dataset, key)
-            self.feed_data(default_collate([item]))
-            started = time.perf_counter()
-            try:
-                self.test()
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                hint = 'scale it down, or validate on other images'
-                raise InputError(f"'{key}' is too large for the memory; {hint}") from error
-            visuals = self.get_current_visuals()
-            seconds += time.perf_counter() - started
-            images = {'img': tensor2img(visuals['result'])}
-            if 'gt' in visuals:
-                images['img2'] = tensor2img(visuals['gt'])
-                del self.gt
-            if save_img:
-                write_png(self._image_path(dataset.opt['name'], key, current_iter), images['img'])
-            metrics = self.opt['val'].get('metrics') or {}
-            mine[key] = {name: _score(name, opt, key, images) for name, opt in metrics.items()}
-        return mine, seconds
-
-    def _image_path(self, dataset_name: str, key: str, current_iter: int) -> Path:
+    def image_path(self, dataset_name: str, key: str, current_iter: int) -> Path:
         """Where the toolbox puts restored images, while training and in a test."""
         folder = Path(self.opt['path']['visualization'])
         if self.is_train:
@@ -244,9 +156,9 @@ class RecordedModel(SRModel):
         results.write_scores(folder, dataset_name, scores)
         submission = self.opt['val'].get('submission')
         if submission and save_img:
-            images = {key: self._image_path(dataset_name, key, 0) for key in scores}
+            images = {key: self.image_path(dataset_name, key, 0) for key in scores}
             path = folder / f'submission_{dataset_name}.zip'
-            results.write_submission(path, images, seconds, self.device, submission)
+            results.write_submission(path, images, seconds, self.device.type == 'cpu', submission)
 
     def test(self) -> None:
         network = self.get_bare_model(getattr(self, 'net_g_ema', self.net_g))
@@ -262,9 +174,10 @@ class RecordedModel(SRModel):
             return
         best = self.best_metric_results[chooser][metric]
         if self.unrecorded_best and _is_better(self.unrecorded_best, best):
-            if current_iter >= self.unrecorded_best['iter']:  # until then the records are those of an undisturbed run
+            last = int(self.opt['train']['total_iter'])
+            if current_iter >= min(last, self.unrecorded_best['iter']):  # before, records are an undisturbed run's
                 best.update(self.unrecorded_best)
-        elif best['iter'] == current_iter:
+        elif (best['iter'], best['val']) == (current_iter, self.metric_results[metric]):
             about = {'iter': current_iter, 'best_by': [chooser, metric], 'metrics': dict(self.metric_results)}
             self._save_networks('best', about)
 
@@ -385,7 +298,7 @@ class RecordedModel(SRModel):
         ]
         saved = resume_state['optimizers']
         try:
-            optimizers = [_as_asked_for(own, each) for own, each in zip(self.optimizers, saved, strict=True)]
+            optimizers = [as_asked_for(own, each) for own, each in zip(self.optimizers, saved, strict=True)]
             super().resume_training({**resume_state, 'schedulers': schedulers, 'optimizers': optimizers})
         except ValueError as error:
             raise InputError(
@@ -393,7 +306,7 @@ class RecordedModel(SRModel):
                 'train:optim_g:type as it was, or begin a new run with its weights as path:pretrain_network_g'
             ) from error
         for optimizer in self.optimizers:
-            _lay_out_as_weights(optimizer)
+            lay_out_as_weights(optimizer)
         self.last_iter = resume_state['iter']
         self._recall_best(resume_state.get('best_metric_results', {}), resume_state.get('best_by', self._best_by()))
 
@@ -409,7 +322,8 @@ class RecordedModel(SRModel):
                         record.update(earlier)
         recalled = _record(getattr(self, 'best_metric_results', {}), self._best_by())
         path = run_folder.weights_path(self._folder, 'best')
-        if recalled and path.is_file():
+        trains_anew = not self.opt.get('auto_resume') and self.last_iter < int(self.opt['train']['total_iter'])
+        if recalled and path.is_file() and not trains_anew:  # or it is another run's, and will be put aside
             self.unrecorded_best = self._best_of_file(path)
         if self._best_by() and _record(saved, saved_by) and not recalled and self.opt['rank'] == 0 and path.is_file():
             aside = run_folder.weights_path(self._folder, f'best_until_{self.last_iter}')
@@ -418,6 +332,11 @@ class RecordedModel(SRModel):
                 f'{aside} is the best by {saved_by[1]} of {saved_by[0]}; from here on {path.name} is the best by '
                 f'{self._best_by()[1]} of {self._best_by()[0]}.'
             )
+
+    def choose_best_anew(self) -> None:
+        """Forget the records of the best network, whose file has been put aside."""
+        if self._best_by():
+            getattr(self, 'best_metric_results', {}).pop(self._best_by()[0], None)
 
     def _best_of_file(self, path: Path) -> dict[str, Any] | None:
         """The record of a best network that a killed run has kept and its last state does not know."""
@@ -445,25 +364,3 @@ class RecordedModel(SRModel):
                 if unlike := as_overrides(held, getattr(bare, 'config', self.opt['network_g'])):
                     hint = f'set {unlike}'
             raise InputError(f'{load_path}: not the weights of the network in the option file; {hint}') from error
-
-
-def _lay_out_as_weights(optimizer: torch.optim.Optimizer) -> None:
-    """Have moments in the memory layout of their weights, which a fused step takes for granted; a saved one may differ.
-
-    The layout depends on the type that is computed in, so on the machine too.
-    """
-    for weight, state in optimizer.state.items():
-        for name, value in state.items():
-            if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
-                state[name] = torch.empty_like(weight, requires_grad=False).copy_(value)
-
-
-def _as_asked_for(own: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's saved state under the settings of the option file, its rate as far down as it was."""
-    groups = []
-    for asked, group in zip(own.param_groups, saved['param_groups'], strict=False):  # loading tells if they differ
-        fallen = group['lr'] / group['initial_lr']
-        settings = {name: value for name, value in asked.items() if name not in ('params', 'amsgrad')}
-        unchanged = asked['initial_lr'] == group['initial_lr']  # to the bit
-        groups.append({**group, **settings, 'lr': group['lr'] if unchanged else fallen * asked['initial_lr']})
-    return {**saved, 'param_groups': groups}

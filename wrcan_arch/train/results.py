@@ -11,8 +11,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..files import printable, write_text, written_whole
 
 Scores = Mapping[str, Mapping[str, float]]  # by image, by metric
@@ -73,10 +71,15 @@ def _write_csv(path: Path, header: list[str], rows: Iterable[list]) -> None:
     write_text(path, text.getvalue())
 
 
-def describe_weights(path: str) -> dict[str, str]:
-    """The weight file that a result is of: its path, and the SHA-256 of its bytes."""
+def describe_weights(path: str, key: str | None = None) -> dict[str, Any]:
+    """The weights that a result is of: the file's path, the SHA-256 of its bytes, the set in it that was asked for."""
     with Path(path).expanduser().open('rb') as file:
-        return {'path': path, 'sha256': hashlib.file_digest(file, 'sha256').hexdigest()}
+        return {'path': path, 'sha256': hashlib.file_digest(file, 'sha256').hexdigest(), 'key': key}
+
+
+def result_path(folder: Path, dataset: str) -> Path:
+    """Where a test's result of a data set is, `folder` being results/NAME."""
+    return folder / f'result_{dataset}.json'
 
 
 def write_result(folder: Path, dataset: str, scores: Scores, about: Mapping[str, Any]) -> None:
@@ -89,7 +92,7 @@ def write_result(folder: Path, dataset: str, scores: Scores, about: Mapping[str,
         'metrics': {name: mean if math.isfinite(mean) else str(mean) for name, mean in means.items()},
         'date': datetime.now().isoformat(timespec='seconds'),
     }
-    write_text(folder / f'result_{dataset}.json', json.dumps(result, indent=2) + '\n')
+    write_text(result_path(folder, dataset), json.dumps(result, indent=2) + '\n')
 
 
 def is_submitted(key: str, every: int) -> bool:
@@ -101,7 +104,7 @@ def write_submission(
     path: Path,
     images: Mapping[str, Path],
     seconds_per_image: float,
-    device: torch.device,
+    on_cpu: bool,
     options: Mapping[str, Any],
 ) -> None:
     """The NTIRE challenge's submission: PNGs named SEQUENCE_FRAME.png, readme.txt, zipped without folders.
@@ -110,13 +113,13 @@ def write_submission(
         path: the zip file.
         images: the restored images' files, by key.
         seconds_per_image: the mean time of restoring one.
-        device: where they were restored.
+        on_cpu: whether they were restored there.
         options: val:submission: `every`, `extra_data`, `description`.
     """
     chosen = {key: file for key, file in images.items() if is_submitted(key, options['every'])}
     readme = (
         f'runtime per image [s] : {seconds_per_image:.2f}\n'
-        f'CPU[1] / GPU[0] : {int(device.type == "cpu")}\n'
+        f'CPU[1] / GPU[0] : {int(on_cpu)}\n'
         f'Extra Data [1] / No Extra Data [0] : {int(options["extra_data"])}\n'
         f'Other description : {options["description"]}\n'
     )

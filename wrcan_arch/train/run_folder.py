@@ -8,7 +8,7 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
@@ -57,7 +57,7 @@ def iterations(folder: Path) -> list[int]:
     return sorted((int(stem) for stem in states if stem.isdecimal()), reverse=True)
 
 
-def state_path(folder: Path, iteration: int) -> Path:
+def state_path(folder: Path, iteration: int | str) -> Path:
     return folder / 'training_states' / f'{iteration}.state'
 
 
@@ -107,15 +107,28 @@ def newest_pair(folder: Path, networks: list[str]) -> tuple[dict[str, Any] | Non
     return None, []
 
 
-def put_newer_aside(folder: Path, iteration: int, networks: list[str]) -> list[int]:
-    """Rename the pairs after `iteration`, which a run from there does not lead to, to *.after_N; gives theirs."""
-    newer = [each for each in iterations(folder) if each > iteration]
+def put_newer_aside(folder: Path, iteration: int, networks: list[str]) -> list[str]:
+    """Rename what is of iterations after `iteration`, which a run from there does not lead to, to *.after_N.
+
+    Returns:
+        the iterations of the pairs, and 'best' if the best network is of a later one.
+    """
+    newer = [str(each) for each in iterations(folder) if each > iteration]
+    if _iteration_of_best(folder) > iteration:
+        newer.append('best')
     for each in newer:
         weights = (weights_path(folder, each, network) for network in networks)
         for path in filter(Path.is_file, (*weights, state_path(folder, each))):
             names = (path.with_name(f'{path.name}.after_{iteration}{"_" * more}') for more in count())
             path.rename(next(name for name in names if not name.exists()))
     return newer
+
+
+def _iteration_of_best(folder: Path) -> int:
+    """-1 where there is no best network, or one that cannot be read."""
+    with suppress(InputError):
+        return int(checkpoint.read_weights(weights_path(folder, 'best'))[1].get('iter', -1))
+    return -1
 
 
 def remove_partial(folder: Path) -> None:

@@ -14,8 +14,11 @@ from ..train.image_files import decode_image
 
 
 @dataclass(frozen=True)
-class Found:
-    """What one test left. `weights` is the SHA-256 of the weight file, None for a test without one."""
+class TestResult:
+    """What one test left.
+
+    `weights` is the SHA-256 of the weight file, None for a test without one; `key` the set in it that was asked for.
+    """
 
     metrics: dict[str, float]
     protocol: str
@@ -23,9 +26,10 @@ class Found:
     network: Mapping[str, Any]
     metric_options: Mapping[str, Mapping[str, Any]]
     weights: str | None
+    key: str | None
 
 
-def read_options(result: Path) -> Mapping[str, Any]:
+def options_of_test(result: Path) -> Mapping[str, Any]:
     """The options that a finished test ran with, from its folder, results/NAME."""
     path = result / 'options.yml'
     if not path.is_file():
@@ -66,18 +70,19 @@ def read_restored(path: Path) -> np.ndarray:
     return image
 
 
-def read_found(path: Path) -> Found:
+def read_found(path: Path) -> TestResult:
     """The content of a result_DATASET.json."""
     try:
         result = json.loads(path.read_text(encoding='utf-8'))
         weights = result['weights']
-        return Found(
+        return TestResult(
             metrics={name: float(value) for name, value in result['metrics'].items()},
             protocol=str(result['protocol']),
             images=int(result['images']),
             network=dict(result['network_g']),
             metric_options=dict(result.get('metric_options') or {}),  # results of earlier versions have none
             weights=None if weights is None else str(weights['sha256']),
+            key=(weights or {}).get('key'),  # nor this
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # not JSON, or JSON of something else
         reason = f'{type(error).__name__}: {error}'

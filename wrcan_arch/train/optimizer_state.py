@@ -1,0 +1,28 @@
+"""An optimizer's saved state, made to fit the run that goes on from it."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def lay_out_as_weights(optimizer: torch.optim.Optimizer) -> None:
+    """Have moments in the memory layout of their weights, which a fused step takes for granted; a saved one may differ.
+
+    The layout depends on the type that is computed in, so on the machine too.
+    """
+    for weight, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
+                state[name] = torch.empty_like(weight, requires_grad=False).copy_(value)
+
+
+def as_asked_for(own: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer's saved state under the settings of the option file, its rate as far down as it was."""
+    groups = []
+    for asked, group in zip(own.param_groups, saved['param_groups'], strict=False):  # loading tells if they differ
+        fallen = group['lr'] / group['initial_lr']
+        settings = {name: value for name, value in asked.items() if name not in ('params', 'amsgrad')}
+        unchanged = asked['initial_lr'] == group['initial_lr']  # to the bit
+        groups.append({**group, **settings, 'lr': group['lr'] if unchanged else fallen * asked['initial_lr']})
+    return {**saved, 'param_groups': groups}

@@ -1,0 +1,105 @@
+"""Validation and tests: each image of a data set restored and scored once, shared out over the processes."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from basicsr.metrics import calculate_metric
+from basicsr.utils import tensor2img
+from torch import distributed
+from torch.utils.data import default_collate
+from tqdm import tqdm
+
+from ..errors import InputError, is_out_of_memory
+from . import results
+from .image_files import write_png
+from .step_guard import unread
+
+
+class SharedError(RuntimeError):
+    """One process's error, raised in all of them at the same place."""
+
+
+def _two_images(dataset: Any, key: str) -> InputError:
+    place = f'data set {dataset.opt["name"]} ({dataset.opt.get("dataroot_lq")})'
+    return InputError(f'{place}: two of its images would be called {key}; rename one of them')
+
+
+def _score(name: str, opt: Mapping[str, Any], key: str, images: Mapping[str, np.ndarray]) -> float:
+    try:
+        return float(calculate_metric(images, opt))
+    except Exception as error:  # NIQE's, say, of a picture without detail: what is learnt by then must be saved
+        reason = ' '.join(f'{type(error).__name__}: {error}'.split())
+        raise InputError(f"val:metrics:{name} of '{key}': {reason}; leave that metric or image out") from error
+
+
+def score_share(model: Any, dataset: Any, current_iter: int, save_img: bool) -> tuple[results.Scores, float]:
+    """The scores of the images that this process restores, and the time that it took."""
+    rank, world_size = model.opt['rank'], model.opt['world_size']
+    mine: dict[str, dict[str, float]] = {}
+    seconds = 0.0
+    for index in tqdm(range(rank, len(dataset), world_size), disable=rank > 0 or not model.opt['val'].get('pbar')):
+        try:
+            item = dataset[index]
+        except Exception as error:
+            raise unread(error, f'image {index} of {dataset.opt["name"]}') from error
+        key = results.key_of(item, dataset.opt)
+        if key in mine:
+            raise _two_images(dataset, key)
+        model.feed_data(default_collate([item]))
+        started = time.perf_counter()
+        try:
+            model.test()
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            hint = 'scale it down, or validate on other images'
+            raise InputError(f"'{key}' is too large for the memory; {hint}") from error
+        visuals = model.get_current_visuals()
+        seconds += time.perf_counter() - started
+        images = {'img': tensor2img(visuals['result'])}
+        if 'gt' in visuals:
+            images['img2'] = tensor2img(visuals['gt'])
+            del model.gt
+        if save_img:
+            write_png(model.image_path(dataset.opt['name'], key, current_iter), images['img'])
+        metrics = model.opt['val'].get('metrics') or {}
+        mine[key] = {name: _score(name, opt, key, images) for name, opt in metrics.items()}
+    return mine, seconds
+
+
+def score_images(model: Any, dataset: Any, current_iter: int, save_img: bool) -> tuple[results.Scores, float]:
+    """Each image's scores, and the mean time of restoring one, over all processes; each image once.
+
+    An error of one process is raised in all: the others would wait for its scores.
+    """
+    if not len(dataset):
+        raise InputError(f'data set {dataset.opt["name"]}: there are no images in {dataset.opt.get("dataroot_lq")}')
+    if not model.opt['dist']:
+        mine, seconds = score_share(model, dataset, current_iter, save_img)
+        return mine, seconds / len(mine)
+    share: tuple[results.Scores, float] | InputError | SharedError
+    try:
+        share = score_share(model, dataset, current_iter, save_img)
+    except InputError as error:
+        share = error
+    except Exception as error:
+        share = SharedError(f'{type(error).__name__}: {error}')  # text alone is sure to be sent
+        share.__cause__ = error
+    gathered: list[Any] = [None] * model.opt['world_size']
+    distributed.all_gather_object(gathered, share)
+    gathered[model.opt['rank']] = share  # with its traceback
+    for kind in (InputError, SharedError):  # all raise the same
+        for each in gathered:
+            if isinstance(each, kind):
+                raise each
+    scores: dict[str, dict[str, float]] = {}
+    total = 0.0
+    for part, seconds in gathered:
+        total += seconds
+        for key in part:
+            if key in scores:
+                raise _two_images(dataset, key)
+        scores |= part
+    return scores, total / len(scores)
