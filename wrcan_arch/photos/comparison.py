@@ -65,11 +65,20 @@ def pictures_of(folder: Path, source: str) -> tuple[Path, Path]:
     return path.with_name(f'{name}.jpg'), path.with_name(f'{name}.png')
 
 
+def has_page(folder: Path) -> bool:
+    """Whether a page lies in the folder that `write_page` has written."""
+    begins = HEAD[: HEAD.index('<style>')].encode()
+    try:
+        with (folder / PAGE).open('rb') as file:
+            return file.read(len(begins)) == begins
+    except OSError:
+        return False
+
+
 def check_page(folder: Path) -> None:
     """InputError where a page lies in the folder that `write_page` has not written."""
-    page = folder / PAGE
-    if page.is_file() and not page.read_bytes().startswith(HEAD[: HEAD.index('<style>')].encode()):
-        raise InputError(f'{page}: is another page; choose another --compare')
+    if (folder / PAGE).is_file() and not has_page(folder):
+        raise InputError(f'{folder / PAGE}: is another page; choose another --compare')
 
 
 def write_side_by_side(folder: Path, source: str, photo: Photo, restored: np.ndarray) -> None:
