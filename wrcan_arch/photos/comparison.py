@@ -85,10 +85,10 @@ def write_side_by_side(folder: Path, source: str, photo: Photo, restored: np.nda
     """Write `photo`, whose file is `source`, and what became of its pixels beside each other."""
     pair = np.concatenate([_in_8_bits(photo.pixels), _in_8_bits(restored)], axis=1)  # (H, 2W, 3)
     if photo.mode == 'cmyk':  # in sRGB, as browsers show CMYK as they like
-        picture = Photo(pixels=pair)
+        picture = Photo(pixels=pair, permissions=photo.permissions)
     else:
         profile = {key: value for key, value in photo.metadata.items() if key == 'icc-profile-data'}
-        picture = Photo(pixels=pair, mode=photo.mode, metadata=profile)
+        picture = Photo(pixels=pair, mode=photo.mode, metadata=profile, permissions=photo.permissions)
     fits = max(pair.shape) <= MAX_SIDE['jpeg']
     write_photo(pictures_of(folder, source)[0 if fits else 1], picture)
 

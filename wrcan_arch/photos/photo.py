@@ -31,13 +31,16 @@ from PIL import Image, UnidentifiedImageError
 from ..errors import InputError
 from ..files import disk_errors_name, opened_at_any_size, written_whole
 from ..jpeg_quality import estimate_quality
-from .first_bytes import HEAD, format_of_content, holds_more, is_lossless, marks_colours, png_chunks
+from .first_bytes import HEAD, format_of_content, has_comment, holds_more, is_lossless, marks_colours, png_chunks
+from .png_metadata import add_texts, read_metadata
 from .tiff_exif import (
     PHOTOSHOP_HEAD,
     add_metadata,
     as_jpeg_has_it,
     begins_with_preview,
     has_captions,
+    has_layers,
+    orientation_of,
     read_exif,
     resources_without_thumbnail,
     without_thumbnail,
@@ -98,7 +101,9 @@ class Photo:
     inks: np.ndarray | None = None
     mode: Literal['grey', 'rgb', 'cmyk'] = 'rgb'
     metadata: dict[str, bytes] = field(default_factory=dict)  # EXIF, XMP, IPTC, ICC profile; by libvips's names
+    texts: bytes = b''  # of a PNG file: its chunks of them
     pixels_per_mm: tuple[float, float] = NO_RESOLUTION
+    permissions: int = 0o666  # who may read and write the file; a result is for nobody else
     jpeg_quality: int | None = None  # as estimated, of a JPEG file
     lossless_webp: bool = False
     marked_colours: bool = False  # not sRGB's, by a mark that has no place in a result
@@ -125,10 +130,11 @@ def read_photo(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Photo:
     """
     path = Path(path)
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):  # a pipe would be waited for
             raise InputError('not a file')
         with path.open('rb', buffering=0) as file:
-            return _read(file, max_pixels)
+            return replace(_read(file, max_pixels), permissions=mode & 0o666)
     except FileNotFoundError as error:
         raise InputError(f'{path}: no such photograph') from error
     except UnidentifiedImageError as error:
@@ -144,6 +150,7 @@ def read_photo(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Photo:
 
 
 def _read(file: BinaryIO, max_pixels: int) -> Photo:
+    pyvips.vips_lib.vips_error_clear()  # or what it said of another file would be said of this one
     head = file.read(HEAD)
     content = format_of_content(head)
     if not head:
@@ -152,6 +159,7 @@ def _read(file: BinaryIO, max_pixels: int) -> Photo:
         raise UnidentifiedImageError
     quality = estimate_quality(file) if content == 'jpeg' else None
     exif = read_exif(file) if content == 'tiff' else None
+    behind, texts = read_metadata(file) if content == 'png' else ({}, b'')
     if content == 'tiff' and begins_with_preview(file):
         raise InputError('begins with a small preview, as raw files do; develop it to TIFF or JPEG first')
     file.seek(0)
@@ -163,8 +171,11 @@ def _read(file: BinaryIO, max_pixels: int) -> Photo:
         image = _open_with_vips(file, content)
     _check_pixels(image.width, image.height, max_pixels)
 
+    if 'exif-data' in behind and image.get_typeof('exif-data') == 0:
+        image = image.copy()
+        image.set_type(pyvips.GValue.gint_type, 'orientation', orientation_of(behind['exif-data']))
     fields = image.get_fields()
-    metadata = {name: image.get(name) for name in KEPT if name in fields}
+    metadata = behind | {name: image.get(name) for name in KEPT if name in fields}
     if exif is not None:
         metadata['exif-data'] = exif
     if content == 'tiff' and 'photoshop-data' in fields:
@@ -183,9 +194,13 @@ def _read(file: BinaryIO, max_pixels: int) -> Photo:
         )
         if films:
             left.append('the file holds a film too; the picture was restored')
+    if content == 'tiff' and has_layers(file):
+        left.append("Photoshop's layers are not kept; the picture was restored")
     mode = _mode(image)
     file.seek(0)
     start = file.read(DESCRIPTION + sum(map(len, metadata.values())))
+    if content == 'jpeg' and has_comment(start):
+        left.append('its JPEG comment is not kept')
     resolution = _resolution(image, start, content)
     orientation = image.get('orientation') if 'orientation' in fields else 1
     if orientation > 1:
@@ -206,6 +221,7 @@ def _read(file: BinaryIO, max_pixels: int) -> Photo:
         inks=inks,
         mode=mode,
         metadata=metadata,
+        texts=texts,
         pixels_per_mm=resolution,
         jpeg_quality=quality,
         lossless_webp=content == 'webp' and is_lossless(start),
@@ -230,7 +246,12 @@ def _open_with_vips(file: BinaryIO, content: str) -> pyvips.Image:
     """The header of an image; its rows are decoded as they are asked for, from the top."""
     source = pyvips.Source.new_from_descriptor(file.fileno())
     load = getattr(pyvips.Image, {'avif': 'heif'}.get(content, content) + 'load_source')
-    return load(source, access='sequential', fail_on='error')
+    try:
+        return load(source, access='sequential', fail_on='error')
+    except pyvips.Error as error:
+        if 'labq' in str(error):
+            raise InputError('images of kind Lab are not read; convert it to 8-bit or 16-bit RGB') from error
+        raise
 
 
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:
@@ -328,6 +349,8 @@ def what_is_lost(name: str, photo: Photo) -> list[str]:
         lost.append('some of its metadata (EXIF, XMP, IPTC) is too long to be kept')
     if has_captions(photo.metadata.get('iptc-data', b'')) and name not in ('jpeg', 'tiff'):
         lost.append(f'{name} has no place for its captions (IPTC); --format tiff keeps them')
+    if photo.texts and name != 'png':
+        lost.append(f'{name} has no place for its texts (as Author, Description); --format png keeps them')
     return lost
 
 
@@ -341,6 +364,7 @@ def write_photo(path: Path | str, photo: Photo, *, quality: int = DEFAULT_QUALIT
         quality: 1 to 100, of JPEG, AVIF and lossy WebP.
     """
     path = Path(path)
+    pyvips.vips_lib.vips_error_clear()
     name = check_fits(path, photo)
     deep = photo.pixels.dtype == np.uint16
     options: dict[str, dict] = {
@@ -361,7 +385,7 @@ def write_photo(path: Path | str, photo: Photo, *, quality: int = DEFAULT_QUALIT
     save = getattr(image, {'avif': 'heif'}.get(name, name) + 'save_target')
     with disk_errors_name(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as file:
+        with written_whole(path, permissions=photo.permissions) as file:
             try:
                 save(pyvips.Target.new_to_descriptor(file.fileno()), keep=keep, **options[name])
             except pyvips.Error as error:
@@ -372,6 +396,8 @@ def write_photo(path: Path | str, photo: Photo, *, quality: int = DEFAULT_QUALIT
                 raise InputError(f'{path}: cannot be written ({_one_line(error)})') from error
             if name == 'tiff':
                 add_metadata(file, *(photo.metadata.get(key, b'') for key in ('exif-data', 'iptc-data')))
+            if name == 'png' and photo.texts:
+                add_texts(file, photo.texts)
 
 
 def _image_of(photo: Photo, name: str) -> pyvips.Image:
@@ -444,4 +470,6 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 def _one_line(error: Exception) -> str:
-    return ' '.join(str(error).split())[:200]
+    """Its last lines: libvips's first ones may be of what it tried before."""
+    lines = [line for line in map(str.strip, str(error).splitlines()) if line]
+    return ' '.join(' '.join(lines[-3:]).split())[:200]
