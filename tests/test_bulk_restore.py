@@ -118,15 +118,16 @@ def test_two_processes_may_write_one_photograph(tmp_path, ending):
 
 def test_photo_too_large_for_the_memory_is_named(tmp_path, monkeypatch):
     jobs = plan([save(tmp_path / 'a.png')], out=tmp_path / 'out')
-    errors = (
-        torch.cuda.OutOfMemoryError('CUDA out of memory'),
-        RuntimeError('cuDNN error: CUDNN_STATUS_ALLOC_FAILED'),
-        MemoryError(),
-        RuntimeError("can't allocate memory: 9 bytes"),
-    )
-    for error in errors:
+    machine, gpu = 'a.png: too large for the memory of this machine', "a.png: the GPU's memory is full; take a smaller"
+    for error, said in (
+        (torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate'), gpu),
+        (RuntimeError('cuDNN error: CUDNN_STATUS_ALLOC_FAILED'), gpu),
+        (RuntimeError('CUDA error: out of memory'), gpu),
+        (MemoryError(), machine),
+        (RuntimeError("can't allocate memory: 9 bytes"), machine),
+    ):
         monkeypatch.setattr('wrcan_arch.photos.bulk_restore.restore', mock.Mock(side_effect=error))
-        assert 'a.png: too large for the memory' in restore_photos(network(), jobs, options=FP32).failures[0]
+        assert said in restore_photos(network(), jobs, options=FP32).failures[0]
     for defect in ('a defect', 'CUDA error: an illegal memory access was encountered'):
         monkeypatch.setattr('wrcan_arch.photos.bulk_restore.restore', mock.Mock(side_effect=RuntimeError(defect)))
         with pytest.raises(RuntimeError, match=defect):
@@ -146,6 +147,17 @@ def test_folder_that_cannot_be_written_is_said_before_the_first(tmp_path, monkey
     said = capsys.readouterr().err
     assert re.fullmatch(rf'basicsr restore: {place}: cannot be written \(.+\); choose another folder\n', said)
     assert names(tmp_path) == before
+
+
+def test_name_that_is_too_long_is_said_before_it_is_computed(tmp_path, monkeypatch):
+    save(tmp_path / f'{"n" * 250}.png')
+    monkeypatch.setattr('wrcan_arch.photos.bulk_restore.restore', mock.Mock(side_effect=AssertionError('computed')))
+    (said,) = restore_photos(Same(), plan([tmp_path]), options=FP32).failures
+    assert f'n.png: the name of its result is too long ({"n" * 250}_restored.png); name a folder with -o' in said
+    save(tmp_path / f'{"n" * 251}.jpg')
+    jobs = plan([tmp_path / f'{"n" * 251}.jpg'], out=tmp_path / 'out', format='webp')
+    (said,) = restore_photos(Same(), jobs, options=Options(out=tmp_path / 'out')).failures
+    assert said.endswith('n.webp); give it a shorter name')
 
 
 def test_photographs_folder_that_takes_no_result_is_said_before_the_first(tmp_path, monkeypatch):
@@ -264,6 +276,18 @@ def test_what_has_a_result_can_be_left_out(tmp_path):
     assert (summary.restored, summary.skipped) == (2, 1)
     assert (tmp_path / 'out' / '1.png').read_text() == 'done before'
     assert summary.lines()[0] == '2 of 2 restored, 1 had a result already'
+
+
+def test_time_left_is_of_what_is_not_done(tmp_path, monkeypatch):
+    for number in range(4):
+        save(tmp_path / 'in' / f'{number}.png', number)
+    jobs = plan([tmp_path / 'in'], out=tmp_path / 'out')
+    restore_photos(Same(), jobs[1:], options=FP32)
+    team, bars, make = Team(), [], bulk_restore._progress_bar
+    monkeypatch.setattr(bulk_restore, '_progress_bar', lambda *about: bars.append(make(*about)) or bars[-1])
+    options = Options(precision='fp32', skip_existing=True)
+    assert restore_photos(Same(), jobs, options=options, team=team).skipped == 3
+    assert bars[0].n == bars[0].total == team.done() == Path(jobs[0].source).stat().st_size
 
 
 def test_a_closed_stderr_does_not_end_it(tmp_path, monkeypatch):

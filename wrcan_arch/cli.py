@@ -407,15 +407,14 @@ def _tell_torchrun(line: str) -> None:
 
 def _message_for_user(error: Exception) -> str | None:
     """What to say of an error that the request caused; None for a defect, whose traceback shows."""
-    from .errors import InputError, RunError, one_line
+    from .errors import GPU_IS_FULL, InputError, RunError, is_full_gpu, one_line
 
     if isinstance(error, RunError):
         return str(error)
     if isinstance(error, InputError):
         return one_line(error)
-    torch = sys.modules.get('torch')
-    if torch is not None and isinstance(error, torch.cuda.OutOfMemoryError):
-        return "the GPU's memory is full; take a smaller image or patch, or compute on the CPU (CUDA_VISIBLE_DEVICES=)"
+    if isinstance(error, RuntimeError) and is_full_gpu(error):
+        return GPU_IS_FULL
     if isinstance(error, ModuleNotFoundError):
         return f'{error}; basicsr doctor says what is missing'
     if isinstance(error, OSError):

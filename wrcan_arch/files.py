@@ -26,6 +26,15 @@ def name_that_fits(name: str, more: str) -> str:
     return name if fits else sha256(os.fsencode(name)).hexdigest()
 
 
+def name_is_too_long(path: Path) -> bool:
+    """For the file system that it is of."""
+    try:
+        path.lstat()
+    except OSError as error:
+        return error.errno == errno.ENAMETOOLONG
+    return False
+
+
 @contextmanager
 def written_whole(path: Path, *, permissions: int = 0o666) -> Iterator[BinaryIO]:
     """A file to write into; it gets the name `path` when all of it is on the disk, and is removed on an error.

@@ -16,8 +16,8 @@ from typing import TypeVar
 from torch import nn
 from tqdm import tqdm
 
-from ..errors import InputError, is_out_of_memory
-from ..files import check_writable, printable
+from ..errors import GPU_IS_FULL, InputError, is_full_gpu, is_out_of_memory
+from ..files import check_writable, name_is_too_long, printable
 from ..inference import Request, restore, window_of
 from ..jpeg_quality import is_far
 from ..processes import Team
@@ -149,17 +149,26 @@ def _read(options: Options, trained_quality: int | list[int] | None, work: Work)
             raise InputError(f'{work.job.target}: is of another size than {work.job.source}; move it away')
         return
     target = Path(work.job.target)
-    if options.out is None:
-        try:
-            check_writable(target.parent)
-        except InputError as error:
-            raise InputError(f'{work.job.source}: {error}') from error
+    _check_target(work.job, options)
     work.warnings += what_is_lost(check_fits(target, photo), photo)
     if photo.jpeg_quality is not None and trained_quality is not None and is_far(photo.jpeg_quality, trained_quality):
         trained = trained_quality if isinstance(trained_quality, int) else '{} to {}'.format(*trained_quality)
         work.warnings.append(
             f'its JPEG quality is {photo.jpeg_quality}, the weights were trained for {trained}; expect a weaker result'
         )
+
+
+def _check_target(job: Job, options: Options) -> None:
+    """InputError where the result cannot be written, as far as can be known before it is computed."""
+    target = Path(job.target)
+    if name_is_too_long(target):
+        hint = 'give it a shorter name' if options.out else 'name a folder with -o'
+        raise InputError(f'{job.source}: the name of its result is too long ({target.name}); {hint}')
+    if options.out is None:
+        try:
+            check_writable(target.parent)
+        except InputError as error:
+            raise InputError(f'{job.source}: {error}') from error
 
 
 def _compute(network: nn.Module, options: Options, progress: Callable[[float], None], work: Work) -> None:
@@ -199,7 +208,8 @@ def _attempt(step: Callable[[Work], None], work: Work) -> Work:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            work.failure = f'{work.job.source}: too large for the memory of this machine; scale it down'
+            reason = GPU_IS_FULL if is_full_gpu(error) else 'too large for the memory of this machine; scale it down'
+            work.failure = f'{work.job.source}: {reason}'
     return work
 
 
@@ -230,12 +240,14 @@ def restore_photos(
     taken, made = (config.get(name, 3) for name in ('num_in_ch', 'num_out_ch'))
     if not taken == made == 3:
         raise InputError(f'the network makes {made} channels of {taken}; a photograph has 3')
-    if not all(_is_done(job, options) for job in jobs):
+    to_do = [job for job in jobs if not _is_done(job, options)]
+    if to_do:
         for folder in filter(None, (options.compare, options.out)):
             check_writable(folder)
     team = team or Team()
     # Or one process could begin the largest when the others are done.
     in_turn = sorted(jobs, key=_size, reverse=True) if team.size > 1 else jobs
+    bar = _progress_bar(team, to_do)  # before another process has done some of it
     team.agree_on(in_turn)
     summary = Summary()
     trained_quality = getattr(network, 'metadata', {}).get('jpeg_quality')
@@ -244,11 +256,8 @@ def restore_photos(
         for job in team.share_of(in_turn):
             if _is_done(job, options):
                 summary.skipped += 1
-                team.add_done(_size(job))
             else:
                 yield Work(job)
-
-    bar = _progress_bar(team, jobs)
 
     def computed(work: Work) -> tuple[Work, _Tally]:
         bar.set_postfix_str(printable(Path(work.job.source).name), refresh=False)
@@ -318,10 +327,10 @@ class _Tally:
 
 def _progress_bar(team: Team, jobs: Sequence[Job]) -> tqdm:
     """One for all processes, shown by the first; its length is the photographs' size."""
-    shown = team.rank == 0
+    total = sum(map(_size, jobs)) if team.rank == 0 else 0
     return tqdm(
-        total=sum(map(_size, jobs)) if shown else None,
-        disable=not shown or sys.stderr is None,
+        total=total,
+        disable=not total or sys.stderr is None,
         miniters=1,
         mininterval=TELL_AFTER if sys.stderr and sys.stderr.isatty() else LOG_AFTER,
         bar_format='restore: {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}',
