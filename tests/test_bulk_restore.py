@@ -153,11 +153,11 @@ def test_name_that_is_too_long_is_said_before_it_is_computed(tmp_path, monkeypat
     save(tmp_path / f'{"n" * 250}.png')
     monkeypatch.setattr('wrcan_arch.photos.bulk_restore.restore', mock.Mock(side_effect=AssertionError('computed')))
     (said,) = restore_photos(Same(), plan([tmp_path]), options=FP32).failures
-    assert f'n.png: the name of its result is too long ({"n" * 250}_restored.png); name a folder with -o' in said
+    assert said.endswith('n.png: the name of its result is too long; name a folder with -o')
     save(tmp_path / f'{"n" * 251}.jpg')
     jobs = plan([tmp_path / f'{"n" * 251}.jpg'], out=tmp_path / 'out', format='webp')
     (said,) = restore_photos(Same(), jobs, options=Options(out=tmp_path / 'out')).failures
-    assert said.endswith('n.webp); give it a shorter name')
+    assert said.endswith('n.jpg: the name of its result is too long; give it a shorter name')
 
 
 def test_photographs_folder_that_takes_no_result_is_said_before_the_first(tmp_path, monkeypatch):

@@ -163,7 +163,7 @@ def _check_target(job: Job, options: Options) -> None:
     target = Path(job.target)
     if name_is_too_long(target):
         hint = 'give it a shorter name' if options.out else 'name a folder with -o'
-        raise InputError(f'{job.source}: the name of its result is too long ({target.name}); {hint}')
+        raise InputError(f'{job.source}: the name of its result is too long; {hint}')
     if options.out is None:
         try:
             check_writable(target.parent)
