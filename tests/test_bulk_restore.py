@@ -24,8 +24,10 @@ from wrcan_arch import WRCAN, InputError, cli, restore
 from wrcan_arch.checkpoint import write_weights
 from wrcan_arch.photos import bulk_restore
 from wrcan_arch.photos.bulk_restore import Options, Summary, in_thread, restore_photos
-from wrcan_arch.photos.photo import Photo, read_photo, write_photo
+from wrcan_arch.photos.photo import Photo
 from wrcan_arch.photos.plan import plan
+from wrcan_arch.photos.read_photo import read_photo
+from wrcan_arch.photos.write_photo import write_photo
 from wrcan_arch.processes import Team
 from wrcan_arch.weights import SHIPPED
 
@@ -83,7 +85,8 @@ WRITER = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from wrcan_arch.photos.photo import Photo, write_photo
+from wrcan_arch.photos.photo import Photo
+from wrcan_arch.photos.write_photo import write_photo
 Path(sys.argv[2]).touch()
 while len([*Path().glob('[0-9]*')]) < 2: time.sleep(0.001)
 for number in range(15):

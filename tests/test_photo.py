@@ -21,9 +21,11 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin
 
 from wrcan_arch import InputError
-from wrcan_arch.photos import photo as photo_module
+from wrcan_arch.photos import read_photo as reading
 from wrcan_arch.photos.heic_decoder import decode
-from wrcan_arch.photos.photo import ENDINGS, HELD_BY_JPEG, Photo, read_photo, what_is_lost, write_photo
+from wrcan_arch.photos.photo import ENDINGS, Photo
+from wrcan_arch.photos.read_photo import read_photo
+from wrcan_arch.photos.write_photo import HELD_BY_JPEG, what_is_lost, write_photo
 
 ORIENTATION, MAKE, EXPOSURE, EXIF_IFD = 0x0112, 0x010F, 0x829A, 0x8769
 X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
@@ -287,7 +289,7 @@ def test_resolution_turns_with_the_picture_and_is_none_of_a_pixels_shape(tmp_pat
 def test_full_memory_is_no_damage(tmp_path):
     write_photo(tmp_path / 'a.png', Photo(pixels=picture(8, 8)))
     said = pyvips.Error('unable to call', 'out of memory -- size == 45MB')
-    with mock.patch('wrcan_arch.photos.photo._open_with_vips', side_effect=said), pytest.raises(MemoryError):
+    with mock.patch('wrcan_arch.photos.read_photo._open_with_vips', side_effect=said), pytest.raises(MemoryError):
         read_photo(tmp_path / 'a.png')
     with mock.patch('pyvips.Image.pngsave_target', side_effect=said, create=True), pytest.raises(MemoryError):
         write_photo(tmp_path / 'b.png', Photo(pixels=picture(8, 8)))
@@ -511,7 +513,7 @@ def test_heic_is_read(tmp_path):
 
 def test_a_crash_of_the_heic_decoder_is_of_one_file(tmp_path, monkeypatch):
     (tmp_path / 'decoder.py').write_text('import os; print("{", flush=True); os.abort()')
-    monkeypatch.setattr(photo_module, 'HEIC_DECODER', tmp_path / 'decoder.py')
+    monkeypatch.setattr(reading, 'HEIC_DECODER', tmp_path / 'decoder.py')
     with pytest.raises(InputError, match=r'small\.heic: cannot be decoded \(its decoder crashed\); it may be damaged'):
         read_photo(DATA / 'small.heic')
 
@@ -587,7 +589,7 @@ def test_colours_that_a_result_cannot_say_are_noticed(tmp_path):
     }
     assert found == {'srgb': False, 'p3': True, 'pq': True, 'hlg': True, 'unsaid': False}
     assert not read_photo(DATA / 'small.heic').marked_colours, 'which has a profile'
-    with mock.patch('wrcan_arch.photos.photo.DESCRIPTION', at + 3):
+    with mock.patch('wrcan_arch.photos.read_photo.DESCRIPTION', at + 3):
         assert not read_photo(tmp_path / 'p3.avif').marked_colours, 'a mark that is cut'
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from wrcan_arch import InputError
 from wrcan_arch.photos.comparison import HEAD
-from wrcan_arch.photos.photo import read_photo
 from wrcan_arch.photos.plan import Job, plan, read_list
+from wrcan_arch.photos.read_photo import read_photo
 
 
 @pytest.fixture(autouse=True)

@@ -23,8 +23,10 @@ from ..jpeg_quality import is_far
 from ..processes import Team
 from .comparison import pictures_of, write_page, write_side_by_side
 from .judgement import blend, drifts
-from .photo import DEFAULT_QUALITY, MAX_PIXELS, Photo, check_fits, read_photo, what_is_lost, write_photo
+from .photo import Photo
 from .plan import Job
+from .read_photo import MAX_PIXELS, read_photo
+from .write_photo import DEFAULT_QUALITY, check_fits, what_is_lost, write_photo
 
 T = TypeVar('T')
 R = TypeVar('R')

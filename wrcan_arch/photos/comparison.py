@@ -10,7 +10,8 @@ import numpy as np
 
 from ..errors import InputError
 from ..files import disk_errors_name, name_that_fits, path_below, printable, written_whole
-from .photo import MAX_SIDE, Photo, write_photo
+from .photo import Photo
+from .write_photo import MAX_SIDE, write_photo
 
 PAGE = 'index.html'
 
