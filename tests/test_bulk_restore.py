@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -22,16 +23,18 @@ from torch import nn
 
 from wrcan_arch import WRCAN, InputError, cli, restore
 from wrcan_arch.checkpoint import write_weights
+from wrcan_arch.inference import Request
 from wrcan_arch.photos import bulk_restore
-from wrcan_arch.photos.bulk_restore import Options, Summary, in_thread, restore_photos
+from wrcan_arch.photos.bulk_restore import Options, in_thread, restore_photos
 from wrcan_arch.photos.photo import Photo
 from wrcan_arch.photos.plan import plan
 from wrcan_arch.photos.read_photo import read_photo
+from wrcan_arch.photos.summary import Summary
 from wrcan_arch.photos.write_photo import write_photo
 from wrcan_arch.processes import Team
 from wrcan_arch.weights import SHIPPED
 
-FP32 = Options(precision='fp32')
+FP32, INPUT = Options(request=Request(precision='fp32')), Options(request=Request(mode='input'))
 
 
 def network():
@@ -97,7 +100,7 @@ for number in range(15):
 
 def test_page_shows_no_earlier_pair_of_a_photograph_that_fails_now(tmp_path):
     photos, look = [save(tmp_path / 'in' / f'{number}.png', number) for number in range(2)], tmp_path / 'look'
-    options = Options(precision='fp32', compare=look)
+    options = replace(FP32, compare=look)
     for _ in range(2):
         jobs = plan([tmp_path / 'in'], out=tmp_path / 'out', compare=look)
         failures = restore_photos(Same(), jobs, options=options).failures
@@ -204,11 +207,11 @@ def test_comparisons_that_are_missing_are_made_and_results_left(tmp_path):
     for number in range(2):
         save(tmp_path / 'in' / f'{number}.png', number)
     jobs = plan([tmp_path / 'in'], out=tmp_path / 'out')
-    restore_photos(Same(), jobs, options=Options(precision='fp32'))
+    restore_photos(Same(), jobs, options=FP32)
     mine = np.full((12, 16, 3), 77, np.uint8)
     Image.fromarray(mine).save(tmp_path / 'out' / '0.png')
     kept = (tmp_path / 'out' / '0.png').read_bytes()
-    options = Options(precision='fp32', skip_existing=True, compare=tmp_path / 'look')
+    options = replace(FP32, skip_existing=True, compare=tmp_path / 'look')
     summary = restore_photos(Same(), jobs, options=options)
     assert (summary.restored, summary.skipped) == (0, 2)
     assert (tmp_path / 'out' / '0.png').read_bytes() == kept
@@ -225,7 +228,7 @@ def test_result_that_is_no_picture_of_the_photograph_is_not_compared(tmp_path):
     (tmp_path / 'out').mkdir()
     Image.new('RGB', (5, 6)).save(tmp_path / 'out' / '0.png')
     (tmp_path / 'out' / '1.png').write_text('mine')
-    options = Options(precision='fp32', skip_existing=True, compare=tmp_path / 'look')
+    options = replace(FP32, skip_existing=True, compare=tmp_path / 'look')
     said = restore_photos(Same(), jobs, options=options).failures
     assert len(said) == 2 and 'out/0.png: is of another size than' in said[0] and 'out/1.png' in said[1]
     assert (tmp_path / 'out' / '1.png').read_text() == 'mine'
@@ -234,7 +237,7 @@ def test_result_that_is_no_picture_of_the_photograph_is_not_compared(tmp_path):
 def test_name_of_any_length_has_a_picture_on_the_page(tmp_path):
     save(tmp_path / 'in' / f'{"n" * 250}.png')
     save(tmp_path / 'in' / 'other.png')
-    options = Options(precision='fp32', compare=tmp_path / 'look')
+    options = replace(FP32, compare=tmp_path / 'look')
     summary = restore_photos(Same(), plan([tmp_path / 'in'], out=tmp_path / 'out'), options=options)
     assert (summary.restored, summary.failures) == (2, [])
     assert (tmp_path / 'look' / 'index.html').read_text().count('<figure>') == 2
@@ -242,7 +245,7 @@ def test_name_of_any_length_has_a_picture_on_the_page(tmp_path):
 
 def test_page_that_cannot_be_written_leaves_the_rest_told(tmp_path):
     (tmp_path / 'look' / 'index.html').mkdir(parents=True)
-    options = Options(precision='fp32', compare=tmp_path / 'look')
+    options = replace(FP32, compare=tmp_path / 'look')
     summary = restore_photos(Same(), plan([save(tmp_path / 'a.png')], out=tmp_path / 'out'), options=options)
     assert summary.lines()[0] == '1 of 1 restored' and names(tmp_path / 'out') == ['a.png']
     assert len(summary.failures) == 1 and 'index.html: cannot be written' in summary.failures[0]
@@ -288,7 +291,7 @@ def test_time_left_is_of_what_is_not_done(tmp_path, monkeypatch):
     restore_photos(Same(), jobs[1:], options=FP32)
     team, bars, make = Team(), [], bulk_restore._progress_bar
     monkeypatch.setattr(bulk_restore, '_progress_bar', lambda *about: bars.append(make(*about)) or bars[-1])
-    options = Options(precision='fp32', skip_existing=True)
+    options = replace(FP32, skip_existing=True)
     assert restore_photos(Same(), jobs, options=options, team=team).skipped == 3
     assert bars[0].n == bars[0].total == team.done() == Path(jobs[0].source).stat().st_size
 
@@ -303,9 +306,7 @@ def test_strength_blends(tmp_path):
     before = read_photo(path).pixels.astype(float)
     after = restore(network(), read_photo(path).pixels, precision='fp32').astype(float)
     for strength in (0, 0.25, 1):
-        restore_photos(
-            network(), plan([path], out=tmp_path / 'out'), options=Options(precision='fp32', strength=strength)
-        )
+        restore_photos(network(), plan([path], out=tmp_path / 'out'), options=replace(FP32, strength=strength))
         expected = np.rint((1 - strength) * before + strength * after)
         np.testing.assert_array_equal(read_photo(tmp_path / 'out' / 'a.png').pixels, expected)
 
@@ -322,13 +323,13 @@ def test_drift_is_judged_as_far_as_the_result_is_taken(tmp_path, monkeypatch):
 def test_what_loses_nothing_comes_back_to_the_byte(tmp_path):
     for ending, about in (('.png', {}), ('.tif', {}), ('.webp', {'lossless': True})):
         Image.fromarray(picture(12, 16)).save(tmp_path / f'a{ending}', **about)
-        restore_photos(Same(), plan([tmp_path / f'a{ending}'], out=tmp_path / 'out'), options=Options(mode='input'))
+        restore_photos(Same(), plan([tmp_path / f'a{ending}'], out=tmp_path / 'out'), options=INPUT)
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'out' / f'a{ending}')), picture(12, 16))
 
 
 def test_refused_computation_names_the_photograph(tmp_path):
     jobs = plan([save(tmp_path / 'a.png')], out=tmp_path / 'out')
-    summary = restore_photos(network(), jobs, options=Options(max_memory=1))
+    summary = restore_photos(network(), jobs, options=Options(request=Request(max_memory=1)))
     assert len(summary.failures) == 1 and summary.failures[0].startswith(f'{tmp_path}/a.png: ')
 
 
@@ -345,8 +346,6 @@ def test_network_of_other_images_is_refused_before_the_first(tmp_path, taken, ma
         {'strength': 1.1},
         {'strength': float('nan')},
         {'quality': 0},
-        {'mode': 'tile'},
-        {'max_memory': 0},
         {'max_pixels': 0},
     ],
 )
@@ -430,9 +429,9 @@ def grown_by(folder, count, size, monkeypatch):
     for number in range(count):
         shutil.copyfile(folder / 'photo.png', folder / 'in' / f'{number:05}.png')
     jobs = plan([folder / 'in'], out=folder / 'out')
-    first = restore_photos(Same(), jobs[: count // 20], options=Options(mode='input'))  # what is loaded and kept once
+    first = restore_photos(Same(), jobs[: count // 20], options=INPUT)  # what is loaded and kept once
     before = resident()
-    others = restore_photos(Same(), jobs[count // 20 :], options=Options(mode='input'))
+    others = restore_photos(Same(), jobs[count // 20 :], options=INPUT)
     assert first.restored + others.restored == len(names(folder / 'out')) == count
     return resident() - before
 

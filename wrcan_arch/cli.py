@@ -63,12 +63,16 @@ def restore(arguments: argparse.Namespace) -> int:
     from .checkpoint import load_network
     from .convolution import set_channels_last
     from .files import printable
+    from .inference import Request
     from .photos.bulk_restore import Options, restore_photos
     from .processes import Team, take_own_gpu
     from .weights import SHIPPED
 
-    chosen = {name: getattr(arguments, name) for name in Options.__dataclass_fields__}
-    options = Options(**{name: value for name, value in chosen.items() if value is not None})
+    chosen = {name: value for name, value in vars(arguments).items() if value is not None}
+    request, others = (
+        {name: chosen[name] for name in kind.__dataclass_fields__ if name in chosen} for kind in (Request, Options)
+    )
+    options = Options(request=Request(**request), **others)
     team = Team.from_environment()
     network = load_network(arguments.weights or SHIPPED['small'])
     set_channels_last(network)

@@ -1,6 +1,5 @@
 """Many photographs through one network: the next is decoded and the last one encoded while one is computed."""
 
-import json
 import os
 import sys
 import time
@@ -26,6 +25,7 @@ from .judgement import blend, drifts
 from .photo import Photo
 from .plan import Job
 from .read_photo import MAX_PIXELS, read_photo
+from .summary import Summary
 from .write_photo import DEFAULT_QUALITY, check_fits, what_is_lost, write_photo
 
 T = TypeVar('T')
@@ -34,18 +34,18 @@ R = TypeVar('R')
 TELL_AFTER = 0.2  # seconds between two looks at how far a photograph is
 LOG_AFTER = 30  # seconds between two lines of the bar where it is no terminal's
 COMPUTING = 0.98  # of a photograph's work, about; the rest is to write it
-NAMES_SHOWN = 3  # of the photographs that a warning is about
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Request):
-    """How photographs are restored: what `inference.restore` takes, and what is done with its result.
+class Options:
+    """How photographs are restored.
 
-    `strength` is 0 for the photograph as it was, to 1; `quality` 1 to 100, of lossy formats; `out` the folder that
-    results go to, if there is one, and `compare` that of pictures of before and after: both are tried before the first
-    photograph.
+    `request` is what `inference.restore` takes, the others what is done with its result. `strength` is 0 for the
+    photograph as it was, to 1; `quality` 1 to 100, of lossy formats; `out` the folder that results go to, if there is
+    one, and `compare` that of pictures of before and after: both are tried before the first photograph.
     """
 
+    request: Request = field(default_factory=Request)
     strength: float = 1
     quality: int = DEFAULT_QUALITY
     max_pixels: int = MAX_PIXELS
@@ -54,64 +54,12 @@ class Options(Request):
     compare: Path | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not 0 <= self.strength <= 1:
             raise InputError(f'strength must be from 0 to 1, not {self.strength}')
         if not 1 <= self.quality <= 100:
             raise InputError(f'quality must be from 1 to 100, not {self.quality}')
         if self.max_pixels < 1:
             raise InputError(f'max_pixels must be from 1 up, not {self.max_pixels}')
-
-    def inference(self) -> dict:
-        """What `inference.restore` takes."""
-        return {name: getattr(self, name) for name in Request.__dataclass_fields__}
-
-
-@dataclass
-class Summary:
-    """What became of the photographs; it does not grow with those that went well."""
-
-    attempted: int = 0
-    restored: int = 0
-    skipped: int = 0
-    failures: list[str] = field(default_factory=list)  # what to say of each
-    failed: list[str] = field(default_factory=list)  # the photographs that they are of
-    warnings: Counter[str] = field(default_factory=Counter)  # of how many photographs each is true
-    examples: dict[str, list[str]] = field(default_factory=dict)  # names of some of them
-    qualities: Counter[int] = field(default_factory=Counter)  # how many JPEGs are of each
-
-    def add(self, other: 'Summary') -> None:
-        self.attempted += other.attempted
-        self.restored += other.restored
-        self.skipped += other.skipped
-        self.failures += other.failures
-        self.failed += other.failed
-        self.warnings += other.warnings
-        self.qualities += other.qualities
-        for warning, names in other.examples.items():
-            self.examples[warning] = (self.examples.get(warning, []) + names)[:NAMES_SHOWN]
-
-    def to_json(self) -> str:
-        return json.dumps(vars(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> 'Summary':
-        values = json.loads(text)
-        qualities = Counter({int(quality): count for quality, count in values['qualities'].items()})
-        return cls(**{**values, 'warnings': Counter(values['warnings']), 'qualities': qualities})
-
-    def lines(self) -> list[str]:
-        """What to tell of it, except the failures."""
-        done = f'{self.restored:,} of {self.attempted:,} restored'
-        lines = [f'{done}, {self.skipped:,} had a result already' if self.skipped else done]
-        if self.qualities:
-            low, high = min(self.qualities), max(self.qualities)
-            lines.append(f'JPEG quality of the photographs: {low}' + (f' to {high}' if low < high else ''))
-        for warning, count in self.warnings.items():
-            names = ', '.join(self.examples[warning])
-            more = f' and {count - NAMES_SHOWN:,} more' if count > NAMES_SHOWN else ''
-            lines.append(f'warning: {names}{more}: {warning}')
-        return lines
 
 
 @dataclass
@@ -180,7 +128,7 @@ def _compute(network: nn.Module, options: Options, progress: Callable[[float], N
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         try:
-            after = restore(network, before, progress=progress, **options.inference())
+            after = restore(network, before, progress=progress, **vars(options.request))
         except InputError as error:
             raise InputError(f'{work.job.source}: {error}') from error
     work.warnings += [str(warning.message) for warning in caught if warning.category is RuntimeWarning]
@@ -237,7 +185,9 @@ def restore_photos(
 
     Returns what became of all of them, in the first process; None in the others.
     """
-    window_of(network, options.mode, options.patch_size)  # its error is the request's, not each photograph's
+    window_of(
+        network, options.request.mode, options.request.patch_size
+    )  # its error is the request's, not each photograph's
     config = getattr(network, 'config', {})
     taken, made = (config.get(name, 3) for name in ('num_in_ch', 'num_out_ch'))
     if not taken == made == 3:
