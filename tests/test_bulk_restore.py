@@ -341,17 +341,18 @@ def test_network_of_other_images_is_refused_before_the_first(tmp_path, taken, ma
 
 
 @pytest.mark.parametrize(
-    'wrong',
+    ('kind', 'wrong'),
     [
-        {'strength': 1.1},
-        {'strength': float('nan')},
-        {'quality': 0},
-        {'max_pixels': 0},
+        (Options, {'strength': 1.1}),
+        (Options, {'strength': float('nan')}),
+        (Options, {'quality': 0}),
+        (Options, {'max_pixels': 0}),
+        (Request, {'max_memory': 0}),
     ],
 )
-def test_wrong_options_are_refused(wrong):
+def test_wrong_options_are_refused(kind, wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
-        Options(**wrong)
+        kind(**wrong)
 
 
 def test_warnings_are_told_with_the_photographs_they_are_about(tmp_path, monkeypatch):

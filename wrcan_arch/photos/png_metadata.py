@@ -19,7 +19,8 @@ def read_metadata(file: BinaryIO) -> tuple[dict[str, bytes], bytes]:
     What is damaged is left out.
     """
     metadata: dict[str, bytes] = {}
-    texts, is_behind = b'', False
+    texts: list[bytes] = []
+    is_behind = False
     for name, length in _chunks(file):
         is_behind = is_behind or name == b'IDAT'
         if name not in (b'eXIf', *TEXTS) or length > LONGEST:
@@ -35,8 +36,8 @@ def read_metadata(file: BinaryIO) -> tuple[dict[str, bytes], bytes]:
             if is_behind and name == b'iTXt':
                 metadata['xmp-data'] = _text_of_itxt(rest)
         elif not keyword.startswith(RAW_PROFILE):
-            texts += _chunk(name, body)
-    return metadata, texts
+            texts.append(_chunk(name, body))
+    return metadata, b''.join(texts)
 
 
 def add_texts(file: BinaryIO, texts: bytes) -> None:
