@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch import multiprocessing
 
 from wrcan_arch import WRCAN
+from wrcan_arch.inference import Request
 from wrcan_arch.photos.bulk_restore import Options, restore_photos
 from wrcan_arch.photos.plan import plan
 from wrcan_arch.processes import Team
@@ -108,7 +109,7 @@ def tasks(rank: int, folder: Path) -> Iterator[tuple[str, Callable[[int], object
 
     def restore(processes: int) -> None:
         team = both if processes == 2 else Team()
-        restore_photos(network, jobs, options=Options(precision='fp32'), team=team)
+        restore_photos(network, jobs, options=Options(request=Request(precision='fp32')), team=team)
 
     yield 'restored photographs', restore
 

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -22,14 +23,18 @@ from torch import nn
 
 from wrcan_arch import WRCAN, InputError, cli, restore
 from wrcan_arch.checkpoint import write_weights
+from wrcan_arch.inference import Request
 from wrcan_arch.photos import bulk_restore
-from wrcan_arch.photos.bulk_restore import Options, Summary, in_thread, restore_photos
-from wrcan_arch.photos.photo import Photo, read_photo, write_photo
+from wrcan_arch.photos.bulk_restore import Options, in_thread, restore_photos
+from wrcan_arch.photos.photo import Photo
 from wrcan_arch.photos.plan import plan
+from wrcan_arch.photos.read_photo import read_photo
+from wrcan_arch.photos.summary import Summary
+from wrcan_arch.photos.write_photo import write_photo
 from wrcan_arch.processes import Team
 from wrcan_arch.weights import SHIPPED
 
-FP32 = Options(precision='fp32')
+FP32, INPUT = Options(request=Request(precision='fp32')), Options(request=Request(mode='input'))
 
 
 def network():
@@ -83,7 +88,8 @@ WRITER = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from wrcan_arch.photos.photo import Photo, write_photo
+from wrcan_arch.photos.photo import Photo
+from wrcan_arch.photos.write_photo import write_photo
 Path(sys.argv[2]).touch()
 while len([*Path().glob('[0-9]*')]) < 2: time.sleep(0.001)
 for number in range(15):
@@ -94,7 +100,7 @@ for number in range(15):
 
 def test_page_shows_no_earlier_pair_of_a_photograph_that_fails_now(tmp_path):
     photos, look = [save(tmp_path / 'in' / f'{number}.png', number) for number in range(2)], tmp_path / 'look'
-    options = Options(precision='fp32', compare=look)
+    options = replace(FP32, compare=look)
     for _ in range(2):
         jobs = plan([tmp_path / 'in'], out=tmp_path / 'out', compare=look)
         failures = restore_photos(Same(), jobs, options=options).failures
@@ -118,15 +124,16 @@ def test_two_processes_may_write_one_photograph(tmp_path, ending):
 
 def test_photo_too_large_for_the_memory_is_named(tmp_path, monkeypatch):
     jobs = plan([save(tmp_path / 'a.png')], out=tmp_path / 'out')
-    errors = (
-        torch.cuda.OutOfMemoryError('CUDA out of memory'),
-        RuntimeError('cuDNN error: CUDNN_STATUS_ALLOC_FAILED'),
-        MemoryError(),
-        RuntimeError("can't allocate memory: 9 bytes"),
-    )
-    for error in errors:
+    machine, gpu = 'a.png: too large for the memory of this machine', "a.png: the GPU's memory is full; take a smaller"
+    for error, said in (
+        (torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate'), gpu),
+        (RuntimeError('cuDNN error: CUDNN_STATUS_ALLOC_FAILED'), gpu),
+        (RuntimeError('CUDA error: out of memory'), gpu),
+        (MemoryError(), machine),
+        (RuntimeError("can't allocate memory: 9 bytes"), machine),
+    ):
         monkeypatch.setattr('wrcan_arch.photos.bulk_restore.restore', mock.Mock(side_effect=error))
-        assert 'a.png: too large for the memory' in restore_photos(network(), jobs, options=FP32).failures[0]
+        assert said in restore_photos(network(), jobs, options=FP32).failures[0]
     for defect in ('a defect', 'CUDA error: an illegal memory access was encountered'):
         monkeypatch.setattr('wrcan_arch.photos.bulk_restore.restore', mock.Mock(side_effect=RuntimeError(defect)))
         with pytest.raises(RuntimeError, match=defect):
@@ -146,6 +153,17 @@ def test_folder_that_cannot_be_written_is_said_before_the_first(tmp_path, monkey
     said = capsys.readouterr().err
     assert re.fullmatch(rf'basicsr restore: {place}: cannot be written \(.+\); choose another folder\n', said)
     assert names(tmp_path) == before
+
+
+def test_name_that_is_too_long_is_said_before_it_is_computed(tmp_path, monkeypatch):
+    save(tmp_path / f'{"n" * 250}.png')
+    monkeypatch.setattr('wrcan_arch.photos.bulk_restore.restore', mock.Mock(side_effect=AssertionError('computed')))
+    (said,) = restore_photos(Same(), plan([tmp_path]), options=FP32).failures
+    assert said.endswith('n.png: the name of its result is too long; name a folder with -o')
+    save(tmp_path / f'{"n" * 251}.jpg')
+    jobs = plan([tmp_path / f'{"n" * 251}.jpg'], out=tmp_path / 'out', format='webp')
+    (said,) = restore_photos(Same(), jobs, options=Options(out=tmp_path / 'out')).failures
+    assert said.endswith('n.jpg: the name of its result is too long; give it a shorter name')
 
 
 def test_photographs_folder_that_takes_no_result_is_said_before_the_first(tmp_path, monkeypatch):
@@ -189,11 +207,11 @@ def test_comparisons_that_are_missing_are_made_and_results_left(tmp_path):
     for number in range(2):
         save(tmp_path / 'in' / f'{number}.png', number)
     jobs = plan([tmp_path / 'in'], out=tmp_path / 'out')
-    restore_photos(Same(), jobs, options=Options(precision='fp32'))
+    restore_photos(Same(), jobs, options=FP32)
     mine = np.full((12, 16, 3), 77, np.uint8)
     Image.fromarray(mine).save(tmp_path / 'out' / '0.png')
     kept = (tmp_path / 'out' / '0.png').read_bytes()
-    options = Options(precision='fp32', skip_existing=True, compare=tmp_path / 'look')
+    options = replace(FP32, skip_existing=True, compare=tmp_path / 'look')
     summary = restore_photos(Same(), jobs, options=options)
     assert (summary.restored, summary.skipped) == (0, 2)
     assert (tmp_path / 'out' / '0.png').read_bytes() == kept
@@ -210,7 +228,7 @@ def test_result_that_is_no_picture_of_the_photograph_is_not_compared(tmp_path):
     (tmp_path / 'out').mkdir()
     Image.new('RGB', (5, 6)).save(tmp_path / 'out' / '0.png')
     (tmp_path / 'out' / '1.png').write_text('mine')
-    options = Options(precision='fp32', skip_existing=True, compare=tmp_path / 'look')
+    options = replace(FP32, skip_existing=True, compare=tmp_path / 'look')
     said = restore_photos(Same(), jobs, options=options).failures
     assert len(said) == 2 and 'out/0.png: is of another size than' in said[0] and 'out/1.png' in said[1]
     assert (tmp_path / 'out' / '1.png').read_text() == 'mine'
@@ -219,7 +237,7 @@ def test_result_that_is_no_picture_of_the_photograph_is_not_compared(tmp_path):
 def test_name_of_any_length_has_a_picture_on_the_page(tmp_path):
     save(tmp_path / 'in' / f'{"n" * 250}.png')
     save(tmp_path / 'in' / 'other.png')
-    options = Options(precision='fp32', compare=tmp_path / 'look')
+    options = replace(FP32, compare=tmp_path / 'look')
     summary = restore_photos(Same(), plan([tmp_path / 'in'], out=tmp_path / 'out'), options=options)
     assert (summary.restored, summary.failures) == (2, [])
     assert (tmp_path / 'look' / 'index.html').read_text().count('<figure>') == 2
@@ -227,7 +245,7 @@ def test_name_of_any_length_has_a_picture_on_the_page(tmp_path):
 
 def test_page_that_cannot_be_written_leaves_the_rest_told(tmp_path):
     (tmp_path / 'look' / 'index.html').mkdir(parents=True)
-    options = Options(precision='fp32', compare=tmp_path / 'look')
+    options = replace(FP32, compare=tmp_path / 'look')
     summary = restore_photos(Same(), plan([save(tmp_path / 'a.png')], out=tmp_path / 'out'), options=options)
     assert summary.lines()[0] == '1 of 1 restored' and names(tmp_path / 'out') == ['a.png']
     assert len(summary.failures) == 1 and 'index.html: cannot be written' in summary.failures[0]
@@ -266,6 +284,18 @@ def test_what_has_a_result_can_be_left_out(tmp_path):
     assert summary.lines()[0] == '2 of 2 restored, 1 had a result already'
 
 
+def test_time_left_is_of_what_is_not_done(tmp_path, monkeypatch):
+    for number in range(4):
+        save(tmp_path / 'in' / f'{number}.png', number)
+    jobs = plan([tmp_path / 'in'], out=tmp_path / 'out')
+    restore_photos(Same(), jobs[1:], options=FP32)
+    team, bars, make = Team(), [], bulk_restore._progress_bar
+    monkeypatch.setattr(bulk_restore, '_progress_bar', lambda *about: bars.append(make(*about)) or bars[-1])
+    options = replace(FP32, skip_existing=True)
+    assert restore_photos(Same(), jobs, options=options, team=team).skipped == 3
+    assert bars[0].n == bars[0].total == team.done() == Path(jobs[0].source).stat().st_size
+
+
 def test_a_closed_stderr_does_not_end_it(tmp_path, monkeypatch):
     monkeypatch.setattr('sys.stderr', None)
     assert restore_photos(Same(), plan([save(tmp_path / 'a.png')]), options=FP32).restored == 1
@@ -276,9 +306,7 @@ def test_strength_blends(tmp_path):
     before = read_photo(path).pixels.astype(float)
     after = restore(network(), read_photo(path).pixels, precision='fp32').astype(float)
     for strength in (0, 0.25, 1):
-        restore_photos(
-            network(), plan([path], out=tmp_path / 'out'), options=Options(precision='fp32', strength=strength)
-        )
+        restore_photos(network(), plan([path], out=tmp_path / 'out'), options=replace(FP32, strength=strength))
         expected = np.rint((1 - strength) * before + strength * after)
         np.testing.assert_array_equal(read_photo(tmp_path / 'out' / 'a.png').pixels, expected)
 
@@ -295,13 +323,13 @@ def test_drift_is_judged_as_far_as_the_result_is_taken(tmp_path, monkeypatch):
 def test_what_loses_nothing_comes_back_to_the_byte(tmp_path):
     for ending, about in (('.png', {}), ('.tif', {}), ('.webp', {'lossless': True})):
         Image.fromarray(picture(12, 16)).save(tmp_path / f'a{ending}', **about)
-        restore_photos(Same(), plan([tmp_path / f'a{ending}'], out=tmp_path / 'out'), options=Options(mode='input'))
+        restore_photos(Same(), plan([tmp_path / f'a{ending}'], out=tmp_path / 'out'), options=INPUT)
         np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / 'out' / f'a{ending}')), picture(12, 16))
 
 
 def test_refused_computation_names_the_photograph(tmp_path):
     jobs = plan([save(tmp_path / 'a.png')], out=tmp_path / 'out')
-    summary = restore_photos(network(), jobs, options=Options(max_memory=1))
+    summary = restore_photos(network(), jobs, options=Options(request=Request(max_memory=1)))
     assert len(summary.failures) == 1 and summary.failures[0].startswith(f'{tmp_path}/a.png: ')
 
 
@@ -313,19 +341,18 @@ def test_network_of_other_images_is_refused_before_the_first(tmp_path, taken, ma
 
 
 @pytest.mark.parametrize(
-    'wrong',
+    ('kind', 'wrong'),
     [
-        {'strength': 1.1},
-        {'strength': float('nan')},
-        {'quality': 0},
-        {'mode': 'tile'},
-        {'max_memory': 0},
-        {'max_pixels': 0},
+        (Options, {'strength': 1.1}),
+        (Options, {'strength': float('nan')}),
+        (Options, {'quality': 0}),
+        (Options, {'max_pixels': 0}),
+        (Request, {'max_memory': 0}),
     ],
 )
-def test_wrong_options_are_refused(wrong):
+def test_wrong_options_are_refused(kind, wrong):
     with pytest.raises(InputError, match=next(iter(wrong))):
-        Options(**wrong)
+        kind(**wrong)
 
 
 def test_warnings_are_told_with_the_photographs_they_are_about(tmp_path, monkeypatch):
@@ -403,9 +430,9 @@ def grown_by(folder, count, size, monkeypatch):
     for number in range(count):
         shutil.copyfile(folder / 'photo.png', folder / 'in' / f'{number:05}.png')
     jobs = plan([folder / 'in'], out=folder / 'out')
-    first = restore_photos(Same(), jobs[: count // 20], options=Options(mode='input'))  # what is loaded and kept once
+    first = restore_photos(Same(), jobs[: count // 20], options=INPUT)  # what is loaded and kept once
     before = resident()
-    others = restore_photos(Same(), jobs[count // 20 :], options=Options(mode='input'))
+    others = restore_photos(Same(), jobs[count // 20 :], options=INPUT)
     assert first.restored + others.restored == len(names(folder / 'out')) == count
     return resident() - before
 

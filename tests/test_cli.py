@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
 from importlib import metadata
@@ -222,7 +223,36 @@ def test_doctor_prints_versions_repairs_and_what_is_missing(capsys, monkeypatch)
     asked = [Requirement('torch>=99'), Requirement('no-such-package'), Requirement('numpy')]
     monkeypatch.setattr('wrcan_arch.doctor.requirements', lambda: asked)
     assert cli.main(['doctor']) == 1
-    assert 'Missing or unfit: torch, no-such-package' in capsys.readouterr().out
+    assert 'Missing, unfit or unusable: torch, no-such-package\n' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('error', [OSError('cannot load libvips.so.42'), ImportError('no libGL.so.1')])
+def test_doctor_tries_what_is_installed(capsys, monkeypatch, error):
+    monkeypatch.setattr('wrcan_arch.doctor.requirements', lambda: [Requirement('opencv-python'), Requirement('numpy')])
+
+    def import_one(name):
+        if name == 'cv2':
+            raise error
+
+    monkeypatch.setattr('wrcan_arch.doctor.import_module', import_one)
+    assert cli.main(['doctor']) == 1
+    said = capsys.readouterr().out
+    assert f'UNUSABLE: {error}\n' in said and 'Missing, unfit or unusable: opencv-python\n' in said
+
+
+def test_doctor_tells_of_heic(capsys, monkeypatch):
+    version = metadata.version
+
+    def without_heic(name):
+        if name == 'pi-heif':
+            raise metadata.PackageNotFoundError
+        return version(name)
+
+    monkeypatch.setattr('wrcan_arch.doctor.requirements', list)
+    monkeypatch.setattr(metadata, 'version', without_heic)
+    assert cli.main(['doctor']) == 0
+    said = capsys.readouterr().out
+    assert re.search(r'pi-heif +none +for HEIC: pip install "wrcan-arch\[heic\]"\n', said) and 'Nothing is' in said
 
 
 @pytest.mark.parametrize(('set_before', 'then'), [(None, 'passive'), ('active', 'active')])

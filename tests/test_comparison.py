@@ -1,5 +1,6 @@
 import os
 import re
+from dataclasses import replace
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
@@ -19,7 +20,8 @@ def test_halves_are_blurred_and_restored(tmp_path):
     photo = Photo(
         pixels=picture(40, 30), alpha=alpha, metadata={'icc-profile-data': SRGB, 'exif-data': b'Exif\0\0where'}
     )
-    write_side_by_side(tmp_path, 'a.png', photo, 255 - photo.pixels)
+    write_side_by_side(tmp_path, 'a.png', replace(photo, permissions=0o600), 255 - photo.pixels)
+    assert (tmp_path / 'a.png.jpg').stat().st_mode & 0o777 == 0o600
     written = Image.open(tmp_path / 'a.png.jpg')
     expected = np.concatenate([photo.pixels, 255 - photo.pixels], axis=1).astype(int)
     assert np.abs(np.asarray(written) - expected).mean() < 4

@@ -44,7 +44,7 @@ def test_classes_are_registered_once_in_any_order(first):
 def test_restoring_loads_neither_the_toolbox_nor_plots():
     result = run_from_nothing(
         'import sys, wrcan_arch\nassert "torch" not in sys.modules\n'
-        'from wrcan_arch import WRCAN, load_network, restore\nfrom wrcan_arch.photos import bulk_restore, photo\n'
+        'from wrcan_arch import WRCAN, load_network, restore\nfrom wrcan_arch.photos import bulk_restore, read_photo\n'
         'heavy = {"basicsr", "torchvision", "scipy", "skimage", "matplotlib", "cv2", "lmdb", "pydantic"}\n'
         'assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()'
     )

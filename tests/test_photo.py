@@ -11,17 +11,21 @@ from unittest import mock
 
 import cv2
 import numpy as np
+import pi_heif
 import pytest
 import pyvips
 import tifffile
 from conftest import DATA, deep_picture, picture
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageCms, TiffImagePlugin
+from PIL import Image, ImageCms, PngImagePlugin, TiffImagePlugin
 
 from wrcan_arch import InputError
-from wrcan_arch.photos import photo as photo_module
-from wrcan_arch.photos.photo import ENDINGS, HELD_BY_JPEG, Photo, read_photo, what_is_lost, write_photo
+from wrcan_arch.photos import read_photo as reading
+from wrcan_arch.photos.heic_decoder import decode
+from wrcan_arch.photos.photo import ENDINGS, Photo
+from wrcan_arch.photos.read_photo import read_photo
+from wrcan_arch.photos.write_photo import HELD_BY_JPEG, what_is_lost, write_photo
 
 ORIENTATION, MAKE, EXPOSURE, EXIF_IFD = 0x0112, 0x010F, 0x829A, 0x8769
 X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 0x011A, 0x011B, 0x0128
@@ -285,7 +289,7 @@ def test_resolution_turns_with_the_picture_and_is_none_of_a_pixels_shape(tmp_pat
 def test_full_memory_is_no_damage(tmp_path):
     write_photo(tmp_path / 'a.png', Photo(pixels=picture(8, 8)))
     said = pyvips.Error('unable to call', 'out of memory -- size == 45MB')
-    with mock.patch('wrcan_arch.photos.photo._open_with_vips', side_effect=said), pytest.raises(MemoryError):
+    with mock.patch('wrcan_arch.photos.read_photo._open_with_vips', side_effect=said), pytest.raises(MemoryError):
         read_photo(tmp_path / 'a.png')
     with mock.patch('pyvips.Image.pngsave_target', side_effect=said, create=True), pytest.raises(MemoryError):
         write_photo(tmp_path / 'b.png', Photo(pixels=picture(8, 8)))
@@ -509,9 +513,18 @@ def test_heic_is_read(tmp_path):
 
 def test_a_crash_of_the_heic_decoder_is_of_one_file(tmp_path, monkeypatch):
     (tmp_path / 'decoder.py').write_text('import os; print("{", flush=True); os.abort()')
-    monkeypatch.setattr(photo_module, 'HEIC_DECODER', tmp_path / 'decoder.py')
+    monkeypatch.setattr(reading, 'HEIC_DECODER', tmp_path / 'decoder.py')
     with pytest.raises(InputError, match=r'small\.heic: cannot be decoded \(its decoder crashed\); it may be damaged'):
         read_photo(DATA / 'small.heic')
+
+
+def test_further_pictures_beside_that_of_a_heic_are_counted():
+    opened = pi_heif.open_heif(DATA / 'small.heic')
+    opened[0].info |= {'depth_images': ['a map'], 'aux': {'urn:com:apple:photo:2020:aux:hdrgainmap': [7]}}
+    with mock.patch('pi_heif.open_heif', return_value=opened):
+        assert decode(io.BytesIO(), 10_000)[0]['pictures'] == 3
+    for name in ('small', 'deep_alpha'):
+        assert read_photo(DATA / f'{name}.heic').pictures == 1
 
 
 def test_heic_with_too_many_pixels_is_refused():
@@ -576,16 +589,103 @@ def test_colours_that_a_result_cannot_say_are_noticed(tmp_path):
     }
     assert found == {'srgb': False, 'p3': True, 'pq': True, 'hlg': True, 'unsaid': False}
     assert not read_photo(DATA / 'small.heic').marked_colours, 'which has a profile'
-    with mock.patch('wrcan_arch.photos.photo.DESCRIPTION', at + 3):
+    with mock.patch('wrcan_arch.photos.read_photo.DESCRIPTION', at + 3):
         assert not read_photo(tmp_path / 'p3.avif').marked_colours, 'a mark that is cut'
 
 
-def with_chunks(png, *chunks):
-    """A PNG file with more chunks behind its header."""
+def with_chunks(png, *chunks, at=33):
+    """A PNG file with more chunks behind its header, or at another place."""
     parts = [
         len(body).to_bytes(4, 'big') + name + body + zlib.crc32(name + body).to_bytes(4, 'big') for name, body in chunks
     ]
-    return png[:33] + b''.join(parts) + png[33:]
+    return png[:at] + b''.join(parts) + png[at:]
+
+
+BEHIND = -12  # the pixels, in front of the end
+
+
+@pytest.mark.parametrize('compressed', [False, True])
+def test_metadata_behind_the_pixels_of_png_is_read(tmp_path, compressed):
+    exif, content = Image.Exif(), io.BytesIO()
+    exif[MAKE], exif[ORIENTATION] = 'a camera', 6
+    turned(picture(20, 30), 6).save(content, 'PNG')
+    xmp = b'<x:xmpmeta tiff:Orientation="6"'
+    text = b'XML:com.adobe.xmp\0' + bytes([compressed, 0]) + b'\0\0' + (zlib.compress(xmp) if compressed else xmp)
+    chunks = (b'iTXt', text), (b'eXIf', exif.tobytes().removeprefix(b'Exif\0\0'))
+    (tmp_path / 'a.png').write_bytes(with_chunks(content.getvalue(), *chunks, at=BEHIND))
+    photo = read_photo(tmp_path / 'a.png')
+    np.testing.assert_array_equal(photo.pixels, picture(20, 30))
+    write_photo(tmp_path / 'b.jpg', photo)
+    written = Image.open(tmp_path / 'b.jpg')
+    assert written.getexif()[MAKE] == 'a camera' and written.getexif()[ORIENTATION] == 1
+    assert written.info['xmp'] == xmp.replace(b'6', b'1')
+
+
+def test_what_stands_before_the_pixels_of_png_goes_first_and_damage_is_left_out(tmp_path):
+    first, second, content = Image.Exif(), Image.Exif(), io.BytesIO()
+    first[ORIENTATION], second[ORIENTATION] = 1, 6
+    Image.fromarray(picture(20, 30)).save(content, 'PNG', exif=first)
+    behind = with_chunks(content.getvalue(), (b'eXIf', second.tobytes().removeprefix(b'Exif\0\0')), at=BEHIND)
+    (tmp_path / 'a.png').write_bytes(behind)
+    assert read_photo(tmp_path / 'a.png').pixels.shape == (20, 30, 3)
+    content = io.BytesIO()
+    Image.fromarray(picture(20, 30)).save(content, 'PNG')
+    behind = with_chunks(content.getvalue(), (b'eXIf', second.tobytes().removeprefix(b'Exif\0\0')), at=BEHIND)
+    (tmp_path / 'b.png').write_bytes(behind[:-13] + b'!' + behind[-12:])  # its checksum
+    assert not read_photo(tmp_path / 'b.png').metadata
+
+
+def test_texts_of_png_are_kept_in_png_and_said_elsewhere(tmp_path):
+    texts, content = PngImagePlugin.PngInfo(), io.BytesIO()
+    texts.add_text('Author', 'Zo\xeb')
+    texts.add_text('Copyright', 'mine ' * 50, zip=True)
+    texts.add_itxt('Description', '海', lang='en')
+    texts.add_text('Raw profile type exif', 'with the orientation before')
+    Image.fromarray(picture(8, 8)).save(content, 'PNG', pnginfo=texts)
+    (tmp_path / 'a.png').write_bytes(with_chunks(content.getvalue(), (b'tEXt', b'Title\0behind'), at=BEHIND))
+    photo = read_photo(tmp_path / 'a.png')
+    for name in ('b.png', 'c.png'):
+        write_photo(tmp_path / name, photo)
+        written = Image.open(tmp_path / name)
+        np.testing.assert_array_equal(np.asarray(written), picture(8, 8))
+        assert written.text == {
+            'Author': 'Zo\xeb', 'Copyright': 'mine ' * 50, 'Description': '海', 'Title': 'behind'
+        }  # fmt: skip
+        photo = read_photo(tmp_path / name)
+    assert what_is_lost('png', photo) == []
+    assert what_is_lost('jpeg', photo) == [
+        'jpeg has no place for its texts (as Author, Description); --format png keeps them'
+    ]
+
+
+def test_comments_and_layers_that_are_lost_are_said(tmp_path):
+    image = Image.fromarray(picture(8, 8))
+    image.save(tmp_path / 'a.jpg', comment=b'mine', icc_profile=SRGB)
+    assert what_is_lost('jpeg', read_photo(tmp_path / 'a.jpg')) == ['its JPEG comment is not kept']
+    for tags, said in (({37724: b'layers'}, ["Photoshop's layers are not kept; the picture was restored"]), ({}, [])):
+        tifffile.imwrite(
+            tmp_path / 'a.tif', picture(8, 8), photometric='rgb', extratags=[(tag, 7, 6, tags[tag]) for tag in tags]
+        )
+        assert what_is_lost('tiff', read_photo(tmp_path / 'a.tif')) == said
+
+
+def test_what_libvips_said_of_one_file_is_not_told_of_another(tmp_path):
+    Image.fromarray(picture(24, 32)).save(tmp_path / 'a.avif')
+    Image.fromarray(picture(40, 40)).save(tmp_path / 'b.png')
+    (tmp_path / 'b.png').write_bytes((tmp_path / 'b.png').read_bytes()[:-200])
+    read_photo(tmp_path / 'a.avif')
+    with pytest.raises(InputError, match='vipspng: libpng read error') as caught:
+        read_photo(tmp_path / 'b.png')
+    assert 'seek' not in str(caught.value)
+
+
+def test_a_result_is_for_nobody_else_than_the_photograph_is(tmp_path):
+    Image.fromarray(picture(8, 8)).save(tmp_path / 'a.png')
+    write_photo(tmp_path / 'b.png', Photo(pixels=picture(8, 8)))
+    for mode, expected in ((0o600, 0o600), (0o640, 0o640), (0o755, 0o644), (0o404, 0o604)):
+        (tmp_path / 'a.png').chmod(mode)
+        write_photo(tmp_path / 'b.png', read_photo(tmp_path / 'a.png'))
+        assert (tmp_path / 'b.png').stat().st_mode & 0o777 == expected
 
 
 GAMMA_22, GAMMA_18, LINEAR = ((b'gAMA', number.to_bytes(4, 'big')) for number in (45_455, 55_556, 100_000))
@@ -676,6 +776,7 @@ def bad_files(folder):
     (folder / 'folder.png').mkdir()
     os.mkfifo(folder / 'pipe.png')
     (folder / 'zero.bmp').write_bytes(b'BM' + bytes(12) + (40).to_bytes(4, 'little') + bytes(60))
+    image.convert('LAB').save(folder / 'lab.tif')
     tifffile.imwrite(folder / 'float.tif', picture(8, 8).astype(np.float32))
     return {
         'cut.jpg': 'cannot be read, it may be cut or damaged',
@@ -687,6 +788,7 @@ def bad_files(folder):
         'pipe.png': 'not a file',
         'zero.bmp': 'cannot be read, it may be cut or damaged',
         'float.tif': 'images of kind .* 3 x float are not read; convert it to 8-bit or 16-bit RGB',
+        'lab.tif': 'images of kind Lab are not read; convert it to 8-bit or 16-bit RGB',
         'nowhere.png': 'no such photograph',
     }
 
@@ -729,7 +831,7 @@ def test_folder_that_cannot_be_written_is_an_error_and_leaves_nothing(tmp_path):
 @pytest.mark.parametrize('ending', ['.jpg', '.png', '.tif', '.webp', '.avif'])
 def test_full_disk_is_said_with_what_to_do(tmp_path, ending):
     @contextmanager
-    def full(_):
+    def full(*_):
         with Path('/dev/full').open('r+b', buffering=0) as file:
             yield file
 

@@ -8,8 +8,8 @@ import pytest
 
 from wrcan_arch import InputError
 from wrcan_arch.photos.comparison import HEAD
-from wrcan_arch.photos.photo import read_photo
 from wrcan_arch.photos.plan import Job, plan, read_list
+from wrcan_arch.photos.read_photo import read_photo
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +74,42 @@ def test_patterns_are_expanded_unless_a_file_is_called_so():
         plan([''], out=Path('out'))
     Path('[a].jpg').touch()
     assert [job.source for job in plan(['[a].jpg'], out=Path('out'))] == ['[a].jpg']
+
+
+def test_patterns_below_a_folder_with_brackets():
+    Path('Trip [2019]/d[e]ep').mkdir(parents=True)
+    for name in ('Trip [2019]/1.jpg', 'Trip [2019]/d[e]ep/2.jpg'):
+        Path(name).touch()
+    assert plan(['Trip [2019]/*.jpg'], out=Path('out')) == [Job('Trip [2019]/1.jpg', 'out/1.jpg')]
+    assert plan([Path('Trip [2019]/**/*.jpg').absolute()], out=Path('out'))[1].target == 'out/d[e]ep/2.jpg'
+    assert plan(['T* [[]2019]/d*/*'], out=Path('out'))[0].target == 'out/Trip [2019]/d[e]ep/2.jpg'
+
+
+def test_a_pattern_does_not_follow_links_round():
+    Path('in/here').symlink_to('.')
+    Path('in/above').symlink_to('..')
+    for number in range(30):
+        Path(f'in/deep/l{number}').symlink_to('.')
+    assert [job.source for job in plan(['in/**/*.[jhPt]*', '**/**/b.PNG'])] == [
+        'in/b.PNG', 'in/deep/c.heic', 'in/deep/d.tiff', 'in/f.txt'
+    ]  # fmt: skip
+    assert [job.source for job in plan(['in/deep/**', 'in/.h*'])] == [
+        'in/deep/c.heic', 'in/deep/d.tiff', 'in/.hidden.jpg'
+    ]  # fmt: skip
+
+
+def test_pictures_of_an_earlier_comparison_are_no_photographs():
+    for name in ('look/in/b.PNG.jpg', 'in/look/x.JPG.png', 'in/e.jpg.jpg'):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    assert len(plan(['.'], out=Path('out'))) == 7
+    for folder in ('look', 'in/look'):
+        Path(folder, 'index.html').write_text(HEAD)
+    expected = ['a.jpg', 'in/b.PNG', 'in/e.jpg.jpg', 'in/deep/c.heic', 'in/deep/d.tiff']
+    assert [job.source for job in plan(['.'], out=Path('out'))] == expected
+    assert [job.source for job in plan(['**/*.[jp]*'], out=Path('out'))] == ['a.jpg', 'in/e.jpg.jpg']
+    Path('in/index.html').write_text(HEAD)  # of --compare in, whose photographs stay photographs
+    assert [job.source for job in plan(['in'], out=Path('out'))] == [expected[1], *expected[3:]]
 
 
 def test_a_pattern_can_be_restored_again():
@@ -186,7 +222,7 @@ def test_inputs_and_results_are_never_overwritten():
     with pytest.raises(InputError, match='would overwrite the photograph a_restored.jpg'):
         plan(['a.jpg', 'a_restored.jpg'])
     Path('a.png').touch()
-    with pytest.raises(InputError, match=r'a\.png and a\.jpg: both results would be out/a\.png'):
+    with pytest.raises(InputError, match=r'a\.png and a\.jpg: both results would be out/a\.png; give each another -o'):
         plan(['a.jpg', 'a.png'], out=Path('out'), format='png')
 
 

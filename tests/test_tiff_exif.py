@@ -11,8 +11,10 @@ import tifffile
 from conftest import deep_picture, picture
 from PIL import ExifTags, Image
 
-from wrcan_arch.photos.photo import ENDINGS, read_photo, write_photo
+from wrcan_arch.photos.photo import ENDINGS
+from wrcan_arch.photos.read_photo import read_photo
 from wrcan_arch.photos.tiff_exif import begins_with_preview, read_exif
+from wrcan_arch.photos.write_photo import write_photo
 
 ORIENTATION, MAKE, EXPOSURE, EXIF_IFD = 0x0112, 0x010F, 0x829A, 0x8769
 RATING, XP_TITLE, INTEROPERABILITY = 0x4746, 0x9C9B, 0xA005

@@ -63,12 +63,16 @@ def restore(arguments: argparse.Namespace) -> int:
     from .checkpoint import load_network
     from .convolution import set_channels_last
     from .files import printable
+    from .inference import Request
     from .photos.bulk_restore import Options, restore_photos
     from .processes import Team, take_own_gpu
     from .weights import SHIPPED
 
-    chosen = {name: getattr(arguments, name) for name in Options.__dataclass_fields__}
-    options = Options(**{name: value for name, value in chosen.items() if value is not None})
+    chosen = {name: value for name, value in vars(arguments).items() if value is not None}
+    request, others = (
+        {name: chosen[name] for name in kind.__dataclass_fields__ if name in chosen} for kind in (Request, Options)
+    )
+    options = Options(request=Request(**request), **others)
     team = Team.from_environment()
     network = load_network(arguments.weights or SHIPPED['small'])
     set_channels_last(network)
@@ -407,15 +411,14 @@ def _tell_torchrun(line: str) -> None:
 
 def _message_for_user(error: Exception) -> str | None:
     """The message for an error that the request caused; None for a defect, whose traceback is shown."""
-    from .errors import InputError, RunError, one_line
+    from .errors import GPU_IS_FULL, InputError, RunError, is_full_gpu, one_line
 
     if isinstance(error, RunError):
         return str(error)
     if isinstance(error, InputError):
         return one_line(error)
-    torch = sys.modules.get('torch')
-    if torch is not None and isinstance(error, torch.cuda.OutOfMemoryError):
-        return "the GPU's memory is full; take a smaller image or patch, or compute on the CPU (CUDA_VISIBLE_DEVICES=)"
+    if isinstance(error, RuntimeError) and is_full_gpu(error):
+        return GPU_IS_FULL
     if isinstance(error, ModuleNotFoundError):
         return f'{error}; basicsr doctor says what is missing'
     if isinstance(error, OSError):

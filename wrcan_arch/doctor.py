@@ -1,11 +1,15 @@
 """What is there, what was put right, what is missing: the table of `basicsr doctor`."""
 
 import platform
-from importlib import metadata
+from importlib import import_module, metadata
 
 from packaging.requirements import Requirement
 
 Row = tuple[str, str, str]
+
+# What is imported of a package; of others it is called as they are.
+MODULES = {'opencv-python': 'cv2', 'pyyaml': 'yaml', 'scikit-image': 'skimage', 'pillow': 'PIL'}
+HEIC = 'pip install "wrcan-arch[heic]"'
 
 
 def requirements() -> list[Requirement]:
@@ -19,15 +23,23 @@ def requirements() -> list[Requirement]:
 
 def _installed() -> list[Row]:
     rows = [('Python', platform.python_version(), '')]
-    for each in [Requirement('wrcan-arch'), *requirements()]:
-        try:
-            version = metadata.version(each.name)
-        except metadata.PackageNotFoundError:
-            rows.append((each.name, 'MISSING', f'pip install "{each}"'))
-        else:
-            fits = each.specifier.contains(version, prereleases=True)
-            rows.append((each.name, version, '' if fits else f'UNFIT: {each.specifier} is needed'))
-    return rows
+    rows += [_row_of(each) for each in [Requirement('wrcan-arch'), *requirements()]]
+    heic = _row_of(Requirement('pi-heif'))
+    return [*rows, ('pi-heif', 'none', f'for HEIC: {HEIC}') if heic[1] == 'MISSING' else heic]
+
+
+def _row_of(package: Requirement) -> Row:
+    try:
+        version = metadata.version(package.name)
+    except metadata.PackageNotFoundError:
+        return package.name, 'MISSING', f'pip install "{package}"'
+    if not package.specifier.contains(version, prereleases=True):
+        return package.name, version, f'UNFIT: {package.specifier} is needed'
+    try:
+        import_module(MODULES.get(package.name, package.name.replace('-', '_')))
+    except Exception as error:  # whichever: a library of the system that is missing, a package that does not fit others
+        return package.name, version, f'UNUSABLE: {" ".join(str(error).split())[:200]}'
+    return package.name, version, ''
 
 
 def _processors() -> list[Row]:
@@ -81,6 +93,6 @@ def report() -> tuple[str, bool]:
         widths = [max(len(row[column]) for row in rows) for column in range(2)]
         lines += ['', title]
         lines += [f'  {name:{widths[0]}}  {value:{widths[1]}}  {note}'.rstrip() for name, value, note in rows]
-    wrong = [name for name, value, note in installed if value == 'MISSING' or note.startswith('UNFIT')]
-    lines += ['', f'Missing or unfit: {", ".join(wrong)}' if wrong else 'Nothing is missing.']
+    wrong = [name for name, value, note in installed if value == 'MISSING' or note.startswith(('UNFIT', 'UNUSABLE'))]
+    lines += ['', f'Missing, unfit or unusable: {", ".join(wrong)}' if wrong else 'Nothing is missing.']
     return '\n'.join(lines[1:]), not wrong

@@ -2,6 +2,9 @@ import re
 
 NO_MEMORY = re.compile('out of memory|not enough memory|allocate memory|STATUS_ALLOC_FAILED')  # in PyTorch's messages
 
+FULL_GPU = re.compile('(CUDA|HIP)( error:)? out of memory|STATUS_ALLOC_FAILED')
+GPU_IS_FULL = "the GPU's memory is full; take a smaller image or patch, or compute on the CPU (CUDA_VISIBLE_DEVICES=)"
+
 
 class InputError(ValueError):
     """The request cannot be carried out with the given input.
@@ -27,3 +30,7 @@ class RunError(RuntimeError):
 def is_out_of_memory(error: Exception) -> bool:
     """Whether the host or a GPU ran out of memory: PyTorch raises errors of several types for it."""
     return isinstance(error, MemoryError) or bool(NO_MEMORY.search(str(error)))
+
+
+def is_full_gpu(error: Exception) -> bool:
+    return bool(FULL_GPU.search(str(error)))

@@ -12,6 +12,11 @@ from typing import BinaryIO
 
 from .errors import InputError
 
+ADVICE: dict[int | None, str] = {
+    errno.ENOSPC: 'make room',
+    errno.EDQUOT: 'make room',
+    errno.ENAMETOOLONG: 'give it a shorter name',
+}
 LONGEST_NAME = 255  # bytes, in most file systems
 
 
@@ -21,16 +26,27 @@ def name_that_fits(name: str, more: str) -> str:
     return name if fits else sha256(os.fsencode(name)).hexdigest()
 
 
+def name_is_too_long(path: Path) -> bool:
+    """For the file system that it is of."""
+    try:
+        path.lstat()
+    except OSError as error:
+        return error.errno == errno.ENAMETOOLONG
+    return False
+
+
 @contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
+def written_whole(path: Path, *, permissions: int = 0o666) -> Iterator[BinaryIO]:
     """A file to write into; it gets the name `path` when all of it is on the disk, and is removed on an error.
+
+    Nobody else than `permissions` has, and the umask leaves, may read or write it; its owner always may.
 
     Of two processes that write it the second waits for the first. One that is killed leaves `.NAME.partial`, which the
     next run overwrites. OSError, which names `path`, where the disk says no.
     """
     partial = path.with_name(f'.{name_that_fits(path.name, ".partial.")}.partial')
     try:
-        with _opened_alone(partial) as file:
+        with _opened_alone(partial, permissions | 0o600) as file:
             try:
                 yield file
                 file.flush()
@@ -53,11 +69,11 @@ def _is_at(path: Path, file: BinaryIO) -> bool:
 
 
 @contextmanager
-def _opened_alone(path: Path) -> Iterator[BinaryIO]:
+def _opened_alone(path: Path, permissions: int) -> Iterator[BinaryIO]:
     """An empty file to write into, which no other process that comes this way writes meanwhile."""
 
     def create(name: str, flags: int) -> int:
-        return os.open(name, flags | os.O_CREAT, 0o666)
+        return os.open(name, flags | os.O_CREAT, permissions)
 
     while True:
         with open(path, 'r+b', opener=create) as file:
@@ -76,7 +92,7 @@ def disk_errors_name(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        advice = 'make room' if error.errno in (errno.ENOSPC, errno.EDQUOT) else 'choose another folder'
+        advice = ADVICE.get(error.errno, 'choose another folder')
         raise InputError(f'{path}: cannot be written ({error.strerror or error}); {advice}') from error
 
 

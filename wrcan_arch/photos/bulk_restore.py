@@ -1,6 +1,5 @@
 """Many photographs through one network: the next is decoded and the last one encoded while one is computed."""
 
-import json
 import os
 import sys
 import time
@@ -16,15 +15,18 @@ from typing import TypeVar
 from torch import nn
 from tqdm import tqdm
 
-from ..errors import InputError, is_out_of_memory
-from ..files import check_writable, printable
+from ..errors import GPU_IS_FULL, InputError, is_full_gpu, is_out_of_memory
+from ..files import check_writable, name_is_too_long, printable
 from ..inference import Request, restore, window_of
 from ..jpeg_quality import is_far
 from ..processes import Team
 from .comparison import pictures_of, write_page, write_side_by_side
 from .judgement import blend, drifts
-from .photo import DEFAULT_QUALITY, MAX_PIXELS, Photo, check_fits, read_photo, what_is_lost, write_photo
+from .photo import Photo
 from .plan import Job
+from .read_photo import MAX_PIXELS, read_photo
+from .summary import Summary
+from .write_photo import DEFAULT_QUALITY, check_fits, what_is_lost, write_photo
 
 T = TypeVar('T')
 R = TypeVar('R')
@@ -32,18 +34,18 @@ R = TypeVar('R')
 TELL_AFTER = 0.2  # seconds between two looks at how far a photograph is
 LOG_AFTER = 30  # seconds between two lines of the bar where it is no terminal's
 COMPUTING = 0.98  # of a photograph's work, about; the rest is to write it
-NAMES_SHOWN = 3  # of the photographs that a warning is about
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Request):
-    """How photographs are restored: what `inference.restore` takes, and what is done with its result.
+class Options:
+    """How photographs are restored.
 
-    `strength` is 0 for the photograph as it was, to 1; `quality` 1 to 100, of lossy formats; `out` the folder that
-    results go to, if there is one, and `compare` that of pictures of before and after: both are tried before the first
-    photograph.
+    `request` is what `inference.restore` takes, the others what is done with its result. `strength` is 0 for the
+    photograph as it was, to 1; `quality` 1 to 100, of lossy formats; `out` the folder that results go to, if there is
+    one, and `compare` that of pictures of before and after: both are tried before the first photograph.
     """
 
+    request: Request = field(default_factory=Request)
     strength: float = 1
     quality: int = DEFAULT_QUALITY
     max_pixels: int = MAX_PIXELS
@@ -52,64 +54,12 @@ class Options(Request):
     compare: Path | None = None
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not 0 <= self.strength <= 1:
             raise InputError(f'strength must be from 0 to 1, not {self.strength}')
         if not 1 <= self.quality <= 100:
             raise InputError(f'quality must be from 1 to 100, not {self.quality}')
         if self.max_pixels < 1:
             raise InputError(f'max_pixels must be from 1 up, not {self.max_pixels}')
-
-    def inference(self) -> dict:
-        """What `inference.restore` takes."""
-        return {name: getattr(self, name) for name in Request.__dataclass_fields__}
-
-
-@dataclass
-class Summary:
-    """What became of the photographs; it does not grow with those that went well."""
-
-    attempted: int = 0
-    restored: int = 0
-    skipped: int = 0
-    failures: list[str] = field(default_factory=list)  # what to say of each
-    failed: list[str] = field(default_factory=list)  # the photographs that they are of
-    warnings: Counter[str] = field(default_factory=Counter)  # of how many photographs each is true
-    examples: dict[str, list[str]] = field(default_factory=dict)  # names of some of them
-    qualities: Counter[int] = field(default_factory=Counter)  # how many JPEGs are of each
-
-    def add(self, other: 'Summary') -> None:
-        self.attempted += other.attempted
-        self.restored += other.restored
-        self.skipped += other.skipped
-        self.failures += other.failures
-        self.failed += other.failed
-        self.warnings += other.warnings
-        self.qualities += other.qualities
-        for warning, names in other.examples.items():
-            self.examples[warning] = (self.examples.get(warning, []) + names)[:NAMES_SHOWN]
-
-    def to_json(self) -> str:
-        return json.dumps(vars(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> 'Summary':
-        values = json.loads(text)
-        qualities = Counter({int(quality): count for quality, count in values['qualities'].items()})
-        return cls(**{**values, 'warnings': Counter(values['warnings']), 'qualities': qualities})
-
-    def lines(self) -> list[str]:
-        """What to tell of it, except the failures."""
-        done = f'{self.restored:,} of {self.attempted:,} restored'
-        lines = [f'{done}, {self.skipped:,} had a result already' if self.skipped else done]
-        if self.qualities:
-            low, high = min(self.qualities), max(self.qualities)
-            lines.append(f'JPEG quality of the photographs: {low}' + (f' to {high}' if low < high else ''))
-        for warning, count in self.warnings.items():
-            names = ', '.join(self.examples[warning])
-            more = f' and {count - NAMES_SHOWN:,} more' if count > NAMES_SHOWN else ''
-            lines.append(f'warning: {names}{more}: {warning}')
-        return lines
 
 
 @dataclass
@@ -149,17 +99,26 @@ def _read(options: Options, trained_quality: int | list[int] | None, work: Work)
             raise InputError(f'{work.job.target}: is of another size than {work.job.source}; move it away')
         return
     target = Path(work.job.target)
-    if options.out is None:
-        try:
-            check_writable(target.parent)
-        except InputError as error:
-            raise InputError(f'{work.job.source}: {error}') from error
+    _check_target(work.job, options)
     work.warnings += what_is_lost(check_fits(target, photo), photo)
     if photo.jpeg_quality is not None and trained_quality is not None and is_far(photo.jpeg_quality, trained_quality):
         trained = trained_quality if isinstance(trained_quality, int) else '{} to {}'.format(*trained_quality)
         work.warnings.append(
             f'its JPEG quality is {photo.jpeg_quality}, the weights were trained for {trained}; expect a weaker result'
         )
+
+
+def _check_target(job: Job, options: Options) -> None:
+    """InputError where the result cannot be written, as far as can be known before it is computed."""
+    target = Path(job.target)
+    if name_is_too_long(target):
+        hint = 'give it a shorter name' if options.out else 'name a folder with -o'
+        raise InputError(f'{job.source}: the name of its result is too long; {hint}')
+    if options.out is None:
+        try:
+            check_writable(target.parent)
+        except InputError as error:
+            raise InputError(f'{job.source}: {error}') from error
 
 
 def _compute(network: nn.Module, options: Options, progress: Callable[[float], None], work: Work) -> None:
@@ -169,7 +128,7 @@ def _compute(network: nn.Module, options: Options, progress: Callable[[float], N
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         try:
-            after = restore(network, before, progress=progress, **options.inference())
+            after = restore(network, before, progress=progress, **vars(options.request))
         except InputError as error:
             raise InputError(f'{work.job.source}: {error}') from error
     work.warnings += [str(warning.message) for warning in caught if warning.category is RuntimeWarning]
@@ -199,7 +158,8 @@ def _attempt(step: Callable[[Work], None], work: Work) -> Work:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            work.failure = f'{work.job.source}: too large for the memory of this machine; scale it down'
+            reason = GPU_IS_FULL if is_full_gpu(error) else 'too large for the memory of this machine; scale it down'
+            work.failure = f'{work.job.source}: {reason}'
     return work
 
 
@@ -225,17 +185,21 @@ def restore_photos(
 
     Returns what became of all of them, in the first process; None in the others.
     """
-    window_of(network, options.mode, options.patch_size)  # its error is the request's, not each photograph's
+    window_of(
+        network, options.request.mode, options.request.patch_size
+    )  # its error is the request's, not each photograph's
     config = getattr(network, 'config', {})
     taken, made = (config.get(name, 3) for name in ('num_in_ch', 'num_out_ch'))
     if not taken == made == 3:
         raise InputError(f'the network makes {made} channels of {taken}; a photograph has 3')
-    if not all(_is_done(job, options) for job in jobs):
+    to_do = [job for job in jobs if not _is_done(job, options)]
+    if to_do:
         for folder in filter(None, (options.compare, options.out)):
             check_writable(folder)
     team = team or Team()
     # Or one process could begin the largest when the others are done.
     in_turn = sorted(jobs, key=_size, reverse=True) if team.size > 1 else jobs
+    bar = _progress_bar(team, to_do)  # before another process has done some of it
     team.agree_on(in_turn)
     summary = Summary()
     trained_quality = getattr(network, 'metadata', {}).get('jpeg_quality')
@@ -244,11 +208,8 @@ def restore_photos(
         for job in team.share_of(in_turn):
             if _is_done(job, options):
                 summary.skipped += 1
-                team.add_done(_size(job))
             else:
                 yield Work(job)
-
-    bar = _progress_bar(team, jobs)
 
     def computed(work: Work) -> tuple[Work, _Tally]:
         bar.set_postfix_str(printable(Path(work.job.source).name), refresh=False)
@@ -318,10 +279,10 @@ class _Tally:
 
 def _progress_bar(team: Team, jobs: Sequence[Job]) -> tqdm:
     """One for all processes, shown by the first; its length is the photographs' size."""
-    shown = team.rank == 0
+    total = sum(map(_size, jobs)) if team.rank == 0 else 0
     return tqdm(
-        total=sum(map(_size, jobs)) if shown else None,
-        disable=not shown or sys.stderr is None,
+        total=total,
+        disable=not total or sys.stderr is None,
         miniters=1,
         mininterval=TELL_AFTER if sys.stderr and sys.stderr.isatty() else LOG_AFTER,
         bar_format='restore: {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}',

@@ -10,7 +10,8 @@ import numpy as np
 
 from ..errors import InputError
 from ..files import disk_errors_name, name_that_fits, path_below, printable, written_whole
-from .photo import MAX_SIDE, Photo, write_photo
+from .photo import Photo
+from .write_photo import MAX_SIDE, write_photo
 
 PAGE = 'index.html'
 
@@ -65,21 +66,30 @@ def pictures_of(folder: Path, source: str) -> tuple[Path, Path]:
     return path.with_name(f'{name}.jpg'), path.with_name(f'{name}.png')
 
 
+def has_page(folder: Path) -> bool:
+    """Whether a page lies in the folder that `write_page` has written."""
+    begins = HEAD[: HEAD.index('<style>')].encode()
+    try:
+        with (folder / PAGE).open('rb') as file:
+            return file.read(len(begins)) == begins
+    except OSError:
+        return False
+
+
 def check_page(folder: Path) -> None:
     """InputError where a page lies in the folder that `write_page` has not written."""
-    page = folder / PAGE
-    if page.is_file() and not page.read_bytes().startswith(HEAD[: HEAD.index('<style>')].encode()):
-        raise InputError(f'{page}: is another page; choose another --compare')
+    if (folder / PAGE).is_file() and not has_page(folder):
+        raise InputError(f'{folder / PAGE}: is another page; choose another --compare')
 
 
 def write_side_by_side(folder: Path, source: str, photo: Photo, restored: np.ndarray) -> None:
     """Write `photo`, whose file is `source`, and what became of its pixels beside each other."""
     pair = np.concatenate([_in_8_bits(photo.pixels), _in_8_bits(restored)], axis=1)  # (H, 2W, 3)
     if photo.mode == 'cmyk':  # in sRGB, as browsers show CMYK as they like
-        picture = Photo(pixels=pair)
+        picture = Photo(pixels=pair, permissions=photo.permissions)
     else:
         profile = {key: value for key, value in photo.metadata.items() if key == 'icc-profile-data'}
-        picture = Photo(pixels=pair, mode=photo.mode, metadata=profile)
+        picture = Photo(pixels=pair, mode=photo.mode, metadata=profile, permissions=photo.permissions)
     fits = max(pair.shape) <= MAX_SIDE['jpeg']
     write_photo(pictures_of(folder, source)[0 if fits else 1], picture)
 

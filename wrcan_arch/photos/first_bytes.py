@@ -55,6 +55,16 @@ def holds_more(start: bytes, content: str) -> bool:
     return start[8:12] == b'avis' or (content == 'png' and b'acTL' in png_chunks(start))
 
 
+def has_comment(start: bytes) -> bool:
+    """Whether a JPEG file that begins so has a comment in front of its pixels."""
+    at = 2
+    while start[at : at + 1] == b'\xff' and start[at + 1 : at + 2] not in (b'\xda', b''):
+        if start[at + 1] == 0xFE:
+            return True
+        at += 2 + int.from_bytes(start[at + 2 : at + 4], 'big')
+    return False
+
+
 def png_chunks(start: bytes) -> dict[bytes, bytes]:
     """What stands before the pixels of a PNG file that begins so, by its name there."""
     chunks, at = {}, 8

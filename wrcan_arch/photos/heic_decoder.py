@@ -23,6 +23,7 @@ def decode(file: BinaryIO, max_pixels: int) -> tuple[dict, list[bytes]]:
         return told, []
     picture = opened[opened.primary_index]
     pi_heif.set_orientation(picture.info)  # libheif has turned it
+    told['pictures'] += len(picture.info['depth_images']) + len(picture.info['aux'])  # aux: a map for HDR screens, say
     told['bits'] = picture.info['bit_depth']
     if told['bits'] > 8:  # Pillow would take 8 of them
         samples = np.asarray(picture)

@@ -1,19 +1,19 @@
 """Which photographs are restored, and where each result goes."""
 
 import codecs
+import fnmatch
 import glob
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from functools import cache
-from itertools import takewhile
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import InputError
 from ..files import path_below
 from ..folders import real, walk
-from .comparison import PAGE, check_page, pictures_of
+from .comparison import PAGE, check_page, has_page, pictures_of
 from .photo import ENDINGS, PHOTO_ENDINGS, format_of_name
 
 RESTORED = '_restored'  # ends the name of a result that lies beside its photograph
@@ -121,7 +121,13 @@ def _sources(
 ) -> Iterator[tuple[Path, Path]]:
     """Each photograph, and the folder below the results' that its result goes to."""
 
+    @cache
+    def is_compared(folder: Path) -> bool:
+        return any(map(has_page, [real(folder), *real(folder).parents]))
+
     def is_result(photo: Path) -> bool:
+        if photo.stem.lower().endswith(PHOTO_ENDINGS) and is_compared(photo.parent):  # a.jpg.jpg, as pictures_of has it
+            return True
         return out is None and photo.stem.endswith(RESTORED)
 
     entries = list(entries)
@@ -146,10 +152,10 @@ def _sources(
         elif is_there:  # what leads nowhere, or into a folder that cannot be read, is told when it is read
             yield entry, Path()
         else:
-            fixed = Path(*takewhile(lambda part: not glob.has_magic(part), entry.parts))
+            fixed = next(folder for folder in entry.parents if os.path.lexists(folder))
             below = {folder for folder in avoid if real(fixed) in folder.parents}  # or there would be no photograph
             before = len(unreadable)
-            found = [photo for photo in _photos_like(entry, below, unreadable) if not is_result(photo)]
+            found = [photo for photo in _photos_like(entry, fixed, below, unreadable) if not is_result(photo)]
             if not found and len(unreadable) == before:
                 raise InputError(f'{entry}: no such photograph or folder')
             yield from ((photo, photo.parent.relative_to(fixed)) for photo in found)
@@ -157,10 +163,12 @@ def _sources(
         yield path, path_below(path).parent
 
 
-def _photos_like(pattern: Path, avoid: set[Path], unreadable: list[str]) -> Iterator[Path]:
-    """The files that fit a pattern, in order, and the photographs in folders that do; none in a folder to avoid."""
-    # Path.glob, which the linter would have, takes hidden files for * and refuses a pattern that begins at the root.
-    for path in map(Path, sorted(glob.glob(str(pattern), recursive=True))):  # noqa: PTH207
+def _photos_like(pattern: Path, fixed: Path, avoid: set[Path], unreadable: list[str]) -> Iterator[Path]:
+    """The files that fit a pattern, in order, and the photographs in folders that do; none in a folder to avoid.
+
+    `fixed` is a folder that the pattern begins with.
+    """
+    for path in sorted(set(_expanded(fixed, pattern.relative_to(fixed).parts, unreadable)), key=str):
         found = real(path)
         if not avoid.isdisjoint([found, *found.parents]):
             continue
@@ -170,14 +178,43 @@ def _photos_like(pattern: Path, avoid: set[Path], unreadable: list[str]) -> Iter
             yield path
 
 
+def _expanded(folder: Path, parts: tuple[str, ...], unreadable: list[str]) -> Iterator[Path]:
+    """What fits a pattern, part by part, below a folder: the module glob's, which would follow a link round and round.
+
+    `*` takes nothing that is hidden, `**` the folder and all below it, files too where it is the last part.
+    """
+    if not parts:
+        yield folder
+        return
+    part, *others = parts
+    rest = tuple(others)
+    if part == '**':
+        for here, names in walk(folder, on_error=partial(_note, unreadable)):
+            yield from _expanded(here, rest, unreadable) if rest else (here / name for name in names)
+    elif not glob.has_magic(part):
+        if os.path.lexists(folder / part):
+            yield from _expanded(folder / part, rest, unreadable)
+    else:
+        try:
+            names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        except OSError as error:
+            _note(unreadable, error)
+            return
+        for name in fnmatch.filter(names, part):
+            if name[0] != '.' or part[0] == '.':
+                yield from _expanded(folder / name, rest, unreadable)
+
+
 def _photos_in(folder: Path, avoid: set[Path], unreadable: list[str]) -> Iterator[Path]:
     """The photographs in a folder and its folders, in order; none that is hidden, or in a folder to avoid."""
-
-    def note(error: OSError) -> None:
-        unreadable.append(f'{error.filename}: cannot be read ({error.strerror})')
-
-    for here, names in walk(folder, avoid=avoid, on_error=note):
+    for here, names in walk(folder, avoid=avoid, on_error=partial(_note, unreadable)):
         yield from (here / name for name in names if name.lower().endswith(PHOTO_ENDINGS))
+
+
+def _note(unreadable: list[str], error: OSError) -> None:
+    told = f'{error.filename}: cannot be read ({error.strerror})'
+    if told not in unreadable:
+        unreadable.append(told)
 
 
 def _result_ending(source: Path, format: str | None) -> str:
@@ -204,7 +241,7 @@ def _check_nothing_is_overwritten(jobs: list[Job], compare: Path | None) -> None
             hint = 'leave that one out, or choose another -o'
             raise InputError(f'{source}: its result would overwrite the photograph {target}; {hint}')
         if place in taken:
-            raise InputError(f'{source} and {taken[place]}: both results would be {target}; restore them separately')
+            raise InputError(f'{source} and {taken[place]}: both results would be {target}; give each another -o')
         taken[place] = source
     if compare is None:
         return

@@ -9,7 +9,7 @@ import struct
 from io import BytesIO
 from typing import Any, BinaryIO
 
-NEW_SUBFILE_TYPE = 0x00FE
+NEW_SUBFILE_TYPE, ORIENTATION = 0x00FE, 0x0112
 EXIF, GPS, INTEROPERABILITY = 0x8769, 0x8825, 0xA005  # tags whose value is the place of another directory
 # What a photograph is of, of which camera and by whom, its rating, Windows's title to subject; all else in the first
 # directory is about how pixels are stored.
@@ -19,6 +19,7 @@ IPTC, PHOTOSHOP = 0x83BB, 0x8649  # captions as they are, and among Photoshop's 
 PHOTOSHOP_HEAD = b'Photoshop 3.0\0'  # of the resources in a JPEG
 RESOURCES = (b'8BIM', b'PHUT', b'DCSR', b'AgHg', b'MeSa')  # whose they are
 CAPTIONS, THUMBNAILS = b'8BIM\x04\x04', (b'8BIM\x04\x09', b'8BIM\x04\x0c')  # what resources begin with
+LAYERS = 0x935C  # Photoshop's, of any length
 SIZES = (0xA002, 0xA003)  # of the picture, in EXIF: for compressed ones, and it may have been turned since
 # Bytes by type; of a rational, those of either half.
 ITEM_SIZES = dict(zip(range(1, 14), (1, 1, 2, 4, 4, 1, 1, 2, 4, 4, 4, 8, 4), strict=True))
@@ -38,6 +39,19 @@ def begins_with_preview(file: BinaryIO) -> bool:
     """Whether a TIFF file's first picture is a smaller version of another one in it."""
     _, _, kind = _first_directory(file)[0].get(NEW_SUBFILE_TYPE, (0, 0, b'\0'))
     return bool(_number(kind[:4], '<') & 1)
+
+
+def has_layers(file: BinaryIO) -> bool:
+    """Whether a TIFF file has Photoshop's layers beside its picture."""
+    return LAYERS in _first_directory(file)[0]
+
+
+def orientation_of(exif: bytes) -> int:
+    """As a block says that the picture is to be turned: 1, for not at all, to 8."""
+    first, _ = _first_directory(BytesIO(exif.removeprefix(b'Exif\0\0')))
+    _, _, value = first.get(ORIENTATION, (0, 0, b''))
+    said = _number(value[:2], '<')
+    return said if 1 <= said <= 8 else 1
 
 
 def add_metadata(file: BinaryIO, exif: bytes, iptc: bytes) -> None:
@@ -131,7 +145,7 @@ def _follow(file: BinaryIO, directory: Directory, tag: int, order: str) -> None:
 
 
 def _read_directory(file: BinaryIO, at: int, order: str) -> Directory:
-    """The entries of the directory at a place; those that are damaged are left out."""
+    """The entries of the directory at a place; those that are damaged are left out, and what layers hold."""
     end = file.seek(0, 2)
     file.seek(at)
     count = _number(file.read(2), order)
@@ -143,7 +157,9 @@ def _read_directory(file: BinaryIO, at: int, order: str) -> Directory:
         size = ITEM_SIZES.get(kind, 1)
         length = items * size * (2 if kind in (5, 10) else 1)
         place = at + 2 + start + 8 if length <= 4 else place
-        if kind in ITEM_SIZES and place + length <= end and length <= left:
+        if tag == LAYERS:
+            directory[tag] = (kind, items, b'')
+        elif kind in ITEM_SIZES and place + length <= end and length <= left:
             left -= length
             file.seek(place)
             value = file.read(length)

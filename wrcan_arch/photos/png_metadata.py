@@ -1,0 +1,78 @@
+"""What libvips leaves out of a PNG file: metadata behind the pixels, as exiftool writes it, and texts."""
+
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+TEXTS = (b'tEXt', b'zTXt', b'iTXt')
+XMP = b'XML:com.adobe.xmp'
+RAW_PROFILE = b'Raw profile type'  # ImageMagick's way to put in EXIF and others, with the orientation before
+LONGEST = 8_000_000  # bytes of a chunk; libpng takes no longer ones
+END = struct.pack('>I4sI', 0, b'IEND', zlib.crc32(b'IEND'))
+
+
+def read_metadata(file: BinaryIO) -> tuple[dict[str, bytes], bytes]:
+    """EXIF and XMP that stand behind the pixels, by libvips's names, and all texts: their chunks, one after the other.
+
+    What is damaged is left out.
+    """
+    metadata: dict[str, bytes] = {}
+    texts: list[bytes] = []
+    is_behind = False
+    for name, length in _chunks(file):
+        is_behind = is_behind or name == b'IDAT'
+        if name not in (b'eXIf', *TEXTS) or length > LONGEST:
+            continue
+        body, check = file.read(length), file.read(4)
+        if check != _check(name, body):
+            continue
+        keyword, _, rest = body.partition(b'\0')
+        if name == b'eXIf':
+            if is_behind:
+                metadata['exif-data'] = b'Exif\0\0' + body
+        elif keyword == XMP:
+            if is_behind and name == b'iTXt':
+                metadata['xmp-data'] = _text_of_itxt(rest)
+        elif not keyword.startswith(RAW_PROFILE):
+            texts.append(_chunk(name, body))
+    return metadata, b''.join(texts)
+
+
+def add_texts(file: BinaryIO, texts: bytes) -> None:
+    """Put chunks, as `read_metadata` gives them, in front of the end of a PNG file."""
+    file.seek(-len(END), os.SEEK_END)
+    file.write(texts + END)
+
+
+def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
+    """The name and length of each chunk; the file is at its content then. What is not asked for is not read."""
+    at = 8
+    while True:
+        file.seek(at)
+        head = file.read(8)
+        if len(head) < 8 or head[4:] == b'IEND':
+            return
+        length = int.from_bytes(head[:4], 'big')
+        yield head[4:], length
+        at += 12 + length
+
+
+def _chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack('>I', len(body)) + name + body + _check(name, body)
+
+
+def _check(name: bytes, body: bytes) -> bytes:
+    return zlib.crc32(name + body).to_bytes(4, 'big')
+
+
+def _text_of_itxt(rest: bytes) -> bytes:
+    """Behind the keyword: whether it is compressed, and how; its language; the keyword in that; the text."""
+    text = b''.join(rest[2:].split(b'\0', 2)[2:])
+    if rest[:1] != b'\1':
+        return text
+    try:
+        return zlib.decompressobj().decompress(text, LONGEST)
+    except zlib.error:
+        return b''

@@ -1,0 +1,54 @@
+"""What to tell of many photographs, when all are done."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+
+NAMES_SHOWN = 3  # of the photographs that a warning is about
+
+
+@dataclass
+class Summary:
+    """What became of the photographs; it does not grow with those that went well."""
+
+    attempted: int = 0
+    restored: int = 0
+    skipped: int = 0
+    failures: list[str] = field(default_factory=list)  # what to say of each
+    failed: list[str] = field(default_factory=list)  # the photographs that they are of
+    warnings: Counter[str] = field(default_factory=Counter)  # of how many photographs each is true
+    examples: dict[str, list[str]] = field(default_factory=dict)  # names of some of them
+    qualities: Counter[int] = field(default_factory=Counter)  # how many JPEGs are of each
+
+    def add(self, other: 'Summary') -> None:
+        self.attempted += other.attempted
+        self.restored += other.restored
+        self.skipped += other.skipped
+        self.failures += other.failures
+        self.failed += other.failed
+        self.warnings += other.warnings
+        self.qualities += other.qualities
+        for warning, names in other.examples.items():
+            self.examples[warning] = (self.examples.get(warning, []) + names)[:NAMES_SHOWN]
+
+    def to_json(self) -> str:
+        return json.dumps(vars(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> 'Summary':
+        values = json.loads(text)
+        qualities = Counter({int(quality): count for quality, count in values['qualities'].items()})
+        return cls(**{**values, 'warnings': Counter(values['warnings']), 'qualities': qualities})
+
+    def lines(self) -> list[str]:
+        """What to tell of it, except the failures."""
+        done = f'{self.restored:,} of {self.attempted:,} restored'
+        lines = [f'{done}, {self.skipped:,} had a result already' if self.skipped else done]
+        if self.qualities:
+            low, high = min(self.qualities), max(self.qualities)
+            lines.append(f'JPEG quality of the photographs: {low}' + (f' to {high}' if low < high else ''))
+        for warning, count in self.warnings.items():
+            names = ', '.join(self.examples[warning])
+            more = f' and {count - NAMES_SHOWN:,} more' if count > NAMES_SHOWN else ''
+            lines.append(f'warning: {names}{more}: {warning}')
+        return lines

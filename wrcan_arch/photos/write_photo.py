@@ -1,0 +1,161 @@
+"""Photographs out, in the format of the name's ending: with all that their files had and the format can hold."""
+
+import errno
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pyvips
+
+from ..errors import InputError
+from ..files import disk_errors_name, written_whole
+from .photo import ENDINGS, NO_RESOLUTION, Photo, format_of_name
+from .png_metadata import add_texts
+from .tiff_exif import add_metadata, as_jpeg_has_it, has_captions
+from .vips import KEPT, forget_messages, is_out_of_memory, one_line, to_srgb, vips_image
+
+MAX_SIDE = {'jpeg': 65_500, 'webp': 16_383, 'avif': 16_384}  # what the format, or its encoder, holds
+DEFAULT_QUALITY = 95
+# Q is how long it tries: 75 takes four times as long for 7 % less. Colours that are transparent stay too.
+LOSSLESS_WEBP = {'lossless': True, 'exact': True, 'Q': 20}
+
+# Bytes, as libvips writes it; it leaves out what is longer.
+HELD_BY_JPEG = {'exif-data': 65_000, 'xmp-data': 59_999, 'iptc-data': 65_500}
+
+LUMA = [0.299, 0.587, 0.114]  # ITU-R BT.601, as in JPEG
+
+
+def check_fits(path: Path, photo: Photo) -> str:
+    """The format that a file of this name is written in; InputError unless it can hold the photograph."""
+    name = format_of_name(path)
+    if name is None:
+        raise InputError(f'{path}: not a format that is written; choose one of {", ".join(ENDINGS)}')
+    if max(photo.pixels.shape[:2]) > MAX_SIDE.get(name, np.inf):
+        raise InputError(f'{path}: {name} holds at most {MAX_SIDE[name]:,} pixels a side; choose --format png')
+    if name == 'jpeg' and photo.alpha is not None and (photo.alpha < np.iinfo(photo.alpha.dtype).max).any():
+        raise InputError(f'{path}: jpeg holds no transparency; choose --format png')
+    return name
+
+
+def what_is_lost(name: str, photo: Photo) -> list[str]:
+    """What to warn of before a photograph is written in a format: what its file has, and the result will not."""
+    lost = list(photo.left)
+    if photo.pictures > 1:
+        lost.append('the file holds several pictures; the first was restored')
+    if photo.pixels.dtype == np.uint16 and name in ('jpeg', 'webp'):
+        lost.append(f'it has more than the 8 bits of {name}; --format png keeps them')
+    of_grey = photo.metadata.get('icc-profile-data', b'')[16:20] == b'GRAY'  # what the profile is of (ICC.1, 7.2.6)
+    if photo.marked_colours or (of_grey and name in ('webp', 'avif')):
+        lost.append('its colours are other than sRGB, and the result does not say so; convert it to sRGB first')
+    held = HELD_BY_JPEG if name == 'jpeg' else {}
+    too_long = any(len(photo.metadata.get(key, b'')) > most for key, most in held.items())
+    if too_long or b'HasExtendedXMP' in photo.metadata.get('xmp-data', b''):
+        lost.append('some of its metadata (EXIF, XMP, IPTC) is too long to be kept')
+    if has_captions(photo.metadata.get('iptc-data', b'')) and name not in ('jpeg', 'tiff'):
+        lost.append(f'{name} has no place for its captions (IPTC); --format tiff keeps them')
+    if photo.texts and name != 'png':
+        lost.append(f'{name} has no place for its texts (as Author, Description); --format png keeps them')
+    return lost
+
+
+def _to_cmyk(image: pyvips.Image, profile: bytes | None, depth: int) -> pyvips.Image:
+    """sRGB to CMYK, by the file's profile; by libvips's own, which is not put in, where that is missing or unfit."""
+    independent = image.icc_import(input_profile='srgb').copy()
+    if profile is not None and profile[16:20] == b'CMYK':  # what it is of (ICC.1, 7.2.6)
+        independent.set_type(pyvips.GValue.blob_type, 'icc-profile-data', profile)
+        try:
+            return independent.icc_export(depth=depth).copy()
+        except pyvips.Error:
+            pass
+    separated = independent.icc_export(output_profile='cmyk', depth=depth).copy()
+    separated.remove('icc-profile-data')
+    return separated
+
+
+def _changed_inks(inks: np.ndarray, image: pyvips.Image, profile: bytes | None) -> pyvips.Image:
+    """The file's own inks, changed as much as the image's, now in sRGB, are; what stayed as it was keeps them.
+
+    Separated anew, all would change: a profile's two directions are not inverse, and how much of a grey is black ink
+    was chosen when the file was made.
+    """
+    before, after = (_to_cmyk(each, profile, depth=8 * inks.itemsize) for each in (to_srgb(inks, profile), image))
+    changed = after + (vips_image(inks, 'cmyk') - before)  # beyond 8 or 16 bits, on both sides
+    black = changed[3]
+    lacking = (black < 0).ifthenelse(black, 0)  # to be taken away where there is none, so the others give it
+    return (changed + lacking * [1, 1, 1, 0]).cast(after.format)  # which clips
+
+
+def _image_of(photo: Photo, name: str) -> pyvips.Image:
+    """What is to be written in a format: colours as the file had them, transparency, metadata. Computed row by row."""
+    deep = photo.pixels.dtype == np.uint16
+    image = vips_image(photo.pixels, 'rgb16' if deep else 'srgb')
+    metadata = dict(photo.metadata)
+    if photo.mode == 'grey':
+        image = image.recomb([LUMA]).rint().cast(image.format).copy(interpretation='grey16' if deep else 'b-w')
+    elif photo.inks is not None:
+        profile = metadata.pop('icc-profile-data', None)  # the pixels are sRGB
+        if name in ('jpeg', 'tiff'):
+            image = _changed_inks(photo.inks, image, profile)
+    if photo.alpha is not None and name != 'jpeg':
+        image = image.bandjoin(vips_image(photo.alpha[:, :, None], image.interpretation))
+
+    if name == 'jpeg' and 'iptc-data' in metadata:
+        metadata['iptc-data'] = as_jpeg_has_it(metadata['iptc-data'])
+    image = image.copy(xres=photo.pixels_per_mm[0], yres=photo.pixels_per_mm[1])
+    for key, value in metadata.items():
+        image.set_type(pyvips.GValue.blob_type, key, value)
+    image.set_type(pyvips.GValue.gint_type, 'orientation', 1)
+    return image
+
+
+def _error_number(error: pyvips.Error) -> int | None:
+    """What the system said to libvips; None where it was not the system."""
+    said = re.search('system error: (.+)', str(error))
+    return next((number for number in errno.errorcode if said and os.strerror(number) == said[1]), None)
+
+
+def write_photo(path: Path | str, photo: Photo, *, quality: int = DEFAULT_QUALITY) -> None:
+    """Write a photograph, whole or not at all, in the format of the name's ending.
+
+    Args:
+        path: ends in one of `ENDINGS`.
+        photo: of 16 bits is written with 16 by PNG and TIFF, 12 by AVIF, 8 by JPEG and WebP; CMYK stays so in JPEG and
+            TIFF, and becomes sRGB in the others; what is opaque loses its transparency in JPEG; lossless WebP stays so.
+        quality: 1 to 100, of JPEG, AVIF and lossy WebP.
+    """
+    path = Path(path)
+    forget_messages()
+    name = check_fits(path, photo)
+    deep = photo.pixels.dtype == np.uint16
+    options: dict[str, dict] = {
+        'jpeg': {'Q': quality},
+        'png': {'compression': 3, 'filter': 'all'},
+        'tiff': {'compression': 'deflate', 'level': 3, 'predictor': 'horizontal'},
+        'webp': LOSSLESS_WEBP if photo.lossless_webp else {'Q': quality, 'smart_subsample': True},
+        'avif': {'Q': quality, 'compression': 'av1', 'bitdepth': 12 if deep else 8, 'effort': 0},  # 4: 55 s, not 4 s
+    }
+    image = _image_of(photo, name)
+    fields = image.get_fields()
+    kept = {flag for field_name, flag in KEPT.items() if field_name in fields}
+    if name not in ('png', 'tiff') and photo.pixels_per_mm != NO_RESOLUTION:
+        kept.add('exif')  # without it libvips leaves the resolution out too
+    if name == 'tiff':
+        kept.discard('iptc')  # it is written here: libvips writes a quarter
+    keep = '|'.join(kept) or 'none'
+    save = getattr(image, {'avif': 'heif'}.get(name, name) + 'save_target')
+    with disk_errors_name(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(path, permissions=photo.permissions) as file:
+            try:
+                save(pyvips.Target.new_to_descriptor(file.fileno()), keep=keep, **options[name])
+            except pyvips.Error as error:
+                if is_out_of_memory(error):
+                    raise MemoryError from error
+                if (number := _error_number(error)) is not None:
+                    raise OSError(number, os.strerror(number)) from error
+                raise InputError(f'{path}: cannot be written ({one_line(error)})') from error
+            if name == 'tiff':
+                add_metadata(file, *(photo.metadata.get(key, b'') for key in ('exif-data', 'iptc-data')))
+            if name == 'png' and photo.texts:
+                add_texts(file, photo.texts)
