@@ -1,4 +1,4 @@
-"""Shows that each replacement is needed, and tests parts of them; test_end_to_end.py tests whole runs with them."""
+"""Shows that the replacements are needed, and tests parts of them; test_end_to_end.py tests whole runs with them."""
 
 import logging
 import random

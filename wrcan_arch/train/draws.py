@@ -91,7 +91,7 @@ class DrawSampler(Sampler[Draw]):
         return len(self._iterations()) * self.batch_size
 
     def _permutation(self, number: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, number, 1)).permutation(self.size)  # 1: apart from all draws' streams
+        return np.random.default_rng((self.seed, number, 1)).permutation(self.size)  # 1: no draw has this stream
 
     def _iterations(self) -> range:
         first = self.epoch * self.iters_per_epoch

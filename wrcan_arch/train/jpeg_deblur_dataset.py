@@ -90,7 +90,7 @@ def augment(
     happens = [number < chance for number, chance in zip(rng.random(5).tolist(), chances, strict=True)]
     hflip, vflip, transpose, permute, noise = happens
     order = rng.permutation(3).tolist() if permute else [2, 1, 0]
-    if noise:  # before flips and transposes, which do not change its distribution: rows are still contiguous
+    if noise:  # first, while rows are contiguous; flips and transposes do not change its distribution
         noisy = draw_noise(patches['lq'].shape, noise_sigma, rng)
         noisy += patches['lq']
         patches = {**patches, 'lq': noisy.clip(0, BRIGHTEST, out=noisy).astype(np.uint8)}

@@ -74,7 +74,7 @@ def manifest_text(kind: str, records: Mapping[str, Record]) -> str:
 
 
 def read_manifest(path: Path | str) -> tuple[str, dict[str, Record]]:
-    """Return the store's kind and its records by key, from manifest.json. InputError if it is missing or damaged."""
+    """Return the store's kind and its records by key, from manifest.json. InputError if that cannot be read."""
     file = Path(path) / 'manifest.json'
     if not file.is_file():
         raise InputError(f'{path}: there is no manifest.json to verify against; prepare it again')

@@ -387,7 +387,7 @@ def _wrong_machine(file: OptionFile) -> Iterator[str]:
         hint = 'mode local has sums that a GPU does not add the same way each time; leave one out'
         yield f'{file.at("deterministic")}: {hint}'
     for phase, dataset in sections(file.values, ('datasets',)).items():
-        if dataset.get('persistent_workers') and phase != 'train':  # these are read without workers (validation)
+        if dataset.get('persistent_workers') and phase != 'train':  # validation data are read without workers
             where = file.at('datasets', phase, 'persistent_workers')
             yield f'{where}: is for training alone, which has it anyway; leave it out'
         if dataset.get('prefetch_mode') == 'cuda' and not (found and dataset.get('pin_memory')):

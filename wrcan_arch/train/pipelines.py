@@ -256,7 +256,7 @@ def create_train_val_dataloader(run: Run, opt: dict[str, Any], logger: Any) -> t
         for doubt in train_loader.dataset.doubts():
             logger.warning(doubt)
     if run.resume_state:
-        run.resume_state['epoch'] = train_sampler.start_epoch  # its own may be over, or of another batch size
+        run.resume_state['epoch'] = train_sampler.start_epoch  # the saved one may be over, or of another batch size
     saves_first = is_wrcan_model(opt['model_type']) and opt['world_size'] == 1
     train_loader = UntilUnreadable(train_loader, run.stop, saves_first=saves_first)
     return train_loader, train_sampler, val_loaders, train_sampler.last_epoch, total_iters
@@ -266,7 +266,7 @@ _toolbox_create_loaders = basicsr.train.create_train_val_dataloader
 
 
 def build_model(run: Run, opt: dict[str, Any]) -> Any:
-    """Build the toolbox's model. Pretrained weights are validated first, so that the best network is never worse."""
+    """Build the toolbox's model; validate pretrained weights first, so that the best network is at least as good."""
     model = run.model = _toolbox_build_model(opt)
     if isinstance(model, WRCANModel) and model.is_train:
         model.guard.stop = run.stop

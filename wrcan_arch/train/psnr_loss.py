@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
-FLOOR = 1e-5  # mean squared error, 50 dB: it bounds the logarithm; below it there is little to gain
+FLOOR = 1e-5  # mean squared error, 50 dB: below it nothing is gained, and the logarithm would diverge
 
 
 def psnr_loss(restored: Tensor, sharp: Tensor) -> Tensor:

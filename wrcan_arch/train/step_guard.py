@@ -86,8 +86,8 @@ class UntilUnreadable:
     """Iterate over a data loader; if a batch cannot be read, have the run save and end.
 
     The previous batch is then yielded once more: the loop begins an iteration with it, and the model saves and ends
-    the run before it makes a step. With `saves_first` false the run ends at once instead: several processes would wait
-    for this one's step, and models other than WRCANModel would make the step.
+    the run before it makes a step. With `saves_first` false the run ends at once instead: of several
+    processes the others would wait for this one's step, and models other than WRCANModel would make it.
     """
 
     def __init__(self, loader: Iterable[Any], stop: StopReasons, *, saves_first: bool) -> None:
