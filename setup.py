@@ -1,4 +1,4 @@
-"""What the package needs. The ranges say what can work; constraints.txt says what is tested."""
+"""Packages WRCAN and lists its requirements: ranges that can work; constraints.txt has the versions that are tested."""
 
 import re
 from pathlib import Path
@@ -21,15 +21,15 @@ setup(
     python_requires='>=3.11,<3.13',
     install_requires=[
         'basicsr==1.4.2',  # toolbox.py adapts this release, its last
-        'torch>=2.6',  # before it, weight files could run code (CVE-2025-32434)
-        'torchvision>=0.21',  # the toolbox imports it; the release that belongs to torch
+        'torch>=2.6',  # earlier ones let weight files run code (CVE-2025-32434)
+        'torchvision>=0.21',  # the toolbox imports it; must match torch's release
         'numpy>=1.24',
-        'opencv-python>=5',  # OpenCV 4 fills what is missing of a cut JPEG with what lay in memory
+        'opencv-python>=5',  # OpenCV 4 fills the missing part of a truncated JPEG from uninitialized memory
         'lmdb>=1.4',
         'pyyaml>=6.0',
         'pydantic>=2.7',
         'packaging>=22',
-        'scikit-image>=0.21',  # the demo's photographs, and the outside reference of the metrics
+        'scikit-image>=0.21',  # the demo's photographs; reference for the metrics
         'safetensors>=0.4',
         'pillow>=10.1',
         'pyvips[binary]>=3.0',  # photographs in and out; the wheel brings libvips

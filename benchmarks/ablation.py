@@ -1,9 +1,9 @@
-"""Do the paper's parts pay? The four blocks of Table 1, and L1 against L1 + L_AE-JPEG, shrunken to minutes a run.
+"""Ablation of the paper's parts: the four blocks of Table 1, and L1 against L1 + L_AE-JPEG, at minutes for each run.
 
-Every run has the same data, patches, iterations and step. The paper gives each case the same number of blocks, so its
-wide blocks have twice the parameters and the work; here each narrow block is also run with twice as many blocks, which
-makes these equal. Run it where datasets_prep/small_data.sh wrote its data: each run goes on where it was stopped, and
-one that is done is not repeated. Scored on held_out.py's blurred pictures, a third of the exposures of each.
+Every run has the same data, patches, iterations and optimizer. The paper gives each case the same number of blocks, so
+its wide blocks have twice the parameters and work; here each narrow block is also run with twice as many blocks,
+which makes these equal. Run it where datasets_prep/small_data.sh wrote its data: an interrupted run resumes, and a
+finished one is not repeated. Scored on a third of the exposures of each of held_out.py's blurred pictures.
 """
 
 import argparse
@@ -24,7 +24,7 @@ OPTIONS = Path(__file__).resolve().parent.parent / 'options' / 'train_small_abla
 
 
 class Case(NamedTuple):
-    """What is compared: its row, its block and how many, its loss, and the paper's PSNR of the row."""
+    """A case to compare: its title, block and number of blocks, loss, and PSNR in the paper."""
 
     title: str
     block: str
@@ -50,7 +50,7 @@ def run_name(case: Case, seed: int) -> str:
 
 
 def train(case: Case, seed: int) -> Path:
-    """Trains one case with one seed, or goes on with it. Returns its weight file."""
+    """Train one case with one seed, or resume it; return its weight file."""
     name = run_name(case, seed)
     settings = {
         'name': name,
@@ -71,7 +71,7 @@ def train(case: Case, seed: int) -> Path:
 
 
 def score(weights: Path, samples: list[Sample]) -> dict[str, float]:
-    """Mean PSNR and SSIM by set, and the number of parameters."""
+    """Return the mean PSNR and SSIM of each set, and the number of parameters."""
     network = load_network(weights)
     found: dict[str, list[float]] = {}
     for sample in samples:
@@ -85,7 +85,7 @@ def score(weights: Path, samples: list[Sample]) -> dict[str, float]:
 
 
 def spread(results: dict[str, dict[str, float]], case: Case, seeds: list[int], score_name: str) -> tuple[float, float]:
-    """Mean and standard deviation (of a sample) over the seeds."""
+    """Return the mean and the sample standard deviation over the seeds."""
     values = [results[run_name(case, seed)][score_name] for seed in seeds]
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float('nan')
 
@@ -105,7 +105,7 @@ def table(results: dict[str, dict[str, float]], seeds: list[int]) -> str:
 
 
 def plot(results: dict[str, dict[str, float]], seeds: list[int], path: Path) -> None:
-    """The cases' gain over case 1, ours with each seed as a dot, beside the paper's."""
+    """Plot the cases' gain over case 1, here with a dot for each seed, beside the paper's."""
     figure = Figure(figsize=(9, 4.5), layout='constrained')
     axes = figure.subplots()
     rows = np.arange(len(CASES))[::-1]
@@ -145,7 +145,7 @@ def main() -> None:
     samples = [sample for sample in draw_samples() if sample.group.endswith('blurred')][::3]
     for seed, case in tqdm([(seed, case) for seed in seeds for case in CASES], unit='run', disable=None):
         name = run_name(case, seed)
-        if name not in results:  # seed by seed, so that a run that is stopped has compared something
+        if name not in results:  # seed by seed, so that an interrupted run still compares the cases
             results[name] = score(train(case, seed), samples)
             kept.write_text(json.dumps(results, indent=1) + '\n')
     print(table(results, seeds))

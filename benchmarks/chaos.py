@@ -1,12 +1,11 @@
-"""Kills at random moments, full disks and damaged files: what is left must be the bits of an undisturbed run.
+"""Tests that kills at random moments, full disks and damaged files do not change the results of a run, bit for bit.
 
     nice python benchmarks/chaos.py                # at least 100 kills; minutes
     python benchmarks/chaos.py --kills 4 4 2 2     # in training, in saving, in preparing a store, in restoring a folder
 
-One process imports everything and forks a child for each attempt, so that an attempt costs no start. A kill is SIGKILL:
-at a random moment by the clock, or, in saving, at a random one of the child's file operations. What a killed child did
-is started again with the same command until it ends, and then compared, file by file, with what a child did that
-nobody disturbed.
+One process imports everything and forks a child for each attempt, which saves its start-up time. A kill is SIGKILL, at
+a random time, or, in saving, at a random file operation of the child. The command of a killed child is run again until
+it ends, and its results are then compared, file by file, with those of an undisturbed child.
 """
 
 import argparse
@@ -44,12 +43,12 @@ from wrcan_arch.look.report import read_curves
 from wrcan_arch.train import lmdb_store, run_folder
 from wrcan_arch.train.lmdb_store import verify_store
 
-for name in ('photos.bulk_restore', 'train.options', 'train.pipelines'):  # so that no child has to load them
+for name in ('photos.bulk_restore', 'train.options', 'train.pipelines'):  # so that the children need not load them
     importlib.import_module(f'wrcan_arch.{name}')
 
 KILLS = (45, 35, 12, 12)
-KILLS_A_ROUND = 4  # then it may end
-FILE_OPERATIONS = 40  # about half of those of an undisturbed training
+KILLS_A_ROUND = 4  # the most; then the work may end
+FILE_OPERATIONS = 40  # about half as many as in an undisturbed training
 FILE_EVENTS = ('open', 'os.rename', 'os.remove')
 CHECKPOINT_ENDINGS = ('.partial', '.state', '.pth')
 NOBODY = 65534
@@ -99,7 +98,7 @@ logger: {print_freq: 1, save_checkpoint_freq: 4, keep_last: 3, use_tb_logger: fa
 
 @dataclass
 class Count:
-    """Of one kind of work."""
+    """Counts for one kind of work."""
 
     kills: int = 0
     survived: int = 0
@@ -108,12 +107,12 @@ class Count:
 
 
 def child(run: Callable[[], int], folder: Path, before: Callable[[], None] = lambda: None) -> int:
-    """Start `run` in a process of its own, in a group of its own, in `folder`; its process id."""
+    """Run `before` and `run` in a new process, in its own group, in `folder`; return its process id."""
     process = os.fork()
-    os.setpgid(process, process)  # here and there, whoever comes first; 0 is the child itself
+    os.setpgid(process, process)  # in parent and child, whichever is first; 0 is the caller
     if process:
         return process
-    code = 70  # of a defect
+    code = 70  # EX_SOFTWARE: a defect
     try:
         os.chdir(folder)
         torch.set_num_threads(1)
@@ -143,12 +142,12 @@ def prepare() -> int:
 
 
 def ended(process: int) -> int:
-    """Its exit code, or minus the signal that ended it."""
+    """Wait for a process; return its exit code, or minus the signal that ended it."""
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
 def kill_after(seconds: float, process: int) -> int:
-    """Kill the process after that time, if it is still there; how it ended."""
+    """Kill the process group after `seconds` unless it has ended; return its exit code or minus the signal."""
     limit = time.monotonic() + seconds
     while time.monotonic() < limit:
         found, status = os.waitpid(process, os.WNOHANG)
@@ -160,7 +159,10 @@ def kill_after(seconds: float, process: int) -> int:
 
 
 def die_at_file_operation(number: int) -> Callable[[], None]:
-    """For a child: to be killed before the n-th opening, flushing, renaming or removing of a checkpoint's file."""
+    """Return a function after which a child kills itself at a checkpoint file's open, fsync, rename or remove.
+
+    `number` of these operations are still done.
+    """
 
     def prepare_to_die() -> None:
         left = number
@@ -187,7 +189,7 @@ def die_at_file_operation(number: int) -> Callable[[], None]:
 
 
 def digest(value: object) -> str:
-    """Of everything in a checkpoint, tensors by their bytes."""
+    """Return a hash of everything in a checkpoint, tensors by their bytes."""
     if isinstance(value, torch.Tensor):
         value = (str(value.dtype), tuple(value.shape), value.contiguous().flatten().view(torch.uint8).numpy().tobytes())
     elif isinstance(value, dict):
@@ -198,7 +200,7 @@ def digest(value: object) -> str:
 
 
 def trained(folder: Path) -> dict[str, str]:
-    """What a training leaves, by file; one that cannot be read is left out."""
+    """Return digests of a training's files, without unreadable ones, and its curves."""
     found = {}
     for path in (folder / EXPERIMENT).glob('*/*'):
         with suppress(InputError):
@@ -223,17 +225,17 @@ def restored(folder: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Work:
-    """Something that is done to its end, however often it is killed.
+    """A kind of work that must finish correctly, however often it is killed.
 
-    `what` names it, `run` does it, or goes on with it, in the current folder; `outcome` tells what it left, and
-    `leaves` is the folder that it writes.
+    `what` names it, `run` does or resumes it in the current folder, `outcome` describes its results, and `leaves` is
+    the folder that it writes.
     """
 
     what: str
     run: Callable[[], int]
     outcome: Callable[[Path], dict[str, str]]
     leaves: str
-    by_file: bool = False  # killed at a file operation, not by the clock
+    by_file: bool = False  # killed at a file operation, not at a time
 
 
 WORKS = (
@@ -245,7 +247,7 @@ WORKS = (
 
 
 def undisturbed(work: Work, folder: Path) -> tuple[dict[str, str], float]:
-    """Its outcome and how long it took."""
+    """Do the work once without kills; return its outcome and the seconds that it took."""
     started = time.monotonic()
     expect(ended(child(work.run, folder)), 0, folder)
     seconds = time.monotonic() - started
@@ -264,7 +266,7 @@ def said(folder: Path) -> str:
 
 
 def campaign(work: Work, folder: Path, kills: int) -> Count:
-    """Rounds of kills until there were as many."""
+    """Do the work in rounds, each killed repeatedly before it may end, until there were `kills` kills."""
     count = Count()
     if not kills:
         return count
@@ -280,7 +282,7 @@ def campaign(work: Work, folder: Path, kills: int) -> Count:
             else:
                 started = time.monotonic()
                 code = kill_after(random.uniform(0, seconds), child(work.run, folder))
-                if code == 0:  # sooner than thought: other work on the machine has a part in how long it takes
+                if code == 0:  # sooner than expected, as other work on the machine affects its time
                     seconds = time.monotonic() - started
             here += code == -signal.SIGKILL
         found = work.outcome(folder) if code == 0 else {}
@@ -296,7 +298,7 @@ def campaign(work: Work, folder: Path, kills: int) -> Count:
 
 
 def run_and_check(folder: Path, code: int, message: str, before: Callable[[], None] = lambda: None) -> None:
-    """A training that has to end in just this way."""
+    """Train; exit unless it ends with `code` and an output that matches `message`."""
     (folder / 'said.txt').unlink(missing_ok=True)
     expect(ended(child(command(*TRAIN), folder, before)), code, folder)
     if not re.search(message, said(folder)):
@@ -304,14 +306,14 @@ def run_and_check(folder: Path, code: int, message: str, before: Callable[[], No
 
 
 def no_room() -> None:
-    """Files of more than 30,000 bytes are refused, as on a full disk; without the pauses of the retries."""
+    """Refuse files of more than 30,000 bytes, as a full disk would, and drop the pauses between retries."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
     run_folder.RETRY_PAUSES = (0, 0)
 
 
 def become_nobody() -> None:
-    """Root may write anywhere."""
+    """Drop root's rights, which would allow it to write anywhere."""
     if os.getuid() == 0:
         os.setgid(NOBODY)
         os.setuid(NOBODY)
@@ -331,7 +333,7 @@ def read_only_folder(folder: Path) -> None:
 
 
 def damaged(how: str) -> Callable[[Path], None]:
-    """The newest checkpoint, in one of its two files."""
+    """Return a fault that damages one of the newest checkpoint's two files."""
 
     def damage(folder: Path) -> None:
         run_and_check(folder, 0, 'End of training')
@@ -378,7 +380,7 @@ FAULTS = {
 
 
 def faults(folder: Path) -> dict[str, str]:
-    """Each fault, and whether the run ends as the undisturbed one once it is over."""
+    """Return, by fault, whether a training after it ends with the same results as an undisturbed one."""
     expected, _ = undisturbed(WORKS[0], folder)
     outcomes = {}
     for name, fault in FAULTS.items():
@@ -390,7 +392,7 @@ def faults(folder: Path) -> dict[str, str]:
 
 
 def make_data() -> int:
-    """Photographs, stores of their pairs, frames named as REDS's, and weights to restore with."""
+    """Make photographs, stores of their pairs, frames named as in REDS, options, and weights to restore with."""
     rng = np.random.default_rng(0)
     for folder in ('photos', 'reds/train_sharp/000'):
         Path(folder).mkdir(parents=True)
@@ -417,9 +419,9 @@ def main() -> int:
     parser.add_argument('-o', '--out', type=Path, help='write the figures to this JSON file')
     arguments = parser.parse_args()
     random.seed(arguments.seed)
-    source_commit()  # is kept, for all children
+    source_commit()  # cached here for all children
     started = time.monotonic()
-    lmdb_store.BATCH_SIZE = 20_000  # or a store this small would be written at once
+    lmdb_store.BATCH_SIZE = 20_000  # else a store this small would be written in one batch
     with tempfile.TemporaryDirectory(prefix='chaos-') as place:
         folder = Path(place)
         folder.chmod(0o755)

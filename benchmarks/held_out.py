@@ -1,9 +1,9 @@
-"""Scores of weights on pictures that they were never trained on, in the three tasks that they must be good at.
+"""Scores weights on held-out pictures, in the three tasks that they must be good at.
 
-Two sets: coffee and chelsea of scikit-image, dead leaves of a seed of their own. Three tasks: `blurred`, the paper's
+Two sets: coffee and chelsea of scikit-image, and dead leaves of a held-out seed. Three tasks: `blurred`, the paper's
 (12 random exposures of each picture, JPEG quality 25); `still`, an unblurred JPEG of quality 90, which must not get
-worse; `clean`, the sharp picture as it is, whose colours must not drift. Everything is drawn from fixed seeds and
-restored in fp32, so that another machine finds the same to 0.02 dB; against the stored scores that is checked.
+worse; `clean`, the sharp picture itself, whose colours must not drift. Everything is drawn from fixed seeds and
+restored in fp32, so that other machines agree to 0.02 dB. The shipped weights are checked against the stored scores.
 """
 
 import argparse
@@ -33,14 +33,14 @@ WEIGHTS = SHIPPED['small']
 STORED = Path(__file__).with_name('held_out.json')
 TOLERANCE = 0.02  # dB
 PATHS = 12  # exposures of each picture
-SEED = 2021  # of the exposures; training and validation have 1 to 7
-LEAVES_SEED, LEAVES_COUNT, LEAVES_SIZE = 7, 4, 320  # training has seed 1, validation 2
+SEED = 2021  # of the exposures; those of training and validation are 1 to 7
+LEAVES_SEED, LEAVES_COUNT, LEAVES_SIZE = 7, 4, 320  # the seed of training is 1, of validation 2
 
 Scores = dict[str, float]
 
 
 class Sample(NamedTuple):
-    """A picture as it is given to the network and as it should be, uint8 (H, W, 3), BGR."""
+    """A picture as given to the network, and its sharp original, uint8 (H, W, 3), BGR."""
 
     group: str  # 'photos blurred'
     name: str
@@ -49,7 +49,7 @@ class Sample(NamedTuple):
 
 
 def held_out_pictures() -> dict[str, dict[str, np.ndarray]]:
-    """The sharp pictures by name, of each set."""
+    """Return the sharp pictures, by set and name."""
     shipped = Path(skimage.__file__).parent / 'data'
     photos = {name: cv2.imread(str(shipped / f'{name}.png'), cv2.IMREAD_COLOR) for name in ('coffee', 'chelsea')}
     leaves = {f'leaves{index}': dead_leaves(LEAVES_SEED, index, LEAVES_SIZE) for index in range(LEAVES_COUNT)}
@@ -57,7 +57,7 @@ def held_out_pictures() -> dict[str, dict[str, np.ndarray]]:
 
 
 def draw_samples() -> Iterator[Sample]:
-    """Everything that is scored; the exposures are those that make_blur.py makes by default."""
+    """Yield all samples; their exposures have make_blur.py's default parameters."""
     for set_name, pictures in held_out_pictures().items():
         for number, (name, sharp) in enumerate(pictures.items()):
             for path in range(PATHS):
@@ -74,14 +74,14 @@ def restored_by(network: nn.Module, given: np.ndarray, *, ensemble: bool) -> np.
 
 
 def compare(picture: np.ndarray, sharp: np.ndarray) -> tuple[float, float]:
-    """PSNR and SSIM on RGB, as the paper has them."""
-    from basicsr.metrics import calculate_psnr, calculate_ssim  # here, where wrcan_arch has made it importable
+    """Return PSNR and SSIM on RGB, computed as in the paper."""
+    from basicsr.metrics import calculate_psnr, calculate_ssim  # imported here, once wrcan_arch has made it importable
 
     return float(calculate_psnr(picture, sharp, crop_border=0)), float(calculate_ssim(picture, sharp, crop_border=0))
 
 
 def score(network: nn.Module, sample: Sample) -> tuple[Scores, np.ndarray]:
-    """The sample's scores, and the restored picture."""
+    """Return the sample's scores and the restored picture."""
     restored = restored_by(network, sample.given, ensemble=False)
     if sample.group.endswith('clean'):
         drift = restored.mean((0, 1)) - sample.sharp.mean((0, 1))
@@ -97,7 +97,7 @@ def score(network: nn.Module, sample: Sample) -> tuple[Scores, np.ndarray]:
 
 
 def mean_scores(each: dict[str, list[Scores]]) -> dict[str, Scores]:
-    """By group; of a drift the largest magnitude, not the mean, in which drifts would cancel."""
+    """Return mean scores by group; of drifts the one of largest magnitude, as they would cancel in a mean."""
     means: dict[str, Scores] = {}
     for group, all_scores in each.items():
         means[group] = {'pictures': len(all_scores)}
@@ -109,7 +109,7 @@ def mean_scores(each: dict[str, list[Scores]]) -> dict[str, Scores]:
 
 
 def table(means: dict[str, Scores]) -> str:
-    """Markdown, one line a group that is compressed; then the drifts."""
+    """Return a Markdown table with a line for each group of JPEGs, then a line for each group's drifts."""
     lines = [
         '| set and task | pictures | input | restored | gain | x8 | SSIM input | restored | x8 |',
         '|---' * 9 + '|',
@@ -130,7 +130,7 @@ def table(means: dict[str, Scores]) -> str:
 
 
 def differences(found: dict[str, Scores], stored: dict[str, Scores]) -> list[str]:
-    """PSNRs that are not the stored ones to TOLERANCE, a line each."""
+    """Return a line for each PSNR that differs from the stored one by more than TOLERANCE."""
     return [
         f'{group}, {name}: {found[group][name]:.3f} dB, stored are {value:.3f}'
         for group, scores in stored.items()

@@ -1,12 +1,12 @@
-"""Restoring: time and memory of plain, exact, local and chop, against a plain run and the device's matrix product.
+"""Measures time and memory of restoring in the modes plain, exact, local and chop.
 
     python benchmarks/inference.py                     # 256 x 256 to 24 megapixels, full width, one block
     python benchmarks/inference.py --blocks 4x16 --sizes 256x256 1280x720    # the paper's network
 
-Work and memory of a block do not depend on how many there are, so a shallow network shows the modes' ratios in minutes;
-its encoder and decoder, which are 4 % of the full network's work, weigh more in it. The plain forward is left out where
-it does not fit into the memory. Memory is a process's; a GPU's is what is allocated there, without the images. On two
-cores it takes half an hour.
+Times are compared with a plain forward pass and the device's matrix product. A block's work and memory do not depend on
+the number of blocks, so a shallow network shows the modes' ratios in minutes; its encoder and decoder, 4 % of the full
+network's work, weigh more in it. The plain forward pass is left out if it does not fit in memory. Memory is that of a
+process, or what is allocated on the GPU, without the images. On two cores it takes half an hour.
 """
 
 import argparse
@@ -23,18 +23,18 @@ from wrcan_arch import WRCAN, restore
 from wrcan_arch.free_memory import free_memory
 from wrcan_arch.precision import PRECISIONS, has_bf16_units
 
-PATCH_SIZE = 256  # of local's window
-BOUNDS = {'fp32': 240, 'bf16': 130}  # bytes a pixel, images included, that exact is held to
-WHOLE = {'fp32': 2650, 'bf16': 1400}  # bytes a pixel that the plain forward takes, about: where it would not fit
-LARGE = 4_000_000  # pixels from which on a CPU runs only the fastest precision, and once
+PATCH_SIZE = 256  # the window of mode local
+BOUNDS = {'fp32': 240, 'bf16': 130}  # bytes per pixel, images included: the limit for exact
+WHOLE = {'fp32': 2650, 'bf16': 1400}  # approximate bytes per pixel of the plain forward pass, to tell whether it fits
+LARGE = 4_000_000  # pixels from which a CPU runs only the last precision, and only once
 MODES = ['plain', 'exact', 'local', 'chop', *(['exact x8'] if measure.DEVICE.type == 'cuda' else [])]
 
 
-torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32, as in the matrix product beside it and in `restore`
+torch.backends.cudnn.allow_tf32 = False  # fp32 without TF32, as in the matrix product and in `restore`
 
 
 def network_of(mode: str, num_group: int, num_block: int) -> WRCAN:
-    """Full width, random weights; in PyTorch's own layout for plain, in that of `basicsr restore` for the others."""
+    """Make a full-width network of random weights, in PyTorch's layout for plain, else in that of `basicsr restore`."""
     layout = torch.contiguous_format if mode == 'plain' else torch.channels_last
     with torch.device('meta'):
         network = WRCAN(num_group=num_group, num_block=num_block)
@@ -47,14 +47,14 @@ def network_of(mode: str, num_group: int, num_block: int) -> WRCAN:
 
 
 def operations(blocks: tuple[int, int], size: tuple[int, int]) -> float:
-    """Of the plain forward."""
+    """Return the floating-point operations of the plain forward pass."""
     with torch.device('meta'):
         network, image = WRCAN(num_group=blocks[0], num_block=blocks[1]), torch.empty(1, 3, size[1], size[0])
     return measure.operations(lambda: network(image))
 
 
 def plain(network: WRCAN, image: np.ndarray, dtype: torch.dtype) -> np.ndarray:
-    """The whole image at once, as the official code and the stock toolbox run it, in the type given."""
+    """Restore the whole image at once in `dtype`, as the authors' code and the stock toolbox do."""
     pixels = torch.from_numpy(image).to(measure.DEVICE).permute(2, 0, 1)[None]
     scaled = pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
     with torch.no_grad(), torch.autocast(measure.DEVICE.type, dtype, enabled=dtype != torch.float32):
@@ -74,7 +74,7 @@ def image_of(width: int, height: int) -> np.ndarray:
 
 
 def restore_once(mode: str, precision: str, blocks: tuple[int, int], size: tuple[int, int]) -> float:
-    """The seconds that it takes."""
+    """Restore one image; return the seconds that it takes."""
     network, image = network_of(mode, *blocks), image_of(*size)
     started = time.perf_counter()
     run(mode, precision, network, image)
@@ -83,16 +83,16 @@ def restore_once(mode: str, precision: str, blocks: tuple[int, int], size: tuple
 
 @functools.cache
 def smallest_peak(mode: str, precision: str, blocks: tuple[int, int]) -> int:
-    """Of a process that restores next to nothing: weights and libraries."""
+    """Return the peak memory of a process that restores a tiny image: weights and libraries."""
     return measure.peak_memory(restore_once, mode, precision, blocks, (8, 8))[0]  # 4 would be fp32
 
 
 def measured_alone(mode: str, precision: str, blocks: tuple[int, int], size: tuple[int, int]) -> tuple[float, float]:
-    """Bytes a pixel above weights and libraries, and on a CPU the seconds, of a process that restores once."""
+    """Return bytes per pixel above weights and libraries, and on a CPU the seconds, of restoring one image."""
     if measure.DEVICE.type == 'cuda':
         network, image = network_of(mode, *blocks), image_of(*size)
         peak = measure.peak_on_gpu(functools.partial(run, mode, precision, network, image))
-        return peak / (size[0] * size[1]), math.nan  # its times are of runs in turns
+        return peak / (size[0] * size[1]), math.nan  # take_turns measures its times
     peak, seconds = measure.peak_memory(restore_once, mode, precision, blocks, size)
     return (peak - smallest_peak(mode, precision, blocks)) / (size[0] * size[1]), seconds
 

@@ -1,9 +1,9 @@
-"""Samples per second and core: patches of 256 from frames of 1280 x 720, the stock way and ours.
+"""Measures the loader: samples per second and core, patches of 256 from 1280 x 720 frames, the stock way and ours.
 
-The stock way is what BasicSR's PairedImageDataset does, with its own functions, for a third frame too: all frames are
-decoded whole and made floats, then cropped. Ours makes I_JPEG(HR) from the sharp crop, reads raw frames where they lie,
-works on the crop alone, and leaves it to the model's device to make floats of it (`as_bytes`; one row makes them here).
-Ours also permutes channels and adds noise, which the stock way does not.
+The stock way does what BasicSR's PairedImageDataset does, with its functions, for a third frame too: all frames are
+decoded whole and converted to float, then cropped. Ours makes I_JPEG(HR) from the sharp crop, maps raw frames, works
+only on the crop, and leaves the conversion to float to the model's device (`as_bytes`; one row converts here). Ours
+also permutes channels and adds noise, which the stock way does not.
 """
 
 import argparse
@@ -24,13 +24,13 @@ from wrcan_arch.train.lmdb_store import RAW_ENDING, StoreWriter
 PATCH = 256
 QUALITY = 25
 FRAMES = 12
-SAMPLES = 12  # in one time: of each frame one
-SAMPLE_VALUES = 3 * 3 * PATCH**2  # lq, gt, gt_jpeg
+SAMPLES = 12  # timed together, one of each frame
+SAMPLE_VALUES = 3 * 3 * PATCH**2  # of lq, gt and gt_jpeg
 STOCK, FLOATS = 'stock: three frames decoded whole', 'ours: both raw, floats'
 
 
 def sharp_frame(number: int) -> np.ndarray:
-    """1280 x 720 of the photographs in scikit-image, with a sensor's grain: without it a PNG is too quick to decode."""
+    """Make a 1280 x 720 frame of scikit-image's photographs, with sensor noise: else its PNG decodes too fast."""
     rng = np.random.default_rng(number)
     photos = [photo[:, :, ::-1] for photo in (data.astronaut(), data.coffee(), data.chelsea(), data.rocket())]
     halves = [cv2.resize(photos[(number + half) % len(photos)], (640, 720)) for half in range(2)]
@@ -42,7 +42,7 @@ def jpeg(image: np.ndarray) -> bytes:
 
 
 def write_stores(folder: Path) -> None:
-    """blurred, sharp and jpeg_sharp, encoded; blurred_raw and sharp_raw, rows of pixels."""
+    """Write encoded stores blurred, sharp and jpeg_sharp, and raw stores blurred_raw and sharp_raw."""
     kinds = dict.fromkeys(('blurred', 'sharp', 'jpeg_sharp'), 'encoded') | dict.fromkeys(
         ('blurred_raw', 'sharp_raw'), 'raw'
     )
@@ -65,8 +65,8 @@ def write_stores(folder: Path) -> None:
 
 
 def stock(folder: Path):
-    """What PairedImageDataset does in training, for three frames."""
-    from basicsr.data.transforms import augment, paired_random_crop  # here, after wrcan_arch has repaired the toolbox
+    """Return a function that makes SAMPLES samples as PairedImageDataset does in training, from three frames."""
+    from basicsr.data.transforms import augment, paired_random_crop  # imported here, after wrcan_arch has repaired it
     from basicsr.utils import FileClient, imfrombytes, img2tensor
 
     roles = {'lq': 'blurred', 'gt': 'sharp', 'gt_jpeg': 'jpeg_sharp'}
@@ -126,7 +126,7 @@ def main() -> None:
     seconds_a_byte = times['copy'].median / copied * 2
 
     def copying(way: str) -> float:
-        """Seconds that the bytes of all samples take to be copied; floats have four a value."""
+        """Return the seconds of copying the bytes of all samples; a float has four."""
         return SAMPLES * SAMPLE_VALUES * (4 if way in (STOCK, FLOATS) else 1) * seconds_a_byte
 
     rows = [

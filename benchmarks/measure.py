@@ -1,9 +1,9 @@
-"""What the benchmarks share: times of variants taken in turn, the device's ceilings, memory, a table and JSON.
+"""Measurements that the benchmarks share: times of variants in turns, the device's ceilings, memory, and reports.
 
-The GPU is measured where there is one; with CUDA_VISIBLE_DEVICES= in front of the command the CPU is.
+The GPU is measured if there is one; with CUDA_VISIBLE_DEVICES= in front of the command the CPU is.
 
-On a machine with other work on it only ratios within one run mean something. So the variants take turns, and a ratio is
-the median over the rounds of two times that were taken one after the other.
+On a machine that does other work, only ratios within one run are meaningful. So the variants take turns, and a ratio is
+the median over the rounds of the ratio of two times from the same round.
 """
 
 import argparse
@@ -47,7 +47,7 @@ class Times:
 
     @property
     def spread(self) -> float:
-        """Half the distance between the quartiles, over the median; not a number of a single round."""
+        """Half the interquartile range over the median; NaN after a single round."""
         if len(self.seconds) == 1:
             return math.nan
         low, _, high = statistics.quantiles(self.seconds, n=4, method='inclusive')
@@ -63,14 +63,14 @@ def _wait() -> None:
 
 
 def rounds(text: str) -> int:
-    """For argparse: 2 or more."""
+    """Parse an argument as a number of rounds, 2 or more."""
     if not text.isdecimal() or int(text) < 2:
         raise argparse.ArgumentTypeError(f'2 rounds or more, not {text}')
     return int(text)
 
 
 def fits(run: Callable[[], object]) -> bool:
-    """Whether it runs, or the GPU's memory does not hold it."""
+    """Call `run`; return whether the GPU's memory holds it."""
     try:
         run()
     except Exception as error:
@@ -78,14 +78,14 @@ def fits(run: Callable[[], object]) -> bool:
             raise
     else:
         return True
-    torch.cuda.empty_cache()  # here, where the error no longer holds on to its tensors
+    torch.cuda.empty_cache()  # outside `except`: the error no longer holds its tensors
     return False
 
 
 def take_turns(variants: Mapping[str, Callable[[], object]], *, rounds: int = 7, calls: int = 1) -> dict[str, Times]:
-    """Times of a call of every variant, by its name; all are timed once in each round, `calls` calls together.
+    """Return each variant's time per call, by name. Each round times every variant once, over `calls` calls.
 
-    `rounds` is at least 2. What a GPU's memory does not hold is left out.
+    `rounds` is at least 2. Variants that the GPU's memory does not hold are left out.
     """
     running = {name: run for name, run in variants.items() if all(fits(run) for _ in range(WARMUPS))}
     seconds: dict[str, list[float]] = {name: [] for name in running}
@@ -101,37 +101,37 @@ def take_turns(variants: Mapping[str, Callable[[], object]], *, rounds: int = 7,
 
 
 def matrix_product(dtype: torch.dtype) -> tuple[Callable[[], object], float]:
-    """The ceiling of arithmetic: a product of two square matrices, and its floating-point operations."""
+    """The ceiling of arithmetic: return a product of two square matrices and its floating-point operations."""
     left, right = (torch.randn(MATRIX_SIDE, MATRIX_SIDE, device=DEVICE).to(dtype) for _ in range(2))
     product = torch.empty_like(left)
     return lambda: torch.mm(left, right, out=product), 2.0 * MATRIX_SIDE**3
 
 
 def operations(run: Callable[[], object]) -> float:
-    """The floating-point operations of a call."""
+    """Return the floating-point operations of a call."""
     with FlopCounterMode(display=False) as counter:
         run()
     return counter.get_total_flops()
 
 
 def copy() -> tuple[Callable[[], object], float]:
-    """The ceiling of the CPU's memory: a copy, and the bytes that it reads and writes."""
+    """The ceiling of the CPU's memory: return a copy and the number of bytes that it reads and writes."""
     source = torch.ones(COPY_BYTES // 4)
     target = torch.empty_like(source)
     return lambda: target.copy_(source), 2.0 * COPY_BYTES
 
 
 def peak_memory(function: Callable[..., object], *arguments: Any) -> tuple[int, Any]:
-    """Bytes by which `function(*arguments)` raises the memory of a fresh process, and what it gives; all picklable.
+    """Return the bytes by which `function(*arguments)` raises a new process's peak memory, and its result.
 
-    What the process held before the call (libraries) is taken off, what the function itself makes is not.
+    What the process held before the call (libraries) is subtracted. Function, arguments and result must be picklable.
     """
     with multiprocessing.get_context('spawn').Pool(1) as pool:  # a fork would break OpenMP's threads
         return pool.apply(_peak_of_this_process, (function, arguments))
 
 
 def peak_on_gpu(function: Callable[[], object]) -> int:
-    """Bytes that `function()` allocates on the GPU at most, above what is allocated there already."""
+    """Return the peak bytes that `function()` allocates on the GPU, above what is allocated already."""
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -141,21 +141,21 @@ def peak_on_gpu(function: Callable[[], object]) -> int:
 
 
 def _peak_of_this_process(function: Callable[..., object], arguments: tuple) -> tuple[int, Any]:
-    Path('/proc/self/clear_refs').write_text('5')  # the peak starts from what is held now
+    Path('/proc/self/clear_refs').write_text('5')  # resets the peak (VmHWM) to the current size
     before = _held('VmRSS')
     given = function(*arguments)
     return _held('VmHWM') - before, given
 
 
 def _held(name: str) -> int:
-    """Bytes, from a line such as 'VmRSS:  1234 kB'."""
+    """Return the bytes of a line in /proc/self/status such as 'VmRSS:  1234 kB'."""
     found = re.search(rf'^{name}:\s+(\d+) kB', Path('/proc/self/status').read_text(), re.MULTILINE)
     assert found, f'/proc/self/status has no {name}'
     return int(found[1]) << 10
 
 
 def machine(device: torch.device = DEVICE) -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """Describe what the numbers were measured on."""
     info = Path('/proc/cpuinfo').read_text()
     names = re.findall(r'^model name\s*: (.*)', info, re.MULTILINE)
     units = sorted(set(re.findall(r'\b(?:amx_bf16|avx512_bf16|avx512f|avx2)\b', info)))
@@ -173,7 +173,7 @@ def machine(device: torch.device = DEVICE) -> dict[str, Any]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown, a column for each key of the fullest row; floats with three digits, what is missing as a dash."""
+    """Return Markdown with a column for each key of the longest row; floats have three digits, gaps are dashes."""
     columns = list(max(rows, key=len))
     lines = [columns, ['---'] * len(columns), *([_cell(row.get(column)) for column in columns] for row in rows)]
     widths = [max(len(line[number]) for line in lines) for number in range(len(columns))]
@@ -191,9 +191,9 @@ def _cell(value: Any) -> str:
 
 
 class Report:
-    """What a script prints and leaves: each table as soon as it is there, so that a run that is cut short is not lost.
+    """Print and store a script's tables, each as soon as it is added, so that an interrupted run is not lost.
 
-    It is kept in benchmarks/results/NAME.json, a GPU's in NAME_gpu.json.
+    They are stored in benchmarks/results/NAME.json, a GPU's in NAME_gpu.json.
     """
 
     def __init__(self, name: str, device: torch.device = DEVICE) -> None:

@@ -1,10 +1,10 @@
-"""Several processes: validation, training and restoring shared by two here; what more GPUs would do, by arithmetic.
+"""Measures validation, training and restoring with two processes, and predicts by arithmetic what more GPUs would do.
 
-Each process has one core and one thread, the single one too. One and two take turns: while one works the other waits.
-Where others use the machine two processes may not get two cores: the ceiling tells, and the busier process's processor
-time is what the clock would show if they did.
-What is said of GPUs is predicted from a patch's time that is given (--patch-seconds), the bytes that are reduced and
-the speed of the link. It is no measurement.
+Each process has one core and one thread, also a single one. One process and two take turns: in a turn of one the second
+waits. If others use the machine, two processes may not get two cores: the ceiling shows this, and the busier process's
+processor time is then what the clock would show if they did.
+The figures of GPUs are predicted, not measured, from a given time per patch (--patch-seconds), the bytes to reduce and
+the speed of the link.
 """
 
 import argparse
@@ -29,23 +29,23 @@ from wrcan_arch.photos.bulk_restore import Options, restore_photos
 from wrcan_arch.photos.plan import plan
 from wrcan_arch.processes import Team
 
-SIDE = 192  # of the images, in pixels
+SIDE = 192  # pixels, of the images
 IMAGES = 16
 BATCH, PATCH = 8, 48
 NETWORK = {'num_feat': 16, 'num_group': 1, 'num_block': 2}
 PORT = 29631
 
-LINKS = {'NVLink, 450 GB/s': 450e9, '400 Gb/s': 50e9, '100 Gb/s': 12.5e9, '25 Gb/s': 3.1e9}  # one way, a GPU
+LINKS = {'NVLink, 450 GB/s': 450e9, '400 Gb/s': 50e9, '100 Gb/s': 12.5e9, '25 Gb/s': 3.1e9}  # bytes/s one way, per GPU
 GPUS = (4, 8, 64, 256)
 PAPERS_BATCH, PAPERS_RATE, PAPERS_ITERATIONS = 16, 1e-4, 562_500
-BACKWARD = 2 / 3  # of a step, which exchange can hide behind
+BACKWARD = 2 / 3  # of a step: the exchange can overlap with it
 
 
-Measured = tuple[dict[str, measure.Times], dict[int, measure.Times]]  # by the clock, and the busiest process's
+Measured = tuple[dict[str, measure.Times], dict[int, measure.Times]]  # by the clock; the busiest process's
 
 
 class Frames:
-    """A validation set of noise; only the time matters."""
+    """A validation set of noise: only its time matters."""
 
     opt = {'name': 'frames'}
 
@@ -87,7 +87,7 @@ def model_of(rank: int, processes: int) -> Any:
 
 
 def tasks(rank: int, folder: Path) -> Iterator[tuple[str, Callable[[int], object]]]:
-    """By its name, what a process does as one of so many."""
+    """Yield each task's name and what this process does in it, given the number of processes."""
     from wrcan_arch.train import scoring
 
     matrix = torch.randn(512, 512)
@@ -115,7 +115,7 @@ def tasks(rank: int, folder: Path) -> Iterator[tuple[str, Callable[[int], object
 
 
 def work(rank: int, folder: Path, rounds: int) -> None:
-    """One of two processes: both go through the same turns, and meet after each."""
+    """Run one of two processes: both take the same turns, and meet after each."""
     os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[rank]})
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
@@ -129,7 +129,7 @@ def work(rank: int, folder: Path, rounds: int) -> None:
             if rank < processes:
                 task(processes)
             longest = torch.tensor(time.process_time() - started)
-            dist.all_reduce(longest, dist.ReduceOp.MAX)  # both are done
+            dist.all_reduce(longest, dist.ReduceOp.MAX)  # returns when both are done
             busy[processes].append(longest.item())
 
         times = measure.take_turns({'1': lambda turn=turn: turn(1), '2': lambda turn=turn: turn(2)}, rounds=rounds)
@@ -170,7 +170,7 @@ def rows_here(measured: dict[str, Measured]) -> list[dict[str, Any]]:
 
 
 def exchange_seconds(size: float, gpus: int, speed: float) -> float:
-    """Of a ring, in which every GPU sends 2 (n - 1) / n times the gradients."""
+    """Return the time of a ring all-reduce, in which every GPU sends 2 (n - 1) / n times the gradients."""
     return 2 * (gpus - 1) / gpus * size / speed
 
 
@@ -186,7 +186,7 @@ def exchange_rows(parameters: int) -> list[dict[str, Any]]:
 
 
 def efficiency(gpus: int, own_batch: float, patch_seconds: float, size: float, speed: float) -> str:
-    """Computing over the whole step: nothing of the exchange hidden, to all that the backward pass can hide."""
+    """Return the share of computing in a step: with no exchange hidden, to all that the backward pass can hide."""
     computing, exchange = own_batch * patch_seconds, exchange_seconds(size, gpus, speed)
     left = max(0.0, exchange - BACKWARD * computing)
     return f'{computing / (computing + exchange):.0%} to {computing / (computing + left):.0%}'

@@ -1,9 +1,9 @@
-"""One training step: plain, ours, and ours with each means turned off; each convolution alone; memory.
+"""Measures one training step: plain, ours, and ours with single options changed; each convolution alone; memory.
 
-Plain is the official code's way in the stock toolbox: fp32 (on a GPU autocast to fp16), the default memory layout, two
-forward calls, an Adam that goes over the weights in several passes. Ours is WRCANModel.optimize_parameters as a run
-calls it. A GPU holds the weights of all variants at once, and a step: some 50 GB (computed); what it does not hold is
-left out. On two cores it takes half an hour.
+Plain is the method of the authors' code in the stock toolbox: fp32 (on a GPU autocast to fp16), the default memory
+layout, two forward calls, an Adam that passes over the weights several times. Ours is WRCANModel.optimize_parameters as
+a run calls it. A GPU holds the weights of all variants and one step at once: some 50 GB (computed); variants that do
+not fit are left out. On two cores it takes half an hour.
 """
 
 import argparse
@@ -21,10 +21,10 @@ from wrcan_arch.precision import autocast_dtype, has_bf16_units
 from wrcan_arch.wrcan_arch import ResidualBlock
 
 ON_GPU = measure.DEVICE.type == 'cuda'
-DTYPE = autocast_dtype('auto', measure.DEVICE)  # of ours: bf16 without units for it would take hours
+DTYPE = autocast_dtype('auto', measure.DEVICE)  # of our steps; bf16 without units for it would take hours
 PLAIN_DTYPE = torch.float16 if ON_GPU else torch.float32
-LAYOUT = torch.channels_last if ON_GPU or DTYPE.itemsize < 4 else torch.contiguous_format  # a step's, by default
-# Full width. (groups, blocks, patch, batch)
+LAYOUT = torch.channels_last if ON_GPU or DTYPE.itemsize < 4 else torch.contiguous_format  # a step's default
+# Full width: (groups, blocks, patch, batch)
 CPU_SIZES = {'small': (1, 2, 128, 2), 'full': (4, 16, 256, 1)}
 GPU_SIZES = {'full': (4, 16, 256, 16), 'full, patch 320': (4, 16, 320, 16)}
 SIZES = GPU_SIZES if ON_GPU else CPU_SIZES
@@ -43,7 +43,7 @@ SHOWN = {
     'full, patch 320': ['ours', 'with checkpointing'],
 }
 
-# Of the full network at 64 features. (in, out, side of the map as a part of the patch, stride, atrous rate)
+# Of the full network at 64 features: (in, out, patch side / map side, stride, atrous rate)
 CONVOLUTIONS = {
     **{f'atrous, rate {rate}': (256, 128, 4, 1, rate) for rate in (1, 2, 3, 4)},
     'fuse': (512, 256, 4, 1, 1),
@@ -62,9 +62,9 @@ CONVOLUTIONS = {
 }
 CARD_BYTES = 11e9
 CARD_RESERVE = 1e9  # for CUDA itself and cuDNN's workspaces: an assumption
-LAUNCHES = 20 if ON_GPU else 1  # of a convolution in one time, or a GPU would be seen to wait for the host
+LAUNCHES = 20 if ON_GPU else 1  # calls timed together, else a GPU would wait for the host
 
-# As in a run: the toolbox sets the first, and PyTorch has convolutions round fp32 to TF32. So the product does, too.
+# As in a run: the toolbox sets the first; PyTorch rounds fp32 to TF32 in convolutions, so here also in the product.
 torch.backends.cudnn.benchmark = True
 torch.backends.cuda.matmul.allow_tf32 = True
 
@@ -75,7 +75,7 @@ def batch_of(batch: int, patch: int) -> dict[str, Tensor]:
 
 
 def autoencode(network: WRCAN, images: Tensor) -> Tensor:
-    """The auto-encoder path as a call of its own."""
+    """Run the auto-encoder path as a separate call."""
     shallow = network.head(images)
     skip0, down0 = network.encoders[0](shallow)
     skip1, down1 = network.encoders[1](down0)
@@ -101,7 +101,7 @@ def plain_step(groups: int, blocks: int, data: dict[str, Tensor]) -> Callable[[]
 
 
 def our_model(groups: int, blocks: int, train: Mapping[str, Any]) -> Any:
-    from basicsr.models import build_model  # here, after wrcan_arch has repaired the toolbox
+    from basicsr.models import build_model  # imported here, after wrcan_arch has repaired it
 
     return build_model(
         {
@@ -128,7 +128,7 @@ def our_step(groups: int, blocks: int, data: dict[str, Tensor], train: Mapping[s
     model = our_model(groups, blocks, train)
 
     def step() -> None:
-        model.guard.verdict(made=1)  # reads what the step before the last has found
+        model.guard.verdict(made=1)  # on a GPU, reads the flags of the step before the last
         model.feed_data(data)
         model.optimize_parameters(1)
 
@@ -171,14 +171,14 @@ def step_rows(size: str, rounds: int) -> list[dict[str, Any]]:
 
 
 def two_steps(make_step: Callable[[], Callable[[], None]]) -> None:
-    """The second has Adam's moments from the start."""
+    """Make two steps; only the second has Adam's moments from its start."""
     step = make_step()
     step()
     step()
 
 
 def convolution_passes(shape: tuple[int, ...], patch: int, batch: int) -> dict[str, Callable[[], object]]:
-    """Forward and both gradients of one convolution, each on its own."""
+    """Return the forward pass and both gradients of one convolution, as separate calls."""
     in_channels, out_channels, part, stride, rate = shape
     shapes = (batch, in_channels, patch // part, patch // part), (out_channels, in_channels, 3, 3)
     image, weight = (torch.randn(each).to(measure.DEVICE, DTYPE, memory_format=LAYOUT) for each in shapes)
@@ -211,7 +211,7 @@ def convolution_rows(rounds: int, patch: int, batch: int) -> list[dict[str, Any]
 
 
 def kept_bytes(patch: int, train: Mapping[str, Any]) -> int:
-    """What one patch's forward pass keeps for the backward pass, weights and their copies not counted."""
+    """Return the bytes that one patch's forward pass keeps for the backward pass, without weights and their copies."""
     model = our_model(*SIZES['full'][:2], train)
     weights = {each.data_ptr() for each in model.net_g.parameters()}
     kept: dict[int, int] = {}
@@ -227,7 +227,7 @@ def kept_bytes(patch: int, train: Mapping[str, Any]) -> int:
         keep(inputs[0])
 
     for module in model.net_g.modules():
-        if isinstance(module, ResidualBlock):  # checkpointing keeps its input where the hooks do not see it
+        if isinstance(module, ResidualBlock):  # the hooks do not see the input that checkpointing keeps
             module.register_forward_pre_hook(keep_input)
     model.feed_data(batch_of(1, patch))
     autocast = torch.autocast(measure.DEVICE.type, torch.bfloat16)
@@ -239,7 +239,7 @@ def kept_bytes(patch: int, train: Mapping[str, Any]) -> int:
 
 def memory_rows() -> list[dict[str, Any]]:
     parameters = sum(each.numel() for each in WRCAN().parameters())
-    fixed = parameters * (4 * 4 + 2)  # weights, gradients, Adam's two moments; a copy of the weights in bf16
+    fixed = parameters * (4 * 4 + 2)  # weights, gradients and Adam's two moments in fp32; weights in bf16
     rows = []
     for patch in (256, 320):
         for checkpointing in (False, True):

@@ -16,20 +16,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from wrcan_arch import InputError  # and a test that imports basicsr first can: the repairs are ours
+from wrcan_arch import InputError  # first, as its repairs make basicsr importable in every test
 from wrcan_arch.cli import main
 
 if 'PYTEST_XDIST_WORKER' in os.environ:  # one of several processes, which share the cores
     os.environ['OMP_NUM_THREADS'] = '1'
     torch.set_num_threads(1)
 
-# What is compared with a CPU's bytes must be a CPU's; on_gpu.py alone sees the GPUs that are here.
+# Results are compared bit for bit with a CPU's, so only on_gpu.py sees the GPUs of this machine.
 GPUS, VISIBLE = 'GPUS_OF_ON_GPU', 'CUDA_VISIBLE_DEVICES'
 if GPUS not in os.environ:
     os.environ[GPUS] = os.environ.get(VISIBLE, 'all')
     os.environ[VISIBLE] = ''
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # or what runs in the background hands on that it is ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in a background job, and children inherit that
 
 DATA = Path(__file__).parent / 'data'
 
@@ -40,13 +40,13 @@ def environment_with_gpus() -> dict[str, str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The slow ones first: or one process has nothing to do while the other ends one, and both load `forked`'s."""
+    """Run slow tests first, else one process idles while the other ends one, and both start `forked`'s server."""
     items.sort(key=lambda item: item.get_closest_marker('slow') is None)
 
 
 @pytest.fixture(scope='session')
 def golden() -> dict[str, torch.Tensor]:
-    """What the official code computed with official_small.pt, in fp32 on a CPU."""
+    """What the authors' code computed with official_small.pt, in fp32 on a CPU."""
     return load_file(DATA / 'expected_small.safetensors')
 
 
@@ -56,7 +56,7 @@ def official_weights() -> Path:
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """A smooth colourful image with edges, uint8 (H, W, 3)."""
+    """Return a smooth colourful image with edges, uint8 (H, W, 3)."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (height // 12 + 2, width // 12 + 2, 3), dtype=np.uint8)
     image = cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
@@ -69,13 +69,13 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def deep_picture(height, width, channels=3):
-    """uint16, with values that eight bits do not hold."""
+    """Return a uint16 image (H, W, C) whose values need more than 8 bits."""
     low = np.random.default_rng(1).integers(0, 256, (height, width, channels))
     return (picture(height, width)[:, :, [0, 1, 2, 0][:channels]].astype(np.uint16) << 8) + low.astype(np.uint16)
 
 
 def in_threads(*functions):
-    """What each function gives, or the InputError it ends with; another error, and one that hangs, is raised here."""
+    """Run functions in parallel; return each one's result or InputError text. Raise any other error, or a timeout."""
 
     def run(function):
         try:
@@ -92,7 +92,7 @@ def in_threads(*functions):
 
 @pytest.fixture
 def run_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    """Runs a script's main() in this process, in tmp_path; gives what it prints, on stdout and on stderr."""
+    """Run a script's main() in this process, in tmp_path; return what it prints to stdout and stderr."""
 
     def run(module: ModuleType, *arguments: object, exit_code: int = 0):
         monkeypatch.chdir(tmp_path)
@@ -175,7 +175,7 @@ val:
 
 @pytest.fixture(scope='session')
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six sharp photographs of 80 x 96, photos/, and what make_blur.py makes of them: stores and files data_*."""
+    """A folder with six sharp 80 x 96 photographs, photos/, and what make_blur.py makes of them: data_*."""
     folder = tmp_path_factory.mktemp('prepared')
     (folder / 'photos').mkdir()
     for number in range(6):
@@ -188,7 +188,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def workplace(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A current folder with stores of blurred and sharp photographs and small option files."""
+    """A working folder with stores of blurred and sharp photographs and small option files."""
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     Path('train.yml').write_text(SMALL_TRAINING)
@@ -197,7 +197,7 @@ def workplace(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 
 def set_options(text, **new):
-    """The option file's text with the first value of each key replaced; a key that is not there goes under `train`."""
+    """Replace the first value of each key in an option file's text; add a key that it lacks under `train`."""
     for key, value in new.items():
         text, found = re.subn(rf'\b{key}: ({{.*}}|\[.*\]|[^,\n}}]*)', f'{key}: {value}', text, count=1)
         if not found:
@@ -207,13 +207,13 @@ def set_options(text, **new):
 
 @pytest.fixture
 def quick(workplace):
-    """Six images in batches of two, so that an epoch is three iterations; ten iterations."""
+    """`workplace` with a training of ten iterations: six images in batches of two, so three iterations an epoch."""
     text = Path('train.yml').read_text()
     text = set_options(text, gt_size=16, batch_size_per_gpu=2, total_iter=10, num_worker_per_gpu=0)
     text = set_options(text, save_checkpoint_freq=4)
     Path('train.yml').write_text(text.replace('    ssim: {type: calculate_ssim, crop_border: 0}\n', ''))
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # for networks this small, more only wait for each other
+    torch.set_num_threads(1)  # with networks this small more threads only wait for each other
     yield workplace
     torch.set_num_threads(threads)
 

@@ -1,4 +1,4 @@
-"""Steps that damage the small data and option files of conftest's workplace."""
+"""Steps that damage the data and option files of conftest's `workplace`."""
 
 import struct
 import zlib
@@ -11,7 +11,7 @@ STORE = Path('data_blur.lmdb')
 
 
 def swap(old, new, file='train.yml'):
-    """Something in an option file."""
+    """Return a step that replaces the first `old` in an option file."""
 
     def prepare():
         text = Path(file).read_text()
@@ -30,18 +30,18 @@ def write(name, content):
 
 
 def change(name, of):
-    """A file's bytes."""
+    """Return a step that replaces a file's bytes by `of` of them."""
     return lambda: Path(name).write_bytes(of(Path(name).read_bytes()))
 
 
 def folders():
-    """The data in folders of files instead of stores."""
+    """Make the option file read folders of files instead of stores."""
     text = Path('train.yml').read_text()
     Path('train.yml').write_text(text.replace('.lmdb', '').replace('type: lmdb', 'type: disk'))
 
 
 def value(content, key=b'photo3_000'):
-    """In a store, with its meta_info and manifest as they were."""
+    """Return a step that replaces a value in a store, but not its meta_info.txt and manifest.json."""
 
     def prepare():
         with lmdb.open(str(STORE), map_size=1 << 26) as environment, environment.begin(write=True) as transaction:
@@ -55,7 +55,7 @@ def png(image):
 
 
 def bomb(width=60_000, height=60_000):
-    """A PNG of a few bytes that says it has 3.6 gigapixels."""
+    """Return a PNG of a few bytes whose header claims 3.6 gigapixels."""
 
     def chunk(kind, data):
         return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))

@@ -1,4 +1,4 @@
-"""The command in processes of its own that a loaded one forks: loading the toolbox takes ten seconds of a core."""
+"""Runs the command in forks of a process that has loaded the toolbox, which takes ten seconds of a core."""
 
 import multiprocessing
 import os
@@ -17,7 +17,7 @@ _forking.set_forkserver_preload(['forked', 'wrcan_arch.train.option_checks', 'wr
 
 
 def environment(**variables: object) -> dict[str, str]:
-    """Of a process that is alone on its core and of no job, and these."""
+    """The environment of a single-threaded process that belongs to no torchrun or SLURM job, with `variables` set."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(('TORCHELASTIC', 'SLURM', 'MASTER'))}
     return {**kept, 'OMP_NUM_THREADS': '1', **{name: str(value) for name, value in variables.items()}}
 
@@ -29,9 +29,9 @@ def free_port() -> int:
 
 
 def srun(processes: int, *command: object, script: str | None = None, **variables: object) -> tuple[list[int], str]:
-    """As srun does it: processes with SLURM's variables, and no more. Their exit codes, and what all of them said.
+    """Start processes with SLURM's variables, as srun does. Return their exit codes and their joined output.
 
-    `script` is run in the command's place, with its arguments.
+    If `script` is given, it runs instead of `basicsr`, with the arguments `command`.
     """
     job = {'SLURM_STEP_NUM_TASKS': processes, 'SLURM_STEP_NODELIST': 'localhost', 'MASTER_PORT': free_port()}
     started = []
@@ -42,17 +42,17 @@ def srun(processes: int, *command: object, script: str | None = None, **variable
 
 
 def basicsr(*command: object) -> tuple[int, str]:
-    """Alone: the exit code, and what was said."""
+    """Run the command in one process. Return its exit code and output."""
     return ended(start(*command)), Path('said.txt').read_text()
 
 
 def start(*command: object, script: str | None = None) -> ForkServerProcess:
-    """Alone, to go on beside the test; said.txt holds what it says."""
+    """Start the command, or `script`, in one process beside the test. Its output goes to said.txt."""
     return _start(environment(), 'said.txt', script, command)
 
 
 def ended(process: ForkServerProcess) -> int | None:
-    """Its exit code; it is killed, and the code says so, if it does not end by itself."""
+    """Wait up to 200 s for a process, then kill it. Return its exit code."""
     process.join(200)
     process.kill()
     process.join()
@@ -71,7 +71,7 @@ def _run(folder: str, variables: dict[str, str], said: str, script: str | None, 
     os.environ.clear()
     os.environ.update(variables)
     torch.set_num_threads(1)
-    multiprocessing.set_start_method('fork', force=True)  # the default again, for data workers
+    multiprocessing.set_start_method('fork', force=True)  # data workers use the default, fork, again
     file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for output in (1, 2):
         os.dup2(file, output)

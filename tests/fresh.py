@@ -1,6 +1,6 @@
-"""`python -c` without the time that libraries take to load: a process that has them, and no more, is forked for each.
+"""Runs Python code as `python -c` does, in forks of a process that has already loaded the heavy libraries.
 
-What the toolbox and this package do when they are imported is done anew; eight of the nine seconds are torch and scipy.
+The toolbox and this package are imported afresh in each; torch and scipy take eight of the nine seconds.
 """
 
 import functools
@@ -37,7 +37,7 @@ def _server() -> subprocess.Popen:
 
 
 def run_python(code: str, **variables: str) -> subprocess.CompletedProcess:
-    """As `subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)`, with these variables set."""
+    """Do as `subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)`, with `variables` set."""
     server = _server()
     assert server.stdin and server.stdout
     with tempfile.TemporaryDirectory() as folder:

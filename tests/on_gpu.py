@@ -1,4 +1,4 @@
-"""What runs on a GPU: on one that is there, else on a pretended one. `test_gpu.py` runs it in a process of its own."""
+"""Tests for a GPU, on a real one if there is one, else on a pretended one. test_gpu.py runs them in a subprocess."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -20,13 +20,13 @@ from wrcan_arch.precision import autocast_dtype
 from wrcan_arch.strips import restore_in_strips
 from wrcan_arch.train import options
 
-GREY_LEVELS = {'fp32': 1, 'bf16': 4, 'fp16': 2}  # that a result may be off
+GREY_LEVELS = {'fp32': 1, 'bf16': 4, 'fp16': 2}  # the largest error of a result
 
 
 class GPU:
     @property
     def calls(self) -> int:
-        return torch.cuda.memory_stats().get('allocation.all.allocated', 0)  # of memory, one for most of them
+        return torch.cuda.memory_stats().get('allocation.all.allocated', 0)  # allocations; most calls make one
 
     @contextmanager
     def nothing_waits(self) -> Iterator[None]:

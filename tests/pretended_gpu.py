@@ -1,7 +1,7 @@
-"""A GPU that is none: tensors that say they are on it, and keep their numbers in the CPU's memory.
+"""Pretends to be a GPU: tensors that claim to be on it but keep their data in the CPU's memory.
 
-What it finds is what a GPU refuses (tensors of two devices in one operation), and where the host waits for it. It finds
-nothing of its kernels, their time or their rounding.
+It detects what a GPU refuses (tensors of two devices in one operation) and where the host waits for it. It says nothing
+of a GPU's kernels, their time or their rounding.
 """
 
 import shutil
@@ -22,13 +22,13 @@ from torch.utils.cpp_extension import include_paths
 aten = torch.ops.aten
 TAKE_BOTH = {aten.copy_.default, aten._to_copy.default}
 TAKE_INDICES_OF_BOTH = {aten.index.Tensor, aten.index_put_.default}
-TAKE_NO_NUMBERS = ('aten::cat', 'aten::stack', 'aten::_foreach', 'aten::_fused')  # of the CPU, as others do
+TAKE_NO_NUMBERS = ('aten::cat', 'aten::stack', 'aten::_foreach', 'aten::_fused')  # refuse 0-d CPU tensors
 READ_BACK = {aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.default, aten.masked_select.default}
-MEMORY = 8 << 30  # bytes that it says are free
+MEMORY = 8 << 30  # bytes that it reports as free
 
 
 def build(folder: Path) -> list[Path]:
-    """The libraries to load, in this order, before torch is imported; none where it cannot be pretended."""
+    """Build the device's library. Return what to load, in order, before torch is imported; [] if it cannot be built."""
     compiler, lib = shutil.which('g++'), Path(torch.__file__).parent / 'lib'
     if torch.version.cuda or torch.version.hip or not compiler:
         return []
@@ -40,7 +40,7 @@ def build(folder: Path) -> list[Path]:
 
 
 class OnGPU(Tensor):
-    """Says that it is on the GPU; `held` is what it holds."""
+    """A tensor that claims to be on the GPU; `held` is its data, on the CPU."""
 
     held: Tensor
     __torch_function__ = torch._C._disabled_torch_function_impl
@@ -69,21 +69,21 @@ class OnGPU(Tensor):
     def __deepcopy__(self, memo: Any) -> Tensor:
         return self.detach().clone().requires_grad_(self.requires_grad)
 
-    def __reduce_ex__(self, protocol: Any) -> Any:  # files are read to the CPU
+    def __reduce_ex__(self, protocol: Any) -> Any:  # files are loaded to the CPU
         return self.held.__reduce_ex__(protocol)
 
 
 class PretendedGPU(TorchDispatchMode):
-    """Computes what is asked of the GPU.
+    """Computes on the CPU what is asked of the GPU.
 
     Attributes:
-        calls: operations so far, views included.
-        may_wait: whether the host may ask for what has to be computed before, which would make it wait.
+        calls: number of operations so far, views included.
+        may_wait: whether the host may read results, which makes it wait for the GPU.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._mode_key = torch._C._TorchDispatchModeKey.FAKE  # or torch would look for a driver
+        self._mode_key = torch._C._TorchDispatchModeKey.FAKE  # else torch would look for a driver
         self.calls = 0
         self.may_wait = True
 
@@ -105,7 +105,7 @@ class PretendedGPU(TorchDispatchMode):
         result = function(*tree_map(_held, args), **tree_map(_held, kwargs))
         if not to_gpu:
             return result
-        # What was written to in place is what was given.
+        # An operation in place returns the tensor that it was given.
         return tree_map(lambda each: inside.get(id(each), OnGPU(each)) if isinstance(each, Tensor) else each, result)
 
     @contextmanager

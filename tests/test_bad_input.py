@@ -1,4 +1,4 @@
-"""Each kind of bad input gives one line, that says what and where, and the right exit code, and leaves nothing behind."""
+"""Each kind of bad input gives one line that says what and where, the right exit code, and leaves no files."""
 
 import pickle
 import re
@@ -27,7 +27,7 @@ SIZES = {'num_feat': 4, 'num_group': 1, 'num_block': 1}
 
 @pytest.fixture
 def place(workplace):
-    """A current folder with small data and sound option files, weights.pth and photo.png."""
+    """A working folder with small data, valid option files, weights.pth and photo.png."""
     write_weights('weights.pth', {'params': weights()}, {})
     text = Path('test.yml').read_text()
     Path('test.yml').write_text(text.replace('experiments/small/models/net_g_best.pth', 'weights.pth'))
@@ -251,7 +251,7 @@ CASES = {
 @pytest.mark.parametrize(('prepare', 'arguments', 'code', 'message'), CASES.values(), ids=CASES.keys())
 def test_bad_input_is_one_line_and_an_exit_code(place, capfd, prepare, arguments, code, message):
     prepare()
-    late = 'photo3_000' in message  # a value is looked at when its turn comes
+    late = 'photo3_000' in message  # a value is checked only when it is read
     before = set(Path().rglob('*'))
     assert main([*arguments, *(['--force_yml', 'datasets:train:num_worker_per_gpu=0'] if late else [])]) == code
     said = [line for line in capfd.readouterr().err.splitlines() if line.strip() and not re.search(r'%\||INFO: ', line)]
@@ -276,7 +276,7 @@ def test_logger_that_is_not_installed_is_said_before_the_run(place, capfd, missi
 
 
 def test_every_cut_of_a_store_is_an_error_and_not_a_dead_process(place):
-    """At, before and behind each page, in a process of its own for all of them."""
+    """Cut at, before and behind each page, all in one subprocess."""
     import subprocess
     import sys
 
@@ -300,7 +300,7 @@ def test_every_cut_of_a_store_is_an_error_and_not_a_dead_process(place):
 
 
 def test_archive_cannot_write_outside_its_folder(place, run_script, tmp_path_factory):
-    """prepare_reds reads members and never unpacks them; a name that leads elsewhere is no frame's."""
+    """prepare_reds reads members and never unpacks them; it takes none whose name leads elsewhere."""
     import prepare_reds
 
     frame, elsewhere = png(picture(40, 40)), tmp_path_factory.mktemp('elsewhere') / 'written.png'
@@ -316,7 +316,7 @@ def test_archive_cannot_write_outside_its_folder(place, run_script, tmp_path_fac
 
 
 def test_text_that_looks_like_code_stays_text(place):
-    """Options are handed to the toolbox, which reads YAML with a loader that runs code."""
+    """The toolbox reads the options with a YAML loader that can run code."""
     text = '!!python/object/apply:os.system ["touch written"]'
     add(f"dist_params: {{backend: '{text}'}}\n")()
     assert main([*TRAIN, '--force_yml', 'train:total_iter=1', 'val:val_freq=9']) == 0

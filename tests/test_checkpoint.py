@@ -60,7 +60,7 @@ def test_safetensors_and_averaged_weights_and_module_prefix(tmp_path):
     write_atomically(tmp_path / 'a.pth', {'params': network.state_dict(), 'params_ema': averaged.state_dict()})
     assert_same(load_network(tmp_path / 'a.pth'), averaged)
     assert torch.equal(read_weights(tmp_path / 'a.pth', 'params')[0]['tail.bias'], network.tail.bias)
-    for prefix in ('module.', '_orig_mod.', 'module._orig_mod.'):  # of DistributedDataParallel and torch.compile
+    for prefix in ('module.', '_orig_mod.', 'module._orig_mod.'):  # from DistributedDataParallel and torch.compile
         prefixed = {f'{prefix}{name}': tensor for name, tensor in network.state_dict().items()}
         write_atomically(tmp_path / 'b.pth', {'params': prefixed})
         assert_same(load_network(tmp_path / 'b.pth'), network)
@@ -257,7 +257,7 @@ def test_what_is_not_the_disks_is_not_said_of_it(tmp_path):
 
 
 def test_full_disk_is_said_of_the_file_and_leaves_nothing(tmp_path):
-    """A limit on the size of files, in a process of its own, stands for a full disk."""
+    """A limit on file sizes in a subprocess stands for a full disk."""
     context = multiprocessing.get_context('fork')
     heard, said = context.Pipe(duplex=False)
     process = context.Process(target=write_beyond_a_limit, args=(tmp_path / 'a.pth', said))
@@ -344,7 +344,7 @@ def test_weights_that_fp16_does_not_hold_are_an_error(tmp_path):
 
 
 def test_the_name_of_one_tensor_does_not_make_a_large_network(tmp_path):
-    """It would be built before anything is compared: hours, and all of the memory."""
+    """It would be built before anything is compared, which takes hours and all of the memory."""
     tensors = {**network_of().state_dict(), 'groups.99999.blocks.0.x': torch.zeros(1)}
     write_atomically(tmp_path / 'a.pth', {'params': tensors})
     with (

@@ -1,4 +1,4 @@
-"""Rows of a convolution's output against the whole convolution, and how often weights are packed."""
+"""Rows of a convolution's output against the whole convolution; how often weights are packed."""
 
 import platform
 from copy import deepcopy
@@ -24,7 +24,7 @@ def conv_of(stride=1, rate=1):
 @pytest.mark.parametrize('how', ['packed', 'in pairs', 'plain'])
 @pytest.mark.parametrize(('dtype', 'rtol', 'atol'), [(torch.float32, 1e-5, 1e-6), (torch.bfloat16, 0.01, 0.01)])
 @pytest.mark.parametrize(('stride', 'rate'), [(1, 1), (1, 2), (1, 3), (1, 4), (2, 1)])
-@pytest.mark.parametrize('width', [2, 12])  # of the output: bf16 is wrong at 1 on AMX, and `restore` keeps away from it
+@pytest.mark.parametrize('width', [2, 12])  # of the output: bf16 is wrong at 1 on AMX, so `restore` avoids it
 @torch.no_grad()
 def test_any_rows_are_those_of_the_whole_convolution(how, dtype, rtol, atol, stride, rate, width, monkeypatch):
     if how == 'plain':
@@ -96,7 +96,7 @@ def other_operator(self, rows, zeros=0, right=Kernel.__call__):
 @pytest.mark.parametrize('operator', [broken_operator, wrong_operator, other_operator])
 @torch.no_grad()
 def test_a_pytorch_whose_operators_have_changed_is_done_without_them(monkeypatch, capsys, operator):
-    """They are none that it promises to keep."""
+    """PyTorch does not promise to keep these operators."""
     monkeypatch.setattr('wrcan_arch.convolution.can_pack', cache(can_pack.__wrapped__))
     monkeypatch.setattr(Kernel, '__call__', operator)
     conv, image = conv_of(), torch.rand(1, 6, 9, 9)
@@ -109,7 +109,7 @@ def test_a_pytorch_whose_operators_have_changed_is_done_without_them(monkeypatch
 def test_weights_are_packed_once_for_strips_of_one_height(dtype):
     conv, image = Convolution(conv_of(rate=4), dtype, positions=30 * 9), torch.rand(1, 6, 30, 9, dtype=dtype)
     packed = []
-    for span in ((0, 8), (8, 16), (16, 24), (24, 30)):  # the first reads beyond the edge, the last is lower
+    for span in ((0, 8), (8, 16), (16, 24), (24, 30)):  # the first reads beyond the edge, the last has fewer rows
         conv.of_map(image, span)
         packed.append(conv.kernel.packed)
     if packs_weights(CPU, dtype):

@@ -8,7 +8,7 @@ from wrcan_arch.train.draws import Draw, DrawSampler, draw_generator
 
 
 def draws_of_run(size=10, processes=1, rank=0, batch=2, start=0, total=25, ratio=1.0, seed=3):
-    """All draws of a run, epoch after epoch, as the toolbox's loop takes them."""
+    """Return all draws of a run, epoch by epoch, as the toolbox's loop takes them."""
     sampler = DrawSampler(
         range(size), processes, rank, ratio, batch_size=batch, seed=seed, start_iter=start, total_iter=total
     )

@@ -1,4 +1,4 @@
-"""Train, resume, test, restore, report: by the command, on LMDB stores, in seconds."""
+"""Tests the commands train, test, restore and report together, with resumes, on small LMDB stores."""
 
 import csv
 import hashlib
@@ -73,7 +73,7 @@ def test_train_test_restore_report(workplace):
     psnr, ssim = [], []
     for number, tested in enumerate(images):
         restored = cv2.imread(f'restored/photo{number}_000.png')
-        np.testing.assert_array_equal(restored, cv2.imread(str(tested)))  # testing and restoring are one function
+        np.testing.assert_array_equal(restored, cv2.imread(str(tested)))  # both compute the same function
         sharp = cv2.imread(f'data_sharp/photo{number}_000.png')
         psnr.append(peak_signal_noise_ratio(sharp, restored))
         ssim.append(
@@ -142,7 +142,7 @@ def test_resumed_run_ends_as_the_uninterrupted_one(workplace):
 
 
 def test_resume_at_a_validation_keeps_the_best_network(workplace):
-    """The best one at the very iteration that the run goes on from, the later ones made worse by a huge step."""
+    """The best network is that of the iteration that the run resumes from; a huge step makes the later ones worse."""
     worse = ['logger:save_checkpoint_freq=4', 'train:scheduler:milestones=[4]', 'train:scheduler:gamma=1000']
     assert train(*worse, 'train:total_iter=8') == 0
     best = read_file(MODELS / 'net_g_best.pth')['metadata']
@@ -168,7 +168,7 @@ def test_what_may_be_a_mistake_is_in_the_log(workplace):
 
 @pytest.mark.parametrize('batch', [4, 8])
 def test_run_makes_the_iterations_it_was_asked_for(workplace, batch):
-    """Six images: the toolbox alone would stop early, or never start."""
+    """With six images the toolbox alone would stop early, or never start."""
     assert train(f'datasets:train:batch_size_per_gpu={batch}', 'train:total_iter=7', 'val:val_freq=100') == 0
     curves = read_curves(Path('experiments/small'))
     assert [iteration for iteration, _ in curves.losses['l_pix']] == list(range(1, 8))
@@ -212,7 +212,7 @@ def test_images_that_would_be_called_the_same_are_not_scored_as_one(workplace, c
 
 @pytest.fixture
 def toolboxs_own(workplace):
-    """An option file as the toolbox's are written, of its own model, network and data set."""
+    """Write own.yml, an option file in the toolbox's style with its own model, network and data set."""
     text = Path('train.yml').read_text().replace('JPEGDeblurDataset', 'PairedImageDataset')
     text = text.replace('WRCANModel', 'SRModel\nscale: 1').replace('val_freq: 4', 'val_freq: !!float 4e0')
     text = re.sub(
@@ -263,7 +263,7 @@ def test_run_does_not_put_aside_the_weights_it_begins_with(workplace, capsys):
 
 @pytest.fixture
 def paired(workplace):
-    """The toolbox's own data set under our model."""
+    """Write paired.yml, with the toolbox's own data set under our model."""
     text = Path('train.yml').read_text().replace('JPEGDeblurDataset', 'PairedImageDataset')
     text = re.sub(r'    jpeg_quality.*\n', '    use_hflip: true\n    use_rot: true\n', text)
     text = re.sub(r'  autoencoder_opt.*\n', '', text)
@@ -280,7 +280,7 @@ def test_toolboxs_own_data_set_trains_and_resumes(paired):
 def test_frame_that_the_toolboxs_data_set_cannot_read_costs_no_iteration(paired, capsys):
     from basicsr.data.paired_image_dataset import imfrombytes
 
-    frames = [imfrombytes] * 20  # pairs of two batches, and of the third a half
+    frames = [imfrombytes] * 20  # reads of two batches of four pairs, and half of the third
 
     def read(*arguments, **options):
         return frames.pop()(*arguments, **options) if frames else None.astype
@@ -301,7 +301,7 @@ def test_the_toolboxs_own_option_files_run(toolboxs_own):
 
 
 def test_another_model_ends_at_once_where_ours_would_save(toolboxs_own, capfd):
-    """By a signal, or at a frame that cannot be read: it does not look for either before its next step."""
+    """It ends by a signal or an unreadable frame, as it checks for neither before its next step."""
 
     def stop(*_):
         os.kill(os.getpid(), signal.SIGINT)
@@ -316,7 +316,7 @@ def test_another_model_ends_at_once_where_ours_would_save(toolboxs_own, capfd):
     said = capfd.readouterr().err
     assert said.endswith('basicsr: stopped\n') and 'is saved' not in said
 
-    frames = [*[StoreBackend.get] * 8, InputError('a frame is damaged')]  # pairs of the first batch, and the next
+    frames = [*[StoreBackend.get] * 8, InputError('a frame is damaged')]  # four pairs of the first batch, then the next
     with mock.patch.object(StoreBackend, 'get', lambda *asked: read(frames.pop(0), *asked)):
         assert train('datasets:train:num_worker_per_gpu=0', option_file='own.yml') == 1
     assert 'a frame is damaged; the run ends; fix that and go on with --auto_resume' in capfd.readouterr().err
@@ -324,7 +324,7 @@ def test_another_model_ends_at_once_where_ours_would_save(toolboxs_own, capfd):
 
 
 def test_options_of_srmodel_still_work(workplace):
-    """The averaged network, warm-up, another scheduler, the toolbox's other losses."""
+    """Options for the averaged network, warm-up, another scheduler and another of the toolbox's losses."""
     text = Path('train.yml').read_text()
     text = text.replace('amp: ', 'ema_decay: 0.5\n  warmup_iter: 4\n  amp: ').replace('L1Loss', 'CharbonnierLoss')
     text = re.sub(r'scheduler: .*', 'scheduler: {type: CosineAnnealingRestartLR, periods: [12], eta_min: 1e-6}', text)
@@ -352,7 +352,7 @@ def test_first_metric_chooses_where_none_is_psnr(workplace):
 
 @pytest.mark.slow
 def test_second_test_of_one_name_is_refused(workplace):
-    """Or the images of one would lie beside the scores of the other."""
+    """Else the images of one would lie beside the scores of the other."""
     assert train('train:total_iter=4') == 0
     arguments = ['test', '-opt', 'test.yml', '--force_yml', 'val:metrics:ssim=null']
     assert main(arguments) == 0

@@ -1,4 +1,4 @@
-"""Every fast path of a training step against the plain one: fp32, two calls, the default layout, an unfused Adam."""
+"""Each fast path of a training step against the plain step: fp32, two calls, the default layout, unfused Adam."""
 
 from contextlib import ExitStack
 from unittest import mock
@@ -23,7 +23,7 @@ def batch():
 
 
 def model_with(optim_g=None, **train):
-    """A model with the defaults, but for what is given."""
+    """Build a model with default options, except those given."""
     opt = yaml.load(SMALL_TRAINING, options.OptionLoader)
     del opt['train']['amp']
     opt['train'] |= train
@@ -38,7 +38,7 @@ def has_channels_last(model):
 
 
 def plain_step(data):
-    """The restored batch, and the network with the gradients of Eq. 9, in two calls."""
+    """Return the restored batch and the network with the gradients of Eq. 9, computed in two calls."""
     torch.manual_seed(1)
     network = WRCAN(**NETWORK)
     restored = network(data['lq'])
@@ -53,7 +53,7 @@ def relative(ours, plain):
 
 
 def errors(model):
-    """Of a step's output and of all its gradients together, relative; and the output's largest, absolute."""
+    """Return relative errors of a step's output and of all its gradients, and the output's largest absolute error."""
     data = batch()
     restored, network = plain_step(data)
     model.feed_data(data)
@@ -79,7 +79,7 @@ def test_in_bf16_it_is_near_the_plain_step(train):
 
 
 def test_fused_adam_makes_the_plain_steps():
-    """Of the same gradients. In channels-last memory too, where an optimizer's passes could disagree on the order."""
+    """From the same gradients, in channels-last memory, where an optimizer's passes could disagree on the order."""
     data = batch()
     model = model_with(amp='off', channels_last=True)
     network = WRCAN(**NETWORK)
@@ -139,7 +139,7 @@ def test_checkpointing_runs_blocks_twice_and_nothing_else(checkpointing, times):
 
 @pytest.mark.parametrize('ema_decay', [0, 0.9])
 def test_step_reads_nothing_back(ema_decay):
-    """With all that is fast, the host hands the step over and does not wait for it."""
+    """With the default fast paths the host queues a step and does not wait for it."""
     model = model_with(ema_decay=ema_decay)
     model.feed_data(batch())
     with ExitStack() as stack:

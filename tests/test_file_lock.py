@@ -1,4 +1,4 @@
-"""Locks on what one process writes. Two processes and one lock are in test_lmdb_store.py and test_run_folder.py."""
+"""Tests the file lock. test_lmdb_store.py and test_run_folder.py test it between two processes."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Which folders are walked: links, hidden ones, those that cannot be read."""
+"""Which folders are walked: links, hidden folders, unreadable ones."""
 
 from pathlib import Path
 from unittest import mock

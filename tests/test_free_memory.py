@@ -1,4 +1,4 @@
-"""What is free, where containers and jobs limit it: control groups of both versions, made of files."""
+"""Free memory under the limits of containers and jobs, with cgroups of both versions imitated by files."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ GB = 1 << 30
 
 @pytest.fixture
 def free(tmp_path):
-    """A function of the lines of /proc/self/cgroup and of each group's files, to what is free by its groups."""
+    """Return a function from /proc/self/cgroup's text and each group's files to the free memory in each group."""
 
     def found(own, groups):
         (tmp_path / 'own').write_text(own)

@@ -1,4 +1,4 @@
-"""Runs on_gpu.py: on the GPU that is here, or on one that is pretended."""
+"""Runs on_gpu.py, on this machine's GPU or on a pretended one."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The benchmark's own arithmetic: what its means, its table and its comparison say."""
+"""Tests the benchmark held_out.py itself: its means, table, comparison and samples."""
 
 import importlib.util
 import re
@@ -56,4 +56,4 @@ def test_samples_are_the_same_each_time_and_never_of_training_seeds(held_out, mo
     script = (PATH.parent.parent / 'datasets_prep' / 'small_data.sh').read_text()
     leaves_seeds = re.findall(r'dead_leaves\.py.* --seed (\d+)', script)
     assert leaves_seeds == ['1', '2'] and str(held_out.LEAVES_SEED) not in leaves_seeds
-    assert f'--seed {held_out.SEED}' not in script  # of exposures; another seed's are others, the leaves' 7 too
+    assert f'--seed {held_out.SEED}' not in script  # of exposures; theirs may be 7, as LEAVES_SEED is of leaves

@@ -1,4 +1,4 @@
-"""Importing the package is light; the toolbox is repaired and knows our classes whoever imports it, and when."""
+"""Importing the package is fast; the toolbox is repaired and has our classes, whenever it is imported."""
 
 import subprocess
 import sys

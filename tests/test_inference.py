@@ -1,4 +1,4 @@
-"""The inference modes against the official code's results and against their definitions."""
+"""The inference modes against the authors' code's results and against their definitions."""
 
 from contextlib import ExitStack
 from types import SimpleNamespace
@@ -165,7 +165,7 @@ def test_fp32_is_exact_until_the_last_thread_has_left(monkeypatch):
 
 
 def test_pytorchs_own_switch_of_precision_is_put_back_as_somebody_set_it():
-    """Where the newer one was set, reading the older one is an error."""
+    """Once the newer switch was set, PyTorch raises when the older one is read."""
     cudnn = torch.backends.cudnn
     newer = hasattr(cudnn, 'conv')
     switch, name, exact, tf32 = (cudnn.conv, 'fp32_precision', 'ieee', 'tf32') if newer else (cudnn, 'allow_tf32', 0, 1)
@@ -265,7 +265,7 @@ def test_the_memory_given_is_kept_to_or_refused(monkeypatch):
     network, image = (
         small_network(),
         np.zeros((3200, 300, 3), np.uint8),
-    )  # so high that blocks take more than encoder and decoder
+    )  # so tall that the blocks need more memory than encoder and decoder
     rows = []
     monkeypatch.setattr(inference, 'restore_in_strips', lambda *_, **options: rows.append(options['rows']))
     needed = strip_sizes.bytes_needed(network.config, (3200, 300), rows=1, dtype=torch.float32, device=CPU)
@@ -288,7 +288,7 @@ def test_the_memory_given_is_kept_to_or_refused(monkeypatch):
     ],
 )
 def test_strips_are_of_about_one_height(monkeypatch, height, precision, rows):
-    """At most 40 rows of the features in each, an even number, but no 40 and 24; up to 59 in one. Of bf16 80."""
+    """A strip has an even number of at most 40 feature rows (80 in bf16), or one strip up to 59; not 40, then 24."""
     network, taken = small_network(), []
     row = 4 * network.config['num_feat'] * 8
     monkeypatch.setattr(strip_sizes, 'CPU_STRIP', 4 * 40 * row)
@@ -340,7 +340,7 @@ def test_an_image_that_leaves_a_map_one_position_wide_is_computed_in_fp32(size, 
 
 @pytest.mark.parametrize('precision', ['bf16', 'fp16'])
 def test_lower_precision_leaves_a_photograph_its_depth(precision):
-    """The image goes past the network in fp32: bf16 has 8 bits, and less than 128 levels between 0.5 and 1."""
+    """The image bypasses the network in fp32: bf16 has 8 bits, and less than 128 levels between 0.5 and 1."""
     ramp = np.broadcast_to(np.linspace(0.5, 0.95, 512)[None, :, None], (32, 512, 3))
     image = (ramp * 65535).astype(np.uint16)
     network = load_network()
@@ -435,7 +435,7 @@ def test_without_onednn_convolutions_unfold_in_fp32_too():
 
 @pytest.mark.parametrize('turn', inference.ALL_TURNS)
 def test_rows_of_a_turned_image_are_added_where_they_were(turn):
-    """In strips, as a large image comes."""
+    """The rows come in strips, as those of a large image do."""
     image = np.random.default_rng(0).random((7, 5, 3), np.float32)
     total, turned = torch.zeros(image.shape), torch.from_numpy(turn(image).copy())
     for start in range(0, len(turned), 2):

@@ -17,12 +17,12 @@ def whole_frame_then_crop(frame, top, left, height, width, quality):
 
 @st.composite
 def crops(draw):
-    """A frame of any size from 1 x 1, any crop in it, any quality."""
+    """Draw a frame of any size from 1 x 1, a crop in it, and a quality."""
     frame_height, frame_width = draw(st.integers(1, 130)), draw(st.integers(1, 130))
     top, left = draw(st.integers(0, frame_height - 1)), draw(st.integers(0, frame_width - 1))
     height, width = draw(st.integers(1, frame_height - top)), draw(st.integers(1, frame_width - left))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    grain = draw(st.integers(1, 12))  # from noise to smooth
+    grain = draw(st.integers(1, 12))  # pixels; from noise to smooth
     coarse = rng.integers(0, 256, (frame_height // grain + 1, frame_width // grain + 1, 3), dtype=np.uint8)
     frame = cv2.resize(coarse, (frame_width, frame_height), interpolation=cv2.INTER_LINEAR)
     return frame, top, left, height, width, draw(st.integers(1, 100))
@@ -44,7 +44,7 @@ def test_paper_sized_patches_are_bit_identical():
 
 
 def test_crops_in_a_narrow_last_unit_are_bit_identical():
-    """A decoder does not interpolate a chroma row of one or two samples, so a window must have more."""
+    """A decoder does not interpolate chroma rows of one or two samples, so the window must have more."""
     rng = np.random.default_rng(0)
     for width in range(33, 40):
         frame = rng.integers(0, 256, (40, width, 3), dtype=np.uint8)

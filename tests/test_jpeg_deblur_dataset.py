@@ -32,7 +32,7 @@ def frames(count=4, height=60, width=72):
 
 @pytest.fixture(params=['lmdb', 'disk'])
 def options(request, tmp_path):
-    """The same frames in stores and in folders."""
+    """Options of a data set whose frames are in stores or in folders."""
     roots = {role: tmp_path / (f'{role}.lmdb' if request.param == 'lmdb' else role) for role in ('lq', 'gt')}
     if request.param == 'lmdb':
         with StoreWriter(roots['lq']) as lq, StoreWriter(roots['gt']) as gt:
@@ -144,7 +144,7 @@ STORES = {'lq': 'encoded', 'gt': 'encoded', 'raw': 'raw'}
 
 
 def test_raw_store_gives_the_same_items_as_files_in_it(tmp_path):
-    """The sharp frames as rows: crops, their JPEG and whole frames are what the encoded store gives."""
+    """Crops, their JPEG and whole frames from a raw store equal those from an encoded store."""
     lq, gt, raw = (StoreWriter(tmp_path / f'{name}.lmdb', kind=kind) for name, kind in STORES.items())
     with lq, gt, raw:
         for key, (blurred, sharp) in frames().items():
@@ -183,9 +183,9 @@ def test_items_depend_on_seed_and_draw_alone_not_on_workers(options):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('options', ['lmdb'], indirect=True)
-@pytest.mark.parametrize(('start', 'workers'), [('fork', 2), ('spawn', 1)])  # a spawned one loads all libraries
+@pytest.mark.parametrize(('start', 'workers'), [('fork', 2), ('spawn', 1)])  # a spawned worker must load all libraries
 def test_workers_of_either_kind_can_follow_a_read_in_the_parent(options, start, workers):
-    """LMDB's environments must not cross a fork and cannot be pickled; a spawned worker needs the toolbox's repairs."""
+    """LMDB environments must not cross a fork and cannot be pickled; spawned workers need the toolbox's repairs."""
     dataset = JPEGDeblurDataset(options)
     alone = [dataset[Draw(index, index)]['lq'] for index in range(4)]
     draws = [Draw(index, index) for index in range(4)]

@@ -24,7 +24,7 @@ def test_every_quality_of_libjpeg_is_recognised():
 
 
 def with_table(table):
-    """A JPEG file's beginning, whose luminance table is this one."""
+    """Return the beginning of a JPEG file with this luminance table."""
     return io.BytesIO(b'\xff\xd8\xff\xdb\0\x43\0' + bytes(np.asarray(table, np.uint8)))
 
 

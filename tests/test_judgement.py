@@ -25,7 +25,7 @@ def test_block_means_cover_images_of_any_size(shape):
 def test_shift_over_a_tenth_of_the_blocks_is_drift_and_edges_are_not():
     image = picture(640, 640) // 2
     assert not drifts(image, image)
-    assert not drifts(image, np.roll(image, 7, axis=1))  # sharp and displaced
+    assert not drifts(image, np.roll(image, 7, axis=1))  # sharp but displaced
     noise = np.random.default_rng(0).integers(0, 100, image.shape, dtype=np.uint8)
     assert not drifts(image + 50, image + noise)
     for rows, drifted in ((0, False), (30, False), (192, True)):

@@ -155,7 +155,7 @@ def test_folder_without_meta_info_is_an_error(tmp_path):
 
 
 def test_a_store_has_its_name_before_the_lock_goes(tmp_path, monkeypatch):
-    """Or another writer would begin anew in what is finished."""
+    """Else another writer would start over in a finished store."""
     locked = []
 
     def rename(self, target, rename=Path.rename):
@@ -182,7 +182,7 @@ def test_wrong_name_and_doubled_key_are_errors(tmp_path):
 
 
 def hold(path, others_turn, resume):
-    """In another process: begins the store, and ends when it is told."""
+    """Begin a store and complete it once `others_turn` is set; runs in another process."""
     with StoreWriter(path, resume=resume) as store:
         store.put('theirs', '.png', b'1', (1, 1, 3))
         others_turn.wait()
@@ -190,7 +190,7 @@ def hold(path, others_turn, resume):
 
 @pytest.mark.parametrize('resume', [False, True])
 def test_two_processes_cannot_write_one_store(tmp_path, resume):
-    """Or the first to end would give its name to what the other writes."""
+    """Else the first to end would rename what the other still writes."""
     context = multiprocessing.get_context('fork')
     done = context.Event()
     other = context.Process(target=hold, args=(tmp_path / 'a.lmdb', done, resume))
@@ -297,7 +297,7 @@ def test_verify_goes_over_the_keys_with_its_progress(tmp_path):
 
 @pytest.fixture
 def raw(tmp_path):
-    """A raw store and the images in it, of two sizes."""
+    """A raw store and its images, of two sizes."""
     rng = np.random.default_rng(0)
     images = {'a': rng.integers(0, 256, (30, 41, 3), np.uint8), 'b': rng.integers(0, 256, (7, 5, 3), np.uint8)}
     with StoreWriter(tmp_path / 'raw.lmdb', kind='raw') as writer:
@@ -390,7 +390,7 @@ def make_rubbish(partial):
 
 
 def make_old(partial):
-    """As a writer without records left it."""
+    """Replace the partial store by one without records, as an older writer left it."""
     shutil.rmtree(partial)
     partial.mkdir()
     with lmdb.open(str(partial)) as environment, environment.begin(write=True) as transaction:
@@ -398,7 +398,7 @@ def make_old(partial):
 
 
 def test_rest_of_another_kind_is_not_thrown_away(tmp_path, monkeypatch):
-    """It may be hours of work."""
+    """A partial store of the other kind may be hours of work."""
     monkeypatch.setattr(lmdb_store, 'BATCH_SIZE', 1)
     with pytest.raises(KeyboardInterrupt), StoreWriter(tmp_path / 'a.lmdb', kind='raw', resume=True) as writer:
         writer.put('a', '.raw', bytes(30_000), (100, 100, 3))

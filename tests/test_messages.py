@@ -1,4 +1,4 @@
-"""docs/messages.md lists what the program says: each message in it is one in the source."""
+"""Checks docs/messages.md: each message in it is in the source, and all that end a run are in it."""
 
 import ast
 import re
@@ -8,14 +8,14 @@ ROOT = Path(__file__).parent.parent
 
 
 def text_of(node):
-    """A string as the documentation writes it: … for what is put in."""
+    """Return a string literal as the documentation writes it, with … for inserted values."""
     if isinstance(node, ast.JoinedStr):
         return ''.join(part.value if isinstance(part, ast.Constant) else '…' for part in node.values)
     return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ''
 
 
 def said():
-    """Every text in the package."""
+    """Yield every string literal in the package."""
     for path in (ROOT / 'wrcan_arch').rglob('*.py'):
         yield from filter(None, map(text_of, ast.walk(ast.parse(path.read_text(encoding='utf-8')))))
 
@@ -39,7 +39,7 @@ OTHERS = {'could not determine a constructor for the tag'}  # PyYAML's
 
 def test_documented_messages_are_the_programs():
     texts = list(said())
-    joined = ' '.join(texts)  # of messages that are put together from several
+    joined = ' '.join(texts)  # for messages that are built from several literals
     for message in documented():
         pieces = [piece.strip(':;., ()') for piece in re.split('…|; ', message)]
         pieces = [piece for piece in pieces if len(piece) > 3]

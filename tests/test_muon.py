@@ -1,4 +1,4 @@
-"""Muon against PyTorch's own, which takes matrices alone, and against its Adam."""
+"""Muon against PyTorch's Muon, which takes only matrices, and its Adam."""
 
 import io
 
@@ -20,7 +20,7 @@ def draws(sizes, seed):
 def test_orthogonalized_keeps_the_singular_vectors_and_evens_the_values(size):
     (matrices,) = draws([size], 0)
     u, values, vt = torch.linalg.svd(matrices, full_matrices=False)
-    values = values[:, :1] * torch.linspace(1, 0.05, values.shape[1])  # far apart, all above where five steps suffice
+    values = values[:, :1] * torch.linspace(1, 0.05, values.shape[1])  # far apart, all large enough for five steps
     result = u.mT @ orthogonalize(u @ torch.diag_embed(values) @ vt) @ vt.mT
     evened = torch.diagonal(result, dim1=1, dim2=2)
     assert evened.min() > 0.65 and evened.max() < 1.25

@@ -91,7 +91,7 @@ def test_testing_row_is_the_papers(name, row):
         assert opt['val'].get('metrics') is None and opt['val']['submission']['every'] == 10
 
 
-OF_FILES = (option_checks._unfit_frames, option_checks._unfit_weights)  # of stores and weights that nobody has here
+OF_FILES = (option_checks._unfit_frames, option_checks._unfit_weights)  # they need stores and weights that are not here
 
 
 @pytest.mark.parametrize('path', sorted(OPTIONS.glob('*.yml')), ids=lambda path: path.stem)
@@ -106,5 +106,5 @@ def test_every_option_file_passes_every_check_but_of_data_and_weights(monkeypatc
 @pytest.mark.parametrize('name', [*TRAINING, *TESTING])
 def test_a_row_is_seen_in_ten_lines(name):
     lines = (OPTIONS / f'{name}.yml').read_text().splitlines()
-    if name not in ('train_wrcan_320', 'test_table2_row7'):  # the two that the others stand on
+    if name not in ('train_wrcan_320', 'test_table2_row7'):  # the bases of the others
         assert len([line for line in lines if not line.startswith('#')]) <= 10

@@ -91,7 +91,7 @@ def test_missing_and_binary_files_are_errors(tmp_path):
 
 @pytest.fixture(scope='session')
 def stores(tmp_path_factory):
-    """The demo's stores, which nobody decodes here."""
+    """The demo's stores, with values that are never decoded here."""
     folder = tmp_path_factory.mktemp('stores')
     for name in ('train', 'val', 'test'):
         for role in ('blur', 'sharp'):
@@ -102,14 +102,14 @@ def stores(tmp_path_factory):
 
 @pytest.fixture
 def demo(stores, tmp_path, monkeypatch):
-    """The text of the demo's training options, in a folder where its data are."""
+    """The text of the demo's training options, in a working folder with its data."""
     monkeypatch.chdir(tmp_path)
     Path('datasets').symlink_to(stores)
     return (ROOT / 'options' / 'train_wrcan_demo.yml').read_text()
 
 
 def problems_of(text, command='train'):
-    """What check says of an option file with this text, line by line."""
+    """Return the lines of check's error for an option file with this text."""
     write(Path('own.yml'), text)
     before = sorted(Path().iterdir())
     said = ''
@@ -130,7 +130,7 @@ def problems_of(text, command='train'):
     ],
 )
 def test_schema_takes_what_the_code_does(section, key, taken):
-    """It names the words itself, as it is loaded without torch."""
+    """The schema repeats the words, as it is loaded without torch."""
     assert {*get_args(section.model_fields[key].annotation)} == {*taken}
 
 
@@ -138,7 +138,7 @@ def test_demo_options_are_sound(demo):
     option_checks.check(options.read_options(ROOT / 'options' / 'train_wrcan_demo.yml'), 'train')
 
 
-MISTAKES = [  # text, what it becomes, what is said of it and of which line (0: of the whole file)
+MISTAKES = [  # text, its replacement, the message and the text's line in it (0: the whole file)
     ('model_type: WRCANModel', 'model_type: WRCANModell', "model_type: there is no 'WRCANModell'; did you mean WRCANModel?"),
     ('type: WRCAN\n', 'type: WCRAN\n', "network_g:type: there is no 'WCRAN'; did you mean WRCAN?"),
     ('num_block: 6', 'num_blocks: 6', 'network_g:num_blocks: WRCAN does not take it; did you mean num_block?'),
@@ -203,7 +203,7 @@ def test_each_mistake_is_named_with_its_line_before_anything_is_written(demo, ol
     said = [line for line in problems_of(text) if message in line]
     assert len(said) == 1
     place = re.fullmatch(r"own\.yml:(\d+): (?:the key '(\w+)' stands twice|([\w:]+): .*)", said[0])
-    standing = text.splitlines()[int(place[1]) - 1]  # the line that it names
+    standing = text.splitlines()[int(place[1]) - 1]  # the line that the message names
     *sections, key = (place[2] or place[3]).split(':')
     if said[0].endswith(': is missing'):
         assert re.search(rf'\b{sections[-1]}:', standing), 'the section that should hold it'
@@ -215,7 +215,7 @@ def test_each_mistake_is_named_with_its_line_before_anything_is_written(demo, ol
 
 @pytest.mark.parametrize('wrong', ['-1', '1e3', '~'])
 def test_wrong_length_of_a_run_is_one_mistake(demo, wrong):
-    """The cosine's periods, which follow from it, are none."""
+    """The cosine's periods, which follow from it, are not reported too."""
     assert len(problems_of(demo.replace('total_iter: 400', f'total_iter: {wrong}', 1))) == 1
 
 
@@ -359,7 +359,7 @@ def test_what_an_optimizer_cannot_be_is_one_of_the_mistakes(demo):
 
 
 def test_which_weights_are_read_is_always_said(demo):
-    """With none, a resume would take the averaged ones for the trained."""
+    """Without param_key_g a resume would take the averaged weights for the trained ones."""
     write(Path('own.yml'), demo)
     with pytest.raises(InputError, match="path:param_key_g.*'params' or 'params_ema'"):
         option_checks.check(options.read_options('own.yml', ['path:param_key_g=~']), 'train')

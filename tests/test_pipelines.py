@@ -1,4 +1,4 @@
-"""What the toolbox does without each replacement; what it does with them is in test_end_to_end.py."""
+"""Shows that the replacements are needed, and tests parts of them; test_end_to_end.py tests whole runs with them."""
 
 import logging
 import random
@@ -27,7 +27,7 @@ def resolved(command='train', **top):
 
 
 def iterations_of(opt, create):
-    """How many iterations the toolbox's loop makes with these loaders."""
+    """Return how many iterations the toolbox's loop makes with the loaders of `create`."""
     for phase, dataset in opt['datasets'].items():
         dataset |= {'phase': phase, 'scale': 1}
     loader, sampler, _, epochs, total = create(opt, logging.getLogger('test'))
@@ -43,7 +43,7 @@ def iterations_of(opt, create):
 
 @pytest.mark.parametrize(('batch', 'stock'), [(4, 6), (8, 0)])
 def test_loader_replacement_is_needed(workplace, batch, stock):
-    """Six images: the toolbox rounds epochs up, but its loader drops the last batch."""
+    """With six images the toolbox rounds epochs up, but its loader drops the last batch."""
     opt = resolved()
     opt['datasets']['train'] |= {'batch_size_per_gpu': batch, 'num_worker_per_gpu': 0}
     opt['train']['total_iter'] = 10
@@ -53,7 +53,7 @@ def test_loader_replacement_is_needed(workplace, batch, stock):
 
 
 def last_line_without_a_gpu(code):
-    """What a process that sees no GPU, whatever the machine has, ends with."""
+    """Return the last line of stderr of a process that sees no GPU, even if there is one."""
     code = f'import wrcan_arch, basicsr.train, basicsr.utils.dist_util\n{code}'
     return run_python(code, CUDA_VISIBLE_DEVICES='', RANK='0').stderr.splitlines()[-1]
 
@@ -80,7 +80,7 @@ def test_several_gpus_of_one_process_are_one(workplace):
 
 @contextmanager
 def joining(*, rank=1, **options):
-    """init_dist for one of two processes of a machine with GPUs, that joins nobody."""
+    """Let init_dist run as one of two processes on a machine with GPUs, without the other one."""
     run = pipelines.Run(command='test', options={'name': 'small', 'num_gpu': 0, 'datasets': {}, **options})
     with (
         mock.patch.object(pipelines.Team, 'from_environment', lambda **_: mock.Mock(rank=rank, size=2)),
@@ -143,7 +143,7 @@ def test_a_batch_that_processes_cannot_share_is_said_before_they_join():
 
 
 class RandomNumbers(Dataset):
-    """As the toolbox's own data sets take their crops and flips: from the global random modules."""
+    """Items from the global random modules, which the toolbox's data sets use for crops and flips."""
 
     def __len__(self):
         return 4
@@ -166,7 +166,7 @@ def test_worker_seed_replacement_is_needed():
 
 
 def start_over(folder):
-    """Twice within a second, as a run that is killed and restarted before its first checkpoint."""
+    """Start three times within a second, as a run that is killed and restarted before its first checkpoint."""
     for _ in range(3):
         mkdir_and_rename(str(folder))
         (folder / 'log').touch()

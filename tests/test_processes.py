@@ -27,7 +27,7 @@ def test_every_photograph_goes_to_one_process_and_the_free_one_takes_more(pair):
 
 
 def test_processes_begin_with_the_largest(pair, tmp_path, monkeypatch):
-    """So that the small ones are left for whoever is free; all in one order, which they share out by number."""
+    """The small ones are left for whichever process is free. All share one order, divided by number."""
     sizes = {'a.png': 8, 'b.png': 8, 'c.png': 8, 'd.png': 64}
     for name, side in sizes.items():
         cv2.imwrite(str(tmp_path / name), picture(side, side, 0))
@@ -50,7 +50,7 @@ def test_one_team_can_do_several_collections(pair):
 
 
 def test_page_is_in_the_photographs_order(pair, tmp_path):
-    """Not in that of their sizes, which they are begun in."""
+    """Restoring starts in the order of their sizes; the page does not follow it."""
     for name, side in (('a.png', 8), ('b.png', 64)):
         cv2.imwrite(str(tmp_path / name), picture(side, side, 0))
     jobs = plan([tmp_path], out=tmp_path / 'out', compare=tmp_path / 'look')
@@ -67,7 +67,7 @@ def test_processes_with_different_lists_are_told_apart(pair):
 
 
 def test_none_begins_while_another_still_looks_for_photographs(pair, monkeypatch):
-    """Or what the first has written would be photographs that the other finds."""
+    """Else the other would find the first one's results and take them for photographs."""
     began = []
     first = threading.Thread(target=lambda: began.append(pair[0].agree_on(JOBS)))
     first.start()
@@ -79,7 +79,7 @@ def test_none_begins_while_another_still_looks_for_photographs(pair, monkeypatch
 
 
 def test_the_first_stays_until_the_others_know_that_all_is_done(pair):
-    """The store goes with it."""
+    """The key-value store ends with the first process."""
     ended = []
     first = threading.Thread(target=lambda: ended.append(pair[0].gather('from 0', lambda: None)))
     pair[1].store.set('message 1', 'from 1')

@@ -10,7 +10,7 @@ from wrcan_arch.train.psnr_loss import psnr_loss
 def test_is_minus_the_mean_psnr_of_scikit_image():
     torch.manual_seed(0)
     restored, sharp = torch.rand(2, 3, 3, 5, 7, dtype=torch.float64)
-    restored[2] = sharp[2] + 0.05  # one that is much better
+    restored[2] = sharp[2] + 0.05  # a much better patch
     each = [peak_signal_noise_ratio(*pair, data_range=1) for pair in zip(sharp.numpy(), restored.numpy(), strict=True)]
     assert psnr_loss(restored, sharp).item() == pytest.approx(-np.mean(each), abs=0.02)
     assert build_loss({'type': 'PSNRLoss', 'loss_weight': 0.5})(restored, sharp) == 0.5 * psnr_loss(restored, sharp)

@@ -1,4 +1,4 @@
-"""The commands that README and the scripts give are ones that there are, and README's option file is sound."""
+"""The commands in README and the scripts exist, and README's option file is valid."""
 
 import re
 import shlex
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def commands():
-    """Command lines, as words without the program's name: of basicsr, and of Python's scripts."""
+    """Yield the documented command lines of basicsr, python and torchrun, as words."""
     for name in ('README.md', 'docs/cluster.md', 'demo.sh', 'small.sh'):
         text = (ROOT / name).read_text(encoding='utf-8').replace('\\\n', ' ').replace('$project/', '')
         for line in re.findall(r'^ *(?:srun (?:--\S+ +)*)?((?:basicsr|python|torchrun) .+)$', text, re.MULTILINE):

@@ -1,4 +1,4 @@
-"""The README's way to the paper's tables, on a small tree in REDS's layout and with a small network."""
+"""Follows the README's steps to the paper's tables, on a small tree in REDS's layout and with a small network."""
 
 import subprocess
 import sys

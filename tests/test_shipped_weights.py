@@ -1,4 +1,4 @@
-"""The weights that come with the package: whole, as their card says, and better than the photograph they are given."""
+"""The shipped weights are intact, match their card, and improve a blurred photograph."""
 
 import hashlib
 from pathlib import Path
@@ -18,7 +18,7 @@ SMALL = SHIPPED['small']
 
 
 def photograph(blur, quality):
-    """A crop of coffee, which was never trained on, and what a camera that moves and compresses makes of it."""
+    """Return a crop of coffee, which was never trained on, and its blurred and compressed copy."""
     sharp = cv2.imread(str(Path(skimage.__file__).parent / 'data' / 'coffee.png'))[60:316, 150:406]
     moved = cv2.filter2D(sharp, -1, np.full((1, blur), 1 / blur), borderType=cv2.BORDER_REFLECT)
     return sharp, jpeg_roundtrip(moved, quality)
@@ -32,7 +32,7 @@ def test_file_is_small_whole_and_says_what_it_is():
     assert hashlib.sha256(SMALL.read_bytes()).hexdigest() in SMALL.with_suffix('.md').read_text()
 
 
-# What was measured with the file that ships, in dB; the card has the first, held_out.py the scores that matter.
+# Measured with the shipped file, in dB. The card has the first gain, held_out.py the scores that matter.
 GAINS = [(5, 25, 0.682), (1, 90, 0.011)]
 
 

@@ -1,4 +1,4 @@
-"""Steps that must not be made: skipped without a trace in the weights, counted, and too many end the run."""
+"""Steps that are not finite leave no trace in the weights and are counted; too many end the run."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ from wrcan_arch.train.step_guard import StepGuard, StopReasons, signals_ask
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """For networks this small, more only wait for each other."""
+    """Use one thread: with networks this small more only wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -54,7 +54,7 @@ def step(model, iteration, data):
 
 
 def inside(model):
-    """Weights, averaged weights, and the optimizer's state."""
+    """Return copies of the weights, the averaged weights and the optimizer's state."""
     parts = model.net_g.state_dict(), model.net_g_ema.state_dict(), model.optimizer_g.state_dict()['state']
     return deepcopy(parts)
 
@@ -89,7 +89,7 @@ def test_broken_step_leaves_no_trace(opt, amp, optimizer, value):
 
 
 def test_fp16_skips_a_step_whose_loss_alone_is_broken(opt):
-    """As is said of it; the scaler looks at gradients alone."""
+    """It is reported as skipped, but the scaler looks only at gradients."""
     opt['train']['amp'] = 'fp16'
     model = build_model(opt)
     step(model, 1, batch())
@@ -109,7 +109,7 @@ def test_broken_loss_with_sound_gradients_is_found_too():
 
 
 def test_host_reads_a_device_one_step_late():
-    guard = StepGuard(limit=0, device=torch.device('cuda'), dist=False)  # whatever its tensors are on
+    guard = StepGuard(limit=0, device=torch.device('cuda'), dist=False)  # the tensors are on the CPU
     guard.check(1, [torch.tensor(float('nan'))], [])
     assert guard.verdict(made=2) is None
     guard.check(2, [torch.tensor(1.0)], [])

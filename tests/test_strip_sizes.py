@@ -1,4 +1,4 @@
-"""Memory against what was said of it; the height of the encoder's and decoder's strips."""
+"""The memory that strips take against its estimate; the height of the encoder's and decoder's strips."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from wrcan_arch import strip_sizes
 from wrcan_arch.strip_sizes import bytes_needed, end_rows
 from wrcan_arch.strips import spans
 
-WIDE = (200, 12_000)  # encoder and decoder take more than the blocks
+WIDE = (200, 12_000)  # encoder and decoder need more memory than the blocks
 
 
 @pytest.mark.parametrize(
@@ -22,9 +22,9 @@ WIDE = (200, 12_000)  # encoder and decoder take more than the blocks
     ],
 )
 def test_memory_stays_within_what_was_said(num_feat, dtype, size):
-    """In a process of its own: the peak of its resident memory while it restores one image."""
+    """Measure the peak resident memory of a process that restores one image."""
     code = (
-        'import re, torch; from pathlib import Path; torch.set_num_threads(2)\n'  # each takes some
+        'import re, torch; from pathlib import Path; torch.set_num_threads(2)\n'  # each thread takes some memory
         'from wrcan_arch import WRCAN; from wrcan_arch.strips import restore_in_strips\n'
         'held = lambda name: int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10\n'
         f'network = WRCAN(num_feat={num_feat}, num_group=1, num_block=1).eval()\n'
@@ -58,7 +58,7 @@ def test_margins_are_counted(monkeypatch):
      ((3000, 4000), 126, 'cuda', 27), ((720, 1280), 6, 'cpu', 90), ((3000, 4000), 4, 'cpu', 375)],
 )  # fmt: skip
 def test_strips_of_encoder_and_decoder_are_few(size, rows, device, count):
-    """Of the full width: on a GPU, where 90 strips of 1280 x 720 would be 19,000 calls, they are few."""
+    """At full width they are few on a GPU, where 90 strips of 1280 x 720 would take 19,000 calls."""
     rows_at_ends = end_rows(64, size, rows, torch.float16, torch.device(device))
     assert len(list(spans(size[0], rows_at_ends))) == count
 

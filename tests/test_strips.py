@@ -16,7 +16,7 @@ def network_of(block='wrca', num_group=2, num_block=2):
     torch.manual_seed(0)
     network = WRCAN(num_feat=8, num_group=num_group, num_block=num_block, block=block).eval()
     for module in network.modules():
-        if isinstance(module, ChannelAttention):  # so that it looks at the means: few channels are left open by chance
+        if isinstance(module, ChannelAttention):  # make it depend on the means: by chance few channels are open
             torch.nn.init.uniform_(module.squeeze.weight, -50, 50)
             torch.nn.init.uniform_(module.squeeze.bias, 0.5, 1)
     return network
@@ -57,7 +57,7 @@ def test_every_strip_height_gives_the_whole_image(block, size, end_strip, monkey
 @pytest.mark.parametrize('block', ['wrca', 'res'])
 @pytest.mark.parametrize('size', [(1, 1), (37, 41), (8, 200)], ids=str)
 def test_margins_change_nothing(block, size, window, monkeypatch):
-    """As maps have them for AMX."""
+    """Feature maps have such margins for AMX."""
     network, image = network_of(block), torch.rand(1, 3, *size)
     expected = [in_strips(network, image, rows=rows, window=window) for rows in (3, 1000)]
     monkeypatch.setattr(strips, 'margin_of', lambda *_: 4)
@@ -95,7 +95,7 @@ def test_progress_ends_with_all_done(block, size):
 
 
 class LocalAttention(torch.nn.Module):
-    """ChannelAttention with the mean of a window around each position, by its definition, on the whole map."""
+    """ChannelAttention with the mean of a window around each position, computed directly on the whole map."""
 
     def __init__(self, attention, window):
         super().__init__()

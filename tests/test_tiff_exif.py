@@ -1,4 +1,4 @@
-"""What is known of a photograph comes along: EXIF, captions, no thumbnail; Pillow and tifffile are the references."""
+"""Metadata of a photograph is kept: EXIF and captions, no thumbnail; Pillow and tifffile are the references."""
 
 import io
 import struct
@@ -115,7 +115,7 @@ def test_exif_of_cameras_is_followed_and_of_the_old_size_left_out(tmp_path):
     ('<', 1, 1, True), ('>', 1, 1, True), ('<', 1, 2, False), ('<', 1, 3, True), ('<', 0, 1, False),
 ])  # fmt: skip
 def test_a_preview_says_that_it_is_one(order, count, value, preview):
-    """Also where the entry is damaged and has no value."""
+    """Includes a damaged entry without a value."""
     head = (b'II*\0' if order == '<' else b'MM\0*') + struct.pack(f'{order}I', 8)
     directory = struct.pack(f'{order}HHHIII', 1, 0x00FE, 4, count, value, 0)
     assert begins_with_preview(io.BytesIO(head + directory)) is preview

@@ -1,4 +1,4 @@
-"""Each repair and each replacement is shown to be needed: without it, the toolbox does the wrong thing."""
+"""Shows that each repair of toolbox.py is needed: without it, the toolbox does the wrong thing."""
 
 import importlib.util
 
@@ -19,7 +19,7 @@ def test_basicsr_imports_after_the_repairs():
 
 def test_torchvision_repair_is_needed_and_suffices():
     result = run_python('import torchvision')
-    if result.returncode == 0:  # a matching pair: then nothing may be put in its place
+    if result.returncode == 0:  # torch and torchvision match: nothing may be replaced
         assert repair_named('nms') not in toolbox.applied
         return
     assert 'operator torchvision::nms does not exist' in result.stderr
@@ -39,7 +39,7 @@ def test_another_failure_of_torchvision_is_not_hidden(tmp_path):
 
 
 def test_what_our_classes_need_and_do_not_find_is_said_each_time():
-    """In a notebook the second try hid the reason behind a class that was registered twice."""
+    """In a notebook a second import hid the reason: it failed on a class that was already registered."""
     result = run_python(
         'import sys, wrcan_arch\nneeded = "wrcan_arch.train.draws"; sys.modules[needed] = None  # cannot be imported\n'
         'for _ in range(2):\n    try:\n        import basicsr\n    except ModuleNotFoundError as error:\n'
@@ -53,7 +53,7 @@ def test_what_our_classes_need_and_do_not_find_is_said_each_time():
 
 def test_functional_tensor_repair_is_needed():
     repair = repair_named('functional_tensor')
-    if repair not in toolbox.applied:  # then this torchvision still has it
+    if repair not in toolbox.applied:  # this torchvision still has the module
         assert importlib.util.find_spec('torchvision.transforms.functional_tensor').origin
         return
     code = 'import wrcan_arch, basicsr, sys; del sys.modules["torchvision.transforms.functional_tensor"]\n'
@@ -62,7 +62,7 @@ def test_functional_tensor_repair_is_needed():
 
 
 def test_lmdb_repair_is_needed(prepared):
-    """Two clients on one store, as training and validation on the same data have."""
+    """Two clients open one store, as when training and validation use the same data."""
     code = (
         f'import wrcan_arch; from basicsr.utils.file_client import {{}}\nroot = {str(prepared / "data_blur.lmdb")!r}\n'
     )

@@ -1,5 +1,5 @@
-"""Several processes, started by torchrun and as srun starts them: what they make is what one makes, and what goes wrong
-is said once, in time."""
+"""Several processes, started by torchrun and as by srun: their results equal those of one, and errors are reported
+once, in time."""
 
 import json
 import os
@@ -32,7 +32,7 @@ from wrcan_arch.wrcan_arch import WRCAN
 
 FOLDER = Path('experiments/small')
 
-# Runs the command; writes down what each process draws, and lets the second one die in the middle of its work.
+# Runs the command, records what each process draws, and can kill the second process in the middle of its work.
 WORKER = """
 import os, signal, sys, time
 from pathlib import Path
@@ -78,7 +78,7 @@ def torchrun(processes, *command, dies_at=0, restarts=0):
 
 
 def torchrun_on_two_machines(*command):
-    """torchrun once a machine, each with one process; both machines are this one. As `srun`."""
+    """Run torchrun twice on this machine, as on two, with one process each. Returns what `srun` does."""
     start = [sys.executable, '-m', 'torch.distributed.run', '--nnodes=2', '--nproc_per_node=1']
     start += ['--rdzv-backend=c10d', f'--rdzv-endpoint=localhost:{free_port()}', '--rdzv-id=two', '-m', 'wrcan_arch']
     options = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'text': True, 'env': environment()}
@@ -88,16 +88,16 @@ def torchrun_on_two_machines(*command):
 
 
 def own_lines(text):
-    """Of what a job said, the lines that are ours."""
+    """Return the lines of a job's output that are our messages."""
     return [line for line in text.splitlines() if line.startswith('basicsr ')]
 
 
 @pytest.fixture
 def job(workplace):
-    """Twenty iterations of eight images, whose loss has no randomness but the draws.
+    """A training of twenty iterations with batches of eight, whose only randomness is the draws.
 
     Adam's eps is large: with 1e-8, where rounding moves a pixel over the kink of a ReLU or of L1, a weight of small
-    gradient goes another way (4e-5 after 20 iterations). A sum in the place of the mean makes 3e-3, with 1e-8 2e-3.
+    gradient moves differently (4e-5 after 20 iterations). A sum instead of the mean differs by 3e-3, with 1e-8 by 2e-3.
     """
     text = set_options(Path('train.yml').read_text(), gt_size=16, total_iter=20, save_checkpoint_freq=5, val_freq=20)
     text = text.replace('batch_size_per_gpu: 4', 'batch_size_total: 8').replace('lr: 1e-3,', 'lr: 1e-3, eps: 1e-3,')
@@ -110,7 +110,7 @@ def job(workplace):
 
 
 def draws(processes):
-    """Of every iteration, the keys of its batch."""
+    """Return the keys of each iteration's batch, over all processes."""
     batches = {}
     for rank in range(processes):
         for line in Path(f'draws_{rank}').read_text().splitlines():
@@ -135,9 +135,9 @@ def drawn_alone(monkeypatch):
 
 @pytest.mark.slow
 def test_training_is_the_same_whatever_the_number_of_processes(job, drawn_alone):
-    """1 = 2 x 2 parts = 4 with checkpointing, after 20 iterations; and 2 of which one is killed, bit by bit.
+    """Compare 1 process, 2 with 2 parts each and 4 with checkpointing; and 2 of which one is killed, bit by bit.
 
-    Those that live through it are started as srun starts them, the others by torchrun, which starts them again.
+    The undisturbed ones are started as by srun, the others by torchrun, which restarts them.
     """
     assert main(['train', '-opt', 'train.yml']) == 0
     alone, curves = read_file(FOLDER / 'models/net_g_latest.pth')['params'], read_curves(FOLDER)
@@ -167,7 +167,7 @@ def test_training_is_the_same_whatever_the_number_of_processes(job, drawn_alone)
 
 @pytest.mark.slow
 def test_test_is_the_same_whatever_the_number_of_processes(job):
-    """Six images over 1, 2 (torchrun on two machines) and 4 (srun): the same bytes of scores."""
+    """Six images over 1, 2 (torchrun on two machines) and 4 processes (srun) give the same scores and pictures."""
     torch.manual_seed(0)
     network = WRCAN(num_feat=4, num_group=1, num_block=1)
     Path('experiments/small/models').mkdir(parents=True)
@@ -191,9 +191,9 @@ def test_test_is_the_same_whatever_the_number_of_processes(job):
 
 @pytest.mark.slow
 def test_restoring_survives_a_death_and_tells_everything_once(job):
-    """Of two processes one is killed after its second photograph; torchrun starts them again, these do the rest.
+    """One of two processes is killed after its second photograph; torchrun restarts them, and they do the rest.
 
-    Then it starts them once more, because of the exit code, where all is done and told already.
+    Their exit code makes torchrun restart them once more, when all is already done and reported.
     """
     write_weights(Path('net.pth'), {'params': WRCAN(num_feat=4, num_group=1, num_block=1).state_dict()}, {})
     Path('many').mkdir()
@@ -239,7 +239,7 @@ def test_bad_request_and_bad_start_are_said_once_and_in_time(job):
     assert codes == [2] and 'of 2 processes 1 did not get here within 3 s: number 1' in line
 
 
-# Alone
+# Single functions
 
 
 def test_processes_agree_or_all_say_on_what_they_do_not():
@@ -275,11 +275,11 @@ def test_data_of_other_content_is_told_apart(workplace):
 def test_launcher_is_found(monkeypatch):
     for name in ('TORCHELASTIC_RUN_ID', 'SLURM_STEP_NUM_TASKS'):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv('SLURM_NTASKS', '4')  # in a batch script, which is one process
+    monkeypatch.setenv('SLURM_NTASKS', '4')  # as in a batch script, which is one process
     assert launcher_of_environment() == 'none'
     monkeypatch.setenv('SLURM_STEP_NUM_TASKS', '4')
     assert launcher_of_environment() == 'slurm'
-    monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'x')  # torchrun that srun started
+    monkeypatch.setenv('TORCHELASTIC_RUN_ID', 'x')  # as under torchrun started by srun
     assert launcher_of_environment() == 'pytorch'
 
 
@@ -293,7 +293,7 @@ def test_first_host_of_slurms_list(hosts, first):
 
 def test_slurms_variables_become_torchruns(monkeypatch):
     for name in ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT', 'SLURM_STEP_NODELIST'):
-        monkeypatch.setenv(name, '')  # so that they are put back
+        monkeypatch.setenv(name, '')  # so that monkeypatch restores them
         monkeypatch.delenv(name)
     for name, value in {'PROCID': 5, 'STEP_NUM_TASKS': 8, 'LOCALID': 1, 'NODELIST': 'n[2-3]', 'JOB_ID': 123456}.items():
         monkeypatch.setenv(f'SLURM_{name}', str(value))
@@ -329,7 +329,7 @@ def group():
 
 @pytest.mark.parametrize(('accumulate', 'compression'), [(1, 'none'), (4, 'none'), (4, 'bf16')])
 def test_gradients_are_reduced_once_a_step(group, tmp_path, accumulate, compression):
-    """However many parts the batch goes in; as bf16 they are those of fp32, rounded."""
+    """However many parts the batch is split into; with compression they are rounded to bf16."""
     opt = yaml.load(SMALL_TRAINING, options.OptionLoader)
     opt |= {'path': {'experiments_root': str(tmp_path)}, 'dist': True, 'rank': 0, 'world_size': 1, 'is_train': True}
     opt['train'] |= {'accumulate': accumulate, 'gradient_compression': compression}

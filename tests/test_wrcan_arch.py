@@ -28,7 +28,7 @@ def test_parameter_count_is_the_papers(options, expected):
 
 
 def test_a_checkpointed_block_on_another_device_computes_with_its_own_weights():
-    """DataParallel's replicas share what a module holds but its weights."""
+    """DataParallel's replicas share all that a module holds except its weights."""
     block = WRCAN(num_feat=4, num_group=1, num_block=1).groups[0].blocks[0]
     block.checkpointing = True
     replica = block._replicate_for_data_parallel()
@@ -38,7 +38,7 @@ def test_a_checkpointed_block_on_another_device_computes_with_its_own_weights():
 
 
 def test_attention_of_fp16_does_not_overflow():
-    """The sum over the positions does; fp16 ends at 65,504."""
+    """The sum over the positions would overflow: fp16 ends at 65,504."""
     attention = ChannelAttention(16).half()
     features = torch.full((1, 16, 200, 200), 2.0, dtype=torch.float16)
     expected = attention.float()(features.float())
@@ -131,7 +131,7 @@ def test_joint_pass_equals_two_passes_and_runs_each_convolution_once(block):
         groups, body_conv = network.groups, network.body_conv
         network.groups, network.body_conv = torch.nn.Identity(), torch.nn.Conv2d(32, 32, 1)
         torch.nn.init.zeros_(network.body_conv.weight)
-        torch.nn.init.zeros_(network.body_conv.bias)  # f_NLT := f_EXP, the auto-encoder path by its definition
+        torch.nn.init.zeros_(network.body_conv.bias)  # f_NLT := f_EXP, which defines the auto-encoder path
         torch.testing.assert_close(autoencoded, network(jpeg_sharp))
         network.groups, network.body_conv = groups, body_conv
 
@@ -192,7 +192,7 @@ def test_start_from_image_gives_the_image_and_lets_every_weight_learn():
         (network(blurred) - sharp).abs().mean().backward()
         optimizer.step()
     unmoved = [name for name, each in network.named_parameters() if not each.grad.any()]
-    assert not [name for name in unmoved if 'attention' not in name]  # of two units, a ReLU may close both by chance
+    assert not [name for name in unmoved if 'attention' not in name]  # a ReLU may close both of its two units by chance
 
 
 @pytest.mark.parametrize('block', BLOCKS)
@@ -207,7 +207,7 @@ def test_drawn_evenly_a_signal_keeps_its_size_through_the_network(block, num_gro
         )
     image = torch.rand(1, 3, 48, 48)
     network(image)
-    assert sizes['expand'] < 0.1 * sizes['head']  # PyTorch's own draw
+    assert sizes['expand'] < 0.1 * sizes['head']  # with PyTorch's default initialization
     draw_evenly(network)
     network(image)
     for name, size in sizes.items():

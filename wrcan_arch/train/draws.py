@@ -1,7 +1,7 @@
-"""Which item a training run takes at which moment: one endless stream of draws that nothing but the seed decides.
+"""The order in which a training run draws items: one endless sequence that depends on the seed alone.
 
 Draw number n is item `permutation[n // size][n % size]`, so each pass shows every item once. The items' own randomness
-comes from (seed, n) too. So neither workers, nor processes, nor a stop and resume change what a run sees.
+comes from (seed, n) too. So neither the number of workers or processes nor a stop and resume changes what a run sees.
 """
 
 from collections.abc import Iterator, Sized
@@ -11,7 +11,7 @@ from torch.utils.data import Sampler
 
 
 class Draw(int):
-    """An item's index, for any data set to use as such, that carries `number`: which draw of the run it is."""
+    """An item's index that also carries `number`, its place in the run's sequence of draws."""
 
     number: int
 
@@ -25,22 +25,22 @@ class Draw(int):
 
 
 def draw_generator(seed: int, number: int) -> np.random.Generator:
-    """The source of all randomness of draw `number`."""
-    return np.random.Generator(np.random.PCG64((seed, number)))  # as default_rng makes it, in half of its time
+    """Return the generator of all randomness in draw `number`."""
+    return np.random.Generator(np.random.PCG64((seed, number)))  # the same as default_rng's, in half the time
 
 
 class DrawSampler(Sampler[Draw]):
-    """Draws of one process, in whole batches, from `start_iter` to `total_iter` and no further.
+    """Yield one process's draws, in whole batches, for iterations `start_iter` to `total_iter` - 1.
 
-    An epoch is as many iterations as show each item about `ratio` times, rounded up to whole batches. Iterations count
-    from 0; batch i of all processes together is the draws from i * batch_size * num_replicas on.
+    An epoch has as many iterations as it takes to show each item about `ratio` times, rounded up to whole batches.
+    Iterations count from 0; batch i of all processes together starts at draw i * batch_size * num_replicas.
 
     Args:
-        dataset: what is drawn from; only its length matters.
+        dataset: the data set to draw from; only its length matters.
         num_replicas, rank: how many processes share a batch, and which one this is.
         ratio: the toolbox's dataset_enlarge_ratio.
         batch_size: items in one process's batch.
-        seed: of the permutations.
+        seed: seed of the permutations.
         start_iter, total_iter: the iterations made already, and those made when the run ends.
     """
 
@@ -91,7 +91,7 @@ class DrawSampler(Sampler[Draw]):
         return len(self._iterations()) * self.batch_size
 
     def _permutation(self, number: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, number, 1)).permutation(self.size)  # the 1: no draw's own stream
+        return np.random.default_rng((self.seed, number, 1)).permutation(self.size)  # 1: no draw has this stream
 
     def _iterations(self) -> range:
         first = self.epoch * self.iters_per_epoch

@@ -1,4 +1,4 @@
-"""A lock on what one process writes. The kernel gives it back however that process ends."""
+"""A file lock that only one process holds. The kernel releases it however that process ends."""
 
 import fcntl
 import os
@@ -12,10 +12,10 @@ from ..errors import InputError
 
 @contextmanager
 def locked(file: Path, what: str, advice: str) -> Iterator[None]:
-    """Hold `file`, which is made; InputError where another process does: `what` (that process); `advice`."""
+    """Create and lock `file`. If another process holds it, raise InputError: '`what` (that process); `advice`'."""
     with file.open('a+') as opened:
         try:
-            fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)  # lockf: a worker that outlives its run has no part
+            fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)  # lockf: workers that outlive the run do not inherit it
         except (BlockingIOError, PermissionError) as error:
             opened.seek(0)
             raise InputError(f'{what} ({opened.read()}); {advice}') from error

@@ -1,8 +1,8 @@
 """JPEG compression of a crop, bit-identical to compressing the whole frame and then cropping.
 
-JPEG transforms blocks that are fixed to the frame's corner: 8 x 8 in luma, 16 x 16 frame pixels in chroma (4:2:0), and
-the decoder interpolates chroma over one neighbouring sample, if there are more than two in a row. So the blocks that a
-crop touches when it is widened by a pixel decide every one of its pixels.
+JPEG transforms blocks on a grid anchored at the frame's corner: 8 x 8 pixels in luma, 16 x 16 frame pixels in chroma
+(4:2:0). The decoder interpolates chroma from one neighbouring sample, if a row has more than two. So the blocks that a
+crop touches when it is widened by one pixel determine all of its pixels.
 """
 
 import cv2
@@ -11,12 +11,12 @@ import numpy as np
 from ..errors import InputError
 
 MCU = 16  # pixels: the minimum coded unit of 4:2:0
-MARGIN = 1  # pixel, beyond which no sample of chroma counts
-NARROWEST = 5  # pixels, which three samples of chroma cover
+MARGIN = 1  # pixel: chroma samples further away have no influence
+NARROWEST = 5  # pixels: the fewest that have three samples of chroma
 
 
 def jpeg_roundtrip(image: np.ndarray, quality: int) -> np.ndarray:
-    """`image`, uint8 (H, W, 3) in BGR, after OpenCV's JPEG compression (4:2:0) at `quality` 1 to 100."""
+    """Return `image`, uint8 (H, W, 3) in BGR, after OpenCV's JPEG compression (4:2:0) at `quality` 1 to 100."""
     ok, encoded = cv2.imencode(
         '.jpg',
         image,
@@ -28,7 +28,7 @@ def jpeg_roundtrip(image: np.ndarray, quality: int) -> np.ndarray:
 
 
 def jpeg_crop(frame: np.ndarray, top: int, left: int, height: int, width: int, quality: int) -> np.ndarray:
-    """The pixels that a crop of `frame` has after the whole frame went through JPEG at `quality`.
+    """Return the pixels that a crop of `frame` has after JPEG compression of the whole frame at `quality`.
 
     Equals ``jpeg_roundtrip(frame, quality)[top:top + height, left:left + width]`` bit for bit, at the cost of the crop.
 
@@ -56,6 +56,6 @@ def jpeg_crop(frame: np.ndarray, top: int, left: int, height: int, width: int, q
 
 
 def _block_window(start: int, stop: int, size: int) -> tuple[int, int]:
-    """[start, stop) with its margin, widened to whole coded units of NARROWEST pixels at least, within [0, size)."""
+    """Widen [start, stop) by MARGIN, to at least NARROWEST pixels and to whole coded units, within [0, size)."""
     first = min(start - MARGIN, size - NARROWEST)
     return max(0, first // MCU * MCU), min(size, -(-(stop + MARGIN) // MCU) * MCU)

@@ -1,4 +1,4 @@
-"""The JPEG auto-encoder loss, section 3.2 of the WRCAN paper."""
+"""The JPEG auto-encoder loss (section 3.2 of the paper)."""
 
 from collections.abc import Callable
 
@@ -18,10 +18,10 @@ NORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {'mse': F.mse_loss, 'l2':
 
 
 def jpeg_autoencoder_loss(autoencoded: Tensor, sharp: Tensor, *, norm: str = 'mse') -> Tensor:
-    """L_AE-JPEG between the auto-encoded sharp JPEG and the sharp image (Eq. 7).
+    """Return L_AE-JPEG between the auto-encoded sharp JPEG and the sharp image (Eq. 7).
 
     Args:
-        autoencoded: I_AE-JPEG (B, C, H, W), what the auto-encoder path makes of I_JPEG(HR).
+        autoencoded: I_AE-JPEG (B, C, H, W), the auto-encoder path's output for I_JPEG(HR).
         sharp: I_HR (B, C, H, W).
         norm: 'mse', the mean squared error, as the authors' code computes it; or 'l2', the L2 norm as Eq. 7 writes
             it: the root of the sum of squares of each image, averaged over the batch.

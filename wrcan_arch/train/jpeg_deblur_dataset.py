@@ -1,4 +1,4 @@
-"""Blurred and sharp frames, from stores or folders, to the patches that WRCAN trains on (sections 4.1 and 4.2)."""
+"""Makes the patches that WRCAN trains on from stores or folders of blurred and sharp frames (sections 4.1 and 4.2)."""
 
 import inspect
 import math
@@ -27,16 +27,16 @@ from .lmdb_store import open_store
 
 ROLES = ('lq', 'gt', 'gt_jpeg')
 START_OF_JPEG = b'\xff\xd8'
-PAIRS = 1 << 16  # of noise: two random bytes choose one
+PAIRS = 1 << 16  # pairs of noise values: two random bytes choose one
 BRIGHTEST = 255
 
 
 @cache
 def rounded_noise(sigma: float) -> np.ndarray:
-    """Equally likely pairs of Gaussian noise, rounded to whole grey levels: int16 (PAIRS, 2).
+    """Return equally likely pairs of Gaussian noise, rounded to whole grey levels: int16 (PAIRS, 2).
 
-    They are the quantiles of two independent values' joint distribution. A patch is of whole levels, so to round the
-    sum is to round the noise. To look it up takes a tenth of the time of drawing normals, and at the paper's sigma no
+    The pairs are quantiles of the joint distribution of two independent values. A patch has whole levels, so rounding
+    the sum is rounding the noise. A lookup takes a tenth of the time of drawing normals, and at the paper's sigma no
     level's probability is off by more than 5e-5.
     """
     borders = torch.arange(-BRIGHTEST, BRIGHTEST, dtype=torch.float64) + 0.5  # between the levels
@@ -49,15 +49,15 @@ def rounded_noise(sigma: float) -> np.ndarray:
 
 
 def draw_noise(shape: tuple[int, ...], sigma: float, rng: np.random.Generator) -> np.ndarray:
-    """Rounded noise, int16 of that shape."""
+    """Draw rounded Gaussian noise: int16 of `shape`."""
     count = math.prod(shape)
-    words = rng.bit_generator.random_raw(-(-count // 8))  # of 64 bits, for four pairs each
-    pairs = rounded_noise(sigma).view(np.int32).ravel()  # one number each
+    words = rng.bit_generator.random_raw(-(-count // 8))  # 64 bits each, for four pairs
+    pairs = rounded_noise(sigma).view(np.int32).ravel()  # one int32 per pair
     return pairs.take(words.view(np.uint16), mode='wrap').view(np.int16)[:count].reshape(shape)  # no index is too large
 
 
 def planes(image: np.ndarray, order: Sequence[int] = (2, 1, 0)) -> np.ndarray:
-    """(3, H, W) of a uint8 (H, W, 3): plane i is channel order[i], so RGB of BGR. NumPy would read it three times."""
+    """Turn uint8 (H, W, 3) into (3, H, W), plane i from channel order[i], by default BGR to RGB; NumPy is slower."""
     out = np.empty((3, *image.shape[:2]), np.uint8)
     cv2.split(image, [out[order.index(channel)] for channel in range(3)])
     return out
@@ -74,13 +74,13 @@ def augment(
     noise_prob: float = 0.5,
     noise_sigma: float = 2.0,
 ) -> dict[str, np.ndarray]:
-    """The paper's augmentations (section 4.2): one draw for all patches, and noise on 'lq' alone.
+    """Apply the paper's augmentations (section 4.2): one draw for all patches, and noise on 'lq' alone.
 
     Args:
         patches: uint8 (H, W, 3), BGR, by role.
         rng: the draw's generator.
-        hflip_prob, vflip_prob, transpose_prob, rgb_permute_prob: how often each happens.
-        noise_prob: how often 'lq' gets Gaussian noise, rounded and clipped to 8 bit.
+        hflip_prob, vflip_prob, transpose_prob, rgb_permute_prob: the probability of each.
+        noise_prob: the probability that 'lq' gets Gaussian noise, rounded and clipped to 8 bit.
         noise_sigma: its standard deviation, on the 0-255 scale.
 
     Returns:
@@ -90,12 +90,12 @@ def augment(
     happens = [number < chance for number, chance in zip(rng.random(5).tolist(), chances, strict=True)]
     hflip, vflip, transpose, permute, noise = happens
     order = rng.permutation(3).tolist() if permute else [2, 1, 0]
-    if noise:  # before the turns, which do not change what it is, while the rows are whole
+    if noise:  # first, while rows are contiguous; flips and transposes do not change its distribution
         noisy = draw_noise(patches['lq'].shape, noise_sigma, rng)
         noisy += patches['lq']
         patches = {**patches, 'lq': noisy.clip(0, BRIGHTEST, out=noisy).astype(np.uint8)}
 
-    def turned(patch: np.ndarray) -> np.ndarray:  # OpenCV copies a turned patch faster than NumPy reads a view of one
+    def turned(patch: np.ndarray) -> np.ndarray:  # OpenCV copies a flipped patch faster than NumPy reads a view
         if hflip or vflip:
             patch = cv2.flip(patch, -1 if hflip and vflip else int(hflip))
         if transpose:
@@ -109,34 +109,35 @@ AUGMENTATIONS = [name for name in inspect.signature(augment).parameters if name.
 
 
 def roots_of(opt: Mapping[str, Any]) -> dict[str, str]:
-    """A data set's stores or folders, by role."""
+    """Return a data set's stores or folders, by role."""
     roots = {role: opt.get(f'dataroot_{role}') for role in ROLES}
     return {role: str(Path(root).expanduser()) for role, root in roots.items() if root}
 
 
 @DATASET_REGISTRY.register()
 class JPEGDeblurDataset(Dataset):
-    """Pairs of a blurred JPEG frame and its sharp frame; for training, patches, with I_JPEG(HR) where it is wanted.
+    """Pairs of a blurred JPEG frame and its sharp frame; for training, patches of them and, if set, of I_JPEG(HR).
 
     Options:
         dataroot_lq, dataroot_gt: blurred and sharp frames, `.lmdb` stores or folders, with the same names in both.
             A test can do without the sharp ones.
-        names: a pattern that the names must match, such as `000_*` for one sequence. In names, `/` has become `_`.
-        dataroot_gt_jpeg: a third one that holds I_JPEG(HR); without it `jpeg_quality` makes it from the sharp frame.
+        names: a pattern that the names must match, such as `000_*` for one sequence. In names, `/` is replaced by `_`.
+        dataroot_gt_jpeg: a store or folder of I_JPEG(HR); without it I_JPEG(HR) is made from the sharp frame, at
+            `jpeg_quality`.
         jpeg_quality: 1 to 100, the paper's is 25. Leave both out when the auto-encoder loss is off.
-        blurred_quality: of the blurred frames, one or `[lowest, highest]`, where it is not jpeg_quality; kept with the
-            weights, so that `basicsr restore` can say when a photograph is unlike them.
+        blurred_quality: JPEG quality of the blurred frames, one or `[lowest, highest]`, if it is not jpeg_quality; kept
+            with the weights, so that `basicsr restore` can warn about photographs of another quality.
         io_backend: `{type: lmdb}` or `{type: disk}`.
         gt_size: side of the square patches.
         hflip_prob, vflip_prob, transpose_prob, rgb_permute_prob, noise_prob, noise_sigma: see `augment`; the paper's
             by default.
-        as_bytes: patches stay uint8, a quarter of the bytes to copy and send; `WRCANModel` makes them floats on its
-            device. False by default: the toolbox's own models take floats alone.
+        as_bytes: leave patches uint8, a quarter of the bytes to copy and send; `WRCANModel` converts them to float on
+            its device. False by default: the toolbox's own models take only floats.
         phase: 'train' for patches; anything else for whole frames.
-        manual_seed: of all draws; the trainer sets it.
+        manual_seed: the seed of all draws; the trainer sets it.
 
-    An item's patch and augmentation depend on the seed and the number of its draw alone (see draws.py). Indexed with a
-    plain int, as by a sampler of PyTorch's own, the number comes from PyTorch's random state.
+    An item's patch and augmentation depend only on the seed and the number of its draw (see draws.py). If the index is
+    a plain int, as from PyTorch's own samplers, the number comes from PyTorch's random state.
 
     Items: `lq`, `gt` and, for training, `gt_jpeg`: float (3, H, W), RGB in [0, 1], or with `as_bytes` uint8; `lq_path`,
     `gt_path`; `key`, the frame's name.
@@ -149,7 +150,7 @@ class JPEGDeblurDataset(Dataset):
         self.augmentation = {name: opt[name] for name in AUGMENTATIONS if name in opt}
         self.jpeg_quality = opt.get('jpeg_quality')
         self.roots = roots_of(opt)
-        self.guide = 'gt' if 'gt' in self.roots else 'lq'  # whose names and sizes the others must have
+        self.guide = 'gt' if 'gt' in self.roots else 'lq'  # the others must have its names and sizes
         if self.training and self.guide == 'lq':
             raise InputError(f'data set {opt["name"]}: training needs dataroot_gt, the sharp frames')
         names = {role: self._names(root) for role, root in self.roots.items()}
@@ -163,7 +164,7 @@ class JPEGDeblurDataset(Dataset):
         self.frames = [{'key': key, **{role: names[role][key] for role in names}} for key in sorted(names[self.guide])]
 
     def _names(self, root: str) -> dict[str, str]:
-        """What the backend calls each frame, by the name that pairs it."""
+        """Map the name that pairs a frame to its key in the store or its path."""
         if self.opt['io_backend']['type'] == 'lmdb':
             called = [(key, key) for key in open_store(root).keys()]
         elif Path(root).is_dir():
@@ -172,7 +173,7 @@ class JPEGDeblurDataset(Dataset):
             raise InputError(f"data set {self.opt['name']}: no folder '{root}'")
         names: dict[str, str] = {}
         for name, frame in called:
-            key = printable(name.replace('/', '_'))  # results are files, all in one folder, and lines of a table
+            key = printable(name.replace('/', '_'))  # results are files in one folder, and rows of a table
             other = names.setdefault(key, frame)
             if other != frame:
                 raise InputError(f'data set {self.opt["name"]}: {other} and {frame} are one name; remove one of them')
@@ -190,7 +191,7 @@ class JPEGDeblurDataset(Dataset):
                 )
 
     def doubts(self) -> Iterator[str]:
-        """What may be a mistake, by the first pair: blurred and sharp swapped, a JPEG quality unlike the options'."""
+        """Yield likely mistakes, seen in the first pair: blurred and sharp swapped, quality unlike the options'."""
         name, first = self.opt['name'], self.frames[0]
         contents = {role: bytes(self._content(role, first[role])) for role in ('lq', 'gt') if role in first}
         is_jpeg = {role: content.startswith(START_OF_JPEG) for role, content in contents.items()}
@@ -248,7 +249,7 @@ class JPEGDeblurDataset(Dataset):
 
     @contextmanager
     def _open(self, role: str, name: str) -> Iterator[np.ndarray]:
-        """A frame, uint8 (H, W, 3) in BGR: decoded, or of a raw store where it lies, so that only a crop is read."""
+        """Yield a frame, uint8 (H, W, 3) in BGR: decoded, or mapped from a raw store, so that only a crop is read."""
         if self.opt['io_backend']['type'] == 'lmdb' and (store := open_store(self.roots[role])).kind == 'raw':
             with store.view(name) as image:
                 yield image
@@ -256,7 +257,7 @@ class JPEGDeblurDataset(Dataset):
             yield self.decode(role, name)
 
     def decode(self, role: str, name: str) -> np.ndarray:
-        """A frame of a folder or an encoded store, uint8 (H, W, 3) in BGR. InputError if it cannot be decoded."""
+        """Decode a frame of a folder or an encoded store: uint8 (H, W, 3) in BGR. InputError if that fails."""
         try:
             image = decode_image(self._content(role, name))
         except OSError as error:

@@ -1,13 +1,13 @@
-"""The one place that knows the stores' format: BasicSR's LMDB folders, written whole or not at all.
+"""Reads and writes stores: BasicSR's LMDB folders, written whole or not at all.
 
-`NAME.lmdb/` holds `data.mdb`, `meta_info.txt`, one line an image: `key.ext (height,width,channels) 0`, as BasicSR's
-data sets read it, and `manifest.json`, a checksum of every value. There are two kinds. In an encoded store a value is
-the image file's own bytes: a JPEG stays the JPEG it was. In a raw store, whose ending is `.raw`, it is the image's
-rows, uint8 (H, W, 3) in BGR, so that a crop is read without decoding a frame; BasicSR's own data sets do not know that
-kind.
+`NAME.lmdb/` holds `data.mdb`; `meta_info.txt`, as BasicSR's data sets read it, with one line for each image:
+`key.ext (height,width,channels) 0`; and `manifest.json`, with a checksum of every value. There are two kinds. In an
+encoded store a value is the bytes of the image file, unchanged. In a raw store, where `.ext` is `.raw`, it is the
+image's rows, uint8 (H, W, 3) in BGR, so that a crop is read without decoding a frame; BasicSR's own data sets cannot
+read that kind.
 
-The checksum is CRC-32: it finds every change of up to 32 bits in a row and all but one in 4e9 of any others, costs a
-quarter of BLAKE2's time (4.2 against 0.9 GB/s), and is the number that a zip file keeps for each member.
+The checksum is CRC-32: it finds every change of up to 32 bits in a row and all but one in 4e9 of any others, takes a
+quarter of BLAKE2's time (4.2 against 0.9 GB/s), and is what a zip file stores for each member.
 """
 
 import json
@@ -35,15 +35,15 @@ from .image_files import images_under
 FORMAT = 1  # of manifest.json and of the records
 RAW_ENDING = '.raw'
 FIRST_MAP_SIZE = 64 << 20  # bytes; doubled whenever it is full
-BATCH_SIZE = 32 << 20  # bytes that are written to the disk at a time; a killed writer loses no more
+BATCH_SIZE = 32 << 20  # bytes written to the disk at a time, the most that a killed writer loses
 LONGEST_KEY = 511  # bytes, in LMDB
-LOCK = 'writer.lock'  # in a store that is not done yet
+LOCK = 'writer.lock'  # in a store that is not complete
 UNLISTED = 'meta_info.txt does not list what manifest.json does'
-RECORDS = b'.records'  # a database beside the values: BasicSR asks for keys of meta_info alone, which have no dots
+RECORDS = b'.records'  # a database beside the values; no key of an image has a dot, so BasicSR never asks for it
 
 
 class Record(NamedTuple):
-    """What a store says of one value. `source` tells a resumed writer what the value was made from."""
+    """A store's record of one value. `source` tells a resumed writer what the value was made from."""
 
     ending: str
     shape: tuple[int, ...]  # (H, W, C)
@@ -68,13 +68,13 @@ def meta_info_text(records: Mapping[str, Record]) -> str:
 
 
 def manifest_text(kind: str, records: Mapping[str, Record]) -> str:
-    """JSON with one line a value, so that two manifests can be compared line by line."""
+    """Return the manifest as JSON with one line for each value, so that manifests can be compared by line."""
     lines = [f'{json.dumps(key)}: {json.dumps(records[key].manifest_entry())}' for key in sorted(records)]
     return f'{{"format": {FORMAT}, "kind": "{kind}", "values": {{\n' + ',\n'.join(lines) + '\n}}\n'
 
 
 def read_manifest(path: Path | str) -> tuple[str, dict[str, Record]]:
-    """The kind and the records by key that the store's manifest.json holds."""
+    """Return the store's kind and its records by key, from manifest.json. InputError if that cannot be read."""
     file = Path(path) / 'manifest.json'
     if not file.is_file():
         raise InputError(f'{path}: there is no manifest.json to verify against; prepare it again')
@@ -88,28 +88,29 @@ def read_manifest(path: Path | str) -> tuple[str, dict[str, Record]]:
 
 
 def _missing_bytes(environment: lmdb.Environment, path: Path) -> str | None:
-    """LMDB maps its file into memory: reading past the end of one that was cut would kill the process (SIGBUS)."""
+    """Report a truncated data.mdb: LMDB maps it into memory, and reading past its end kills the process (SIGBUS)."""
     needed = (environment.info()['last_pgno'] + 1) * environment.stat()['psize']
     found = (path / 'data.mdb').stat().st_size
     return f'data.mdb has {found} of {needed} bytes, it was cut' if found < needed else None
 
 
 class StoreWriter:
-    """Writes a store under a temporary name, NAME.lmdb.partial, and gives it its own when all went well.
+    """Write a store under a temporary name, NAME.lmdb.partial, and rename it once it is complete.
 
     ::
 
         with StoreWriter('train_blur.lmdb') as store:
             store.put('000_00000000', '.jpg', jpeg_bytes, (720, 1280, 3))
 
-    With `resume`, a writer that fails or is killed leaves the temporary store, and the next one finds in `resumed` the
-    record of each value in it. `keep` keeps one; those that are neither kept nor put again are deleted. Values and
-    their records are written together and flushed to the disk (LMDB's transactions), so the two cannot disagree.
+    With `resume`, a writer that fails or is killed leaves the temporary store, and the next writer finds the record of
+    each value in it in `resumed`. `keep` keeps one; values that are neither kept nor put again are deleted. A value and
+    its record are flushed to the disk in one LMDB transaction, so they cannot disagree.
 
-    Of two stores that belong together, complete() both before the first is closed: all that can fail is in it.
+    For two stores that belong together, call complete() on both before the first is closed: all that can fail happens
+    there.
 
-    Errors: InputError where the store exists or another process writes it, a key is put twice or too long, or the disk
-    takes no more.
+    Raises InputError if the store exists or another process writes it, a key is put twice or is too long, or the disk
+    cannot be written.
     """
 
     def __init__(self, path: Path | str, *, kind: str = 'encoded', resume: bool = False) -> None:
@@ -140,7 +141,7 @@ class StoreWriter:
         what = f'{self.path}: another process is writing it'
         self._lock.enter_context(locked(self._partial / LOCK, what, 'wait for it, or choose another name'))
         try:
-            self._refuse_to_overwrite()  # what the other process has just finished
+            self._refuse_to_overwrite()  # another process may just have finished it
             if not (self._resume and self._continue()):
                 for left in self._partial.iterdir():
                     if left.name != LOCK:
@@ -157,7 +158,7 @@ class StoreWriter:
         return self
 
     def _continue(self) -> bool:
-        """Open what an earlier writer left, if it is sound and of this format and kind."""
+        """Open what an earlier writer left, if it is intact and of this format; InputError if it is of another kind."""
         if not (self._partial / 'data.mdb').is_file():
             return False
         try:
@@ -193,10 +194,10 @@ class StoreWriter:
 
         Args:
             key: ASCII, no dots.
-            ending: goes into meta_info; of the file that the value is ('.jpg'), or RAW_ENDING.
-            value: an image file, or rows of uint8 in BGR.
+            ending: for meta_info: the image file's ending, such as '.jpg', or RAW_ENDING.
+            value: the bytes of an image file, or rows of uint8 in BGR.
             shape: (H, W, C) of the image.
-            source: what the value is made from, for a writer that resumes.
+            source: what the value is made from, for a resumed writer.
         """
         if key in self._records:
             raise InputError(f"{self.path}: two images have the key '{key}'; rename one of them")
@@ -247,14 +248,14 @@ class StoreWriter:
             raise self._disk_error(error) from error
 
     def _disk_error(self, error: Exception) -> InputError:
-        free = shutil.disk_usage(self.path.parent).free / 1e9  # LMDB meets a full disk as one of several errors
+        free = shutil.disk_usage(self.path.parent).free / 1e9  # LMDB raises one of several errors on a full disk
         return InputError(
             f'{self._partial}: cannot be written ({error}); its disk has {free:.1f} GB free; '
             'make room or choose another disk, and run it again'
         )
 
     def complete(self) -> None:
-        """Write what is left of it. After that a store only has to get its name."""
+        """Write what is left, so that the store only has to be renamed."""
         if not self._whole:
             self._commit(stale=self.resumed.keys() - self._records.keys())
             self._write_text('meta_info.txt', meta_info_text(self._records))
@@ -268,10 +269,10 @@ class StoreWriter:
         finally:
             self._environment.close()
             if kind is None and self._whole:
-                # Readers do not lock. If it exists, lmdb remembers its inode; when the store is deleted and another
-                # store's file gets that number, lmdb takes it for one that is open already.
+                # Readers do not lock. lmdb would remember the lock file's inode, and once the store is deleted and
+                # another store's file gets that number, would take it for one that is already open.
                 (self._partial / 'lock.mdb').unlink(missing_ok=True)
-                self._partial.rename(self.path)  # before the lock goes, or another writer would begin in it
+                self._partial.rename(self.path)  # before the lock is released, or another writer would begin in it
                 (self.path / LOCK).unlink()
             elif not (self._resume and self._committed):
                 shutil.rmtree(self._partial)
@@ -279,7 +280,7 @@ class StoreWriter:
 
 
 class Store:
-    """A store, read only: no lock, no read-ahead. Use `open_store`, which opens each store once in a process."""
+    """A read-only store, without lock or read-ahead. Use `open_store`, which opens each store once in a process."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -302,7 +303,7 @@ class Store:
 
     @cached_property
     def _lines(self) -> dict[str, str]:
-        """The lines of meta_info, by key."""
+        """The lines of meta_info.txt, by key."""
         try:
             text = (self.path / 'meta_info.txt').read_text(encoding='utf-8')
         except UnicodeDecodeError as error:
@@ -337,7 +338,7 @@ class Store:
 
     @contextmanager
     def _value(self, key: str) -> Iterator[memoryview]:
-        """The bytes stored under `key` where they lie in the file: valid inside the `with` alone."""
+        """Yield the bytes stored under `key`, mapped from the file and valid only inside the `with`."""
         with self._environment.begin(buffers=True) as transaction:
             try:
                 value = transaction.get(key.encode())
@@ -353,9 +354,9 @@ class Store:
 
     @contextmanager
     def view(self, key: str) -> Iterator[np.ndarray]:
-        """A raw store's whole image where it lies in the file: what is not touched is not read.
+        """Yield a raw store's whole image, mapped from the file: rows that are not accessed are not read.
 
-        uint8 (H, W, 3) in BGR, read only, valid inside the `with` alone: copy what is needed later.
+        uint8 (H, W, 3) in BGR, read only, valid only inside the `with`: copy what is needed later.
         """
         if self.kind != 'raw':
             raise InputError(f'{self.path}: an encoded store has no rows to view; decode `get`, or prepare it as raw')
@@ -369,8 +370,8 @@ class Store:
             yield np.frombuffer(value, np.uint8).reshape(shape)
 
     def disagreements(self) -> Iterator[str]:
-        """Between meta_info.txt, manifest.json (where there is one) and the number of values, which are not read."""
-        own = (self.path / 'manifest.json').is_file()  # a store of ours has its records beside the values
+        """Yield contradictions of meta_info.txt, manifest.json (if any) and the number of values. Reads no values."""
+        own = (self.path / 'manifest.json').is_file()  # our stores have one more entry, RECORDS
         found, listed = self._environment.stat()['entries'], len(self._lines)
         if found - listed not in ((1,) if own else (0, 1)):
             yield f'data.mdb holds {found - own} values, meta_info.txt lists {listed}'
@@ -381,7 +382,7 @@ class Store:
         return kind == self.kind and list(self._lines.values()) == meta_info_text(records).splitlines()
 
     def problems(self, progress: Callable[[list[str]], Iterable[str]] = iter) -> Iterator[str]:
-        """What does not agree with manifest.json, a line each; see `verify_store`."""
+        """Yield a line for each contradiction of manifest.json; see `verify_store`."""
         kind, records = read_manifest(self.path)
         if not self._is_listed(kind, records):
             yield UNLISTED
@@ -402,20 +403,20 @@ class Store:
         self._environment.close()
 
 
-Identity = tuple[int, int, int]  # of a process and a file
-_open_stores: dict[str, tuple[Identity, Store]] = {}  # by their real paths, and by the names that they were asked for
+Identity = tuple[int, int, int]  # process, device and inode
+_open_stores: dict[str, tuple[Identity, Store]] = {}  # by real path, and by the path that was asked for
 
 
 def open_store(path: Path | str) -> Store:
-    """The store at `path`, opened once in each process: LMDB refuses a second time, and one must not cross a fork."""
+    """Return the store at `path`, opened once in each process: LMDB refuses a second open; forks cannot share one."""
     name = str(path)
     identity = _identity(name)
     opened = _open_stores.get(name)
-    if opened and opened[0] == identity:  # for every frame of a training: nothing slower than one look at the file
+    if opened and opened[0] == identity:  # called for every frame of a training: one stat, nothing slower
         return opened[1]
     real = str(Path(path).resolve())
     opened = _open_stores.get(real)
-    if opened and opened[0] != identity:  # inherited over a fork, or the store was made anew
+    if opened and opened[0] != identity:  # inherited over a fork, or the store was replaced
         del _open_stores[real]
         opened[1].close()
         opened = None
@@ -426,23 +427,23 @@ def open_store(path: Path | str) -> Store:
 
 @cache
 def _data_file(path: str) -> Path:
-    return Path(path, 'data.mdb')  # to make one takes three times as long as to look at its file
+    return Path(path, 'data.mdb')  # making one takes three times as long as its stat
 
 
 def _identity(path: str) -> Identity:
     try:
         data = _data_file(path).stat()
-    except OSError:  # which Store tells, with what is missing
+    except OSError:  # Store reports it, with what is missing
         return os.getpid(), 0, 0
     return os.getpid(), data.st_dev, data.st_ino
 
 
 def verify_store(path: Path | str, progress: Callable[[list[str]], Iterable[str]] = iter) -> list[str]:
-    """What is wrong with the store at `path`, a line each; nothing when every value has its manifest's checksum.
+    """Return a line for each thing wrong with the store at `path`; none if every value has its manifest's checksum.
 
     Args:
         path: of a store with manifest.json.
-        progress: goes over the keys in its own way, such as tqdm.
+        progress: wraps the iteration over the keys, as tqdm does.
     """
     problems: list[str] = []
     try:
@@ -454,7 +455,7 @@ def verify_store(path: Path | str, progress: Callable[[list[str]], Iterable[str]
 
 
 def in_own_process(read: Callable[[Path | str], list[str]], path: Path | str) -> list[str]:
-    """The problems that `read(path)` finds. LMDB trusts its tree: a damaged one can end the process that reads it."""
+    """Return `read(path)`, run in a process of its own: reading a damaged LMDB tree can kill the process."""
     with ProcessPoolExecutor(1) as pool:
         try:
             return pool.submit(read, path).result()
@@ -463,7 +464,7 @@ def in_own_process(read: Callable[[Path | str], list[str]], path: Path | str) ->
 
 
 class StoreBackend:
-    """A storage backend for the toolbox, on stores opened once in a process that say what is wrong with them."""
+    """The toolbox's storage backend on `open_store`: each store is opened once in a process and reports damage."""
 
     def __init__(self, db_paths: str | list[str], client_keys: str | list[str] = 'default', **_: Any) -> None:
         db_paths = [db_paths] if isinstance(db_paths, str) else db_paths

@@ -1,4 +1,4 @@
-"""Muon: each kernel takes a step of the same length in all of its directions."""
+"""The Muon optimizer: a kernel's step is equally long in all of its directions."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -7,15 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's: singular values from 0.01 up come to 0.7 to 1.2 in five steps
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's: five steps bring singular values from 0.01 up to 0.7 to 1.2
 STEPS = 5
 IMAGE_CHANNELS = 3
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """The nearest matrices with orthonormal rows or columns, roughly: singular values become 0.7 to 1.2.
+    """Return roughly the nearest matrices with orthonormal rows or columns: singular values become 0.7 to 1.2.
 
-    By five steps of Newton-Schulz's iteration (Jordan et al., "Muon: an optimizer for hidden layers in neural
+    Uses five steps of the Newton-Schulz iteration (Jordan et al., "Muon: an optimizer for hidden layers in neural
     networks", 2024).
 
     Args:
@@ -32,24 +32,24 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 
 def is_kernel(parameter: Tensor) -> bool:
-    """A convolution from features to features. Biases are none, nor is what reads or writes an image."""
+    """Whether it is the weight of a convolution between feature maps, not a bias or a layer from or to an image."""
     return parameter.ndim == 4 and min(parameter.shape[:2]) > IMAGE_CHANNELS
 
 
 class Muon(torch.optim.Optimizer):
-    """Kernels by Muon, all other parameters by Adam.
+    """Update kernels (see `is_kernel`) by Muon, all other parameters by Adam.
 
-    What varies finely over a picture is weak beside its large areas, and so is its part of a gradient: Adam's steps
-    follow the large areas. Here a kernel's averaged gradient, as a matrix (out, in * height * width), is first made
-    orthogonal, so that what is weak moves as far as what is strong.
+    Fine detail is weak beside a picture's large areas, and so is its part of a gradient: Adam's steps follow the large
+    areas. Here a kernel's averaged gradient, as a matrix (out, in * height * width), is first made orthogonal, so that
+    weak directions move as far as strong ones.
 
     Args:
         params: tensors.
-        lr: of kernels. The singular values of a step are about `lr`, times sqrt(out / columns) where a kernel's matrix
-            has fewer columns than rows.
-        adam_lr: of the others.
-        momentum: how much of a kernel's averaged gradient stays at each step (Nesterov's).
-        betas, eps: of Adam (Kingma and Ba, 2015).
+        lr: learning rate of the kernels. A step's singular values are about `lr`, times sqrt(rows / columns) if the
+            kernel's matrix has more rows than columns.
+        adam_lr: learning rate of the others.
+        momentum: how much of a kernel's averaged gradient is kept at each step (Nesterov's momentum).
+        betas, eps: parameters of Adam (Kingma and Ba, 2015).
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Muon(torch.optim.Optimizer):
         self._adam_step(others)
 
     def _muon_step(self, group: dict[str, Any]) -> None:
-        by_shape = defaultdict(list)  # what has one shape is multiplied in one batch
+        by_shape = defaultdict(list)  # matrices of one shape are multiplied in one batch
         for kernel in group['params']:
             if kernel.grad is not None:
                 by_shape[kernel.shape[0], kernel[0].numel()].append(kernel)

@@ -1,4 +1,4 @@
-"""Whether the toolbox can run an option file: everything is checked, and said at once, before anything is created."""
+"""Checks whether the toolbox can run an option file, and reports all problems at once before anything is created."""
 
 import difflib
 import importlib.util
@@ -34,7 +34,7 @@ REQUIRED_OF_TRAINING_DATA = ('num_worker_per_gpu', 'gt_size')
 
 
 def check(file: OptionFile, command: str) -> None:
-    """Raise InputError, a line for each problem, if the toolbox could not run `command` ('train' or 'test')."""
+    """Raise InputError, with one line for each problem, if the toolbox cannot run `command` ('train' or 'test')."""
     wrong = list(wrong_keys(file))
     problems = [
         *file.problems,
@@ -44,7 +44,7 @@ def check(file: OptionFile, command: str) -> None:
         *_missing_data(file),
         *_wrong_machine(file),
     ]
-    if not problems:  # or they would be said twice, in other words
+    if not problems:  # else these would be reported again, in other words
         problems = [each for look in FOUND_LATE for each in look(file)]
     if problems:
         raise InputError('\n'.join(problems))
@@ -74,7 +74,7 @@ def _missing_of_data_sets(file: OptionFile, command: str) -> Iterator[str]:
         scored = phase != 'train' and _compares_with_sharp_frames(file)
         if (phase == 'train' or scored) and dataset.get('type') in ('JPEGDeblurDataset', 'PairedImageDataset'):
             yield from _absent(file, *place, 'dataroot_gt')
-        if phase == 'train' and dataset.get('type') == 'PairedImageDataset':  # fails at its first item without
+        if phase == 'train' and dataset.get('type') == 'PairedImageDataset':  # without these its first item fails
             yield from _absent(file, *place, 'use_hflip')
             yield from _absent(file, *place, 'use_rot')
 
@@ -103,7 +103,7 @@ def _missing_of_training(file: OptionFile) -> Iterator[str]:
 
 
 def _compares_with_sharp_frames(file: OptionFile) -> bool:
-    """Whether a metric does; NIQE and its like take the restored image alone."""
+    """Whether any metric compares with the sharp frame; NIQE, for one, takes only the restored image."""
     from basicsr.utils.registry import METRIC_REGISTRY
 
     names = {str(metric.get('type')) for metric in sections(file.values, ('val', 'metrics')).values()}
@@ -112,7 +112,7 @@ def _compares_with_sharp_frames(file: OptionFile) -> bool:
 
 
 def _wrong_classes(file: OptionFile, *, build: bool) -> Iterator[str]:
-    """Names that no registry knows, arguments that a class does not take, and what it says of them when it is built."""
+    """Yield names that no registry knows, arguments that a class does not take, and errors raised when it is built."""
     from basicsr.utils import registry
 
     yield from _unknown(file, file.values.get('model_type'), ('model_type',), registry.MODEL_REGISTRY)
@@ -154,7 +154,7 @@ def _wrong_metrics(file: OptionFile, classes: Any) -> Iterator[str]:
 
 
 def _wrong_section(file: OptionFile, keys: Keys, classes: Any, *, build: bool) -> Iterator[str]:
-    """Of what a registry builds: a network, a loss."""
+    """Yield what is wrong in a section from which a registry builds a network or a loss."""
     section = find(file.values, keys)
     arguments = dict(section) if isinstance(section, dict) else {}
     name = arguments.pop('type', None)
@@ -187,7 +187,7 @@ def _unfit_arguments(file: OptionFile, made: Callable, arguments: dict[str, Any]
 
 
 def _unfit_values(file: OptionFile, made: Callable, arguments: dict[str, Any], keys: Keys) -> Iterator[str]:
-    """What our own classes and the optimizer say of their arguments. Others may download or compile when made."""
+    """Build classes of ours and PyTorch's, and yield their errors. Others may download or compile when built."""
     if made.__module__.startswith(('wrcan_arch.', 'torch.')):
         try:
             with torch.device('meta'):
@@ -228,7 +228,7 @@ def _unfit_logger(file: OptionFile) -> Iterator[str]:
 
 
 def _is_for_our_model(file: OptionFile) -> bool:
-    from .wrcan_model import is_wrcan_model  # not above: it loads the toolbox
+    from .wrcan_model import is_wrcan_model  # imported here, as it loads the toolbox
 
     return is_wrcan_model(file.values['model_type'])
 
@@ -246,7 +246,7 @@ def _unfit_losses(file: OptionFile) -> Iterator[str]:
             reason = 'parts of a batch and processes are averaged, so a loss is to be a mean'
             yield f'{file.at("train", name, "reduction")}: {reason}; leave it out'
     criterion = find(file.values, ('train', 'perceptual_opt', 'criterion'))
-    if criterion not in (None, 'l1') and _is_for_our_model(file):  # fro is of a whole batch; l2 fails in the toolbox
+    if criterion not in (None, 'l1') and _is_for_our_model(file):  # fro is a norm of the whole batch; l2 fails there
         yield f"{file.at('train', 'perceptual_opt', 'criterion')}: l1 alone is a mean, not '{criterion}'; leave it out"
 
 
@@ -255,7 +255,7 @@ def _unfit_validation(file: OptionFile) -> Iterator[str]:
 
     try:
         inference.Request(**(find(file.values, ('val', 'inference')) or {}))
-    except (InputError, TypeError) as error:  # of another model's options the schema knows little
+    except (InputError, TypeError) as error:  # the schema does not check other models' options
         yield f'{file.at("val", "inference")}: {error}'
     asked = sections(file.values, ('val',)).get('inference') or {}
     network = find(file.values, ('network_g', 'type'))
@@ -275,7 +275,7 @@ def _unfit_validation(file: OptionFile) -> Iterator[str]:
 
 
 def _unfit_model(file: OptionFile) -> Iterator[str]:
-    """What another model than ours fails on, and what the toolbox's own would pass over in silence."""
+    """Yield options that fail with another model than ours, and those that SRModel would silently ignore."""
     if _is_for_our_model(file):
         return
     model = file.values['model_type']
@@ -329,7 +329,7 @@ def _unfit_data_sets(file: OptionFile) -> Iterator[str]:
 
 
 def _unfit_weights(file: OptionFile) -> Iterator[str]:
-    """A weight file that cannot be read, is of another network, or leaves open which of its weights are meant."""
+    """Yield a problem if the weight file cannot be read, fits another network, or holds two sets and none is chosen."""
     paths, network = file.values.get('path') or {}, dict(file.values.get('network_g') or {})
     weights = paths.get('pretrain_network_g')
     if not weights:
@@ -374,7 +374,7 @@ FOUND_LATE = (
     _unfit_data_sets,
     _unfit_weights,
     _unfit_frames,
-)  # of options that are fine one by one, from the cheapest on
+)  # checks of options that are valid one by one, the cheapest first
 
 
 def _wrong_machine(file: OptionFile) -> Iterator[str]:
@@ -388,7 +388,7 @@ def _wrong_machine(file: OptionFile) -> Iterator[str]:
         hint = 'mode local has sums that a GPU does not add the same way each time; leave one out'
         yield f'{file.at("deterministic")}: {hint}'
     for phase, dataset in sections(file.values, ('datasets',)).items():
-        if dataset.get('persistent_workers') and phase != 'train':  # these are read without workers
+        if dataset.get('persistent_workers') and phase != 'train':  # validation data are read without workers
             where = file.at('datasets', phase, 'persistent_workers')
             yield f'{where}: is for training alone, which has it anyway; leave it out'
         if dataset.get('prefetch_mode') == 'cuda' and not (found and dataset.get('pin_memory')):

@@ -1,8 +1,7 @@
-"""The keys that an option file may have, the toolbox's included, with their types and ranges; and where a file departs
-from them.
+"""The schema of option files, the toolbox's keys included, and what in a file violates it.
 
-Sections that a registry builds (networks, losses, metrics, the optimizer) are open here; option_checks.py holds their
-other keys against the class's own signature.
+Sections from which a registry builds an object (networks, losses, metrics) and the optimizer's are open here;
+option_checks.py checks their other keys against the class's signature.
 """
 
 import difflib
@@ -16,14 +15,14 @@ from .options import Keys, OptionFile
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
-Every = Annotated[float, Field(ge=1, multiple_of=1)]  # so many iterations; the toolbox's files write !!float 5e3
+Every = Annotated[float, Field(ge=1, multiple_of=1)]  # iterations; a float, as the toolbox's files write !!float 5e3
 Quality = Annotated[int, Field(ge=1, le=100)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
 AboveZero = Annotated[float, Field(gt=0)]
 Text = Annotated[str, Field(min_length=1)]
 
-OPTIONAL: Any = None  # the default of a key that may be left out; what then holds is said where it is read
+OPTIONAL: Any = None  # marks a key that may be left out; the code that reads it has the default
 
 
 def _is_name(text: str) -> str:
@@ -32,23 +31,23 @@ def _is_name(text: str) -> str:
     return text
 
 
-Name = Annotated[str, AfterValidator(_is_name)]  # of a folder or file, which leads nowhere else
+Name = Annotated[str, AfterValidator(_is_name)]  # of a folder or file, without a path
 
 
 class Section(BaseModel):
-    """A mapping whose keys are all known. Types are strict: no text where a number belongs."""
+    """A mapping whose keys are all known. Types are strict: a string is not taken for a number."""
 
     model_config = ConfigDict(extra='forbid', strict=True)
 
 
 class OpenSection(BaseModel):
-    """A mapping that takes other keys too."""
+    """A mapping that allows other keys too."""
 
     model_config = ConfigDict(extra='allow', strict=True)
 
 
 class Built(OpenSection):
-    """Something that a registry builds: `type`, and the arguments of that class."""
+    """An object that a registry builds: `type`, and the arguments of that class."""
 
     type: Text
 
@@ -58,7 +57,7 @@ class Backend(Section):
 
 
 class PairData(Section):
-    """The keys that our data set shares with the toolbox's own."""
+    """The keys that JPEGDeblurDataset shares with the toolbox's PairedImageDataset."""
 
     name: Name
     type: Text
@@ -74,7 +73,7 @@ class PairData(Section):
     num_prefetch_queue: Positive = OPTIONAL
     pin_memory: bool = OPTIONAL
     persistent_workers: bool = OPTIONAL
-    use_shuffle: bool = OPTIONAL  # in the toolbox's files; nothing reads it
+    use_shuffle: bool = OPTIONAL  # the toolbox's files have it; nothing reads it
 
 
 class JPEGDeblurData(PairData):
@@ -102,7 +101,7 @@ class PairedImageData(PairData):
 
 
 class OtherData(Built):
-    """Another data set of the toolbox or of a plugin: its keys are its own."""
+    """Another data set of the toolbox or of a plugin, whose further keys are not known here."""
 
     name: Name
 
@@ -121,7 +120,7 @@ DataSet = Annotated[
 
 
 class Optimizer(OpenSection):
-    """The other keys are those of torch.optim.Adam or of our Muon."""
+    """Further keys are arguments of torch.optim.Adam or of our Muon."""
 
     type: Literal['Adam', 'Muon']
     lr: AboveZero
@@ -215,12 +214,12 @@ class Paths(Section):
 
 class DistParams(Section):
     backend: Text | None = None
-    port: Positive | None = None  # of the first process, where srun starts them
+    port: Positive | None = None  # of the first process, if srun starts them
     timeout: Positive = OPTIONAL  # seconds that a process waits for the others before it gives up
 
 
 class Options(Section):
-    """An option file of SRModel or WRCANModel, resolved."""
+    """A resolved option file of SRModel or WRCANModel."""
 
     name: Name
     model_type: Text
@@ -236,11 +235,11 @@ class Options(Section):
     dist_params: DistParams | None = None
     find_unused_parameters: bool = OPTIONAL
     deterministic: bool = OPTIONAL
-    options_sha256: Text | None = None  # in the copy that is kept with a run
+    options_sha256: Text | None = None  # only in the copy that is kept with a run
 
 
 class OtherOptions(OpenSection):
-    """An option file of another model, whose further networks, losses and optimizers only that model knows."""
+    """A resolved option file of another model; only that model knows its further keys."""
 
     name: Name
     model_type: Text
@@ -250,7 +249,7 @@ class OtherOptions(OpenSection):
 
 
 def _known_keys() -> set[str]:
-    """Every key of every section, to guess what a misspelt one was meant to be."""
+    """Return every key of every section, to suggest one for a misspelt key."""
     sections: list[type[BaseModel]] = [Section, OpenSection]
     names: set[str] = set()
     while sections:
@@ -261,7 +260,7 @@ def _known_keys() -> set[str]:
 
 
 def wrong_keys(file: OptionFile) -> Iterator[str]:
-    """What the schema refuses: unknown keys, wrong types, values out of range."""
+    """Yield what the schema refuses: unknown or missing keys, wrong types, values out of range."""
     try:
         _schema_of(file.values.get('model_type')).model_validate(file.values)
     except ValidationError as error:
@@ -282,7 +281,7 @@ def wrong_keys(file: OptionFile) -> Iterator[str]:
 
 
 def _schema_of(model: Any) -> type[BaseModel]:
-    """What the file's model takes. The toolbox, which takes seconds to load, is asked only for a model of another's."""
+    """Return the schema for the file's model. The toolbox, which takes seconds to load, is imported only for others."""
     if not isinstance(model, str) or model in ('SRModel', 'WRCANModel'):
         return Options
     from basicsr.utils.registry import MODEL_REGISTRY
@@ -291,7 +290,7 @@ def _schema_of(model: Any) -> type[BaseModel]:
 
 
 def _present_keys(location: tuple[int | str, ...], values: Any) -> Keys:
-    """The keys of an error's location that are in `values`: the schema puts names of alternatives among them."""
+    """Return the keys of an error's location that are in `values`; pydantic mixes names of union members in."""
     keys: list[str] = []
     for part in location:
         if isinstance(values, dict) and part in values:

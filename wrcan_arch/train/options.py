@@ -1,4 +1,7 @@
-"""Option files: read safely, `base:` resolved, every value's origin kept. Two other files say what is wrong."""
+"""Reads option files safely, resolves `base:` and keeps each value's origin.
+
+option_schema.py and option_checks.py find what is wrong with them.
+"""
 
 import copy
 import re
@@ -16,7 +19,7 @@ Keys = tuple[str, ...]
 
 
 class OptionLoader(yaml.SafeLoader):
-    """YAML's safe loader, which makes plain values only. 1e-4 is a number, and `amp: off` a word, as in YAML 1.2."""
+    """YAML's safe loader, which makes only plain values. 1e-4 is a number and `off` a string, as in YAML 1.2."""
 
     yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag != 'tag:yaml.org,2002:bool']
@@ -37,10 +40,10 @@ class OptionFile:
     """Resolved options.
 
     Attributes:
-        source: the file that was asked for.
-        values: what the toolbox gets.
-        origins: the file and line of each key, by its path; an override's origin is its own text.
-        problems: what was wrong with the text, a line each.
+        source: the path of the option file that was asked for.
+        values: the options that the toolbox gets.
+        origins: the file and line of each key, by the key's path; the origin of an override is its own text.
+        problems: one line for each mistake in the text.
     """
 
     source: str
@@ -49,18 +52,18 @@ class OptionFile:
     problems: list[str] = field(default_factory=list)
 
     def origin(self, keys: Keys) -> str:
-        """Where `keys` stands, or the nearest section that would hold it."""
+        """Return the origin of `keys`, else of the innermost section that exists on its path."""
         while keys and keys not in self.origins:
             keys = keys[:-1]
         return self.origins.get(keys, self.source)
 
     def at(self, *keys: str) -> str:
-        """What a message about `keys` begins with: FILE:LINE: a:b."""
+        """Return the beginning of a message about `keys`: FILE:LINE: a:b."""
         return f'{self.origin(keys)}: {":".join(keys)}'
 
 
 class _Reader:
-    """One file's text to values and origins."""
+    """Parses one file's text into values and origins."""
 
     def __init__(self, source: str) -> None:
         self.file = OptionFile(source)
@@ -81,7 +84,7 @@ class _Reader:
         if node.tag == yaml.resolver.BaseResolver.DEFAULT_SEQUENCE_TAG:
             return [self._value(each, keys) for each in node.value]
         if node.tag != yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG:
-            return self.loader.construct_object(node, deep=True)  # a scalar; it refuses tags that are not plain YAML
+            return self.loader.construct_object(node, deep=True)  # a scalar; other than plain YAML tags are refused
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key = str(self.loader.construct_object(key_node))
@@ -95,25 +98,25 @@ class _Reader:
 
 
 def parse_value(text: str, source: str) -> Any:
-    """The plain value that `text` is in YAML; `source` names it in errors."""
+    """Parse `text` as a plain YAML value; `source` names it in errors."""
     try:
         return _Reader(source).read(f'value: {text}').values['value']
     except InputError as error:
         raise InputError(f'{error}; a text with such characters needs quotes of its own, "{text}"') from error
 
 
-DEFAULTS = {'num_gpu': 'auto', 'manual_seed': 0, 'scale': 1, 'path': {}}  # of keys that the toolbox cannot do without
+DEFAULTS = {'num_gpu': 'auto', 'manual_seed': 0, 'scale': 1, 'path': {}}  # keys that the toolbox requires
 
 
 def read_options(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> OptionFile:
-    """The options of a file, over those of the file that its `base:` names, under `overrides`.
+    """Read an option file over the file that its `base:` names, and apply `overrides`.
 
-    The weights that come with this package can be named: `pretrain_network_g: small`. A cosine without periods is as
-    long as the run.
+    `pretrain_network_g: small` names weights that this package includes. A cosine schedule without periods gets the
+    length of the run.
 
     Args:
         path: the option file.
-        overrides: 'train:total_iter=20', each the path of a key, in a section that is there, and its new value in YAML.
+        overrides: each the path of a key, in a section that exists, and its new value in YAML: 'train:total_iter=20'.
     """
     file = _read_with_bases(Path(path), ())
     file.values |= {key: copy.copy(value) for key, value in DEFAULTS.items() if key not in file.values}
@@ -134,7 +137,7 @@ def read_options(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) 
         file.values['path']['pretrain_network_g'] = str(SHIPPED[weights])
     scheduler, last = find(file.values, ('train', 'scheduler')), find(file.values, ('train', 'total_iter'))
     is_cosine = isinstance(scheduler, dict) and scheduler.get('type') == 'CosineAnnealingRestartLR'
-    if is_cosine and scheduler.get('periods') is None:  # where total_iter is wrong, that is said of it alone
+    if is_cosine and scheduler.get('periods') is None:  # a wrong total_iter is then reported once
         scheduler['periods'] = [last if isinstance(last, int) and last > 0 else 1]
     return file
 
@@ -164,9 +167,9 @@ def _read_with_bases(path: Path, above: tuple[Path, ...]) -> OptionFile:
 
 
 def _merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """`own` over `base`, section by section.
+    """Merge `own` over `base`, section by section.
 
-    A section of another type replaces the base's, whose arguments are not its own. One that is set to ~ is left out.
+    A section of another `type` replaces the base's, whose arguments belong to that type. A section set to ~ is removed.
     """
     merged = dict(base)
     for key, value in own.items():
@@ -189,7 +192,7 @@ def find(values: Any, keys: Keys) -> Any:
 
 
 def sections(values: Any, keys: Keys) -> dict[str, dict[str, Any]]:
-    """The mappings inside the mapping at `keys`, by name; what has another type the schema has reported."""
+    """Return the mappings inside the mapping at `keys`, by name; the schema reports values of other types."""
     found = find(values, keys)
     return (
         {str(name): each for name, each in found.items() if isinstance(each, dict)} if isinstance(found, dict) else {}
@@ -197,12 +200,12 @@ def sections(values: Any, keys: Keys) -> dict[str, dict[str, Any]]:
 
 
 def as_overrides(found: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    """What makes the network `asked` for the one that was `found`, as --force_yml takes it."""
+    """Return the --force_yml overrides that turn the network `asked` for into the one that was `found`."""
     return ' '.join(f'network_g:{name}={value}' for name, value in found.items() if asked.get(name) != value)
 
 
 def show(file: OptionFile) -> str:
-    """The resolved options as YAML, each value's origin in a comment beside it."""
+    """Return the resolved options as YAML, each value's origin in a comment beside it."""
     rows = list(_rows(file, file.values, ()))
     width = max((len(text) for text, _ in rows), default=0)
     return '\n'.join(f'{text:{width}}  # {origin}' if origin else text for text, origin in rows)

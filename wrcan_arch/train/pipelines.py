@@ -1,7 +1,7 @@
-"""BasicSR's train_pipeline and test_pipeline, with what does not hold in them replaced while they run.
+"""Runs BasicSR's train_pipeline and test_pipeline with their defective functions replaced while they run.
 
-The toolbox looks these names up when it calls them, so each can be replaced by one assignment: REPLACEMENTS says which,
-why, and when it can go. Nothing is pasted; where the toolbox's own function does most of the work, it is called.
+The toolbox looks these names up when it calls them, so one assignment replaces each: REPLACEMENTS says which, why, and
+when it can go. No code is copied: a replacement calls the toolbox's own function where that does most of the work.
 """
 
 import hashlib
@@ -50,19 +50,22 @@ class Run:
 
     command: str = ''
     options: dict[str, Any] = field(default_factory=dict)
-    held: ExitStack = field(default_factory=ExitStack)  # until the run ends
-    team: Team | None = None  # of several processes
-    timeout: float = TIMEOUT  # seconds that they wait for each other
+    held: ExitStack = field(default_factory=ExitStack)  # contexts that stay open until the run ends
+    team: Team | None = None  # None in a single process
+    timeout: float = TIMEOUT  # seconds that processes wait for each other
     stop: StopReasons = field(default_factory=StopReasons)
-    resume_state: dict[str, Any] | None = None  # the loaders correct the epoch in it
-    warnings: list[str] = field(default_factory=list)  # from before there is a log
+    resume_state: dict[str, Any] | None = None  # creating the loaders corrects its epoch
+    warnings: list[str] = field(default_factory=list)  # issued before the log is open
     val_loaders: list[Any] = field(default_factory=list)
     model: Any = None
 
 
 def init_dist(run: Run, launcher: str, **_: Any) -> None:
-    """Join the processes that torchrun or srun started: NCCL with GPUs, gloo without; all must see the same."""
-    chosen = run.options.get('dist_params') or {}  # the toolbox passes them on for slurm alone
+    """Join the processes that torchrun or srun started: NCCL with GPUs, gloo without.
+
+    All must see the same options, data and weights.
+    """
+    chosen = run.options.get('dist_params') or {}  # the toolbox passes them on only for slurm
     if launcher == 'slurm' and STARTED_BY_TORCHRUN not in os.environ:
         take_slurms_environment(chosen.get('port'))
     timeout = run.timeout = chosen.get('timeout', TIMEOUT)
@@ -85,13 +88,13 @@ def init_dist(run: Run, launcher: str, **_: Any) -> None:
 
 
 def _hold_results(run: Run) -> None:
-    """Or a second test of the same name would mix its results in. A training locks its experiment, later."""
+    """Lock a test's results folder against a second test of the same name. A training locks its experiment later."""
     if run.command == 'test':
         run.held.enter_context(run_folder.only_run_in(Path('results', run.options['name'])))
 
 
 def _what_decides(options: dict[str, Any]) -> dict[str, str]:
-    """By its name, a short text of everything that must be the same for all processes."""
+    """Map a description of each thing that must be the same in all processes to a short fingerprint of it."""
     seen = {'the options with SHA-256': with_hash(options)['options_sha256'][:16]}
     for phase, dataset in options['datasets'].items():
         for key, root in dataset.items():
@@ -104,7 +107,7 @@ def _what_decides(options: dict[str, Any]) -> dict[str, str]:
 
 
 def _describe_data(root: Path) -> str:
-    """What tells one set of frames from another without reading it all: its lists, else the names of its files."""
+    """A fingerprint of a set of frames that does not read them: a hash of its lists, else of its file names."""
     lists = [root / name for name in ('manifest.json', 'meta_info.txt') if (root / name).is_file()]
     if lists:
         return f'lists of SHA-256 {_sha256(*(path.read_bytes() for path in lists))}'
@@ -117,9 +120,11 @@ def _sha256(*parts: bytes) -> str:
 
 
 def load_resume_state(run: Run, opt: dict[str, Any]) -> dict[str, Any] | None:
-    """The state to go on from: with auto_resume that of the experiment's newest whole pair, else the one named.
+    """Return the training state to resume from, or None for a new run; also take the run's signals, GPU and folder.
 
-    Processes that torchrun starts again go on from what those before them have saved, if these had begun.
+    With auto_resume it is the state of the experiment's newest whole pair of state and weights; without such a pair,
+    or without auto_resume, the one that the options name. Processes that torchrun restarts resume from what their
+    predecessors saved, if those had begun to train.
     """
     folder = Path(opt['path']['experiments_root'])
     _take(run, opt, folder)
@@ -135,8 +140,8 @@ def load_resume_state(run: Run, opt: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _take(run: Run, opt: dict[str, Any], folder: Path) -> None:
-    """What this process works with: signals that ask, one GPU, and in the first process the experiment's folder."""
-    if is_wrcan_model(opt['model_type']):  # which can be asked to end; another model's run ends at once
+    """Take what this process works with: signal handlers, one GPU and, at rank 0, the experiment folder's lock."""
+    if is_wrcan_model(opt['model_type']):  # it can be asked to end; any other model's run ends at once
         run.held.enter_context(signals_ask(run.stop))
         if not opt['dist'] and opt['num_gpu'] > 1:
             hint = f'torchrun --nproc_per_node={opt["num_gpu"]} -m wrcan_arch train ... takes all'
@@ -161,14 +166,14 @@ def _state_to_go_on_from(run: Run, opt: dict[str, Any], folder: Path) -> dict[st
         if state:
             opt['path']['resume_state'] = str(run_folder.state_path(folder, state['iter']))
             return state
-        opt['auto_resume'] = False  # there is nothing to find
+        opt['auto_resume'] = False  # from here on the named state counts, if there is one
         if folder.is_dir() and not named:
             run.warnings.append(f'{folder} had no training state to go on from: the run starts at iteration 0.')
     return run_folder.read_state(named) if named else None
 
 
 def _go_on_from(run: Run, opt: dict[str, Any], state: dict[str, Any], folder: Path) -> None:
-    """Have the toolbox load the weights of a state, which must be the state's own."""
+    """Have the toolbox load the weights of `state`; InputError if they are not those that it was saved with."""
     check_resume(opt, state['iter'])
     total_iter = int(opt['train']['total_iter'])
     if state['iter'] >= total_iter:
@@ -178,12 +183,12 @@ def _go_on_from(run: Run, opt: dict[str, Any], state: dict[str, Any], folder: Pa
     if not opt['auto_resume'] and 'network_g' in opt and 'network_g' not in ignored:
         run_folder.check_weights(state, Path(opt['path']['pretrain_network_g']))
     keep = opt['logger'].get('keep_last')
-    if keep and opt['auto_resume'] and opt['rank'] == 0:  # a kill may have come before the last save's removals
+    if keep and opt['auto_resume'] and opt['rank'] == 0:  # the last save may have been killed before this
         run_folder.remove_old(folder, state['iter'], keep)
 
 
 def _check_weights_stay(opt: dict[str, Any], folder: Path) -> None:
-    """A new run puts an older one's folder of its name aside, and what it would begin with along with it."""
+    """Raise InputError if the pretrained weights lie in the folder that this new run would archive."""
     for key, path in opt['path'].items():
         if key.startswith('pretrain_network') and path and folder.resolve() in Path(path).resolve().parents:
             raise InputError(
@@ -193,7 +198,7 @@ def _check_weights_stay(opt: dict[str, Any], folder: Path) -> None:
 
 
 def share_of_batch(train: dict[str, Any], parts: int) -> int:
-    """batch_size_per_gpu, or batch_size_total divided over `parts`: the processes, or the GPUs of a single one."""
+    """Return batch_size_per_gpu, or batch_size_total / `parts`, the number of processes or of one process's GPUs."""
     total = train.get('batch_size_total')
     if total is None:
         return train['batch_size_per_gpu']
@@ -207,13 +212,13 @@ def share_of_batch(train: dict[str, Any], parts: int) -> int:
 
 
 def _check_batch(run: Run, parts: int) -> None:
-    """InputError if it cannot be divided; asked before the toolbox puts an older run of this name aside."""
+    """Raise InputError if a training's batch is not divisible, before the toolbox archives an older run of its name."""
     if run.command == 'train':
         share_of_batch(run.options['datasets']['train'], parts)
 
 
 def _gpus_of_one_process(command: str, options: dict[str, Any]) -> int:
-    """How many there are for it. InputError where the options ask a model of ours for several."""
+    """The number of GPUs that a single process uses. InputError if the options ask a WRCANModel for several."""
     wanted = options['num_gpu']
     if not is_wrcan_model(options['model_type']):
         return torch.cuda.device_count() if wanted == 'auto' else wanted
@@ -226,7 +231,7 @@ def _gpus_of_one_process(command: str, options: dict[str, Any]) -> int:
 
 
 def create_train_val_dataloader(run: Run, opt: dict[str, Any], logger: Any) -> tuple:
-    """The toolbox's loaders over draws that start where the run stands and end with its last iteration."""
+    """Create the toolbox's loaders; their draws start at the iteration to resume at and end with the run's last."""
     for warning in run.warnings:
         logger.warning(warning)
     train = opt['datasets']['train']
@@ -239,9 +244,9 @@ def create_train_val_dataloader(run: Run, opt: dict[str, Any], logger: Any) -> t
         total_iter=int(opt['train']['total_iter']),
     )
     train['manual_seed'] = opt['manual_seed']
-    # Started once, before there are threads of the backward pass: to fork beside these can leave a worker locked.
+    # Workers start once, before the backward pass has threads: forking beside threads can leave a worker deadlocked.
     train['persistent_workers'] = train['num_worker_per_gpu'] > 0
-    if train.get('prefetch_mode') == 'cpu':  # a thread before the workers; it would wait for ever once one has failed
+    if train.get('prefetch_mode') == 'cpu':  # its thread would wait forever once a worker has failed
         train['prefetch_mode'] = None
     with mock.patch('basicsr.train.EnlargedSampler', sampler):
         loaders = _toolbox_create_loaders(opt, logger)
@@ -251,7 +256,7 @@ def create_train_val_dataloader(run: Run, opt: dict[str, Any], logger: Any) -> t
         for doubt in train_loader.dataset.doubts():
             logger.warning(doubt)
     if run.resume_state:
-        run.resume_state['epoch'] = train_sampler.start_epoch  # an epoch that was just full, or of another batch size
+        run.resume_state['epoch'] = train_sampler.start_epoch  # the saved one may be over, or of another batch size
     saves_first = is_wrcan_model(opt['model_type']) and opt['world_size'] == 1
     train_loader = UntilUnreadable(train_loader, run.stop, saves_first=saves_first)
     return train_loader, train_sampler, val_loaders, train_sampler.last_epoch, total_iters
@@ -261,7 +266,7 @@ _toolbox_create_loaders = basicsr.train.create_train_val_dataloader
 
 
 def build_model(run: Run, opt: dict[str, Any]) -> Any:
-    """The toolbox's. Weights to train on are scored before the first iteration, for the best network to be no worse."""
+    """Build the toolbox's model; validate pretrained weights first, so that the best network is at least as good."""
     model = run.model = _toolbox_build_model(opt)
     if isinstance(model, WRCANModel) and model.is_train:
         model.guard.stop = run.stop
@@ -279,9 +284,10 @@ _toolbox_build_model = basicsr.train.build_model
 
 
 def _begin(run: Run, opt: dict[str, Any]) -> None:
-    """The first iteration follows: from here on a process that torchrun starts again goes on from what this run saves.
+    """Prepare the experiment's folder right before the first iteration of this run.
 
-    So does --auto_resume; a state that was named may have newer ones beside it.
+    From here on a process that torchrun restarts resumes from what this run saves. So must --auto_resume: if the run
+    resumes from a named state, newer ones beside it are renamed.
     """
     folder, state = Path(opt['path']['experiments_root']), run.resume_state
     if state and not opt['auto_resume'] and state['iter'] < int(opt['train']['total_iter']) and opt['rank'] == 0:
@@ -296,7 +302,7 @@ def _begin(run: Run, opt: dict[str, Any]) -> None:
 
 
 def message_logger(run: Run, opt: dict[str, Any], *arguments: Any, **options: Any) -> Any:
-    """The toolbox's, whose time left does not count the last iteration. It is made when all else is there."""
+    """Return the toolbox's logger, its time left corrected by one iteration. It is made last, so begin the run here."""
     _begin(run, opt)
     logger = _toolbox_message_logger(opt, *arguments, **options)
     logger.max_iters += 1
@@ -307,7 +313,7 @@ _toolbox_message_logger = basicsr.train.MessageLogger
 
 
 def worker_init_fn(worker_id: int, **_: Any) -> None:
-    """Seed the random modules from PyTorch's own seed of this worker, which differs in every epoch."""
+    """Seed the random modules from PyTorch's seed of this worker, which differs in each epoch; ignore signals."""
     ignore_signals()
     seed = torch.initial_seed() % 2**32
     random.seed(seed)
@@ -316,7 +322,7 @@ def worker_init_fn(worker_id: int, **_: Any) -> None:
 
 @dataclass(frozen=True)
 class Replacement:
-    """One name of the toolbox that is assigned anew while a pipeline runs."""
+    """One name of the toolbox that is replaced while a pipeline runs."""
 
     target: str
     by: Callable[[Run], Callable]
@@ -325,7 +331,7 @@ class Replacement:
 
 
 def time_to_the_microsecond() -> str:
-    """The toolbox's time to the second, and the microseconds."""
+    """The current time in the toolbox's format, with microseconds added."""
     return datetime.now().strftime('%Y%m%d_%H%M%S_%f')
 
 
@@ -384,7 +390,7 @@ REPLACEMENTS = (
 
 @contextmanager
 def replaced(run: Run) -> Iterator[None]:
-    """The toolbox with REPLACEMENTS in it, which share `run`."""
+    """Patch the toolbox with REPLACEMENTS, which share `run`."""
     with ExitStack() as stack:
         for replacement in REPLACEMENTS:
             stack.enter_context(mock.patch(replacement.target, replacement.by(run)))
@@ -393,13 +399,13 @@ def replaced(run: Run) -> Iterator[None]:
 
 @contextmanager
 def _arguments(*arguments: str) -> Iterator[None]:
-    """The toolbox reads its arguments from sys.argv."""
+    """Set sys.argv, from which the toolbox reads its arguments."""
     with mock.patch.object(sys, 'argv', [sys.argv[0], *arguments]):
         yield
 
 
 def _forget_logger() -> None:
-    """Let the next run open a log file of its own: the toolbox gives one to the first user of its logger alone."""
+    """Let the next run open its own log file: the toolbox opens one only for the first user of its logger."""
     logger = logging.getLogger('basicsr')
     for handler in list(logger.handlers):
         logger.removeHandler(handler)
@@ -408,14 +414,14 @@ def _forget_logger() -> None:
 
 
 def with_hash(options: dict[str, Any]) -> dict[str, Any]:
-    """The options and their own hash, which weights and results carry on."""
+    """Return the options with their own SHA-256, which is stored with weights and results."""
     options = {key: value for key, value in options.items() if key != 'options_sha256'}
     return {**options, 'options_sha256': hashlib.sha256(yaml.safe_dump(options).encode()).hexdigest()}
 
 
 @master_only
 def _keep_test_options(options: dict[str, Any]) -> None:
-    """results/NAME/options.yml; the toolbox keeps those of a training alone."""
+    """Write results/NAME/options.yml; the toolbox keeps only a training's options."""
     text = yaml.safe_dump(with_hash(options), sort_keys=False)
     write_text(Path('results', options['name'], 'options.yml'), text)
 
@@ -433,9 +439,9 @@ def run(
     Args:
         command: 'train' or 'test'.
         options: the resolved options. The toolbox reads them from a file, and keeps a copy with a training run.
-        name: the file name that this copy gets.
+        name: the file name of this copy.
         launcher: 'none', 'pytorch' or 'slurm'.
-        auto_resume: go on from the newest training state, where there is one.
+        auto_resume: resume from the newest training state, if there is one.
     """
     pipeline = importlib.import_module(f'basicsr.{command}')
     flags = ['--auto_resume'] if auto_resume else []

@@ -1,17 +1,17 @@
-"""Minus the PSNR as a loss: every patch counts by its decibels."""
+"""The negative PSNR as a loss: every patch counts by its decibels."""
 
 import torch.nn.functional as F
 from basicsr.utils.registry import LOSS_REGISTRY
 from torch import Tensor, nn
 
-FLOOR = 1e-5  # mean squared error, 50 dB: below it nothing is to be gained, and the logarithm would run away
+FLOOR = 1e-5  # mean squared error, 50 dB: below it nothing is gained, and the logarithm would diverge
 
 
 def psnr_loss(restored: Tensor, sharp: Tensor) -> Tensor:
-    """Minus the mean PSNR in dB.
+    """Return the negative mean PSNR of the patches, in dB.
 
     With the paper's L1 a badly blurred patch weighs many times as much as a good one. Data that hold both need another
-    balance, or what is good is spoiled: here a decibel lost on one patch weighs as much as one gained on another.
+    balance, or good patches get worse: here a decibel lost on one patch weighs as much as one gained on another.
 
     Args:
         restored, sharp: (B, C, H, W), in [0, 1].

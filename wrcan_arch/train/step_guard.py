@@ -1,4 +1,4 @@
-"""What can end a run between two iterations: a signal, an unreadable frame, too many steps that are not finite."""
+"""Ends a run between two iterations: on a signal, an unreadable frame, or too many steps that are not finite."""
 
 import logging
 import multiprocessing
@@ -21,20 +21,20 @@ logger = logging.getLogger('basicsr')  # the toolbox's
 
 @dataclass
 class StopReasons:
-    """What asks a run to end before its next iteration."""
+    """Requests that a run end before its next iteration."""
 
     asked_by: signal.Signals | None = None
-    unreadable: InputError | None = None  # the batch that would be next
+    unreadable: InputError | None = None  # why the next batch cannot be read
 
 
 @contextmanager
 def signals_ask(stop: StopReasons) -> Iterator[None]:
-    """SIGTERM and Ctrl+C ask the run to end where it can go on, and no longer end it anywhere."""
+    """Have SIGTERM and Ctrl+C request an end at a point that can be resumed from, instead of ending the run at once."""
 
     def ask(number: int, _: Any) -> None:
         is_first, stop.asked_by = stop.asked_by is None, signal.Signals(number)
         if is_first:
-            with suppress(OSError):  # Ctrl+C ends the tee that reads it too
+            with suppress(OSError):  # Ctrl+C also ends a tee that reads this
                 os.write(2, ASKED)  # print is not safe in here
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -46,19 +46,19 @@ def signals_ask(stop: StopReasons) -> Iterator[None]:
 
 
 def ignore_signals() -> None:
-    """In a data worker: a signal to the whole group must not take the data from a run that is about to save."""
+    """Ignore SIGTERM and Ctrl+C in a data worker: the whole group gets them, and the run still has to save."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
 def ending_data_workers() -> Iterator[None]:
-    """End the data workers with their run: they ignore what Python would end them with."""
+    """Kill the data workers when their run ends: they ignore the signal that Python would end them with."""
     others, handler = multiprocessing.active_children(), signal.getsignal(signal.SIGCHLD)
     try:
         yield
     finally:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's makes an error of a worker's end
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler raises when a worker ends
         for worker in set(multiprocessing.active_children()) - set(others):
             worker.kill()
             worker.join()
@@ -66,14 +66,14 @@ def ending_data_workers() -> Iterator[None]:
 
 
 def ends_the_run(error: InputError) -> RunError:
-    """What to say of an input that turns out bad when a run is long under way."""
+    """The error that ends a run whose input turns out bad after it has begun."""
     ends = RunError(f'{one_line(error)}; the run ends; fix that and go on with --auto_resume')
     ends.__cause__ = error  # for --debug
     return ends
 
 
 def unread(error: Exception, what: str = 'the next batch') -> InputError:
-    """What to say of data that could not be read: the toolbox's data sets, and workers that die, raise anything."""
+    """An InputError for data that cannot be read: the toolbox's data sets and dead workers raise any kind of error."""
     if isinstance(error, InputError):
         return error
     last_line = str(error).strip().rpartition('\n')[2]
@@ -83,11 +83,11 @@ def unread(error: Exception, what: str = 'the next batch') -> InputError:
 
 
 class UntilUnreadable:
-    """A data loader whose frames may turn out unreadable when a run is long under way.
+    """Iterate over a data loader; if a batch cannot be read, have the run save and end.
 
-    Then the batch before is given once more: the loop begins an iteration with it, which saves and ends the run before
-    a step is made. With `saves_first` false the run ends at once: of several processes the others would wait for this
-    one's step, and other models would make it.
+    The previous batch is then yielded once more: the loop begins an iteration with it, and the model saves and ends
+    the run before it makes a step. With `saves_first` false the run ends at once instead: of several
+    processes the others would wait for this one's step, and models other than WRCANModel would make it.
     """
 
     def __init__(self, loader: Iterable[Any], stop: StopReasons, *, saves_first: bool) -> None:
@@ -98,8 +98,8 @@ class UntilUnreadable:
 
     def __iter__(self) -> Iterator[Any]:
         try:
-            batches = iter(self.loader)  # has PyTorch's handler say that a worker is dead, in the middle of a step
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the loader finds it out by itself, in seconds
+            batches = iter(self.loader)  # installs PyTorch's handler, which raises amid a step if a worker dies
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the loader notices by itself, within seconds
             for batch in batches:
                 self.last = batch
                 yield batch
@@ -114,13 +114,13 @@ class UntilUnreadable:
 
 
 class StepGuard:
-    """Finds steps that must not be made, counts them, and says when the run has to end.
+    """Find and count steps whose losses or gradients are not finite, and decide when the run has to end.
 
-    A device's answer is read when the next step has been handed to it, so that the host never waits for the device.
-    All processes find the same, at the same step.
+    A GPU's flags are read only once the next step has been queued on it, so that the host does not wait for the GPU.
+    All processes come to the same result at the same step.
 
     Args:
-        limit: broken steps in a row that are skipped; one more ends the run.
+        limit: number of broken steps in a row that are skipped; one more ends the run.
         device: where the network is.
         dist: whether there are several processes.
     """
@@ -137,14 +137,14 @@ class StepGuard:
         self.asked: int | None = None
 
     def check(self, iteration: int, tensors: list[Tensor], keys: Sequence[str]) -> Tensor:
-        """1 where a norm in `tensors` is not finite, in any process; else 0.
+        """Return 1 if the norm of any of `tensors` is not finite in any process, else 0, as a tensor on the device.
 
-        Norms, and not values: Adam squares gradients, and a finite one above 1.8e19 would overflow there.
+        Norms rather than values: Adam squares gradients, and a finite one above 1.8e19 would overflow there.
 
         Args:
-            iteration: the one that these losses and gradients are of.
+            iteration: the iteration of these losses and gradients.
             tensors: losses and gradients.
-            keys: of the samples.
+            keys: names of the batch's samples, for the log.
         """
         largest = torch.stack(torch._foreach_norm(tensors)).max()
         flags = torch.stack([1 - largest.isfinite().float(), torch.full_like(largest, self.stop.asked_by or 0)])
@@ -154,7 +154,7 @@ class StepGuard:
         return flags[0]
 
     def verdict(self, made: int) -> RunError | None:
-        """Why the run has to end here, after `made` iterations, if it has to."""
+        """The error that ends the run here, after `made` iterations, or None."""
         while len(self.unread) > self.delay:
             self._read(*self.unread.popleft())
         if self.stop.unreadable:
@@ -165,7 +165,7 @@ class StepGuard:
                 'the weights from before are saved. Look at the samples in the log, lower train:optim_g:lr, '
                 'or use train:amp bf16 or off'
             )
-        if not self.dist and self.stop.asked_by:  # several processes stop at the same step, which the flags tell
+        if not self.dist and self.stop.asked_by:  # several processes agree on the step through the flags
             self.asked = self.stop.asked_by
         if self.asked:
             name = signal.Signals(self.asked).name

@@ -1,7 +1,6 @@
-"""Repairs to BasicSR 1.4.2 and torchvision, and our own classes for it, in every process that imports both packages.
+"""Repairs BasicSR 1.4.2 and torchvision, and registers our classes, in every process that imports both packages.
 
-What is replaced only while a training or a test runs is in pipelines.py, in the same kind of table. `basicsr doctor`
-prints both.
+pipelines.py has a similar table of what is replaced only while a training or a test runs. `basicsr doctor` prints both.
 """
 
 import importlib
@@ -26,7 +25,7 @@ class Repair:
 
 
 NMS_OPERATORS = ('nms', 'qnms')
-_library: torch.library.Library | None = None  # kept: the operators are gone with it
+_library: torch.library.Library | None = None  # kept alive: the operators go with it
 
 
 def _torchvision_import_fails() -> bool:
@@ -77,7 +76,7 @@ def _register_store_backend() -> None:
     FileClient._backends['lmdb'] = StoreBackend
 
 
-# These two make `import basicsr` work; the third repairs what was imported.
+# These two make `import basicsr` work; BACKEND_REPAIRS fix it once it is imported.
 IMPORT_REPAIRS = (
     Repair(
         target='torchvision::nms, torchvision::qnms',
@@ -118,7 +117,7 @@ def _apply(repairs: tuple[Repair, ...]) -> None:
 
 
 def make_importable() -> None:
-    """Put right what `import basicsr` fails on; before it."""
+    """Repair what makes `import basicsr` fail; call it before that import."""
     _apply(IMPORT_REPAIRS)
 
 
@@ -127,7 +126,7 @@ PLUGINS = ('jpeg_autoencoder_loss', 'jpeg_deblur_dataset', 'lpips_metric', 'psnr
 
 
 def plug_in() -> None:
-    """Make the toolbox's LMDB reading safe and register our classes; once basicsr is imported."""
+    """Make the toolbox's LMDB reading safe and register our classes; call it once basicsr is imported."""
     from basicsr.utils.registry import ARCH_REGISTRY
 
     from ..wrcan_arch import WRCAN
@@ -135,5 +134,5 @@ def plug_in() -> None:
     _apply(BACKEND_REPAIRS)
     for name in PLUGINS:
         importlib.import_module(f'.{name}', __package__)
-    if 'WRCAN' not in ARCH_REGISTRY:  # as it is where wrcan_arch is imported anew
+    if 'WRCAN' not in ARCH_REGISTRY:  # it is there if wrcan_arch is imported a second time
         ARCH_REGISTRY.register(WRCAN)

@@ -1,4 +1,4 @@
-"""How BasicSR trains WRCAN: the joint step of Eq. 9, on one device or several, in the precision asked for."""
+"""The training step of WRCAN in BasicSR: the joint loss of Eq. 9, on one device or several, in the chosen precision."""
 
 import ctypes
 import os
@@ -23,44 +23,44 @@ from .muon import Muon
 from .recorded_model import RecordedModel
 from .step_guard import StepGuard
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of mallopt, from glibc's malloc.h
 AMP_TYPES = {'off': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
 def is_wrcan_model(model_type: str) -> bool:
     """Whether an option file's `model_type` is a WRCANModel.
 
-    Such a model looks, before each iteration, for a reason to save and end, and takes one GPU a process.
+    Such a model checks before each iteration whether it must save and end, and uses one GPU per process.
     """
     return issubclass(MODEL_REGISTRY.get(model_type), WRCANModel)
 
 
 def be_deterministic() -> None:
-    """The same bits from every run on one kind of GPU, more slowly. What has no such kernel becomes an error."""
+    """Make runs on one kind of GPU bit-identical, at the cost of time. Operations with no such kernel raise."""
     os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.benchmark = False  # which takes whatever kernel was the fastest this time
+    torch.backends.cudnn.benchmark = False  # it picks the kernel that was fastest this time
 
 
 def keep_freed_memory() -> None:
-    """Have glibc keep what a step on a CPU frees for the next one; its peak, that is.
+    """Have glibc keep the memory that a CPU step frees for the next step, so the process stays at its peak.
 
-    It would give large blocks back and get them again page by page, each cleared by the kernel: up to an eighth of a
-    step in fp32, a fifth of what matrix units leave to do (benchmarks/RESULTS.md).
+    By default glibc returns large blocks to the kernel, which clears every page again on reuse: up to an eighth of a
+    step in fp32, a fifth of the shorter step on matrix units (benchmarks/WHY.md).
     """
-    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)  # which other C libraries have not
+    mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)  # other C libraries lack it
     if mallopt:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def as_bf16(group: distributed.ProcessGroup, bucket: distributed.GradBucket) -> torch.futures.Future[Tensor]:
-    """PyTorch's hook under another name: under its own it is refused where there is no NCCL, though gloo can do it."""
+    """PyTorch's hook under another name: under its own it is refused without NCCL, though gloo can run it."""
     return bf16_compress_hook(group, bucket)
 
 
 def _end_warmup(scheduler: MultiStepRestartLR) -> None:
-    """Have the rates where they would be without a warm-up."""
+    """Set the learning rates to what they would be without a warm-up."""
     now, restarts = scheduler.last_epoch, zip(scheduler.restarts, scheduler.restart_weights, strict=True)
     begun, weight = max((each for each in restarts if each[0] <= now), default=(0, 1))
     falls = sum(count for milestone, count in scheduler.milestones.items() if begun < milestone <= now)
@@ -69,41 +69,41 @@ def _end_warmup(scheduler: MultiStepRestartLR) -> None:
 
 
 def _as_float(pixels: Tensor) -> Tensor:
-    """uint8 to [0, 1]; what is float stays as it is."""
+    """Convert uint8 to float in [0, 1]; leave floats as they are."""
     return pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels
 
 
 @MODEL_REGISTRY.register()
 class WRCANModel(RecordedModel):
-    """SRModel with the auto-encoder loss, mixed precision, every inference mode, and the best checkpoint kept.
+    """SRModel with the auto-encoder loss, mixed precision and every inference mode, which keeps its best network.
 
     Options beyond SRModel's:
         train:autoencoder_opt: the loss of the auto-encoder path, JPEGAutoEncoderLoss; without it that path is not run.
-        train:accumulate: parts that a process's share of the batch goes in, 1 by default; 'auto': as many as the memory
-            needs.
+        train:accumulate: number of parts that a process's share of the batch is split into, 1 by default; 'auto': as
+            many as the memory requires.
         train:amp: 'off', 'bf16', 'fp16' (with a loss scaler), or 'auto', the default: bf16 if there are units for it.
-        train:channels_last: keep weights and feature maps in that memory layout; 'auto', the default: unless fp32 is
-            computed on a CPU, where it takes longer.
-        train:checkpointing: keep each block's input alone and compute the block again for its gradient: a third more
-            arithmetic, for a GPU of little memory. False by default.
-        train:start_from_image: begin as a network that gives its input back, for a short training. False by default.
+        train:channels_last: keep weights and feature maps in that memory layout; 'auto', the default: except in fp32 on
+            a CPU, where it is slower.
+        train:checkpointing: keep only each block's input and compute the block again for its gradient: a third more
+            arithmetic, for GPUs with little memory. False by default.
+        train:start_from_image: begin as a network that returns its input, for a short training. False by default.
         train:optim_g:type: 'Adam', or 'Muon', see `muon.Muon`, for a short training on a CPU.
-        train:optim_g:fused: Adam in one pass over the weights, which the host does not wait for; true by default.
+        train:optim_g:fused: Adam in one pass over the weights, without a host wait; true by default.
         val:inference: `{mode, ensemble, precision, patch_size, max_memory}`, see `wrcan_arch.restore`.
-        val:best_metric: the metric, by its name under val:metrics, whose best network on the first validation set is
-            kept as net_g_best.pth; by default the first that is a calculate_psnr, else the first.
+        val:best_metric: the name under val:metrics of the metric that chooses net_g_best.pth on the first validation
+            set; by default the first calculate_psnr, else the first metric.
         train:max_skipped_steps: steps in a row that may be skipped because a loss or gradient is not finite; 20 by
             default.
         train:gradient_compression: 'bf16' halves what several processes send; 'none' by default.
         logger:keep_last: how many checkpoints are kept; all by default.
-        deterministic: take kernels alone that give the same bits each time, for an exact resume on a GPU.
+        deterministic: use only kernels that give the same bits each time, for an exact resume on a GPU.
     """
 
     def __init__(self, opt: dict[str, Any]) -> None:
         if opt.get('deterministic'):
             be_deterministic()
-        self.graph_is_known = False  # to DDP
-        self.first_iter = 0  # that the run has begun at
+        self.graph_is_known = False  # whether DDP has seen its first pass
+        self.first_iter = 0  # the iteration that this run started or resumed at
         super().__init__(opt)
 
     def init_training_settings(self) -> None:
@@ -127,7 +127,7 @@ class WRCANModel(RecordedModel):
 
     @cached_property
     def amp_dtype(self) -> torch.dtype:
-        """What a training step computes in."""
+        """The type that a training step computes in."""
         amp = self.opt['train'].get('amp', 'auto')
         if amp != 'auto' and amp not in AMP_TYPES:
             raise InputError(f"train:amp '{amp}' is not one of auto, {', '.join(AMP_TYPES)}")
@@ -143,8 +143,8 @@ class WRCANModel(RecordedModel):
     def prepare_for_training(self, net: nn.Module) -> None:
         train_opt = self.opt['train']
         if train_opt.get('start_from_image', False):
-            assert isinstance(net, WRCAN)  # or the options are refused
-            start_from_image(net)  # weights that are loaded come after this
+            assert isinstance(net, WRCAN)  # option_checks refuses other networks
+            start_from_image(net)  # pretrained weights are loaded after this
         if self.keeps_channels_last:
             set_channels_last(net)
         if train_opt.get('checkpointing', False):
@@ -155,13 +155,16 @@ class WRCANModel(RecordedModel):
     def model_to_device(self, net: nn.Module) -> nn.Module:
         if self.is_train:
             self.prepare_for_training(net)
-        else:  # without gradients it is faster everywhere
+        else:  # without gradients channels_last is faster on every device
             set_channels_last(net)
         net = net.to(self.device)
         return self._data_parallel(net) if self.is_train and self.opt['dist'] else net
 
     def _data_parallel(self, net: nn.Module) -> nn.parallel.DistributedDataParallel:
-        """The toolbox's needs a GPU. Every step has the same graph, and gradients lie where they are sent from."""
+        """Wrap `net` in DDP, on CPUs too, which the toolbox cannot.
+
+        By default the graph is the same in every step. Gradients are views of the communication buckets.
+        """
         unused = self.opt.get('find_unused_parameters', False)
         parallel = nn.parallel.DistributedDataParallel(
             net,
@@ -180,22 +183,25 @@ class WRCANModel(RecordedModel):
         return super().get_optimizer(optim_type, params, lr, **{'fused': not kwargs.get('foreach'), **kwargs})
 
     def update_learning_rate(self, current_iter: int, warmup_iter: int = -1) -> None:
-        """The toolbox begins an iteration with this: the one before is whole, so a run that has to end ends here."""
+        """Set the rates; save and raise here if the run has to end.
+
+        The toolbox begins each iteration with this call, so the previous one is complete.
+        """
         if self.saved_iter is None:
             self.saved_iter = self.first_iter = current_iter - 1
         if reason := self.guard.verdict(made=current_iter - 1):
             self.save_what_is_learnt(current_iter - 1)
             raise reason
         super().update_learning_rate(current_iter, warmup_iter)
-        if current_iter == warmup_iter:  # the toolbox's MultiStepLR would go on from the warm-up's last step
+        if current_iter == warmup_iter:  # the toolbox's MultiStepLR would continue from the warm-up's last rate
             for scheduler in self.schedulers:
                 if isinstance(scheduler, MultiStepRestartLR):
                     _end_warmup(scheduler)
 
     def feed_data(self, data: dict[str, Any]) -> None:
         if 'gt' not in data and hasattr(self, 'gt'):
-            del self.gt  # of the item before
-        for value in data.values():  # a prefetching stream must not take their memory before this one has read them
+            del self.gt  # of the previous item
+        for value in data.values():  # a prefetching stream must not reuse their memory before this stream has read them
             if isinstance(value, Tensor) and value.is_cuda:
                 value.record_stream(torch.cuda.current_stream())
         data = {
@@ -207,7 +213,7 @@ class WRCANModel(RecordedModel):
         self.keys = data.get('key') or data.get('lq_path', ())
 
     def optimize_parameters(self, current_iter: int) -> None:
-        """One step on the whole batch, in `accumulate` parts where the memory does not hold it."""
+        """Make one step on the whole batch in `accumulate` parts; if that is 'auto', in more when out of memory."""
         self.last_iter = current_iter
         losses = None
         while losses is None:
@@ -215,7 +221,7 @@ class WRCANModel(RecordedModel):
                 losses = self._accumulate_gradients(self.accumulate)
             except torch.cuda.OutOfMemoryError as error:
                 self._split_further(error)
-            if losses is None:  # here, where the error no longer holds on to its tensors
+            if losses is None:  # outside `except`: the error no longer holds its tensors
                 torch.cuda.empty_cache()
         self.losses = losses
         gradients = [each.grad for each in self.net_g.parameters() if each.grad is not None]
@@ -225,9 +231,9 @@ class WRCANModel(RecordedModel):
             self._average(broken)
 
     def _step(self, broken: Tensor, gradients: list[Tensor]) -> None:
-        """The optimizer's step unless it is `broken`. A fused optimizer leaves it out on the device: no one waits."""
+        """Make the optimizer's step unless it is `broken`; a fused optimizer skips it on the device, without a wait."""
         if self.scaler.is_enabled():
-            gradients[0].add_(torch.where(broken > 0, torch.nan, 0.0))  # which is all that the scaler looks at
+            gradients[0].add_(torch.where(broken > 0, torch.nan, 0.0))  # the scaler skips steps with such a gradient
             self.scaler.step(self.optimizer_g)
             self.scaler.update()
         elif self.optimizer_g.defaults.get('fused'):
@@ -238,21 +244,21 @@ class WRCANModel(RecordedModel):
 
     @torch.no_grad()
     def _average(self, broken: Tensor) -> None:
-        """The averaged weights' step, the toolbox's `model_ema` but for rounding, left out on the device as well."""
+        """Update the averaged weights as the toolbox's `model_ema` does, up to rounding; skip it on a broken step."""
         share = (1 - self.ema_decay) * (1 - broken)
         weights = self.get_bare_model(self.net_g).parameters()
         for averaged, weight in zip(self.net_g_ema.parameters(), weights, strict=True):
             averaged.lerp_(weight, share)
 
     def _split_further(self, error: torch.cuda.OutOfMemoryError) -> None:
-        """Twice as many parts after running out of memory, where that is left to us."""
+        """Double the number of parts after running out of memory; raise if it is fixed, or with several processes."""
         if not self.accumulate_auto or 2 * self.accumulate > len(self.lq):
             in_parts = '' if self.accumulate_auto else 'train:accumulate=auto, '
             raise RunError(
                 f"the GPU's memory does not hold {len(self.lq)} patches in {self.accumulate} part(s); "
                 f'set {in_parts}train:checkpointing=true, or a smaller gt_size'
             ) from error
-        if self.opt['dist']:  # the other processes are already waiting for this one's gradients
+        if self.opt['dist']:  # the other processes already wait for this one's gradients
             advice = (
                 f'out of memory with {self.accumulate} part(s); several processes cannot find the number out together: '
                 f'set train:accumulate to {2 * self.accumulate} or more'
@@ -264,10 +270,11 @@ class WRCANModel(RecordedModel):
         get_root_logger().info(f'Out of memory: the batch goes in {self.accumulate} parts from here on.')
 
     def _accumulate_gradients(self, parts: int) -> OrderedDict[str, Tensor]:
-        """Gradients of the batch's mean losses, summed over `parts`; processes exchange them once, in the last part.
+        """Compute the gradients of the batch's mean losses in `parts` and return these losses.
 
-        In its very first pass DDP learns the graph, exchanges always, and then orders its buckets anew. That pass is
-        made for nothing, so that the first step of a run, also of a resumed one, adds in the order of all others.
+        Processes exchange gradients once, in the last part. In its first pass DDP learns the graph, always exchanges,
+        and then reorders its buckets. That pass is made once for nothing, so that the first step of a run, resumed or
+        not, adds in the same order as all others.
         """
         batch = {'lq': self.lq, 'gt': self.gt, 'gt_jpeg': self.gt_jpeg}
         pieces = {name: whole.chunk(parts) for name, whole in batch.items() if whole is not None}
@@ -294,7 +301,7 @@ class WRCANModel(RecordedModel):
         return losses
 
     def _losses(self, lq: Tensor, gt: Tensor, gt_jpeg: Tensor | None = None) -> dict[str, Tensor]:
-        """The weighted terms of Eq. 9, and the toolbox's perceptual ones where they are asked for."""
+        """Return the weighted terms of Eq. 9, and the toolbox's perceptual ones if they are configured."""
         if self.cri_ae is None:
             output = self.net_g(lq)
         elif gt_jpeg is None:
@@ -305,7 +312,7 @@ class WRCANModel(RecordedModel):
         else:
             output, autoencoded = self.net_g(lq, gt_jpeg)
         output = output.float()
-        self.output = output.detach()  # or the graph of an attempt that fails would stay in memory
+        self.output = output.detach()  # or a failed attempt would keep its graph in memory
 
         losses = {}
         if self.cri_pix is not None:
@@ -318,7 +325,7 @@ class WRCANModel(RecordedModel):
         return losses
 
     def get_current_log(self) -> dict[str, float]:
-        """The last step's losses. Only here does the host wait for them: the toolbox asks when it prints."""
+        """The last step's losses. The host waits for them only here, which the toolbox calls when it prints."""
         return self.reduce_loss_dict(self.losses)
 
     def state_of_steps(self) -> dict[str, Any]:
@@ -327,6 +334,6 @@ class WRCANModel(RecordedModel):
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         super().resume_training(resume_state)
         if self.accumulate_auto:
-            self.accumulate = resume_state.get('accumulate', 1)  # other parts would round otherwise
+            self.accumulate = resume_state.get('accumulate', 1)  # other parts would round differently
         if resume_state.get('scaler'):
             self.scaler.load_state_dict(resume_state['scaler'])
