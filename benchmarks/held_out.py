@@ -21,7 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from wrcan_arch import load_network, restore
-from wrcan_arch.train.jpeg import jpeg_roundtrip
+from wrcan_arch.data.jpeg import jpeg_roundtrip
 from wrcan_arch.weights import SHIPPED
 
 sys.path.insert(0, str(Path(__file__).parent.parent / 'datasets_prep'))

@@ -18,8 +18,8 @@ import torch
 from skimage import data
 
 from wrcan_arch import JPEGDeblurDataset
-from wrcan_arch.train.draws import Draw
-from wrcan_arch.train.lmdb_store import RAW_ENDING, StoreWriter
+from wrcan_arch.data.draws import Draw
+from wrcan_arch.data.lmdb_store import RAW_ENDING, StoreWriter
 
 PATCH = 256
 QUALITY = 25

@@ -22,9 +22,9 @@ from tqdm import tqdm
 
 import pairs
 from pair_writer import PairWriter, pair_stores
+from wrcan_arch.data.image_files import is_image, key_for
 from wrcan_arch.errors import InputError
 from wrcan_arch.folders import walk
-from wrcan_arch.train.image_files import is_image, key_for
 
 VIDEO_ENDINGS = ('.mp4', '.mov', '.m4v', '.avi', '.mkv', '.webm', '.mpg', '.mpeg', '.mts', '.m2ts', '.wmv', '.3gp')
 

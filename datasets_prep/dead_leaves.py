@@ -17,9 +17,9 @@ import numpy as np
 from tqdm import tqdm
 
 import pairs
+from wrcan_arch.data.image_files import size_of_image, write_png
 from wrcan_arch.errors import InputError
 from wrcan_arch.files import check_writable
-from wrcan_arch.train.image_files import size_of_image, write_png
 
 MIN_RADIUS = 2.5  # pixels, of the smallest leaf in the busiest image
 COVER = 3.0  # leaves' area over the image's: about e^-3 of the ground stays to be seen

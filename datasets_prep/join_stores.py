@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 import pairs
 from pair_writer import written_together
+from wrcan_arch.data.image_files import decode_image, key_for
+from wrcan_arch.data.lmdb_store import RAW_ENDING, Record, Store, open_store, read_manifest
 from wrcan_arch.errors import InputError
-from wrcan_arch.train.image_files import decode_image, key_for
-from wrcan_arch.train.lmdb_store import RAW_ENDING, Record, Store, open_store, read_manifest
 
 
 def open_pair(source: Path) -> dict[str, Store]:

@@ -19,8 +19,8 @@ import exposure
 import pairs
 from pair_writer import pair_stores
 from workers import Workers, add_workers_option, check_workers
+from wrcan_arch.data.image_files import IMAGE_ENDINGS, images_under, is_image, key_for
 from wrcan_arch.errors import InputError
-from wrcan_arch.train.image_files import IMAGE_ENDINGS, images_under, is_image, key_for
 
 WIDEST = 32766  # pixels a side: OpenCV moves no larger picture
 LARGE = 4_000_000  # pixels

@@ -13,9 +13,9 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from pairs import FILE_ENDINGS, counted, store_names
+from wrcan_arch.data import lmdb_store
+from wrcan_arch.data.lmdb_store import StoreWriter
 from wrcan_arch.errors import InputError
-from wrcan_arch.train import lmdb_store
-from wrcan_arch.train.lmdb_store import StoreWriter
 
 
 def choose_validation(sizes: Mapping[str, int], fraction: float, seed: int) -> set[str]:

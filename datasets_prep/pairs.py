@@ -16,10 +16,10 @@ from tempfile import TemporaryFile
 import cv2
 import numpy as np
 
+from wrcan_arch.data.image_files import decode_image
+from wrcan_arch.data.lmdb_store import StoreWriter
 from wrcan_arch.errors import InputError
 from wrcan_arch.folders import walk
-from wrcan_arch.train.image_files import decode_image
-from wrcan_arch.train.lmdb_store import StoreWriter
 
 FILE_ENDINGS = {'blur': '.jpg', 'sharp': '.png'}
 ENCODED = np.arange(256) / 255

@@ -24,9 +24,9 @@ from tqdm import tqdm
 
 import pairs
 from workers import Workers, add_workers_option, check_workers
+from wrcan_arch.data.lmdb_store import RAW_ENDING, StoreWriter, in_own_process, open_store, verify_store
 from wrcan_arch.errors import InputError
 from wrcan_arch.folders import walk
-from wrcan_arch.train.lmdb_store import RAW_ENDING, StoreWriter, in_own_process, open_store, verify_store
 
 SEQUENCES = {'train': 240, 'val': 30, 'test': 30}
 FRAMES = 100  # in each sequence

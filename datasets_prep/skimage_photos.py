@@ -10,8 +10,8 @@ import cv2
 import skimage
 
 import pairs
+from wrcan_arch.data.image_files import write_png
 from wrcan_arch.errors import InputError
-from wrcan_arch.train.image_files import write_png
 
 SPLITS = {
     'train': (

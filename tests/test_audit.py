@@ -14,8 +14,8 @@ from damage import STORE, bomb, folders, png, swap, value
 from PIL import ExifTags, Image
 
 from wrcan_arch.cli import main
-from wrcan_arch.train import lmdb_store
-from wrcan_arch.train.lmdb_store import StoreWriter, open_store
+from wrcan_arch.data import lmdb_store
+from wrcan_arch.data.lmdb_store import StoreWriter, open_store
 
 
 def test_doctor_examines_stores_value_by_value(workplace, capfd):

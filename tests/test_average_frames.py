@@ -15,9 +15,9 @@ from conftest import picture
 
 import average_frames
 import pair_writer
+from wrcan_arch.data import lmdb_store
+from wrcan_arch.data.lmdb_store import StoreWriter, open_store
 from wrcan_arch.errors import InputError
-from wrcan_arch.train import lmdb_store
-from wrcan_arch.train.lmdb_store import StoreWriter, open_store
 
 PREP = Path(__file__).parent.parent / 'datasets_prep'
 

@@ -17,7 +17,7 @@ from damage import STORE, add, bomb, change, folders, png, swap, value, write
 from wrcan_arch import WRCAN
 from wrcan_arch.checkpoint import write_atomically, write_weights
 from wrcan_arch.cli import main
-from wrcan_arch.train.lmdb_store import StoreWriter
+from wrcan_arch.data.lmdb_store import StoreWriter
 from wrcan_arch.train.options import read_options
 
 TRAIN = ['train', '-opt', 'train.yml']
@@ -285,7 +285,7 @@ def test_every_cut_of_a_store_is_an_error_and_not_a_dead_process(place):
     Path('whole.mdb').write_bytes(whole)
     code = (
         'import shutil, sys; from pathlib import Path; from wrcan_arch import InputError\n'
-        'from wrcan_arch.train.lmdb_store import Store\n'
+        'from wrcan_arch.data.lmdb_store import Store\n'
         f'whole, data = Path("whole.mdb").read_bytes(), Path("{STORE}/data.mdb")\n'
         f'for size in {sizes}:\n'
         '    data.unlink(); data.write_bytes(whole[:size])\n'

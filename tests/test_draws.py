@@ -4,7 +4,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from wrcan_arch.train.draws import Draw, DrawSampler, draw_generator
+from wrcan_arch.data.draws import Draw, DrawSampler, draw_generator
 
 
 def draws_of_run(size=10, processes=1, rank=0, batch=2, start=0, total=25, ratio=1.0, seed=3):

@@ -21,9 +21,9 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from wrcan_arch import InputError
 from wrcan_arch.checkpoint import read_file
 from wrcan_arch.cli import main
+from wrcan_arch.data.lmdb_store import StoreBackend
 from wrcan_arch.look.report import read_curves
 from wrcan_arch.train import run_folder
-from wrcan_arch.train.lmdb_store import StoreBackend
 
 MODELS = Path('experiments/small/models')
 

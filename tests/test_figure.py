@@ -10,8 +10,8 @@ from basicsr.metrics import calculate_psnr
 from conftest import picture
 
 from wrcan_arch import InputError
+from wrcan_arch.data.lmdb_store import StoreWriter
 from wrcan_arch.look.figure import PAPER_FRAMES, draw, make_figure, read_rows
-from wrcan_arch.train.lmdb_store import StoreWriter
 
 FRAMES = [f'{sequence:03}_{frame:08}' for sequence in range(5) for frame in range(2)]
 SIZE = (200, 240)

@@ -7,7 +7,7 @@ from unittest import mock
 import pytest
 
 from wrcan_arch import InputError
-from wrcan_arch.train.file_lock import locked
+from wrcan_arch.file_lock import locked
 
 
 @pytest.mark.parametrize('number', [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])

@@ -10,7 +10,7 @@ import pytest
 from PIL import ExifTags, Image, ImageOps
 
 from wrcan_arch import InputError
-from wrcan_arch.train.image_files import decode_image, images_under, key_for, size_of_image, write_png
+from wrcan_arch.data.image_files import decode_image, images_under, key_for, size_of_image, write_png
 
 
 @pytest.mark.parametrize(('name', 'key'), [('IMG.0001', 'IMG_0001'), ('at the sea', 'at_the_sea'), ('a-b_c', 'a-b_c')])

@@ -9,7 +9,7 @@ import pytest
 from conftest import picture
 
 import join_stores
-from wrcan_arch.train.lmdb_store import Store, StoreWriter, open_store
+from wrcan_arch.data.lmdb_store import Store, StoreWriter, open_store
 
 
 @pytest.mark.parametrize('store', ['encoded', 'raw'])

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wrcan_arch import InputError
-from wrcan_arch.train.jpeg import jpeg_crop
+from wrcan_arch.data.jpeg import jpeg_crop
 
 
 def whole_frame_then_crop(frame, top, left, height, width, quality):

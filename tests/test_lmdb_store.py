@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from wrcan_arch import InputError
-from wrcan_arch.train import lmdb_store
-from wrcan_arch.train.lmdb_store import FIRST_MAP_SIZE, StoreWriter, open_store, read_manifest, verify_store
+from wrcan_arch.data import lmdb_store
+from wrcan_arch.data.lmdb_store import FIRST_MAP_SIZE, StoreWriter, open_store, read_manifest, verify_store
 
 
 def write(path, count=5, size=1000):

@@ -17,9 +17,10 @@ from PIL import Image
 import make_blur
 import pairs
 import skimage_photos
+from wrcan_arch.data import lmdb_store
+from wrcan_arch.data.lmdb_store import StoreWriter, open_store
 from wrcan_arch.errors import InputError
-from wrcan_arch.train import lmdb_store, option_checks, options
-from wrcan_arch.train.lmdb_store import StoreWriter, open_store
+from wrcan_arch.train import option_checks, options
 
 PREP = Path(__file__).parent.parent / 'datasets_prep'
 

@@ -7,8 +7,8 @@ import torch
 import yaml
 
 from wrcan_arch import InputError, inference, precision
+from wrcan_arch.data.lmdb_store import StoreWriter
 from wrcan_arch.train import option_checks, option_schema, options, wrcan_model
-from wrcan_arch.train.lmdb_store import StoreWriter
 
 ROOT = Path(__file__).parent.parent
 
@@ -211,6 +211,17 @@ def test_each_mistake_is_named_with_its_line_before_anything_is_written(demo, ol
         assert re.search(rf'\b{key}:', standing)
         if re.search(rf'\b{key}:', new):
             assert standing not in demo.splitlines(), 'the line with the mistake, not another with the same key'
+
+
+def test_paths_may_begin_with_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', '/home/me')
+    (tmp_path / 'a.yml').write_text(
+        'name: ~\npath: {pretrain_network_g: ~/w.pth, resume_state: ~, strict_load_g: true}\n'
+        'datasets: {val: {name: ~x, dataroot_lq: ~/blur, dataroot_gt: sharp/}}\n'
+    )
+    values = options.read_options(tmp_path / 'a.yml').values
+    assert values['path'] == {'pretrain_network_g': '/home/me/w.pth', 'resume_state': None, 'strict_load_g': True}
+    assert values['datasets']['val'] == {'name': '~x', 'dataroot_lq': '/home/me/blur', 'dataroot_gt': 'sharp/'}
 
 
 @pytest.mark.parametrize('wrong', ['-1', '1e3', '~'])

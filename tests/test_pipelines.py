@@ -5,7 +5,6 @@ import random
 import re
 from contextlib import contextmanager
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from unittest import mock
 
@@ -209,10 +208,3 @@ def test_replacements_are_taken_back():
     with pipelines.replaced(pipelines.Run()):
         assert all(replaced is not before[target] for target, replaced in current().items())
     assert current() == before
-
-
-def test_weights_in_the_home_folder_are_compared_too(tmp_path, monkeypatch):
-    monkeypatch.setenv('HOME', str(tmp_path))
-    (tmp_path / 'w.pth').write_bytes(b'weights')
-    seen = pipelines._what_decides({'datasets': {}, 'path': {'pretrain_network_g': '~/w.pth'}})
-    assert seen['path:pretrain_network_g ~/w.pth with SHA-256'] == sha256(b'weights').hexdigest()[:16]

@@ -18,8 +18,8 @@ from basicsr.data import build_dataset
 from conftest import picture
 
 import prepare_reds
-from wrcan_arch.train import lmdb_store
-from wrcan_arch.train.lmdb_store import StoreWriter, open_store, verify_store
+from wrcan_arch.data import lmdb_store
+from wrcan_arch.data.lmdb_store import StoreWriter, open_store, verify_store
 
 SCRIPT = Path(__file__).parent.parent / 'datasets_prep' / 'prepare_reds.py'
 
@@ -288,7 +288,7 @@ def test_killed_program_leaves_no_process_and_no_store(downloads, method, count)
     """The real program, killed from outside while its workers run; a slow disk stands for a long run."""
     program = (
         'import multiprocessing, time, prepare_reds as p\n'
-        'from wrcan_arch.train import lmdb_store\n'
+        'from wrcan_arch.data import lmdb_store\n'
         "if __name__ == '__main__':\n"
         f'    multiprocessing.set_start_method({method!r})\n'
         '    put = lmdb_store.StoreWriter.put\n'

@@ -13,11 +13,11 @@ from conftest import picture
 
 from wrcan_arch import InputError
 from wrcan_arch.cli import main
+from wrcan_arch.data.image_files import write_png
 from wrcan_arch.look.crops import busiest_crops
 from wrcan_arch.look.finished import open_test_set, read_restored
 from wrcan_arch.look.page import rounded
 from wrcan_arch.look.report import plot_losses, read_curves, write_report
-from wrcan_arch.train.image_files import write_png
 from wrcan_arch.train.results import write_result
 
 LOG = """2026-01-01 10:00:00,000 INFO: [small..][epoch:  0, iter:       1, lr:(1.000e-03,)] [eta: 0:00:00, time (data): 1.239 (0.086)] l_pix: 6.1602e-01 l_ae: 4.8760e-02
@@ -196,13 +196,6 @@ def test_names_of_metrics_are_text_and_those_of_sets_stay_as_they_are(finished_t
     page = Path('report.html').read_text()
     assert '<i>' not in page.lower().replace('&lt;', '') and page.count('&lt;I&gt;') == 3
     assert '<!-- validation PSNR (REDS_val) -->' in page
-
-
-def test_data_in_the_home_folder_is_found(finished_test, monkeypatch):
-    monkeypatch.setenv('HOME', str(Path.cwd()))
-    finished_test['datasets']['test'] |= {'dataroot_lq': '~/blur', 'dataroot_gt': '~/sharp'}
-    write_report(finished_test, None, Path('report.html'))
-    assert Path('report.html').is_file()
 
 
 def test_page_says_the_protocol_as_the_result_does(finished_test):

@@ -11,7 +11,7 @@ from basicsr.metrics import calculate_psnr
 
 from wrcan_arch import load_network, restore
 from wrcan_arch.cli import main
-from wrcan_arch.train.jpeg import jpeg_roundtrip
+from wrcan_arch.data.jpeg import jpeg_roundtrip
 from wrcan_arch.weights import SHIPPED
 
 SMALL = SHIPPED['small']

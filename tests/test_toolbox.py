@@ -41,14 +41,14 @@ def test_another_failure_of_torchvision_is_not_hidden(tmp_path):
 def test_what_our_classes_need_and_do_not_find_is_said_each_time():
     """In a notebook a second import hid the reason: it failed on a class that was already registered."""
     result = run_python(
-        'import sys, wrcan_arch\nneeded = "wrcan_arch.train.draws"; sys.modules[needed] = None  # cannot be imported\n'
+        'import sys, wrcan_arch\nneeded = "wrcan_arch.data.draws"; sys.modules[needed] = None  # cannot be imported\n'
         'for _ in range(2):\n    try:\n        import basicsr\n    except ModuleNotFoundError as error:\n'
         '        print(error.name)\n'
         'del sys.modules[needed]\nimport basicsr; from basicsr.utils import registry\n'
         'assert registry.ARCH_REGISTRY.get("WRCAN") is wrcan_arch.WRCAN and "WRCANModel" in registry.MODEL_REGISTRY'
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout == 'wrcan_arch.train.draws\n' * 2
+    assert result.stdout == 'wrcan_arch.data.draws\n' * 2
 
 
 def test_functional_tensor_repair_is_needed():

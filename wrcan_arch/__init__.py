@@ -23,16 +23,16 @@ __all__ = [
 
 if TYPE_CHECKING:
     from .checkpoint import load_network
+    from .data.jpeg_deblur_dataset import JPEGDeblurDataset
     from .inference import restore
     from .train.jpeg_autoencoder_loss import JPEGAutoEncoderLoss
-    from .train.jpeg_deblur_dataset import JPEGDeblurDataset
     from .train.wrcan_model import WRCANModel
     from .wrcan_arch import WRCAN
 
 _HOMES = {
     'WRCAN': 'wrcan_arch',
     'JPEGAutoEncoderLoss': 'train.jpeg_autoencoder_loss',
-    'JPEGDeblurDataset': 'train.jpeg_deblur_dataset',
+    'JPEGDeblurDataset': 'data.jpeg_deblur_dataset',
     'WRCANModel': 'train.wrcan_model',
     'load_network': 'checkpoint',
     'restore': 'inference',

@@ -221,8 +221,9 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 
 def examine_data(sources: list[str]) -> int:
+    from .data import audit, jpeg_deblur_dataset
     from .errors import InputError
-    from .train import audit, jpeg_deblur_dataset, option_schema, options
+    from .train import option_schema, options
 
     roots: dict[str, None] = {}  # an ordered set
     problems: list[str] = []
@@ -238,7 +239,7 @@ def examine_data(sources: list[str]) -> int:
                 continue
             for phase, dataset in file.values['datasets'].items():
                 roots |= dict.fromkeys(jpeg_deblur_dataset.roots_of(dataset).values())
-                quick = audit.quick_problems(dataset, phase.split('_')[0], scale=file.values['scale'])
+                quick = audit.quick_problems(dataset, options.kind_of_phase(phase), scale=file.values['scale'])
                 problems += (each for each in quick if each not in problems)
     for root in roots:
         found = audit.all_problems(root)

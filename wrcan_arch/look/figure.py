@@ -15,11 +15,12 @@ from basicsr.utils import tensor2img
 from matplotlib import font_manager
 from PIL import Image, ImageDraw, ImageFont
 
+from ..data.frame_names import frame_of_key, key_of_frame, sequence_of
+from ..data.image_files import write_png
+from ..data.jpeg_deblur_dataset import JPEGDeblurDataset
 from ..errors import InputError
 from ..files import write_text
-from ..train.image_files import write_png
-from ..train.jpeg_deblur_dataset import JPEGDeblurDataset
-from ..train.results import key_of, restored_path, sequence_of
+from ..train.results import key_of, restored_path
 from .crops import CROP, ZOOM, busiest_crops
 from .finished import check_sizes, open_test_set, options_of_test, read_restored
 from .page import page, picture, rounded
@@ -64,15 +65,6 @@ class FigureRow:
     cells: list[Cell]
 
 
-def _key(frame: str) -> str:
-    """A frame's name in stores and results: 003_00000060 for 003/00000060."""
-    return frame.replace('/', '_')
-
-
-def _frame(key: str) -> str:
-    return '/'.join(key.rsplit('_', 1))
-
-
 def _parse(crop: str) -> tuple[str, tuple[int, int] | None]:
     match = re.fullmatch(r'(.*?)(?::(\d+),(\d+))?', crop, re.DOTALL)
     assert match  # whatever the text
@@ -113,7 +105,7 @@ def _most_different(dataset: TestSet, keys: Sequence[str], methods: Sequence[Met
         images = {method.name: method.read(keys[place]) for method in methods}
         if len(methods) == 1:
             images['input'] = tensor2img(dataset[place]['lq'])
-        check_sizes(_frame(keys[place]), images)
+        check_sizes(frame_of_key(keys[place]), images)
         corner = busiest_crops(list(images.values()), 1)[0]
         return float(np.ptp([_cut(image, corner) for image in images.values()], axis=0).sum())
 
@@ -122,7 +114,7 @@ def _most_different(dataset: TestSet, keys: Sequence[str], methods: Sequence[Met
     for key in ranked:
         best.setdefault(sequence_of(key), key)
     chosen = dict.fromkeys([*best.values(), *ranked])
-    return [_frame(key) for key in list(chosen)[:ROWS]]
+    return [frame_of_key(key) for key in list(chosen)[:ROWS]]
 
 
 def _row(item: Mapping[str, Any], key: str, corner: tuple[int, int] | None, methods: Sequence[Method]) -> FigureRow:
@@ -130,7 +122,7 @@ def _row(item: Mapping[str, Any], key: str, corner: tuple[int, int] | None, meth
     images = {'input': tensor2img(item['lq']), **restored}
     if 'gt' in item:
         images['sharp'] = tensor2img(item['gt'])
-    check_sizes(_frame(key), images)
+    check_sizes(frame_of_key(key), images)
     if corner is None:
         compared = restored if len(restored) > 1 else {**restored, 'input': images['input']}
         corner = busiest_crops(list(compared.values()), 1)[0]
@@ -138,15 +130,15 @@ def _row(item: Mapping[str, Any], key: str, corner: tuple[int, int] | None, meth
     lowest, rightmost = max(0, height - CROP), max(0, width - CROP)
     if corner[0] > lowest or corner[1] > rightmost:
         raise InputError(
-            f'--crops {_frame(key)}:{corner[0]},{corner[1]}: not inside {width} x {height}; TOP is {lowest} at most, '
-            f'LEFT {rightmost}'
+            f'--crops {frame_of_key(key)}:{corner[0]},{corner[1]}: not inside {width} x {height}; '
+            f'TOP is {lowest} at most, LEFT {rightmost}'
         )
     cells = []
     for name, image in images.items():
         scored = 'sharp' in images and name != 'sharp'
         psnr = float(calculate_psnr(image, images['sharp'], 0)) if scored else None
         cells.append(Cell(name_in_paper(name), _cut(image, corner), psnr))
-    return FigureRow(f'{_frame(key)}:{corner[0]},{corner[1]}', cells)
+    return FigureRow(f'{frame_of_key(key)}:{corner[0]},{corner[1]}', cells)
 
 
 def _cut(image: np.ndarray, corner: tuple[int, int]) -> np.ndarray:
@@ -159,17 +151,17 @@ def read_rows(results: Sequence[Path], crops: Sequence[str]) -> list[FigureRow]:
     dataset, methods = _open_results(results)
     places = {key: place for place, key in enumerate(_keys(dataset))}
     if not crops:
-        paper = [frame for frame in PAPER_FRAMES if _key(frame) in places]
+        paper = [frame for frame in PAPER_FRAMES if key_of_frame(frame) in places]
         crops = paper if len(paper) == len(PAPER_FRAMES) else _most_different(dataset, list(places), methods)
     rows = []
     for crop in crops:
-        frame, corner = (crop, None) if _key(crop) in places else _parse(crop)  # a name may end as a place does
-        if _key(frame) not in places:
-            known = _frame(next(iter(places)))
+        frame, corner = (crop, None) if key_of_frame(crop) in places else _parse(crop)  # a name may end as a place does
+        if key_of_frame(frame) not in places:
+            known = frame_of_key(next(iter(places)))
             raise InputError(
                 f"--crops {crop}: the data set has no such frame; there are '{known}' and '{known}:TOP,LEFT'"
             )
-        rows.append(_row(dataset[places[_key(frame)]], _key(frame), corner, methods))
+        rows.append(_row(dataset[places[key_of_frame(frame)]], key_of_frame(frame), corner, methods))
     return rows
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import yaml
 
+from ..data.image_files import decode_image
 from ..errors import InputError
-from ..train.image_files import decode_image
+from ..train.options import kind_of_phase
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,7 @@ def open_test_set(opt: Mapping[str, Any], phase: str) -> Sequence[Mapping[str, A
     """The data set that a test's options name under datasets: `phase`."""
     from basicsr.data import build_dataset  # not above: `basicsr tables` has no use for the toolbox
 
-    dataset = {
-        key: str(Path(value).expanduser()) if key.startswith('dataroot') and value else value
-        for key, value in opt['datasets'][phase].items()
-    }
-    return build_dataset({**dataset, 'phase': phase.split('_')[0], 'scale': opt['scale']})
+    return build_dataset({**opt['datasets'][phase], 'phase': kind_of_phase(phase), 'scale': opt['scale']})
 
 
 def read_restored(path: Path) -> np.ndarray:

@@ -1,1 +1,1 @@
-"""Training and testing in the toolbox: stores, data set, loss, model, options, and what is changed in BasicSR."""
+"""Training and testing in the toolbox: options, loss, model, results, and what is changed in BasicSR."""

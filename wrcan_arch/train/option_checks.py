@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from .. import checkpoint, inference
+from ..data import audit
 from ..errors import InputError
 from ..wrcan_arch import WRCAN
-from . import audit
 from .muon import Muon
 from .option_schema import wrong_keys
-from .options import Keys, OptionFile, as_overrides, find, sections
+from .options import Keys, OptionFile, as_overrides, find, kind_of_phase, sections
 
 REQUIRED = {
     'train': ('datasets train', 'train', 'logger'),
@@ -67,9 +67,9 @@ def _missing(file: OptionFile, command: str) -> Iterator[str]:
 def _missing_of_data_sets(file: OptionFile, command: str) -> Iterator[str]:
     for phase, dataset in sections(file.values, ('datasets',)).items():
         place = ('datasets', phase)
-        if command == 'train' and phase != 'train' and phase.split('_')[0] != 'val':
+        if command == 'train' and phase != 'train' and kind_of_phase(phase) != 'val':
             yield f'{file.at(*place)}: data sets are called train, val, val_2 ...'
-        if command == 'test' and phase.split('_')[0] == 'train':
+        if command == 'test' and kind_of_phase(phase) == 'train':
             yield f'{file.at(*place)}: gives random patches to train on; call a data set to be scored test'
         scored = phase != 'train' and _compares_with_sharp_frames(file)
         if (phase == 'train' or scored) and dataset.get('type') in ('JPEGDeblurDataset', 'PairedImageDataset'):
@@ -199,17 +199,14 @@ def _unfit_values(file: OptionFile, made: Callable, arguments: dict[str, Any], k
 def _missing_data(file: OptionFile) -> Iterator[str]:
     for phase, dataset in sections(file.values, ('datasets',)).items():
         for key, root in dataset.items():
-            if key.startswith('dataroot') and isinstance(root, str) and not Path(root).expanduser().exists():
+            if key.startswith('dataroot') and isinstance(root, str) and not Path(root).exists():
                 place = ('datasets', phase, key)
                 hint = 'prepare it (see datasets_prep/) or name another'
                 yield f"{file.at(*place)}: there is no '{root}'; {hint}"
     paths = find(file.values, ('path',))
     for key, path in paths.items() if isinstance(paths, dict) else ():
-        if (
-            key.startswith(('pretrain_network', 'resume_state'))
-            and isinstance(path, str)
-            and not Path(path).expanduser().is_file()
-        ):
+        is_path = key.startswith(('pretrain_network', 'resume_state')) and isinstance(path, str)
+        if is_path and not Path(path).is_file():
             yield f"{file.at('path', key)}: there is no file '{path}'"
 
 
@@ -336,7 +333,7 @@ def _unfit_weights(file: OptionFile) -> Iterator[str]:
         return
     place = file.at('path', 'pretrain_network_g')
     try:
-        content = checkpoint.read_file(Path(weights).expanduser())
+        content = checkpoint.read_file(weights)
         if 'param_key_g' not in paths and checkpoint.holds_two_sets(content):
             hint = 'set path:param_key_g to params_ema, which is averaged and what restore takes, or to params'
             yield f'{place}: {weights}: holds two sets of weights; {hint}'
@@ -360,7 +357,7 @@ def _unfit_frames(file: OptionFile) -> Iterator[str]:
         if dataset['type'] in ('JPEGDeblurDataset', *audit.OF_THE_TOOLBOX):
             every = find(file.values, ('val', 'submission', 'every')) if phase != 'train' else None
             scale = file.values['scale']
-            for problem in audit.quick_problems(dataset, phase.split('_')[0], scale=scale, every=every):
+            for problem in audit.quick_problems(dataset, kind_of_phase(phase), scale=scale, every=every):
                 yield f'{file.at("datasets", phase)}: {problem}'
 
 

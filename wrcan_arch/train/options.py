@@ -111,8 +111,8 @@ DEFAULTS = {'num_gpu': 'auto', 'manual_seed': 0, 'scale': 1, 'path': {}}  # keys
 def read_options(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) -> OptionFile:
     """Read an option file over the file that its `base:` names, and apply `overrides`.
 
-    `pretrain_network_g: small` names weights that this package includes. A cosine schedule without periods gets the
-    length of the run.
+    `pretrain_network_g: small` names weights that this package includes; a path may begin with `~`. A cosine schedule
+    without periods gets the length of the run.
 
     Args:
         path: the option file.
@@ -135,11 +135,22 @@ def read_options(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) 
     weights = find(file.values, ('path', 'pretrain_network_g'))
     if isinstance(weights, str) and weights in SHIPPED:
         file.values['path']['pretrain_network_g'] = str(SHIPPED[weights])
+    for section in (*sections(file.values, ('datasets',)).values(), *sections(file.values, ()).values()):
+        _expand_home(section)
     scheduler, last = find(file.values, ('train', 'scheduler')), find(file.values, ('train', 'total_iter'))
     is_cosine = isinstance(scheduler, dict) and scheduler.get('type') == 'CosineAnnealingRestartLR'
     if is_cosine and scheduler.get('periods') is None:  # a wrong total_iter is then reported once
         scheduler['periods'] = [last if isinstance(last, int) and last > 0 else 1]
     return file
+
+
+PATHS = ('dataroot', 'pretrain_network', 'resume_state')  # what the keys begin with whose values are paths
+
+
+def _expand_home(section: dict[str, Any]) -> None:
+    for key, value in section.items():
+        if str(key).startswith(PATHS) and str(value).startswith('~'):
+            section[key] = str(Path(value).expanduser())
 
 
 def _read_with_bases(path: Path, above: tuple[Path, ...]) -> OptionFile:
@@ -181,6 +192,11 @@ def _merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
         else:
             merged[key] = value
     return merged
+
+
+def kind_of_phase(phase: str) -> str:
+    """Return 'val' for the data set 'val_2': the toolbox takes what stands before the underscore."""
+    return phase.split('_')[0]
 
 
 def find(values: Any, keys: Keys) -> Any:

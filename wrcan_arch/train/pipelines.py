@@ -31,12 +31,12 @@ from basicsr.utils import check_resume, get_root_logger
 from basicsr.utils.dist_util import master_only
 from torch import distributed
 
+from ..data.draws import DrawSampler
+from ..data.jpeg_deblur_dataset import JPEGDeblurDataset
 from ..errors import InputError
 from ..files import write_text
 from ..processes import STARTED_BY_TORCHRUN, Team, take_own_gpu, take_slurms_environment
 from . import results, run_folder
-from .draws import DrawSampler
-from .jpeg_deblur_dataset import JPEGDeblurDataset
 from .recorded_model import RecordedModel
 from .step_guard import StopReasons, UntilUnreadable, ending_data_workers, ignore_signals, signals_ask
 from .wrcan_model import WRCANModel, is_wrcan_model
@@ -99,9 +99,9 @@ def _what_decides(options: dict[str, Any]) -> dict[str, str]:
     for phase, dataset in options['datasets'].items():
         for key, root in dataset.items():
             if key.startswith('dataroot') and root:
-                seen[f'datasets:{phase}:{key} {root} with'] = _describe_data(Path(root).expanduser())
+                seen[f'datasets:{phase}:{key} {root} with'] = _describe_data(Path(root))
     for key, path in (options.get('path') or {}).items():
-        if path and key.startswith('pretrain_network') and Path(path).expanduser().is_file():
+        if path and key.startswith('pretrain_network') and Path(path).is_file():
             seen[f'path:{key} {path} with SHA-256'] = results.describe_weights(path)['sha256'][:16]
     return seen
 

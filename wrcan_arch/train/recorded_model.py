@@ -14,7 +14,7 @@ from ..errors import InputError, RunError, one_line
 from . import results, run_folder, scoring
 from .lpips_metric import use_gpu
 from .optimizer_state import as_asked_for, lay_out_as_weights
-from .options import as_overrides
+from .options import as_overrides, kind_of_phase
 from .step_guard import ends_the_run
 
 Records = dict[str, dict[str, dict[str, Any]]]  # of the best, by validation set and metric, as the toolbox keeps them
@@ -210,7 +210,7 @@ class RecordedModel(SRModel):
             self._save_now()
 
     def _validation_sets(self) -> list[str]:
-        return [data['name'] for phase, data in self.opt['datasets'].items() if phase.split('_')[0] == 'val']
+        return [data['name'] for phase, data in self.opt['datasets'].items() if kind_of_phase(phase) == 'val']
 
     def _save_pending(self) -> None:
         """Save what waits for validation, once every set has been validated."""

@@ -11,6 +11,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from ..data.frame_names import is_submitted, sequence_of
 from ..files import printable, write_text, written_whole
 
 Scores = Mapping[str, Mapping[str, float]]  # by image, by metric
@@ -30,7 +31,7 @@ def key_of(item: Mapping[str, Any], dataset: Mapping[str, Any]) -> str:
     """
     if 'key' in item:
         return item['key']
-    path, root = Path(item['lq_path']).with_suffix(''), Path(dataset.get('dataroot_lq') or '').expanduser()
+    path, root = Path(item['lq_path']).with_suffix(''), Path(dataset.get('dataroot_lq') or '')
     below = path.relative_to(root) if path.is_relative_to(root) else path
     return printable(below.name if below.is_absolute() else '_'.join(below.parts))
 
@@ -38,11 +39,6 @@ def key_of(item: Mapping[str, Any], dataset: Mapping[str, Any]) -> str:
 def restored_path(visualization: Path, dataset: str, key: str, opt: Mapping[str, Any]) -> Path:
     """Where a test with these options puts a restored image, as the toolbox does."""
     return visualization / dataset / f'{key}_{opt["val"].get("suffix") or opt["name"]}.png'
-
-
-def sequence_of(key: str) -> str:
-    """The sequence of a frame: what stands before the last underscore, as in 000_00000012."""
-    return key.rpartition('_')[0] or key
 
 
 def write_scores(folder: Path, dataset: str, scores: Scores) -> None:
@@ -73,7 +69,7 @@ def _write_csv(path: Path, header: list[str], rows: Iterable[list]) -> None:
 
 def describe_weights(path: str, key: str | None = None) -> dict[str, Any]:
     """The weights that a result is of: the file's path, the SHA-256 of its bytes, the set in it that was asked for."""
-    with Path(path).expanduser().open('rb') as file:
+    with Path(path).open('rb') as file:
         return {'path': path, 'sha256': hashlib.file_digest(file, 'sha256').hexdigest(), 'key': key}
 
 
@@ -93,11 +89,6 @@ def write_result(folder: Path, dataset: str, scores: Scores, about: Mapping[str,
         'date': datetime.now().isoformat(timespec='seconds'),
     }
     write_text(result_path(folder, dataset), json.dumps(result, indent=2) + '\n')
-
-
-def is_submitted(key: str, every: int) -> bool:
-    """Whether val:submission takes the frame: of each sequence 9, 19, ... where `every` is 10, as the server asked."""
-    return int(key.rpartition('_')[2]) % every == every - 1
 
 
 def write_submission(

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from .. import checkpoint
 from ..errors import InputError, RunError
-from .file_lock import locked
+from ..file_lock import locked
 
 logger = logging.getLogger('basicsr')  # the toolbox's
 RETRY_PAUSES = (1, 5, 30)  # seconds; a network's disk may come back

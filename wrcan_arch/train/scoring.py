@@ -11,9 +11,9 @@ from torch import distributed
 from torch.utils.data import default_collate
 from tqdm import tqdm
 
+from ..data.image_files import write_png
 from ..errors import InputError, is_out_of_memory
 from . import results
-from .image_files import write_png
 from .step_guard import unread
 
 

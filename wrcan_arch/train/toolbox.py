@@ -71,7 +71,7 @@ def _store_backend_is_missing() -> bool:
 def _register_store_backend() -> None:
     from basicsr.utils import FileClient
 
-    from .lmdb_store import StoreBackend
+    from ..data.lmdb_store import StoreBackend
 
     FileClient._backends['lmdb'] = StoreBackend
 
@@ -122,7 +122,13 @@ def make_importable() -> None:
 
 
 # Importing one of these registers its class with the toolbox.
-PLUGINS = ('jpeg_autoencoder_loss', 'jpeg_deblur_dataset', 'lpips_metric', 'psnr_loss', 'wrcan_model')
+PLUGINS = (
+    'data.jpeg_deblur_dataset',
+    'train.jpeg_autoencoder_loss',
+    'train.lpips_metric',
+    'train.psnr_loss',
+    'train.wrcan_model',
+)
 
 
 def plug_in() -> None:
@@ -133,6 +139,6 @@ def plug_in() -> None:
 
     _apply(BACKEND_REPAIRS)
     for name in PLUGINS:
-        importlib.import_module(f'.{name}', __package__)
+        importlib.import_module(f'..{name}', __package__)
     if 'WRCAN' not in ARCH_REGISTRY:  # it is there if wrcan_arch is imported a second time
         ARCH_REGISTRY.register(WRCAN)

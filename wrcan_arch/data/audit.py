@@ -2,7 +2,6 @@
 
 import io
 import math
-import re
 from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from itertools import islice
@@ -14,10 +13,10 @@ from PIL import Image
 
 from ..errors import InputError
 from ..files import opened_at_any_size
+from .frame_names import is_submitted, number_of
 from .image_files import decode_image, images_under, size_of_image
 from .jpeg_deblur_dataset import JPEGDeblurDataset, roots_of
 from .lmdb_store import in_own_process, open_store, verify_store
-from .results import is_submitted
 
 MOST_PIXELS = 1 << 30  # OpenCV's limit
 OF_THE_TOOLBOX = ('PairedImageDataset', 'SingleImageDataset')
@@ -59,7 +58,7 @@ def quick_problems(
 
 
 def _unfit_for_submission(name: str, keys: list[str], every: int) -> Iterator[str]:
-    unnumbered = next((key for key in keys if not re.search(r'(^|_)\d+$', key)), None)
+    unnumbered = next((key for key in keys if number_of(key) is None), None)
     if unnumbered is not None:
         yield f"data set {name}: '{unnumbered}' does not end in a frame's number, as val:submission needs"
     elif not any(is_submitted(key, every) for key in keys):

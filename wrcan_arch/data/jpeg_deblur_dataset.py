@@ -111,7 +111,7 @@ AUGMENTATIONS = [name for name in inspect.signature(augment).parameters if name.
 def roots_of(opt: Mapping[str, Any]) -> dict[str, str]:
     """Return a data set's stores or folders, by role."""
     roots = {role: opt.get(f'dataroot_{role}') for role in ROLES}
-    return {role: str(Path(root).expanduser()) for role, root in roots.items() if root}
+    return {role: str(root) for role, root in roots.items() if root}
 
 
 @DATASET_REGISTRY.register()

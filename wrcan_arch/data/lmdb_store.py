@@ -29,7 +29,7 @@ import lmdb
 import numpy as np
 
 from ..errors import InputError
-from .file_lock import locked
+from ..file_lock import locked
 from .image_files import images_under
 
 FORMAT = 1  # of manifest.json and of the records

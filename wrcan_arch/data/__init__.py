@@ -1,0 +1,1 @@
+"""Stores and folders of images, and the patches that are drawn from them."""
