@@ -31,7 +31,7 @@ def basicsr(capsys, *arguments):
 def test_exit_code_is_the_same_where_nobody_reads(monkeypatch, error, code):
     read, write = os.pipe()
     os.close(read)
-    with os.fdopen(write, 'w', buffering=1) as stderr, mock.patch.object(cli, 'doctor', side_effect=error):
+    with os.fdopen(write, 'w', buffering=1) as stderr, mock.patch.object(cli, 'run_doctor', side_effect=error):
         monkeypatch.setattr('sys.stderr', stderr)
         assert cli.main(['doctor']) == code
 
@@ -39,7 +39,7 @@ def test_exit_code_is_the_same_where_nobody_reads(monkeypatch, error, code):
 @pytest.mark.parametrize('processes', [1, 2])
 def test_what_is_told_nobody_is_not_printed_as_a_result(monkeypatch, capsys, processes):
     monkeypatch.setattr('sys.stderr', None)
-    monkeypatch.setattr(cli, '_is_one_of_several', lambda: processes > 1)
+    monkeypatch.setattr(cli, 'is_one_of_several', lambda: processes > 1)
     assert cli.main(['report', '--figure', 'nowhere']) == 2
     assert capsys.readouterr().out == ''
 
@@ -52,7 +52,7 @@ def test_the_older_launchers_argument_may_stand_before_the_command(capsys):
 
 
 def test_full_memory_of_a_gpu_is_one_line(capsys):
-    with mock.patch.object(cli, 'doctor', side_effect=torch.cuda.OutOfMemoryError('CUDA out of memory. Tried')):
+    with mock.patch.object(cli, 'run_doctor', side_effect=torch.cuda.OutOfMemoryError('CUDA out of memory. Tried')):
         assert basicsr(capsys, 'doctor') == (2, [
             "basicsr doctor: the GPU's memory is full; take a smaller image or patch, or compute on the CPU "
             '(CUDA_VISIBLE_DEVICES=)'
@@ -127,7 +127,7 @@ def test_wrong_restore_is_one_line(tmp_path, monkeypatch, capsys, official_weigh
 
 def test_several_processes_cannot_share_standard_input(monkeypatch, capsys):
     monkeypatch.setenv('WORLD_SIZE', '2')
-    monkeypatch.setattr(cli, '_end_of_several', lambda error, _: print(error) or 2)
+    monkeypatch.setattr(cli, 'exit_code_of_several', lambda error, *_, **options: print(error) or 2)
     assert cli.main(['restore', '--list', '-']) == 2
     assert 'several processes cannot share one standard input' in capsys.readouterr().out
 

@@ -36,7 +36,7 @@ def test_any_rows_are_those_of_the_whole_convolution(how, dtype, rtol, atol, str
     conv, expected = Convolution(plain, dtype, positions=14 * width), plain(image)
     end = expected.shape[2]
     for span in ((0, 1), (0, 3), (2, 5), (3, end - 1), (end - 3, end), (end - 1, end), (0, end)):
-        found = conv.of_map(image.to(dtype), span)
+        found = conv.rows_of_map(image.to(dtype), span)
         assert found.dtype == dtype
         torch.testing.assert_close(found.float(), expected[:, :, slice(*span)], rtol=rtol, atol=atol)
 
@@ -51,7 +51,7 @@ def test_columns_of_zeros_may_be_there_already(packs, dtype, rtol, atol, rate, m
     plain, image = conv_of(rate=rate), torch.rand(1, 6, 14, 12)
     conv, expected = Convolution(plain, dtype, positions=14 * 12, margin=4), plain(image)
     for span in ((0, 3), (5, 9), (0, 14)):
-        found = conv.of_map(F.pad(image, (4, 4)).to(dtype), span)
+        found = conv.rows_of_map(F.pad(image, (4, 4)).to(dtype), span)
         torch.testing.assert_close(found.float(), expected[:, :, slice(*span)], rtol=rtol, atol=atol)
 
 
@@ -100,7 +100,7 @@ def test_a_pytorch_whose_operators_have_changed_is_done_without_them(monkeypatch
     monkeypatch.setattr('wrcan_arch.convolution.can_pack', cache(can_pack.__wrapped__))
     monkeypatch.setattr(Kernel, '__call__', operator)
     conv, image = conv_of(), torch.rand(1, 6, 9, 9)
-    torch.testing.assert_close(Convolution(conv, torch.float32, positions=81).of_map(image, (0, 9)), conv(image))
+    torch.testing.assert_close(Convolution(conv, torch.float32, positions=81).rows_of_map(image, (0, 9)), conv(image))
     assert cli.main(['doctor']) == 0 and 'slower; no oneDNN here that fits' in capsys.readouterr().out
 
 
@@ -110,7 +110,7 @@ def test_weights_are_packed_once_for_strips_of_one_height(dtype):
     conv, image = Convolution(conv_of(rate=4), dtype, positions=30 * 9), torch.rand(1, 6, 30, 9, dtype=dtype)
     packed = []
     for span in ((0, 8), (8, 16), (16, 24), (24, 30)):  # the first reads beyond the edge, the last has fewer rows
-        conv.of_map(image, span)
+        conv.rows_of_map(image, span)
         packed.append(conv.kernel.packed)
     if packs_weights(CPU, dtype):
         assert {each.dtype for each in packed} == {dtype}, 'or they would be converted on every call'
@@ -135,13 +135,13 @@ def test_rows_are_computed_in_pairs_where_that_pays(of_pairs, channels, dtype, s
     plain = nn.Conv2d(channels, 8, 3, stride=stride, padding=rate, dilation=rate)
     conv = Convolution(plain, dtype, positions=16 * width)
     image = torch.rand(1, channels, 16, width, dtype=dtype).to(memory_format=torch.channels_last)
-    rows = conv.of_map(image, (1, 3))
+    rows = conv.rows_of_map(image, (1, 3))
     assert isinstance(conv.kernel, PairedKernel) == (of_pairs and conv.packs)
     if of_pairs and conv.packs:
         products = [product.packed for product in conv.kernel.products]
         assert None not in products
-        conv.of_map(image, (2, 4))
-        conv.of_map(image, (4, 6))
+        conv.rows_of_map(image, (2, 4))
+        conv.rows_of_map(image, (4, 6))
         assert all(a is b.packed for a, b in zip(products, conv.kernel.products, strict=True))
         exact = deepcopy(plain).double()(image.double())[:, :, 1:3]
         of_nine = Kernel(lambda: plain.weight, plain.bias)(image[:, :, :4])

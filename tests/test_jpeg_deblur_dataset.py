@@ -72,17 +72,17 @@ def test_whole_frames_are_opencvs(options):
 
 
 def test_what_may_be_a_mistake_is_told(options):
-    def doubts(**changes):
-        return list(JPEGDeblurDataset({**options, **changes}).doubts())
+    def likely_mistakes(**changes):
+        return list(JPEGDeblurDataset({**options, **changes}).likely_mistakes())
 
     quality = "data set small: the blurred '000_00000000' has JPEG quality 25, blurred_quality says 95"
-    assert doubts(blurred_quality=95) == [quality]
-    assert doubts(jpeg_quality=95) == [quality.replace('blurred_quality', 'jpeg_quality')]
+    assert likely_mistakes(blurred_quality=95) == [quality]
+    assert likely_mistakes(jpeg_quality=95) == [quality.replace('blurred_quality', 'jpeg_quality')]
     swapped = {'dataroot_lq': options['dataroot_gt'], 'dataroot_gt': options['dataroot_lq']}
-    (said,) = doubts(**swapped)
+    (said,) = likely_mistakes(**swapped)
     assert said == 'data set small: the sharp frames are JPEG, the blurred ones are not; are the two swapped?'
     for right in ({}, {'blurred_quality': [15, 95]}, {'jpeg_quality': None}, {'dataroot_gt': options['dataroot_lq']}):
-        assert not doubts(**right)
+        assert not likely_mistakes(**right)
 
 
 def test_patches_show_one_place_of_frame_and_of_its_whole_jpeg(options):

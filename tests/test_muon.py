@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from wrcan_arch import WRCAN
-from wrcan_arch.train.muon import Muon, is_kernel, orthogonalize
+from wrcan_arch.train.muon import Muon, is_hidden_kernel, orthogonalize
 
 SIZES = [(6, 4, 3, 3), (16, 8, 3, 3), (64, 4, 1, 1), (4, 64, 1, 1)]
 
@@ -48,7 +48,7 @@ def test_kernels_move_as_by_pytorchs_muon():
 
 def test_the_others_move_as_by_pytorchs_adam():
     sizes = [(16,), (16, 3, 3, 3), (3, 16, 3, 3)]
-    assert not any(map(is_kernel, draws(sizes, 1)))
+    assert not any(map(is_hidden_kernel, draws(sizes, 1)))
     ours, theirs = ([each.requires_grad_() for each in draws(sizes, 1)] for _ in range(2))
     optimizer = Muon(ours, adam_lr=0.01, betas=(0.8, 0.9))
     reference = torch.optim.Adam(theirs, lr=0.01, betas=(0.8, 0.9))
@@ -98,7 +98,7 @@ def test_channels_last_moves_alike():
 
 
 def test_kernels_are_what_goes_from_features_to_features():
-    others = {name for name, each in network().named_parameters() if not is_kernel(each)}
+    others = {name for name, each in network().named_parameters() if not is_hidden_kernel(each)}
     assert {name for name in others if name.endswith('weight')} == {'head.weight', 'tail.weight'}
 
 

@@ -97,9 +97,9 @@ OF_FILES = (option_checks._unfit_frames, option_checks._unfit_weights)  # they n
 @pytest.mark.parametrize('path', sorted(OPTIONS.glob('*.yml')), ids=lambda path: path.stem)
 def test_every_option_file_passes_every_check_but_of_data_and_weights(monkeypatch, path):
     monkeypatch.setattr(option_checks, '_missing_data', lambda _: ())
-    others = [each for each in option_checks.FOUND_LATE if each not in OF_FILES]
-    assert len(others) == len(option_checks.FOUND_LATE) - len(OF_FILES)
-    monkeypatch.setattr(option_checks, 'FOUND_LATE', others)
+    others = [each for each in option_checks.CHECKS_OF_VALID_OPTIONS if each not in OF_FILES]
+    assert len(others) == len(option_checks.CHECKS_OF_VALID_OPTIONS) - len(OF_FILES)
+    monkeypatch.setattr(option_checks, 'CHECKS_OF_VALID_OPTIONS', others)
     option_checks.check(options.read_options(path), path.name.partition('_')[0])
 
 

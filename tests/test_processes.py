@@ -105,7 +105,7 @@ def test_the_first_gathers_and_the_others_wait_for_it(pair):
 
 
 def test_a_process_that_never_answers_is_given_up(pair, monkeypatch):
-    monkeypatch.setattr(processes, 'PATIENCE', 0.3)
+    monkeypatch.setattr(processes, 'STALL_LIMIT', 0.3)
     with pytest.raises(InputError, match='a process does not answer .*; run again with --skip-existing'):
         pair[0].gather('from 0', lambda: None)
 

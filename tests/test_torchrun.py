@@ -253,7 +253,7 @@ def test_processes_agree_or_all_say_on_what_they_do_not():
     assert said == ['process 2 sees data0 with nothing, process 0 x; give all processes the same'] * 3
     said = in_threads(*(lambda each=each: each.agree({'b': '2'} if each.rank else {}) for each in teams))
     assert said == ['process 1 sees b 2, process 0 nothing; give all processes the same'] * 3
-    assert [each.first_to_say() for each in teams[1:]] == [True, False]
+    assert [each.is_first_error() for each in teams[1:]] == [True, False]
 
 
 def test_process_that_does_not_come_is_named():
@@ -359,7 +359,7 @@ def test_gradients_are_reduced_once_a_step(group, tmp_path, accumulate, compress
 
 
 def test_damaged_variables_are_said(monkeypatch):
-    monkeypatch.setattr(processes, '_joined', {})
+    monkeypatch.setattr(processes, '_teams', {})
     for name, value in {'WORLD_SIZE': '2', 'RANK': '1', 'MASTER_ADDR': 'localhost', 'MASTER_PORT': 'x'}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match='the processes cannot reach each other'):

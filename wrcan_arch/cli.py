@@ -6,24 +6,26 @@ says what and what to do; 130, 143 stopped by Ctrl+C or SIGTERM.
 
 import argparse
 import io
-import json
 import os
-import select
-import signal
 import sys
-import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO
 
 from . import __version__
+from .ending import (
+    exit_code_of_several,
+    ignore_closed_pipe,
+    is_one_of_several,
+    message_for_user,
+    print_error,
+    sigterm_exits,
+)
 
-TOLD_FAILURES = 'told failures'  # note of a restore to the processes that torchrun may start after it
+FAILURES_REPORTED = 'told failures'  # note of a restore to the processes that torchrun may start after it
 
 
-def train_or_test(arguments: argparse.Namespace) -> int:
+def run_pipeline(arguments: argparse.Namespace) -> int:
     from .train import options
 
     file = options.read_options(arguments.opt, arguments.force_yml or ())  # a wrong name is reported at once
@@ -42,15 +44,15 @@ def train_or_test(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def restore(arguments: argparse.Namespace) -> int:
+def run_restore(arguments: argparse.Namespace) -> int:
     from .photos.plan import plan, read_list
 
-    if _failures_were_told():
+    if _failures_were_reported():
         return 1
     unreadable: list[str] = []
     jobs = plan(  # before torch is loaded: a wrong name is reported at once
         arguments.photos,
-        listed=read_list(arguments.list, alone=not _is_one_of_several()) if arguments.list else (),
+        listed=read_list(arguments.list, alone=not is_one_of_several()) if arguments.list else (),
         out=arguments.out,
         compare=arguments.compare,
         format=arguments.format,
@@ -80,61 +82,28 @@ def restore(arguments: argparse.Namespace) -> int:
         take_own_gpu()
         network = network.cuda()
 
-    with _sigterm_raises():  # so that unfinished files are removed
+    with sigterm_exits():  # so that unfinished files are removed
         summary = restore_photos(network, jobs, options=options, team=team)
     if summary is None:  # the first process reports it
         return 0
     summary.failures += unreadable
     for failure in summary.failures:
-        _tell(printable(failure))
+        print_error(printable(failure))
     if summary.failures:
-        team.note_for_restarts(TOLD_FAILURES)
-    with _reader_may_leave():
+        team.note_for_restarts(FAILURES_REPORTED)
+    with ignore_closed_pipe():
         for line in summary.lines():
             print(printable(line))
     return 1 if summary.failures else 0
 
 
-def _failures_were_told() -> bool:
+def _failures_were_reported() -> bool:
     """Whether a restore before this restart reported its failures: torchrun restarts one that exited with 1 too."""
     if not int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)):  # the rest loads torch
         return False
     from .processes import Team
 
-    return Team.from_environment().noted_before_restart(TOLD_FAILURES)
-
-
-@contextmanager
-def _reader_may_leave() -> Iterator[None]:
-    """Ignore a closed pipe on stdout, as in `basicsr show ... | head`; exit if stderr goes to a closed pipe too."""
-    try:
-        yield
-        if sys.stdout:  # None if it was closed from the start
-            sys.stdout.flush()
-    except BrokenPipeError:
-        left = [stream for stream in (sys.stdout, sys.stderr) if stream and _nobody_reads(stream)]
-        for stream in left:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        if sys.stderr in left:
-            sys.exit(128 + signal.SIGPIPE)  # the code of a process that SIGPIPE ends
-        if not left:
-            raise
-
-
-def _nobody_reads(stream: TextIO) -> bool:
-    """Whether `stream` is a pipe whose reader is gone."""
-    poll = select.poll()
-    poll.register(stream, 0)
-    return any(event & select.POLLERR for _, event in poll.poll(0))
-
-
-@contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return Team.from_environment().noted_before_restart(FAILURES_REPORTED)
 
 
 def _bytes(text: str) -> int:
@@ -146,7 +115,7 @@ def _bytes(text: str) -> int:
         raise argparse.ArgumentTypeError(f"'{text}' is not a size such as 4G or 500M") from error
 
 
-def convert(arguments: argparse.Namespace) -> int:
+def run_convert(arguments: argparse.Namespace) -> int:
     from .checkpoint import convert
 
     network = convert(
@@ -157,7 +126,7 @@ def convert(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def tables(arguments: argparse.Namespace) -> int:
+def run_tables(arguments: argparse.Namespace) -> int:
     from .errors import InputError
     from .files import write_text
     from .look.tables import as_csv, as_html, as_text, compare
@@ -173,7 +142,7 @@ def tables(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def report(arguments: argparse.Namespace) -> int:
+def run_report(arguments: argparse.Namespace) -> int:
     from .errors import InputError
     from .look.figure import make_figure
     from .look.finished import options_of_test
@@ -199,7 +168,7 @@ def report(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def show(arguments: argparse.Namespace) -> int:
+def run_show(arguments: argparse.Namespace) -> int:
     from .errors import InputError
     from .train import option_schema, options
 
@@ -210,45 +179,23 @@ def show(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def doctor(arguments: argparse.Namespace) -> int:
+def run_doctor(arguments: argparse.Namespace) -> int:
+    from .doctor import examine_data, report
+
     if arguments.data:
-        return examine_data(arguments.data)
-    from .doctor import report
+        problems = examine_data(arguments.data, found=_print_line)
+        for problem in problems:
+            print(problem, file=sys.stderr)
+        return 1 if problems else 0
 
     text, complete = report()
     print(text)
     return 0 if complete else 1
 
 
-def examine_data(sources: list[str]) -> int:
-    from .data import audit, jpeg_deblur_dataset
-    from .errors import InputError
-    from .train import option_schema, options
-
-    roots: dict[str, None] = {}  # an ordered set
-    problems: list[str] = []
-    for source in sources:
-        if Path(source).is_dir():
-            roots[source] = None
-        elif not Path(source).exists():
-            raise InputError(f'{source}: there is no such store, folder or option file')
-        else:
-            file = options.read_options(source)
-            if wrong := [*file.problems, *option_schema.wrong_keys(file)]:
-                problems += wrong
-                continue
-            for phase, dataset in file.values['datasets'].items():
-                roots |= dict.fromkeys(jpeg_deblur_dataset.roots_of(dataset).values())
-                quick = audit.quick_problems(dataset, options.kind_of_phase(phase), scale=file.values['scale'])
-                problems += (each for each in quick if each not in problems)
-    for root in roots:
-        found = audit.all_problems(root)
-        problems += (each for each in found if each not in problems)
-        with _reader_may_leave():
-            print(f'{root}: {len(found)} problem{"s" * (len(found) > 1)}' if found else f'{root}: sound')
-    for problem in problems:
-        print(problem, file=sys.stderr)
-    return 1 if problems else 0
+def _print_line(text: str) -> None:
+    with ignore_closed_pipe():
+        print(text)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -270,7 +217,7 @@ def build_parser() -> argparse.ArgumentParser:
         ('train', 'train as an option file says; experiments/ and tb_logger/ go under this folder'),
         ('test', 'score a network as an option file says; results/ goes under this folder'),
     ):
-        command = add(name, train_or_test, about)
+        command = add(name, run_pipeline, about)
         command.add_argument('-opt', required=True, help='the option file')
         if name == 'train':
             command.add_argument('--auto_resume', action='store_true', help='go on from the newest training state')
@@ -279,11 +226,13 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
         takes_overrides(command)
 
-    command = add('show', show, 'print the whole of an option file, with the file and line that each value comes from')
+    command = add(
+        'show', run_show, 'print the whole of an option file, with the file and line that each value comes from'
+    )
     command.add_argument('-opt', required=True, help='the option file')
     takes_overrides(command)
 
-    command = add('restore', restore, 'restore photographs with a trained network')
+    command = add('restore', run_restore, 'restore photographs with a trained network')
     command.add_argument('photos', nargs='*', metavar='PHOTO', help='a file, a folder with all below it, or a pattern')
     command.add_argument('--list', metavar='FILE', help='a file with a photograph on each line; - is standard input')
     command.add_argument('-w', '--weights', type=Path, help='weight file (default: the small one that comes with this)')
@@ -302,14 +251,14 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument('--max-memory', type=_bytes, metavar='4G', help='to work in (default: most of what is free)')
     command.add_argument('--max-pixels', type=int, help='refuse larger photographs (default 200000000)')
 
-    command = add('convert', convert, "turn a weight file into another form, the authors' included")
+    command = add('convert', run_convert, "turn a weight file into another form, the authors' included")
     command.add_argument('weights', type=Path, help='.safetensors, .pth, or the .pt of the authors')
     command.add_argument('-o', '--out', required=True, type=Path, help='.safetensors or .pth; .pt with --to official')
     command.add_argument('--to', choices=['official'], help="write the authors' names")
     command.add_argument('--key', choices=['params', 'params_ema'], help='which weights, of a file that holds both')
     command.add_argument('--dtype', choices=['fp16', 'bf16'], help='store 16 bits a weight, rounded')
 
-    command = add('report', report, 'write a page of blurred, restored and sharp pictures with scores and curves')
+    command = add('report', run_report, 'write a page of blurred, restored and sharp pictures with scores and curves')
     content = command.add_mutually_exclusive_group(required=True)
     content.add_argument('-opt', help='the option file of a finished test with save_img: true')
     content.add_argument(
@@ -328,12 +277,12 @@ def build_parser() -> argparse.ArgumentParser:
         help='default report.html; a figure is also a PNG beside it',
     )
 
-    command = add('tables', tables, "print the paper's tables, paper beside measured")
+    command = add('tables', run_tables, "print the paper's tables, paper beside measured")
     command.add_argument('--results', type=Path, help='default results')
     command.add_argument('--html', type=Path, help='write a page too')
     command.add_argument('--csv', type=Path, help='write a CSV file too')
 
-    command = add('doctor', doctor, 'say which versions are there, what was repaired, what is missing')
+    command = add('doctor', run_doctor, 'say which versions are there, what was repaired, what is missing')
     command.add_argument(
         '--data',
         nargs='+',
@@ -350,82 +299,20 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # else waiting threads hold up other work, then ours
     code = 0
     try:
-        with _reader_may_leave():
+        with ignore_closed_pipe():
             code = arguments.run(arguments)
     except KeyboardInterrupt:
-        _tell('basicsr: stopped')
+        print_error('basicsr: stopped')
         return 130
     except Exception as error:
-        if _is_one_of_several():
-            return _end_of_several(error, arguments)
-        message = _message_for_user(error)
+        if is_one_of_several():
+            return exit_code_of_several(error, arguments.command, debug=arguments.debug)
+        message = message_for_user(error)
         if message is None:
             raise
         if arguments.debug:
             traceback.print_exc()
         else:
-            _tell(f'basicsr {arguments.command}: {message}')
+            print_error(f'basicsr {arguments.command}: {message}')
         return getattr(error, 'exit_code', 2)
     return code
-
-
-def _tell(text: str) -> None:
-    """Print to stderr if it is still open; the exit code must not depend on it."""
-    if sys.stderr is None:  # print would use stdout
-        return
-    try:
-        print(text, file=sys.stderr)
-    except OSError:  # Ctrl+C has ended the tee that read it, or the terminal is gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
-
-
-def _is_one_of_several() -> bool:
-    processes = (os.environ.get(name, '1') for name in ('WORLD_SIZE', 'SLURM_STEP_NUM_TASKS'))
-    return any(each.isdecimal() and int(each) > 1 for each in processes)
-
-
-def _end_of_several(error: Exception, arguments: argparse.Namespace) -> int:
-    """The exit code of one of several processes. Only the first with an error prints it, the others just end."""
-    from .errors import InputError
-    from .processes import ASKING, Team, contact_lost
-
-    error = contact_lost(error) or error
-    try:
-        tells = Team.from_environment(timeout=ASKING).first_to_say()
-    except (InputError, RuntimeError):  # no other process to ask
-        tells = True
-    message = _message_for_user(error)
-    if tells:
-        line = f'basicsr {arguments.command}: {message or repr(error)}'
-        _tell(''.join(traceback.format_exception(error)) if message is None or arguments.debug else line)
-        _tell_torchrun(line)
-    return getattr(error, 'exit_code', 2 if message else 1)
-
-
-def _tell_torchrun(line: str) -> None:
-    """Have torchrun name this process as the root cause in its table of failed processes."""
-    path = os.environ.get('TORCHELASTIC_ERROR_FILE')
-    if path:
-        about = {'message': line, 'extraInfo': {'timestamp': int(time.time()), 'py_callstack': line}}
-        Path(path).write_text(json.dumps({'message': about}), encoding='utf-8')
-
-
-def _message_for_user(error: Exception) -> str | None:
-    """The message for an error that the request caused; None for a defect, whose traceback is shown."""
-    from .errors import GPU_IS_FULL, InputError, RunError, is_full_gpu, one_line
-
-    if isinstance(error, RunError):
-        return str(error)
-    if isinstance(error, InputError):
-        return one_line(error)
-    if isinstance(error, RuntimeError) and is_full_gpu(error):
-        return GPU_IS_FULL
-    if isinstance(error, ModuleNotFoundError):
-        return f'{error}; basicsr doctor says what is missing'
-    if isinstance(error, OSError):
-        return f'{error.filename}: {error.strerror}' if error.filename else str(error)
-    return None
-
-
-if __name__ == '__main__':
-    sys.exit(main())

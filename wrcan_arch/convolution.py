@@ -109,7 +109,7 @@ class PairedKernel:
         channels, count, width = rows.shape[1], rows.shape[2] + 2 * zeros - 2, rows.shape[3]
         pairs = -(-count // 2)
         if zeros or count % 2:
-            rows = between_zeros(rows, zeros, zeros + count % 2)  # an odd count's extra row is dropped below
+            rows = pad_rows(rows, zeros, zeros + count % 2)  # an odd count's extra row is dropped below
         d0, d1, d2, d3 = (rows[:, :, start : start + 2 * pairs - 1 : 2] for start in range(4))
         times0, times1, times2, times3 = self.products
         terms = empty_map(channels, pairs, width, like=rows)
@@ -149,7 +149,7 @@ class Convolution:
             else Kernel(lambda: weight.to(dtype), bias, self.stride, self.rate, self.padding)
         )
 
-    def read_for(self, span: Span) -> Span:
+    def input_rows_for(self, span: Span) -> Span:
         """The input rows that output rows `span` are computed from; they may lie beyond the input's edges."""
         start, stop = span
         return start * self.stride - self.rate, (stop - 1) * self.stride + self.rate + 1
@@ -165,17 +165,17 @@ class Convolution:
         of_margin = self.margin - self.rate
         return out[..., of_margin : out.shape[3] - of_margin]
 
-    def of_map(self, whole: Tensor, span: Span) -> Tensor:
+    def rows_of_map(self, whole: Tensor, span: Span) -> Tensor:
         """Rows `span` of the output, (1, C', stop - start, W / stride), for a whole map, (1, C, H, W + 2 margin)."""
-        first, last = self.read_for(span)
+        first, last = self.input_rows_for(span)
         above, below = max(0, -first), max(0, last - whole.shape[2])
         rows = whole[:, :, first + above : last - below]
         if above == below:
             return self(rows, above)
-        return self(between_zeros(rows, above, below))
+        return self(pad_rows(rows, above, below))
 
 
-def between_zeros(rows: Tensor, above: int, below: int) -> Tensor:
+def pad_rows(rows: Tensor, above: int, below: int) -> Tensor:
     """`rows` with rows of zeros added above and below. F.pad would write everything twice."""
     channels, count, width = rows.shape[1:]
     padded = empty_map(channels, above + count + below, width, like=rows)

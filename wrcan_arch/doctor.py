@@ -1,9 +1,13 @@
 """What is there, what was put right, what is missing: the table of `basicsr doctor`."""
 
 import platform
+from collections.abc import Callable, Iterable
 from importlib import import_module, metadata
+from pathlib import Path
 
 from packaging.requirements import Requirement
+
+from .errors import InputError
 
 Row = tuple[str, str, str]
 
@@ -96,3 +100,39 @@ def report() -> tuple[str, bool]:
     wrong = [name for name, value, note in installed if value == 'MISSING' or note.startswith(('UNFIT', 'UNUSABLE'))]
     lines += ['', f'Missing, unfit or unusable: {", ".join(wrong)}' if wrong else 'Nothing is missing.']
     return '\n'.join(lines[1:]), not wrong
+
+
+def examine_data(sources: Iterable[str], found: Callable[[str], None]) -> list[str]:
+    """Decode all data of stores, folders and option files, and compare the sizes of pairs.
+
+    Args:
+        sources: paths.
+        found: is given one line on each store or folder once it has been read.
+
+    Returns:
+        What is wrong, each problem once.
+    """
+    from .data import audit, jpeg_deblur_dataset  # not above: `basicsr doctor` reports what cannot be imported
+    from .train import option_schema, options
+
+    roots: dict[str, None] = {}  # each once, in their order
+    problems: dict[str, None] = {}
+    for source in sources:
+        if Path(source).is_dir():
+            roots[source] = None
+        elif not Path(source).exists():
+            raise InputError(f'{source}: there is no such store, folder or option file')
+        else:
+            file = options.read_options(source)
+            if wrong := [*file.problems, *option_schema.wrong_keys(file)]:
+                problems |= dict.fromkeys(wrong)
+                continue
+            for phase, dataset in file.values['datasets'].items():
+                roots |= dict.fromkeys(jpeg_deblur_dataset.roots_of(dataset).values())
+                kind = options.kind_of_phase(phase)
+                problems |= dict.fromkeys(audit.quick_problems(dataset, kind, scale=file.values['scale']))
+    for root in roots:
+        wrong = audit.all_problems(root)
+        problems |= dict.fromkeys(wrong)
+        found(f'{root}: {len(wrong)} problem{"s" * (len(wrong) > 1)}' if wrong else f'{root}: sound')
+    return list(problems)

@@ -29,7 +29,7 @@ def walk(
     top = real(folder)
     left_out = {top, *top.parents, *avoid}
 
-    def is_taken(path: Path) -> bool:
+    def claim(path: Path) -> bool:
         found = real(path)
         if path.name[0] == '.' or found in left_out:
             return False
@@ -39,5 +39,5 @@ def walk(
         return True
 
     for here, folders, files in os.walk(folder, onerror=on_error, followlinks=True):
-        folders[:] = [name for name in sorted(folders) if is_taken(Path(here, name))]
+        folders[:] = [name for name in sorted(folders) if claim(Path(here, name))]
         yield Path(here), sorted(name for name in files if name[0] != '.')

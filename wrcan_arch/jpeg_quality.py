@@ -13,7 +13,7 @@ STANDARD = np.array([
 ])  # fmt: skip
 
 START_OF_SCAN, QUANTISATION = 0xDA, 0xDB
-FAR = 2  # quantisation steps this many times coarser or finer than in training are another task for the network
+FAR_RATIO = 2  # quantisation steps this many times coarser or finer than in training are another task for the network
 
 
 def scale(quality: float) -> float:
@@ -57,4 +57,4 @@ def is_far(quality: int, trained: int | list[int]) -> bool:
     def step(quality: int) -> float:
         return max(scale(quality), 20)  # from 90 up compression loses hardly anything
 
-    return step(quality) > FAR * step(low) or step(quality) * FAR < step(high)
+    return step(quality) > FAR_RATIO * step(low) or step(quality) * FAR_RATIO < step(high)

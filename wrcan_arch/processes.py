@@ -21,9 +21,9 @@ from .errors import InputError, RunError
 
 Task = TypeVar('Task', bound=tuple[str, ...])  # its strings together are unique
 
-PATIENCE = 6 * 3600  # seconds without progress of any process, after which a missing one is given up
-JOINING = 300  # seconds within which all processes must start
-ASKING = 5  # seconds to find out whether other processes failed too, and to keep the store up for their questions
+STALL_LIMIT = 6 * 3600  # seconds without progress of any process, after which a missing one is given up
+START_TIMEOUT = 300  # seconds within which all processes must start
+ERROR_WAIT = 5  # seconds to find out whether other processes failed too, and to keep the store up for their questions
 STARTED_BY_TORCHRUN = 'TORCHELASTIC_RUN_ID'
 LOST = re.compile(r'/gloo/|Connection (closed|reset|refused)|Socket Timeout|Broken pipe')
 
@@ -108,7 +108,7 @@ class Team:
         self._collection = self.store  # counts the work on one list of jobs
 
     @classmethod
-    def from_environment(cls, *, timeout: float = JOINING) -> 'Team':
+    def from_environment(cls, *, timeout: float = START_TIMEOUT) -> 'Team':
         """The team that torchrun or srun started; a single process if neither did.
 
         Args:
@@ -120,11 +120,11 @@ class Team:
         if size == 1 and STARTED_BY_TORCHRUN not in os.environ:
             return cls()
         address = os.environ.get('MASTER_ADDR'), os.environ.get('MASTER_PORT')
-        if address not in _joined:
-            _joined[address] = cls(store=_connect(rank, timeout), rank=rank, size=size)
-        return _joined[address]
+        if address not in _teams:
+            _teams[address] = cls(store=_connect(rank, timeout), rank=rank, size=size)
+        return _teams[address]
 
-    def agree(self, seen: Mapping[str, str], *, timeout: float = JOINING) -> None:
+    def agree(self, seen: Mapping[str, str], *, timeout: float = START_TIMEOUT) -> None:
         """Wait for all processes; raise InputError in each unless they report the same values.
 
         Args:
@@ -166,20 +166,20 @@ class Team:
             and self.store.underlying_store.check([f'basicsr {what}'])
         )
 
-    def first_to_say(self) -> bool:
+    def is_first_error(self) -> bool:
         """Whether this process is the first with an error: only that one prints it."""
         first = self.store.add('errors', 1) == 1
         self._stay_until_all('errors', self.store)
         return first
 
     def _stay_until_all(self, counted: str, store: dist.Store) -> None:
-        """Keep the first process alive up to ASKING seconds: the store ends with it, unless torchrun hosts it.
+        """Keep the first process alive up to ERROR_WAIT seconds: the store ends with it, unless torchrun hosts it.
 
         Args:
             counted: key in `store` to which each process adds 1 when it no longer needs the store.
         """
         if self.rank == 0 and os.environ.get('TORCHELASTIC_USE_AGENT_STORE') != 'True':
-            until = time.monotonic() + ASKING
+            until = time.monotonic() + ERROR_WAIT
             while store.add(counted, 0) < self.size and time.monotonic() < until:
                 time.sleep(0.05)
 
@@ -210,7 +210,7 @@ class Team:
     def gather(self, message: str, waiting: Callable[[], None]) -> list[str]:
         """Return all processes' messages in the first process, [] in the others, once it has them all.
 
-        `waiting` is called several times a second. InputError if no process gets anything done for PATIENCE seconds.
+        `waiting` is called several times a second. InputError if no process gets anything done for STALL_LIMIT seconds.
         """
         store = self._collection
         store.set(f'message {self.rank}', message)
@@ -233,12 +233,12 @@ class Team:
             waiting()
             if done != (done := self.done()):
                 since = time.monotonic()
-            elif time.monotonic() - since > PATIENCE:
+            elif time.monotonic() - since > STALL_LIMIT:
                 raise InputError(f'a process does not answer (no {key}); run again with --skip-existing')
             time.sleep(0.2)
 
 
-_joined: dict[tuple[str | None, str | None], Team] = {}  # by address: a process joins once
+_teams: dict[tuple[str | None, str | None], Team] = {}  # by address: a process joins once
 
 
 def _connect(rank: int, timeout: float) -> dist.Store:

@@ -31,7 +31,7 @@ def _unfolded_maps(dtype: torch.dtype, device: torch.device) -> int:
     return UNFOLDED_MAPS if device.type == 'cpu' and not onednn_computes_in(dtype) else 0
 
 
-def _row_size(feat: int, padded: tuple[int, int]) -> int:
+def _row_numel(feat: int, padded: tuple[int, int]) -> int:
     """Elements in a row of the features, which are as many as in a row of F channels at the image's size."""
     return 4 * feat * padded[1] // SIZE_MULTIPLE
 
@@ -41,16 +41,16 @@ def _held_in_blocks(
 ) -> tuple[int, int]:
     """Elements held while the blocks run, and how many of them are one map of the features."""
     height, width = (side // SIZE_MULTIPLE for side in padded)
-    a_row, strip_rows = _row_size(feat, padded), min(rows, height) + 2 * max(ATROUS_RATES)
+    row_numel, strip_rows = _row_numel(feat, padded), min(rows, height) + 2 * max(ATROUS_RATES)
     margins = 4 * feat * height * 2 * margin_of(device, dtype, width, max(ATROUS_RATES))
-    strip = (BRANCH_MAPS + _unfolded_maps(dtype, device)) * strip_rows * a_row
-    return 3 * a_row * height + margins + strip, a_row * height
+    strip = (BRANCH_MAPS + _unfolded_maps(dtype, device)) * strip_rows * row_numel
+    return 3 * row_numel * height + margins + strip, row_numel * height
 
 
-def _an_end_row(feat: int, padded: tuple[int, int], dtype: torch.dtype, device: torch.device) -> int:
+def _end_row_numel(feat: int, padded: tuple[int, int], dtype: torch.dtype, device: torch.device) -> int:
     """Elements that one row of the encoder's and decoder's strips takes."""
     image_row = 3 * padded[1] * torch.float32.itemsize // dtype.itemsize
-    return (END_MAPS + _unfolded_maps(dtype, device)) * _row_size(feat, padded) + END_IMAGES * image_row
+    return (END_MAPS + _unfolded_maps(dtype, device)) * _row_numel(feat, padded) + END_IMAGES * image_row
 
 
 def end_rows(feat: int, padded: tuple[int, int], rows: int, dtype: torch.dtype, device: torch.device) -> int:
@@ -58,10 +58,10 @@ def end_rows(feat: int, padded: tuple[int, int], rows: int, dtype: torch.dtype, 
 
     While these two run, all but one of the blocks' maps are freed: the strips may use that memory.
     """
-    in_blocks, a_map = _held_in_blocks(feat, padded, rows, dtype, device)
-    fitting = (in_blocks - a_map) // _an_end_row(feat, padded, dtype, device) - END_ROWS
-    liked = CPU_END_STRIP if device.type == 'cpu' else GPU_END_STRIP
-    least, most = (numbers // _row_size(feat, padded) for numbers in liked)
+    in_blocks, map_numel = _held_in_blocks(feat, padded, rows, dtype, device)
+    fitting = (in_blocks - map_numel) // _end_row_numel(feat, padded, dtype, device) - END_ROWS
+    preferred = CPU_END_STRIP if device.type == 'cpu' else GPU_END_STRIP
+    least, most = (numbers // _row_numel(feat, padded) for numbers in preferred)
     height = padded[0] // SIZE_MULTIPLE
     return SIZE_MULTIPLE * min(height, max(2, min(rows, max(least, min(fitting, most)) // SIZE_MULTIPLE)))
 
@@ -71,8 +71,8 @@ def bytes_needed(
 ) -> int:
     """Peak bytes of `restore_in_strips`, besides the weights and what `read` and `write` hold."""
     feat, padded = config['num_feat'], padded_to_multiple(size)
-    in_blocks, a_map = _held_in_blocks(feat, padded, rows, dtype, device)
-    at_ends = a_map + (end_rows(feat, padded, rows, dtype, device) + END_ROWS) * _an_end_row(
+    in_blocks, map_numel = _held_in_blocks(feat, padded, rows, dtype, device)
+    at_ends = map_numel + (end_rows(feat, padded, rows, dtype, device) + END_ROWS) * _end_row_numel(
         feat, padded, dtype, device
     )
     weights = WEIGHT_COPIES * 9 * BRANCH_MATRICES * (4 * feat) ** 2
@@ -95,12 +95,12 @@ def strip_rows(
         dtype, device: of the computation.
     """
     padded = padded_to_multiple(size)
-    height, a_row = padded[0] // SIZE_MULTIPLE, _row_size(config['num_feat'], padded)
-    if device.type == 'cpu' and height * a_row <= CPU_WHOLE:
+    height, row_numel = padded[0] // SIZE_MULTIPLE, _row_numel(config['num_feat'], padded)
+    if device.type == 'cpu' and height * row_numel <= CPU_WHOLE:
         rows = height + height % 2
     else:
         strip = CPU_STRIP if device.type == 'cpu' else GPU_STRIP
-        rows = max(4, strip // (a_row * dtype.itemsize) // 2 * 2)
+        rows = max(4, strip // (row_numel * dtype.itemsize) // 2 * 2)
 
     def needed(rows: int) -> int:
         return bytes_needed(config, size, rows=rows, dtype=dtype, device=device)

@@ -53,32 +53,32 @@ def _parts(**config: Any) -> list[str]:
 class Flow:
     """A streaming convolution: takes input rows as they arrive and returns each output row once it can be computed."""
 
-    def __init__(self, conv: Convolution, height: int, width: int, held: Tensor | None = None) -> None:
-        """`held`: memory to keep input rows in, such as that of a finished Flow; by default new."""
+    def __init__(self, conv: Convolution, height: int, width: int, buffer: Tensor | None = None) -> None:
+        """`buffer`: memory to keep input rows in, such as that of a finished Flow; by default new."""
         self.conv, self.height, self.width = conv, height, width
-        held = empty_map(conv.in_channels, conv.rate, width, like=conv.bias) if held is None else held
-        held[:, :, : conv.rate] = 0
-        self.held = held  # input rows [top, stop)
+        buffer = empty_map(conv.in_channels, conv.rate, width, like=conv.bias) if buffer is None else buffer
+        buffer[:, :, : conv.rate] = 0
+        self.buffer = buffer  # input rows [top, stop)
         self.top, self.stop, self.done = -conv.rate, 0, 0  # done: output rows returned so far
 
-    def room(self, count: int) -> Tensor:
+    def space_for(self, count: int) -> Tensor:
         """Where to write the next `count` input rows: a view, (1, C, count, W)."""
         rate = self.conv.rate
-        top, _ = self.conv.read_for((self.done, self.done))
-        still_needed = self.held[:, :, top - self.top : self.stop - self.top]
+        top, _ = self.conv.input_rows_for((self.done, self.done))
+        still_needed = self.buffer[:, :, top - self.top : self.stop - self.top]
         kept, stop = still_needed.shape[2], self.stop + count
         beyond = rate if stop == self.height else 0  # rows of zeros below the map
-        if kept + count + beyond > self.held.shape[2]:
+        if kept + count + beyond > self.buffer.shape[2]:
             most_kept = max(kept, 2 * rate)  # in later calls
-            self.held = empty_map(self.held.shape[1], most_kept + count + rate, self.width, like=self.held)
+            self.buffer = empty_map(self.buffer.shape[1], most_kept + count + rate, self.width, like=self.buffer)
         else:
             still_needed = still_needed.clone()  # it may overlap its destination
-        self.held[:, :, :kept] = still_needed
-        self.held[:, :, kept + count : kept + count + beyond] = 0
+        self.buffer[:, :, :kept] = still_needed
+        self.buffer[:, :, kept + count : kept + count + beyond] = 0
         self.top, self.stop = top, stop
-        return self.held[:, :, kept : kept + count]
+        return self.buffer[:, :, kept : kept + count]
 
-    def out(self, at_most: int | None = None) -> Tensor:
+    def next_rows(self, at_most: int | None = None) -> Tensor:
         """The next output rows that can be computed, up to `at_most`, (1, C', rows, W / stride); perhaps none."""
         conv, start = self.conv, self.done
         last_known = (self.stop - conv.rate - 1) // conv.stride
@@ -86,13 +86,13 @@ class Flow:
         stop = stop if at_most is None else min(stop, start + at_most)
         self.done = stop
         if start == stop:
-            return empty_map(conv.out_channels, 0, self.width // conv.stride, like=self.held)
-        first, last = conv.read_for((start, stop))
-        return conv(self.held[:, :, first - self.top : last - self.top])
+            return empty_map(conv.out_channels, 0, self.width // conv.stride, like=self.buffer)
+        first, last = conv.input_rows_for((start, stop))
+        return conv(self.buffer[:, :, first - self.top : last - self.top])
 
     def __call__(self, rows: Tensor) -> Tensor:
-        self.room(rows.shape[2]).copy_(rows)
-        return self.out()
+        self.space_for(rows.shape[2]).copy_(rows)
+        return self.next_rows()
 
 
 def _flow(conv: nn.Module, size: tuple[int, int], dtype: torch.dtype, scale: int = 1) -> Flow:
@@ -170,35 +170,35 @@ class Decoding:
 
     def __call__(self, image: Tensor, encoded: Encoded) -> Tensor:
         """The next rows of the restored image, (1, C, rows, W), fp32; perhaps none."""
-        self.head.room(image.shape[2]).copy_(image)
+        self.head.space_for(image.shape[2]).copy_(image)
         self.skip0.put(encoded.skip0)
         self.skip1.put(encoded.skip1)
         count = encoded.expanded.shape[2]
-        deep = self.up1.room(count)
+        deep = self.up1.space_for(count)
         if count:
             span = (self.done, self.done + count)
-            body = self.body_conv.of_map(self.features, span)
+            body = self.body_conv.rows_of_map(self.features, span)
             torch.add(encoded.expanded, body, out=deep)  # Eq. 4
             self.done += count
-        decoded1 = _decode(self.up1.out(), self.skip1, self.conv1)
+        decoded1 = _decode(self.up1.next_rows(), self.skip1, self.conv1)
         decoded0 = _decode(self.up0(decoded1), self.skip0, self.conv0)
-        restored = [self.tail.out()]  # no rows: torch.cat needs a tensor if no rows follow
+        restored = [self.tail.next_rows()]  # no rows: torch.cat needs a tensor if no rows follow
         # The last strip makes many rows computable at once; in steps they take less memory.
         for start, stop in spans(decoded0.shape[2], self.end_rows):
-            shallow = self.head.out(at_most=stop - start)
-            torch.add(shallow, decoded0[:, :, start:stop], out=self.tail.room(stop - start))
-            restored.append(self.tail.out())
+            shallow = self.head.next_rows(at_most=stop - start)
+            torch.add(shallow, decoded0[:, :, start:stop], out=self.tail.space_for(stop - start))
+            restored.append(self.tail.next_rows())
         return torch.cat(restored, dim=2)
 
 
 def _decode(upsampled: Tensor, skips: Queue, conv: Flow) -> Tensor:
     """One scale of the decoder, after its first convolution (Eqs. 5.1 and 5.2)."""
     upsampled = F.pixel_shuffle(upsampled, 2)
-    room = conv.room(upsampled.shape[2])
+    room = conv.space_for(upsampled.shape[2])
     skip, deep = room.split([room.shape[1] - upsampled.shape[1], upsampled.shape[1]], dim=1)
     skips.take_into(skip)
     deep.copy_(upsampled)
-    return F.relu_(conv.out())
+    return F.relu_(conv.next_rows())
 
 
 def spans(height: int, rows: int) -> Iterator[Span]:
@@ -219,26 +219,26 @@ class Update:
             self.done = stop
 
 
-class Maps:
+class Workspace:
     """The working memory that all groups share, besides their input."""
 
     def __init__(self, network: WRCAN, entry: Tensor, rows: int) -> None:
         channels, height, width = entry.shape[1:]
         self.margin = margin = margin_of(entry.device, entry.dtype, width, max(ATROUS_RATES))
-        self.wide = empty_map(channels, height, width + 2 * margin, like=entry)  # zeros on either side
-        self.features = self.wide[..., margin : margin + width]  # a block's input, (1, C, H, W)
-        for side in (self.wide[..., :margin], self.wide[..., margin + width :]):
+        self.padded_features = empty_map(channels, height, width + 2 * margin, like=entry)  # zeros on either side
+        self.features = self.padded_features[..., margin : margin + width]  # a block's input, (1, C, H, W)
+        for side in (self.padded_features[..., :margin], self.padded_features[..., margin + width :]):
             side.zero_()
         self.branch = torch.empty_like(entry)
         widest = max(conv.in_channels for conv in network.groups.modules() if isinstance(conv, nn.Conv2d))
-        self.hidden = empty_map(widest, min(rows, height) + 3, width, like=entry)  # 2 of the last strip, 1 of zeros
+        self.fuse_input = empty_map(widest, min(rows, height) + 3, width, like=entry)  # 2 of the last strip, 1 of zeros
 
     def convolution(self, conv: nn.Module) -> Convolution:
-        """`conv` for use on `wide`, the features with their margins."""
-        return Convolution(conv, self.wide.dtype, self.branch[0, 0].numel(), self.margin)
+        """`conv` for use on `padded_features`, the features with their margins."""
+        return Convolution(conv, self.padded_features.dtype, self.branch[0, 0].numel(), self.margin)
 
 
-def run_branch(block: ResidualBlock, maps: Maps, update: Update, rows: int, progress: Progress) -> Tensor:
+def run_branch(block: ResidualBlock, maps: Workspace, update: Update, rows: int, progress: Progress) -> Tensor:
     """Compute the block's branch of the features, in strips, into maps.branch; return its sum (1, C, 1, 1) in float32.
 
     A row of maps.branch is written only after `update` has passed it: the update may still read the old row.
@@ -247,17 +247,17 @@ def run_branch(block: ResidualBlock, maps: Maps, update: Update, rows: int, prog
     layers = (branch.atrous, branch.fuse) if isinstance(branch, WideReceptiveField) else ([branch.conv1], branch.conv2)
     channels, height, width = maps.branch.shape[1:]
     parallel = [maps.convolution(conv) for conv in layers[0]]
-    last = Flow(Convolution(layers[1], dtype, height * width), height, width, held=maps.hidden)
+    last = Flow(Convolution(layers[1], dtype, height * width), height, width, buffer=maps.fuse_input)
     reach, products = max(conv.rate for conv in parallel), weight_count(block)
     total = torch.zeros(channels, dtype=torch.float32, device=maps.branch.device)
     summed_in = torch.float32 if dtype == torch.float16 else dtype  # a sum may exceed fp16's 65504; bf16 only rounds
     for start, stop in spans(height, rows):
         update.until(min(stop + reach, height))
-        hidden = last.room(stop - start).chunk(len(parallel), dim=1)  # (1, 2C, rows, W)
+        hidden = last.space_for(stop - start).chunk(len(parallel), dim=1)  # (1, 2C, rows, W)
         for conv, part in zip(parallel, hidden, strict=True):
-            torch.clamp_min(conv.of_map(maps.wide, (start, stop)), 0, out=part)
+            torch.clamp_min(conv.rows_of_map(maps.padded_features, (start, stop)), 0, out=part)
         done = last.done
-        out = last.out()
+        out = last.next_rows()
         maps.branch[:, :, done : last.done] = out
         of_rows = out[0].permute(1, 2, 0).sum(1, dtype=summed_in)  # (rows, C)
         total += of_rows.sum(0, dtype=torch.float32)
@@ -325,7 +325,9 @@ def attend(attention: nn.Module, total: Tensor, features: Tensor, branch: Tensor
     return Update(lambda span: add(span, attention.weights(means(span)).to(features.dtype)[..., places]))
 
 
-def run_group(group: nn.Module, entry: Tensor, maps: Maps, rows: int, window: int | None, progress: Progress) -> None:
+def run_group(
+    group: nn.Module, entry: Tensor, maps: Workspace, rows: int, window: int | None, progress: Progress
+) -> None:
     """Apply a residual group in place: entry += Conv(blocks(entry))."""
     height = entry.shape[2]
 
@@ -345,7 +347,7 @@ def run_group(group: nn.Module, entry: Tensor, maps: Maps, rows: int, window: in
     conv = maps.convolution(group.conv)
     for start, stop in spans(height, rows):
         update.until(min(stop + conv.rate, height))
-        entry[:, :, start:stop] += conv.of_map(maps.wide, (start, stop))
+        entry[:, :, start:stop] += conv.rows_of_map(maps.padded_features, (start, stop))
         progress.add(weight_count(group.conv) * (stop - start))
 
 
@@ -355,7 +357,7 @@ def _expand(
     """f_EXP of the image, (1, 4F, H/4, W/4)."""
     encoding = Encoding(network, size, dtype)
     height, width = (side // SIZE_MULTIPLE for side in size)
-    out = empty_map(4 * network.head.out_channels, height, width, like=encoding.expand.held)
+    out = empty_map(4 * network.head.out_channels, height, width, like=encoding.expand.buffer)
     done = 0
     for image in strips:
         expanded = encoding(image).expanded
@@ -405,7 +407,7 @@ def restore_in_strips(
     strips = list(spans(padded[0], at_ends))
     progress = Progress(network, padded[0], tell)
     entry = _expand(network, map(read_padded, strips), padded, dtype, progress)
-    maps = Maps(network, entry, rows)
+    maps = Workspace(network, entry, rows)
     for group in network.groups:
         run_group(group, entry, maps, rows, window, progress)
     del maps

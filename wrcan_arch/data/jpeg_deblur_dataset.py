@@ -190,7 +190,7 @@ class JPEGDeblurDataset(Dataset):
                     f"{len(unpaired)} are in one alone, the first is '{unpaired[0]}'"
                 )
 
-    def doubts(self) -> Iterator[str]:
+    def likely_mistakes(self) -> Iterator[str]:
         """Yield likely mistakes, seen in the first pair: blurred and sharp swapped, quality unlike the options'."""
         name, first = self.opt['name'], self.frames[0]
         contents = {role: bytes(self._content(role, first[role])) for role in ('lq', 'gt') if role in first}

@@ -302,7 +302,7 @@ class Store:
             raise InputError(f'{self.path}: {cut}; copy or prepare it again')
 
     @cached_property
-    def _lines(self) -> dict[str, str]:
+    def _meta_info(self) -> dict[str, str]:
         """The lines of meta_info.txt, by key."""
         try:
             text = (self.path / 'meta_info.txt').read_text(encoding='utf-8')
@@ -313,15 +313,15 @@ class Store:
     @cached_property
     def kind(self) -> str:
         """'raw' or 'encoded'."""
-        return 'raw' if next(iter(self._lines.values()), '').partition(' ')[0].endswith(RAW_ENDING) else 'encoded'
+        return 'raw' if next(iter(self._meta_info.values()), '').partition(' ')[0].endswith(RAW_ENDING) else 'encoded'
 
     def keys(self) -> list[str]:
         """The keys that meta_info lists, sorted."""
-        return sorted(self._lines)
+        return sorted(self._meta_info)
 
     def shape(self, key: str) -> tuple[int, int, int]:
         """(H, W, C) of the image under `key`, from meta_info."""
-        found = re.search(r' \((\d+),(\d+),(\d+)\)', self._lines.get(key, ''))
+        found = re.search(r' \((\d+),(\d+),(\d+)\)', self._meta_info.get(key, ''))
         if not found:
             raise InputError(f"{self.path}: meta_info.txt has no (height,width,channels) of '{key}'; prepare it again")
         height, width, channels = map(int, found.groups())
@@ -329,7 +329,7 @@ class Store:
 
     def ending(self, key: str) -> str:
         """Of the file that the value under `key` is, or RAW_ENDING."""
-        return self._lines[key].partition(' ')[0].removeprefix(key)
+        return self._meta_info[key].partition(' ')[0].removeprefix(key)
 
     def get(self, key: str) -> bytes:
         """The bytes stored under `key`."""
@@ -372,14 +372,14 @@ class Store:
     def disagreements(self) -> Iterator[str]:
         """Yield contradictions of meta_info.txt, manifest.json (if any) and the number of values. Reads no values."""
         own = (self.path / 'manifest.json').is_file()  # our stores have one more entry, RECORDS
-        found, listed = self._environment.stat()['entries'], len(self._lines)
+        found, listed = self._environment.stat()['entries'], len(self._meta_info)
         if found - listed not in ((1,) if own else (0, 1)):
             yield f'data.mdb holds {found - own} values, meta_info.txt lists {listed}'
         if own and not self._is_listed(*read_manifest(self.path)):
             yield UNLISTED
 
     def _is_listed(self, kind: str, records: Mapping[str, Record]) -> bool:
-        return kind == self.kind and list(self._lines.values()) == meta_info_text(records).splitlines()
+        return kind == self.kind and list(self._meta_info.values()) == meta_info_text(records).splitlines()
 
     def problems(self, progress: Callable[[list[str]], Iterable[str]] = iter) -> Iterator[str]:
         """Yield a line for each contradiction of manifest.json; see `verify_store`."""

@@ -31,13 +31,13 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     return x.mT if tall else x
 
 
-def is_kernel(parameter: Tensor) -> bool:
+def is_hidden_kernel(parameter: Tensor) -> bool:
     """Whether it is the weight of a convolution between feature maps, not a bias or a layer from or to an image."""
     return parameter.ndim == 4 and min(parameter.shape[:2]) > IMAGE_CHANNELS
 
 
 class Muon(torch.optim.Optimizer):
-    """Update kernels (see `is_kernel`) by Muon, all other parameters by Adam.
+    """Update kernels (see `is_hidden_kernel`) by Muon, all other parameters by Adam.
 
     Fine detail is weak beside a picture's large areas, and so is its part of a gradient: Adam's steps follow the large
     areas. Here a kernel's averaged gradient, as a matrix (out, in * height * width), is first made orthogonal, so that
@@ -68,8 +68,8 @@ class Muon(torch.optim.Optimizer):
         if min(lr, adam_lr) < 0:
             raise ValueError(f'lr and adam_lr must be at least 0, not {lr} and {adam_lr}')
         params = list(params)
-        kernels = [each for each in params if is_kernel(each)]
-        others = [each for each in params if not is_kernel(each)]
+        kernels = [each for each in params if is_hidden_kernel(each)]
+        others = [each for each in params if not is_hidden_kernel(each)]
         groups = [{'params': kernels, 'lr': lr}, {'params': others, 'lr': adam_lr}]
         super().__init__(groups, {'momentum': momentum, 'betas': betas, 'eps': eps})
 

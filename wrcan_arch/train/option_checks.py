@@ -45,7 +45,7 @@ def check(file: OptionFile, command: str) -> None:
         *_wrong_machine(file),
     ]
     if not problems:  # else these would be reported again, in other words
-        problems = [each for look in FOUND_LATE for each in look(file)]
+        problems = [each for look in CHECKS_OF_VALID_OPTIONS for each in look(file)]
     if problems:
         raise InputError('\n'.join(problems))
 
@@ -361,7 +361,7 @@ def _unfit_frames(file: OptionFile) -> Iterator[str]:
                 yield f'{file.at("datasets", phase)}: {problem}'
 
 
-FOUND_LATE = (
+CHECKS_OF_VALID_OPTIONS = (
     _unfit_logger,
     _unfit_losses,
     _unfit_validation,

@@ -253,7 +253,7 @@ def create_train_val_dataloader(run: Run, opt: dict[str, Any], logger: Any) -> t
     train_loader, train_sampler, val_loaders, _, total_iters = loaders
     run.val_loaders = val_loaders
     if isinstance(train_loader.dataset, JPEGDeblurDataset):
-        for doubt in train_loader.dataset.doubts():
+        for doubt in train_loader.dataset.likely_mistakes():
             logger.warning(doubt)
     if run.resume_state:
         run.resume_state['epoch'] = train_sampler.start_epoch  # the saved one may be over, or of another batch size

@@ -54,7 +54,7 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, -1)
 
 
-def as_bf16(group: distributed.ProcessGroup, bucket: distributed.GradBucket) -> torch.futures.Future[Tensor]:
+def bf16_hook(group: distributed.ProcessGroup, bucket: distributed.GradBucket) -> torch.futures.Future[Tensor]:
     """PyTorch's hook under another name: under its own it is refused without NCCL, though gloo can run it."""
     return bf16_compress_hook(group, bucket)
 
@@ -102,7 +102,7 @@ class WRCANModel(RecordedModel):
     def __init__(self, opt: dict[str, Any]) -> None:
         if opt.get('deterministic'):
             be_deterministic()
-        self.graph_is_known = False  # whether DDP has seen its first pass
+        self.ddp_is_warmed_up = False  # whether DDP has seen its first pass
         self.first_iter = 0  # the iteration that this run started or resumed at
         super().__init__(opt)
 
@@ -174,7 +174,7 @@ class WRCANModel(RecordedModel):
             gradient_as_bucket_view=True,
         )
         if self.opt['train'].get('gradient_compression') == 'bf16':
-            parallel.register_comm_hook(None, as_bf16)
+            parallel.register_comm_hook(None, bf16_hook)
         return parallel
 
     def get_optimizer(self, optim_type: str, params: Any, lr: float, **kwargs: Any) -> torch.optim.Optimizer:
@@ -279,9 +279,9 @@ class WRCANModel(RecordedModel):
         batch = {'lq': self.lq, 'gt': self.gt, 'gt_jpeg': self.gt_jpeg}
         pieces = {name: whole.chunk(parts) for name, whole in batch.items() if whole is not None}
         count = len(pieces['lq'])
-        if self.opt['dist'] and not self.graph_is_known:
+        if self.opt['dist'] and not self.ddp_is_warmed_up:
             self._backward(1, {name: chunks[0] for name, chunks in pieces.items()})
-            self.graph_is_known = True
+            self.ddp_is_warmed_up = True
         self.optimizer_g.zero_grad(set_to_none=True)
         total: OrderedDict[str, Tensor] = OrderedDict()
         for part in range(count):

@@ -1,0 +1,104 @@
+"""How a command ends: what it reports, to whom, and with which exit code."""
+
+import json
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+
+@contextmanager
+def ignore_closed_pipe() -> Iterator[None]:
+    """Ignore a closed pipe on stdout, as in `basicsr show ... | head`; exit if stderr goes to a closed pipe too."""
+    try:
+        yield
+        if sys.stdout:  # None if it was closed from the start
+            sys.stdout.flush()
+    except BrokenPipeError:
+        left = [stream for stream in (sys.stdout, sys.stderr) if stream and _nobody_reads(stream)]
+        for stream in left:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if sys.stderr in left:
+            sys.exit(128 + signal.SIGPIPE)  # the code of a process that SIGPIPE ends
+        if not left:
+            raise
+
+
+def _nobody_reads(stream: TextIO) -> bool:
+    """Whether `stream` is a pipe whose reader is gone."""
+    poll = select.poll()
+    poll.register(stream, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+@contextmanager
+def sigterm_exits() -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def print_error(text: str) -> None:
+    """Print to stderr if it is still open; the exit code must not depend on it."""
+    if sys.stderr is None:  # print would use stdout
+        return
+    try:
+        print(text, file=sys.stderr)
+    except OSError:  # Ctrl+C has ended the tee that read it, or the terminal is gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
+def is_one_of_several() -> bool:
+    processes = (os.environ.get(name, '1') for name in ('WORLD_SIZE', 'SLURM_STEP_NUM_TASKS'))
+    return any(each.isdecimal() and int(each) > 1 for each in processes)
+
+
+def exit_code_of_several(error: Exception, command: str, *, debug: bool) -> int:
+    """The exit code of one of several processes. Only the first with an error prints it, the others just end."""
+    from .errors import InputError
+    from .processes import ERROR_WAIT, Team, contact_lost
+
+    error = contact_lost(error) or error
+    try:
+        tells = Team.from_environment(timeout=ERROR_WAIT).is_first_error()
+    except (InputError, RuntimeError):  # no other process to ask
+        tells = True
+    message = message_for_user(error)
+    if tells:
+        line = f'basicsr {command}: {message or repr(error)}'
+        print_error(''.join(traceback.format_exception(error)) if message is None or debug else line)
+        _name_to_torchrun(line)
+    return getattr(error, 'exit_code', 2 if message else 1)
+
+
+def _name_to_torchrun(line: str) -> None:
+    """Have torchrun name this process as the root cause in its table of failed processes."""
+    path = os.environ.get('TORCHELASTIC_ERROR_FILE')
+    if path:
+        about = {'message': line, 'extraInfo': {'timestamp': int(time.time()), 'py_callstack': line}}
+        Path(path).write_text(json.dumps({'message': about}), encoding='utf-8')
+
+
+def message_for_user(error: Exception) -> str | None:
+    """The message for an error that the request caused; None for a defect, whose traceback is shown."""
+    from .errors import GPU_IS_FULL, InputError, RunError, is_full_gpu, one_line
+
+    if isinstance(error, RunError):
+        return str(error)
+    if isinstance(error, InputError):
+        return one_line(error)
+    if isinstance(error, RuntimeError) and is_full_gpu(error):
+        return GPU_IS_FULL
+    if isinstance(error, ModuleNotFoundError):
+        return f'{error}; basicsr doctor says what is missing'
+    if isinstance(error, OSError):
+        return f'{error.filename}: {error.strerror}' if error.filename else str(error)
+    return None
