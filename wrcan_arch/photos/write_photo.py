@@ -87,7 +87,7 @@ def _changed_inks(inks: np.ndarray, image: pyvips.Image, profile: bytes | None) 
 
 
 def _image_of(photo: Photo, name: str) -> pyvips.Image:
-    """The image to write in a format: colours as in the file, transparency, metadata. libvips computes it row by row."""
+    """The image to write in a format: the file's kind of colours, transparency, metadata. Computed row by row."""
     deep = photo.pixels.dtype == np.uint16
     image = vips_image(photo.pixels, 'rgb16' if deep else 'srgb')
     metadata = dict(photo.metadata)
