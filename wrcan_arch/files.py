@@ -128,7 +128,7 @@ def opened_at_any_size() -> Iterator[None]:
 
 
 def path_below(path: Path) -> Path:
-    """Return `path` relative to its root and without '..', so that it can be joined to any folder."""
+    """Return `path` without its root and without '..', so that it can be joined to any folder."""
     inside = path.resolve() if '..' in path.parts else path
     return inside.relative_to(inside.anchor)
 

@@ -57,7 +57,7 @@ class RecordedModel(SRModel):
         self.tested_weights = results.describe_weights(weights, key) if weights and is_told else None
         self.commit = checkpoint.source_commit() if opt['rank'] == 0 else None
         self.pending_save: tuple[int, int] | None = None  # (epoch, iteration)
-        self.unrecorded_best: dict[str, Any] | None = None  # on the disk but not in the state; no worse network may replace it
+        self.unrecorded_best: dict[str, Any] | None = None  # saved after the state; no worse one replaces it
         self.last_iter = 0
         self.saved_iter: int | None = None  # newest one to resume from; None before any step
         use_gpu(opt['num_gpu'] != 0)
@@ -113,7 +113,7 @@ class RecordedModel(SRModel):
             self._save_pending()
 
     def save_what_is_learnt(self, iteration: int, *, meet: bool = True) -> None:
-        """Save the pair of `iteration` unless one as new is saved; with `meet` all processes wait for it."""
+        """Save the pair of `iteration`, unless it is saved or no step was made; `meet`: all processes wait for it."""
         if self.saved_iter is not None and self.saved_iter < iteration:
             self.save_pair(0, iteration)  # the loaders find the epoch out
             if meet and self.opt['dist']:

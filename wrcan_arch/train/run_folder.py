@@ -149,7 +149,7 @@ def remove_old(folder: Path, iteration: int, keep: int) -> None:
     kept = {str(each) for each in older[: keep - 1]}
     for path in (folder / 'models').glob(weights_path(folder, '*').name):
         label = path.stem.removeprefix('net_g_')
-        if label.isdecimal() and int(label) < iteration and label not in kept:  # or an earlier removal was killed
+        if label.isdecimal() and int(label) < iteration and label not in kept:  # also what a killed removal left
             path.unlink()
 
 
