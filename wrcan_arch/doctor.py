@@ -7,7 +7,7 @@ from packaging.requirements import Requirement
 
 Row = tuple[str, str, str]
 
-# The module to import of a package, where it is not the package's name.
+# The module to import for a package, if it is not named like the package.
 MODULES = {'opencv-python': 'cv2', 'pyyaml': 'yaml', 'scikit-image': 'skimage', 'pillow': 'PIL'}
 HEIC = 'pip install "wrcan-arch[heic]"'
 

@@ -45,7 +45,7 @@ class Options:
         strength: how much of the change to apply, from 0 (the photograph as it was) to 1.
         quality: of lossy formats, 1 to 100.
         max_pixels: larger photographs fail.
-        skip_existing: leave photographs that have a result as they are.
+        skip_existing: do not restore photographs that have a result.
         out: the folder of the results; None if each lies beside its photograph.
         compare: the folder of the pictures of before and after; None for none. Both folders are checked before the
             first photograph.
@@ -181,7 +181,7 @@ def in_thread(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
             yield running.result()
 
 
-# The whole
+# All photographs
 
 
 def restore_photos(

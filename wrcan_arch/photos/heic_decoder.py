@@ -1,7 +1,7 @@
 """Decode a HEIC file, in a process of its own: a damaged one can crash the library, and the others must go on.
 
-The file comes on standard input; the only argument is the maximum of pixels. Standard output is a line of JSON, then
-the bytes that it describes: the metadata, by libvips's names, and the samples.
+The file comes on standard input; the only argument is the maximum number of pixels. Standard output is a line of JSON,
+then the bytes that it describes: the metadata, by libvips's names, and the samples.
 """
 
 import json

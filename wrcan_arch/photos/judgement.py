@@ -1,4 +1,4 @@
-"""Apply a part of a result only, and judge whether its colours can be trusted."""
+"""Apply part of a result, and judge whether its colours can be trusted."""
 
 import numpy as np
 

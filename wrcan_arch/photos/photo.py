@@ -38,7 +38,7 @@ class Photo:
     permissions: int = 0o666  # read and write bits of the file, for the result too
     jpeg_quality: int | None = None  # estimated, of a JPEG file
     lossless_webp: bool = False
-    marked_colours: bool = False  # the file says that they are not sRGB, in a way that a result cannot
+    marked_colours: bool = False  # the file marks them as other than sRGB, in a way that no result can
     pictures: int = 1  # in the file (2 if only known to be several); this is the first, or a HEIC's main one
     left: tuple[str, ...] = ()  # warnings of what else in the file was not read
 

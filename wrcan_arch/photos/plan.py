@@ -47,7 +47,7 @@ def plan(
             NAME_restored.EXT.
         compare: a folder for pictures of before and after. Files in it and in `out` are not taken for photographs.
         format: of the results, a name or an ending; None for the photograph's own if it can be written, else PNG.
-        skip_existing: existing results are kept, so those among the photographs (from a shell's *.jpg) are skipped.
+        skip_existing: existing results are kept; those among `entries` (a shell's *.jpg finds them) are skipped.
         unreadable: receives one message for each folder that cannot be read; None: raise InputError with the first.
 
     Raises:

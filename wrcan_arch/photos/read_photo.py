@@ -204,13 +204,13 @@ def _resolution(image: pyvips.Image, start: bytes, content: str) -> tuple[float,
     said = image.xres, image.yres
     unsaid = content == 'tiff' and 'resolution-unit' not in image.get_fields()
     if content == 'png':
-        unsaid = png_chunks(start).get(b'pHYs', b'')[8:9] != b'\1'  # else pHYs gives only the aspect ratio
+        unsaid = png_chunks(start).get(b'pHYs', b'')[8:9] != b'\1'  # unit 1 is the metre; 0: only an aspect ratio
     if unsaid or said == (1, 1) or np.allclose(said, NO_RESOLUTION, rtol=1e-3):  # libvips's defaults; PNG: 2.834
         return NO_RESOLUTION
     return said
 
 
-# The whole
+# The photograph
 
 
 def _read(file: BinaryIO, max_pixels: int) -> Photo:

@@ -20,7 +20,7 @@ def lay_out_as_weights(optimizer: torch.optim.Optimizer) -> None:
 def as_asked_for(own: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
     """Return the saved state with the option file's settings; its rate stays the same fraction of the initial one."""
     groups = []
-    for asked, group in zip(own.param_groups, saved['param_groups'], strict=False):  # loading raises if they differ
+    for asked, group in zip(own.param_groups, saved['param_groups'], strict=False):  # loading checks the number
         fallen = group['lr'] / group['initial_lr']
         settings = {name: value for name, value in asked.items() if name not in ('params', 'amsgrad')}
         unchanged = asked['initial_lr'] == group['initial_lr']  # then keep the rate to the bit
