@@ -45,7 +45,7 @@ def options_of_test(result: Path) -> Mapping[str, Any]:
 
 
 def check_sizes(name: str, images: Mapping[str, np.ndarray]) -> None:
-    """Raise InputError unless the images of a frame are of one size: else the result is of another data set."""
+    """Raise InputError unless the images of a frame are of one size: else data set and result do not match."""
     sizes = {column: f'{image.shape[1]} x {image.shape[0]}' for column, image in images.items()}
     if len(set(sizes.values())) > 1:
         found = ', '.join(f'{size} in {column}' for column, size in sizes.items())

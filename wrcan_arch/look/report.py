@@ -26,7 +26,7 @@ from .finished import check_sizes, open_test_set, read_found, read_restored
 from .page import page, picture, rounded
 
 CROPS_PER_PICTURE = 2
-SHOWN = 60  # maximum of pictures on a page, taken at equal distances
+SHOWN = 60  # pictures on a page at most; of more, some at equal distances
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def forget_messages() -> None:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether libvips itself reports it: libtiff "cannot allocate memory" for damaged files too."""
+    """Whether libvips itself is out of memory; libtiff fails to "allocate memory" for damaged files too."""
     return getattr(error, 'errno', None) == errno.ENOMEM or 'out of memory -- size' in str(error)
 
 
