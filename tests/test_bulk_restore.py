@@ -43,7 +43,7 @@ def network():
 
 
 class Same(nn.Module):
-    """A network that does nothing, fast."""
+    """A fast network that returns its input."""
 
     def __init__(self):
         super().__init__()
@@ -252,7 +252,7 @@ def test_page_that_cannot_be_written_leaves_the_rest_told(tmp_path):
 
 
 def test_photograph_is_counted_while_it_is_computed_and_once(tmp_path, monkeypatch):
-    """One that is computed again in fp32 too, and one that cannot be read."""
+    """This holds if the computing starts over in fp32, and for a photograph that cannot be read."""
     monkeypatch.setattr(bulk_restore, 'TELL_AFTER', 0)
     save(tmp_path / 'in' / '1.png', 1)
     (tmp_path / 'in' / '2.png').write_text('broken')
@@ -405,7 +405,7 @@ def test_steps_overlap_by_one_item():
     def items():
         for item in range(4):
             if item == 1:
-                assert began.wait(10)  # the first runs while the second is made
+                assert began.wait(10)  # the first item is in work while the second is made
                 may_end.set()
             taken.append(item)
             yield item
@@ -423,14 +423,14 @@ def resident():
 
 
 def grown_by(folder, count, size, monkeypatch):
-    """Bytes that the process has grown by when it has restored so many photographs, all but the first twentieth."""
-    monkeypatch.setattr(os, 'fsync', lambda descriptor: None)  # this disk's slowness is not ours
+    """Bytes by which the process grows while it restores `count` photographs, without the first twentieth of them."""
+    monkeypatch.setattr(os, 'fsync', lambda descriptor: None)  # to be fast on slow disks
     Image.fromarray(picture(*size)).save(folder / 'photo.png')
     (folder / 'in').mkdir()
     for number in range(count):
         shutil.copyfile(folder / 'photo.png', folder / 'in' / f'{number:05}.png')
     jobs = plan([folder / 'in'], out=folder / 'out')
-    first = restore_photos(Same(), jobs[: count // 20], options=INPUT)  # what is loaded and kept once
+    first = restore_photos(Same(), jobs[: count // 20], options=INPUT)  # loads what is kept in memory once
     before = resident()
     others = restore_photos(Same(), jobs[count // 20 :], options=INPUT)
     assert first.restored + others.restored == len(names(folder / 'out')) == count
@@ -440,14 +440,14 @@ def grown_by(folder, count, size, monkeypatch):
 @pytest.mark.slow
 def test_ten_thousand_photographs_take_no_more_memory_than_ten(tmp_path, monkeypatch):
     pixels = Photo(picture(12, 16))
-    monkeypatch.setattr(bulk_restore, 'read_photo', lambda path, max_pixels: pixels)  # the next test's
+    monkeypatch.setattr(bulk_restore, 'read_photo', lambda path, max_pixels: pixels)  # pixels: the next test
     monkeypatch.setattr(bulk_restore, 'write_photo', lambda path, photo, quality: Path(path).touch())
-    assert grown_by(tmp_path, 10_000, (12, 16), monkeypatch) < 5_000_000  # half a kilobyte each
+    assert grown_by(tmp_path, 10_000, (12, 16), monkeypatch) < 5_000_000  # 500 bytes each
 
 
 @pytest.mark.slow
 def test_pixels_are_let_go(tmp_path, monkeypatch):
-    assert grown_by(tmp_path, 400, (300, 400), monkeypatch) < 30_000_000  # a tenth of the pixels in and out
+    assert grown_by(tmp_path, 400, (300, 400), monkeypatch) < 30_000_000  # a tenth of the pixels read and written
 
 
 # The command
@@ -471,7 +471,7 @@ def test_command_without_options_writes_beside(tmp_path, monkeypatch, capsys, we
     monkeypatch.chdir(tmp_path)
     save(Path('a.png'))
     monkeypatch.setitem(SHIPPED, 'small', weights)
-    for _ in range(2):  # the second finds the first's result, which is no photograph to restore, and replaces it
+    for _ in range(2):  # the second run replaces the first's result, and does not restore it
         assert cli.main(['restore', '.', '--precision', 'fp32']) == 0
         assert capsys.readouterr().out.splitlines()[0] == '1 of 1 restored'
         assert names(tmp_path) == ['a.png', 'a_restored.png', 'net.safetensors']
@@ -582,7 +582,7 @@ def test_death_of_a_process_loses_only_what_it_had_not_done(tmp_path, monkeypatc
         assert process.poll() is None
     ours = subprocess.run(['ps', '-o', 'pid=', '--ppid', str(process.pid)], capture_output=True, text=True).stdout
     os.kill(int(ours.split()[-1]), signal.SIGKILL)
-    process.communicate(timeout=60)  # it does not hang
+    process.communicate(timeout=60)  # TimeoutExpired if it hangs
     assert process.returncode == 1
     done = list((tmp_path / 'out').glob('*.png'))
     assert 20 <= len(done) < 3000 and all(read_photo(path).pixels.shape == (12, 16, 3) for path in done)

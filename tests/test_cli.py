@@ -22,7 +22,7 @@ from wrcan_arch.errors import RunError
 
 
 def basicsr(capsys, *arguments):
-    """Exit code, and the lines on standard error that are not progress."""
+    """Run a command; return its exit code, and the lines on standard error that are not progress."""
     code = cli.main(list(map(str, arguments)))
     return code, [line for line in capsys.readouterr().err.splitlines() if line.strip() and '%|' not in line]
 
@@ -45,7 +45,7 @@ def test_what_is_told_nobody_is_not_printed_as_a_result(monkeypatch, capsys, pro
 
 
 def test_the_older_launchers_argument_may_stand_before_the_command(capsys):
-    """As python -m torch.distributed.launch, of BasicSR's documentation, has it."""
+    """python -m torch.distributed.launch, of BasicSR's documentation, passes it so."""
     assert basicsr(capsys, '--local-rank=0', 'train', '-opt', 'gone.yml')[1] == [
         'basicsr train: gone.yml: there is no such option file'
     ]
@@ -152,7 +152,7 @@ def test_names_that_a_terminal_cannot_show_are_escaped(tmp_path, monkeypatch, of
     Path('海.png').write_text('broken')
     cv2.imwritemulti('海.tif', [picture(16, 16), picture(16, 16)])
     out = io.TextIOWrapper(io.BytesIO(), 'ascii')
-    err = io.TextIOWrapper(io.BytesIO(), 'ascii', errors='backslashreplace')  # as Python opens it
+    err = io.TextIOWrapper(io.BytesIO(), 'ascii', errors='backslashreplace')  # like Python's own stderr
     with mock.patch('sys.stdout', out), mock.patch('sys.stderr', err):
         assert cli.main(['restore', '.', '-o', 'out', '-w', str(official_weights)]) == 1
     err.flush()
@@ -165,7 +165,7 @@ def test_names_that_a_terminal_cannot_show_are_escaped(tmp_path, monkeypatch, of
 @pytest.mark.parametrize('flags', [[], ['--debug']])
 def test_a_defects_traceback_shows_once(monkeypatch, capsys, flags):
     monkeypatch.setattr('wrcan_arch.doctor.report', mock.Mock(side_effect=KeyError('a defect')))
-    with pytest.raises(KeyError, match='a defect'):  # which Python prints
+    with pytest.raises(KeyError, match='a defect'):  # Python prints it
         cli.main(['doctor', *flags])
     assert 'Traceback' not in capsys.readouterr().err
 
@@ -173,7 +173,7 @@ def test_a_defects_traceback_shows_once(monkeypatch, capsys, flags):
 @pytest.mark.parametrize('arguments', ['show -opt train.yml', 'tables'])
 def test_reader_that_leaves_early_is_no_error(workplace, arguments):
     command = f'{sys.executable} -m wrcan_arch {arguments} | true; test ${{PIPESTATUS[0]}} = 0'
-    buffered = {**os.environ, 'PYTHONUNBUFFERED': ''}  # so that little is printed at the end
+    buffered = {**os.environ, 'PYTHONUNBUFFERED': ''}  # so that a short output is printed only at the end
     result = subprocess.run(['bash', '-c', command], capture_output=True, text=True, env=buffered)
     assert result.returncode == 0 and result.stderr == ''
 
@@ -181,7 +181,7 @@ def test_reader_that_leaves_early_is_no_error(workplace, arguments):
 @pytest.mark.parametrize(
     ('command', 'code'),
     [
-        ('restore . -o out 2>&1 | true', 141),  # cut short
+        ('restore . -o out 2>&1 | true', 141),  # SIGPIPE: output is lost
         ('tables >&-', 0),
     ],
 )
@@ -257,7 +257,7 @@ def test_doctor_tells_of_heic(capsys, monkeypatch):
 
 @pytest.mark.parametrize(('set_before', 'then'), [(None, 'passive'), ('active', 'active')])
 def test_threads_wait_asleep_unless_somebody_says_how(monkeypatch, set_before, then):
-    monkeypatch.setenv('OMP_WAIT_POLICY', '')  # so that it is put back
+    monkeypatch.setenv('OMP_WAIT_POLICY', '')  # so that monkeypatch restores it
     monkeypatch.delenv('OMP_WAIT_POLICY')
     if set_before:
         monkeypatch.setenv('OMP_WAIT_POLICY', set_before)
@@ -275,7 +275,7 @@ def test_module_and_command_are_the_same(tmp_path):
 
 
 def test_doctor_speaks_when_a_package_is_missing():
-    """Also one that our own import needs."""
+    """Even one that our own import needs."""
     for missing in ('lmdb', 'torch', 'basicsr'):
         code = (
             'import sys\n'

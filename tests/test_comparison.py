@@ -25,11 +25,11 @@ def test_halves_are_blurred_and_restored(tmp_path):
     written = Image.open(tmp_path / 'a.png.jpg')
     expected = np.concatenate([photo.pixels, 255 - photo.pixels], axis=1).astype(int)
     assert np.abs(np.asarray(written) - expected).mean() < 4
-    assert written.info['icc_profile'] == SRGB and not written.getexif()  # a picture to show, without the place
+    assert written.info['icc_profile'] == SRGB and not written.getexif()  # without EXIF, which may tell the place
 
 
 def test_a_result_of_another_depth_is_compared_too(tmp_path):
-    """As --format jpeg leaves one of a 16-bit photograph."""
+    """For example, --format jpeg makes an 8-bit result of a 16-bit photograph."""
     pixels = picture(40, 32)
     write_side_by_side(tmp_path, 'a.tif', Photo(pixels=pixels.astype(np.uint16) * 257), pixels)
     written = np.asarray(Image.open(tmp_path / 'a.tif.jpg')).astype(int)

@@ -1,5 +1,5 @@
-"""A run that is stopped anywhere and resumed ends with the bits of the undisturbed one; a damaged checkpoint costs no
-more than the iterations since the one before. Kills at random moments are in benchmarks/chaos.py."""
+"""A run that is stopped anywhere and resumed ends with the same bits as an undisturbed one; a damaged checkpoint costs
+only the iterations since the one before. Kills at random moments are in benchmarks/chaos.py."""
 
 import json
 import math
@@ -27,7 +27,7 @@ FOLDER = Path('experiments/small')
 
 
 def stop_at(iteration, number=signal.SIGTERM):
-    """A signal to this process in the middle of a step."""
+    """Send a signal to this process in the middle of the step `iteration`."""
     check = StepGuard.check
 
     def check_and_signal(self, current, *rest):
@@ -39,7 +39,7 @@ def stop_at(iteration, number=signal.SIGTERM):
 
 
 def assert_equal(first, second, place='state'):
-    """Bit by bit, through all of a training state."""
+    """Compare two training states bit by bit."""
     if isinstance(first, torch.Tensor):
         assert torch.equal(first, second), place
     elif isinstance(first, dict):
@@ -55,7 +55,7 @@ def assert_equal(first, second, place='state'):
 
 
 def outcome(folder=FOLDER, iteration=10):
-    """The state, which holds its weights' checksum; these, the best and the latest weights; what was logged."""
+    """The state, which holds its weights' checksum; its, the best and the latest weights; what was logged."""
     weights = {
         label: {
             key: value
@@ -78,7 +78,7 @@ CASES = {
 
 @pytest.mark.parametrize(('changes', 'before', 'after'), CASES.values(), ids=CASES.keys())
 def test_stopped_and_resumed_run_is_the_undisturbed_one(quick, capsys, changes, before, after):
-    """Stopped by SIGTERM in iteration 5, in the middle of an epoch, and resumed with another number of workers."""
+    """SIGTERM stops it in iteration 5, in the middle of an epoch; most cases resume with another number of workers."""
     changes = {**changes, 'save_checkpoint_freq': 5}
     Path('train.yml').write_text(set_options(Path('train.yml').read_text(), **changes))
     assert train('logger:save_checkpoint_freq=10') == 0
@@ -97,7 +97,7 @@ def test_stopped_and_resumed_run_is_the_undisturbed_one(quick, capsys, changes, 
 
 @pytest.mark.parametrize('val_freq', [4, 6])
 def test_finished_run_is_trained_on_as_the_option_file_says_by_then(quick, val_freq):
-    """The end is saved whatever its number; the schedule is the option file's, so that its end can be a later one."""
+    """The last iteration is always saved; a resume takes the schedule from the option file, so the end may move."""
     text = set_options(Path('train.yml').read_text(), total_iter=6, save_checkpoint_freq=4, val_freq=val_freq)
     Path('train.yml').write_text(set_options(text, scheduler='{type: CosineAnnealingRestartLR}'))
     assert train() == 0
@@ -116,7 +116,7 @@ def test_finished_run_is_trained_on_as_the_option_file_says_by_then(quick, val_f
 
 def test_metric_that_fails_ends_a_run_with_what_is_learnt(quick, capsys):
     Path('train.yml').write_text(set_options(Path('train.yml').read_text(), save_checkpoint_freq=10))
-    singular = ArithmeticError('SVD did\nnot converge')  # as NumPy's of NIQE
+    singular = ArithmeticError('SVD did\nnot converge')  # such as NumPy raises in NIQE
     with mock.patch('wrcan_arch.train.scoring.calculate_metric', side_effect=singular):
         assert train() == 1
     said = capsys.readouterr().err.splitlines()[-1]
@@ -162,7 +162,7 @@ def test_data_worker_that_dies_costs_no_iteration(quick, capsys):
         if current == 2:
             for worker in multiprocessing.active_children():
                 worker.kill()
-            time.sleep(0.5)  # for the signal to come in the middle of this step
+            time.sleep(0.5)  # so that the signal arrives during this step
         return check(self, current, *rest)
 
     with mock.patch.object(StepGuard, 'check', check_and_kill):
@@ -216,7 +216,7 @@ def test_validation_that_fails_costs_no_iteration(quick, capsys):
 
 @pytest.mark.slow
 def test_two_processes_stop_and_resume_exactly(quick):
-    """They agree on the iteration that they end after, and on a step to skip, though one alone has the reason."""
+    """They agree on the last iteration and on a step to skip, though only one process has a reason."""
     text = set_options(Path('train.yml').read_text(), ema_decay=0.9, batch_size_per_gpu=1, save_checkpoint_freq=10)
     Path('train.yml').write_text(text)
     Path('stopping.py').write_text(  # rank 1 has a broken loss in iteration 2, and may be asked to stop in iteration 5
@@ -320,7 +320,7 @@ def test_ctrl_c_saves_too_and_has_its_own_exit_code(quick, capsys):
 
 
 def test_ctrl_c_before_the_first_iteration_promises_nothing(quick, capfd):
-    """It comes twice, while the weights that are trained on are scored; it is answered once."""
+    """It comes twice while the weights to train on are scored; only one answer is printed."""
 
     def stop(*_):
         os.kill(os.getpid(), signal.SIGINT)
@@ -339,7 +339,7 @@ def test_ctrl_c_before_the_first_iteration_promises_nothing(quick, capfd):
 
 @pytest.mark.slow
 def test_signal_to_the_whole_group_finds_the_data_workers_at_work(quick):
-    """As Ctrl+C in a terminal, and some schedulers: a worker that went first would take the run with it."""
+    """Ctrl+C in a terminal and some schedulers signal the whole group: a worker that ended first would end the run."""
     Path('train.yml').write_text(set_options(Path('train.yml').read_text(), total_iter=100_000, num_worker_per_gpu=2))
     Path('own_group.py').write_text(
         'import os, sys; from wrcan_arch import cli\nos.setsid(); sys.exit(cli.main(sys.argv[1:]))'
@@ -366,7 +366,7 @@ def damage(path, how):
         middle = len(content) // 2
         content[middle : middle + 400] = bytes(
             byte ^ 0x10 for byte in content[middle : middle + 400]
-        )  # not padding alone
+        )  # more than padding
     path.write_bytes(content)
 
 
@@ -382,7 +382,7 @@ DAMAGES = {
 
 
 def test_resume_takes_the_newest_whole_pair_and_says_what_it_passed_over(quick):
-    """After each kind of damage to the newest of two pairs; and the run ends as the undisturbed one."""
+    """For each kind of damage to the newest of two pairs. The resumed run ends like an undisturbed one."""
     assert train('train:total_iter=8') == 0
     expected = outcome(iteration=8)
     whole = {path: path.read_bytes() for part in ('models', 'training_states') for path in (FOLDER / part).iterdir()}
@@ -407,7 +407,7 @@ def test_resume_takes_the_newest_whole_pair_and_says_what_it_passed_over(quick):
 
 
 def test_every_flipped_bit_is_found_or_harmless(quick):
-    """Of a state: a resume from a damaged one is refused, unless what is read is the very same."""
+    """A state with a flipped bit is refused, unless the same values are read from it."""
     assert train('train:total_iter=4') == 0
     path = FOLDER / 'training_states/4.state'
     content, state = path.read_bytes(), read_file(path)
@@ -464,7 +464,7 @@ def test_code_in_a_state_is_not_run(quick, capsys):
 
 
 def test_state_is_plain_data(quick):
-    """Nothing in it but what weights_only reads, and nothing but numbers and texts beside the tensors."""
+    """weights_only can read it; besides optimizers and schedulers it holds only what JSON can."""
     assert train('train:total_iter=4') == 0
     state = read_file(FOLDER / 'training_states/4.state')
     assert json.dumps({key: value for key, value in state.items() if key not in ('optimizers', 'schedulers')})
@@ -475,7 +475,7 @@ def best_of_log():
 
 
 def test_best_network_stays_when_a_metric_is_added_or_removed(quick):
-    """And is not replaced by a worse one of the iterations after."""
+    """No worse network of later iterations replaces it."""
     best = FOLDER / 'models/net_g_best.pth'
     assert train('train:total_iter=8', 'train:start_from_image=true') == 0
     kept, (metric, score, _) = best.read_bytes(), best_of_log()
@@ -486,7 +486,7 @@ def test_best_network_stays_when_a_metric_is_added_or_removed(quick):
 
 
 def test_best_network_that_the_last_state_does_not_know_stays(quick):
-    """Of a run that was killed between a validation and the next state."""
+    """The run was killed after a validation, before the next state was saved."""
     best = FOLDER / 'models/net_g_best.pth'
     assert train('train:total_iter=8', 'val:val_freq=4', 'logger:save_checkpoint_freq=6') == 0
     kept, (metric, score, iteration) = best.read_bytes(), best_of_log()
@@ -497,7 +497,7 @@ def test_best_network_that_the_last_state_does_not_know_stays(quick):
 
 
 def test_best_network_beyond_the_end_of_the_resumed_run_is_its_outcome(quick):
-    """Also when that is trained on: what comes out at the same iteration may be worse."""
+    """Even if the run is trained on: the network at the same iteration may be worse then."""
     best = FOLDER / 'models/net_g_best.pth'
     assert train('train:total_iter=8', 'logger:save_checkpoint_freq=6') == 0
     kept, found = best.read_bytes(), best_of_log()

@@ -43,7 +43,7 @@ def make_result(name, images, suffix=None, sharp='sharp.lmdb'):
 
 @pytest.fixture
 def frames(tmp_path, monkeypatch):
-    """Five sequences of two frames: sharp, blurred, and what two methods restored, which differ in one spot a frame."""
+    """Five sequences of two frames: sharp, blurred, and restored by two methods that differ in one spot per frame."""
     monkeypatch.chdir(tmp_path)
     sharp = {key: picture(*SIZE, seed) for seed, key in enumerate(FRAMES)}
     blurred = {key: cv2.blur(image, (5, 5)) for key, image in sharp.items()}
@@ -76,7 +76,7 @@ def test_named_crops_are_the_files_pixels_under_their_psnr(frames):
 
 
 def test_rows_are_where_the_methods_differ_most(frames):
-    """A later frame differs more, so it is the second of each sequence, the last sequence first."""
+    """Later frames differ more: the rows are each sequence's second frame, the last sequence first."""
     rows = read_rows(RESULTS, [])
     assert [row.crop.partition(':')[0] for row in rows] == [
         '004/00000001', '003/00000001', '002/00000001', '001/00000001'
@@ -200,7 +200,7 @@ def test_wrong_requests_say_what_to_do(frames, results, crops, message):
 
 
 def renamed(frames, name):
-    """The first frames under other names, in folders of files and in one result."""
+    """Write all frames under other names: input and sharp to folders, the first method's as the result 'own'."""
     for folder, column in (('blur', 'input'), ('sharp', 'sharp')):
         Path(folder).mkdir()
         for number, key in enumerate(FRAMES):
@@ -213,7 +213,7 @@ def renamed(frames, name):
 
 
 def test_photographs_of_one_camera_fill_the_rows(frames):
-    """Which are one sequence by their names."""
+    """By their names they are all of one sequence."""
     rows = read_rows([renamed(frames, 'IMG_{:04}'.format)], [])
     assert len({row.crop.partition(':')[0] for row in rows}) == 4
 

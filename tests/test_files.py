@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, and names that can be used and shown."""
+"""Files are written whole or not at all; names can be used and shown, whatever they are."""
 
 import os
 import re

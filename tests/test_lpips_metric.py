@@ -24,7 +24,7 @@ def lpips():
 
 @pytest.fixture
 def checkpoints(tmp_path, monkeypatch):
-    """An empty folder where the weights of torchvision's networks are looked for."""
+    """The folder in which the weights of torchvision's networks are looked for, empty."""
     monkeypatch.setattr(torch.hub, '_hub_dir', str(tmp_path))
     (tmp_path / 'checkpoints').mkdir()
     return tmp_path / 'checkpoints'
@@ -44,7 +44,7 @@ def backbone(alexnet, checkpoints):
 
 
 def reference(lpips, alexnet, first, second):
-    """By the package itself, AlexNet's layers put into it one by one."""
+    """LPIPS by the package itself, with AlexNet's layers loaded one by one."""
     network = lpips.LPIPS(net='alex', version='0.1', pnet_rand=True, verbose=False)
     for part in (network.net.slice1, network.net.slice2, network.net.slice3, network.net.slice4, network.net.slice5):
         for name, layer in part.named_children():

@@ -1,4 +1,4 @@
-"""What goes in comes out upright, of the same size, mode and depth; Pillow, OpenCV and tifffile are the references."""
+"""Photographs keep size, mode, depth and metadata, and become upright; references: Pillow, OpenCV, tifffile."""
 
 import io
 import os
@@ -65,7 +65,7 @@ def test_quality_is_the_users(tmp_path, ending, least_psnr):
 
 def test_webp_stays_lossless_or_lossy(tmp_path):
     pixels = np.dstack([picture(24, 32), picture(24, 32, 1)[:, :, 0]])
-    pixels[:4, :, 3] = 0  # and what is not seen stays
+    pixels[:4, :, 3] = 0  # transparent pixels keep their colours
     for mode in ('RGB', 'RGBA'):
         first, second = (Image.fromarray(each).convert(mode) for each in (pixels, 255 - pixels))
         for about in ({}, {'icc_profile': SRGB + bytes(100_000)}, {'save_all': True, 'append_images': [second]}):
@@ -101,7 +101,7 @@ def test_jpeg_quality_of_a_file_is_estimated(tmp_path):
 @pytest.mark.parametrize('channels', [1, 3, 4])
 def test_sixteen_bits_come_back(tmp_path, ending, channels):
     deep = deep_picture(12, 17, channels)
-    cv2.imwrite(str(tmp_path / f'a{ending}'), deep)  # OpenCV has blue first
+    cv2.imwrite(str(tmp_path / f'a{ending}'), deep)  # OpenCV writes BGR
     photo = read_photo(tmp_path / f'a{ending}')
     rgb = np.repeat(deep, 3, axis=2) if channels == 1 else deep[:, :, 2::-1]
     np.testing.assert_array_equal(photo.pixels, rgb)
@@ -128,7 +128,7 @@ def test_sixteen_bits_become_what_the_format_holds(tmp_path):
 
 
 def turned(upright, orientation):
-    """What a camera stores of an upright picture that it says to turn so."""
+    """The pixels that a camera stores for an upright picture with this EXIF orientation."""
     turns = {1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud,
              5: lambda a: a.transpose(1, 0, 2), 6: np.rot90, 7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
              8: lambda a: np.rot90(a, -1)}  # fmt: skip
@@ -238,7 +238,7 @@ def test_thumbnail_among_photoshops_resources_is_left_out(tmp_path):
         (captions + resource(0x0409, b''), captions),
         (thumbnail + copyright, copyright),
         (captions + thumbnail[:9], captions),
-        (resource(0x0409, b'12345')[:-1] + captions, resource(0x0409, b'12345')[:-1] + captions),  # not filled up
+        (resource(0x0409, b'12345')[:-1] + captions, resource(0x0409, b'12345')[:-1] + captions),  # without padding
     ):
         photo = Photo(pixels=picture(8, 8), metadata={'iptc-data': head + block})
         write_photo(tmp_path / 'a.jpg', photo)
@@ -248,7 +248,7 @@ def test_thumbnail_among_photoshops_resources_is_left_out(tmp_path):
 
 
 def captions_of(path):
-    """As Pillow finds them among Photoshop's resources."""
+    """The captions that Pillow finds in Photoshop's resources."""
     return Image.open(path).info['photoshop'][0x0404]
 
 
@@ -312,7 +312,7 @@ def test_metadata_that_jpeg_does_not_hold_is_said(tmp_path, field):
 
 
 def grey_profile():
-    """Of gamma 1.8, as ICC.1:2001-04 has them: a header, three tags, their contents."""
+    """A grey profile of gamma 1.8 by ICC.1:2001-04: a header, three tags, their contents."""
     contents = {
         b'wtpt': b'XYZ \0\0\0\0' + struct.pack('>3i', 63190, 65536, 54061),
         b'kTRC': b'curv\0\0\0\0' + struct.pack('>IHxx', 1, round(1.8 * 256)),
@@ -337,11 +337,11 @@ def test_orientation_in_xmp_is_reset(tmp_path, orientation):
     'source', ['.jpg', '.png', '.tif', '.webp', '.avif', '.bmp', '.heic', 'unit.tif', 'damaged.bmp']
 )
 def test_no_resolution_is_made_up(tmp_path, source, capfd):
-    """Of a file that gives none it is 72 dpi, as EXIF would have it; libvips says 25.4."""
+    """A file without one has EXIF's default of 72 dpi; libvips reports 25.4."""
     about = {
         '.bmp': {'dpi': (0, 0)},
         'damaged.bmp': {'dpi': (100_000_000, 100_000_000)},
-        'unit.tif': {'tiffinfo': {X_RESOLUTION: 300.0, Y_RESOLUTION: 300.0, RESOLUTION_UNIT: 1}},  # of no unit
+        'unit.tif': {'tiffinfo': {X_RESOLUTION: 300.0, Y_RESOLUTION: 300.0, RESOLUTION_UNIT: 1}},  # no unit
     }
     path = DATA / 'deep.heic' if source == '.heic' else tmp_path / f'a{source}'
     if source != '.heic':
@@ -471,7 +471,7 @@ INKS = {
 
 @pytest.mark.parametrize('kind', INKS)
 def test_cmyk_changes_as_much_as_its_pixels(tmp_path, kind, cmyk_profile):
-    """Whatever of a grey is black ink; separated anew, pure black came back 5 levels darker, of four inks."""
+    """However much of a grey is black ink. A new separation made pure black 5 levels darker, out of four inks."""
     smooth = cv2.GaussianBlur(picture(48, 64), (0, 0), 3)
     Image.fromarray(INKS[kind](smooth), 'CMYK').save(tmp_path / 'a.tif', icc_profile=cmyk_profile)
     photo = read_photo(tmp_path / 'a.tif')
@@ -503,7 +503,7 @@ def test_inks_of_16_bits_and_with_transparency_come_back_upright(tmp_path, bands
 
 
 def test_heic_is_read(tmp_path):
-    photo = read_photo(DATA / 'small.heic')  # by pillow-heif, of picture(48, 64), quality 90
+    photo = read_photo(DATA / 'small.heic')  # by pillow-heif, from picture(48, 64), quality 90
     assert np.abs(photo.pixels.astype(int) - picture(48, 64)).mean() < 8 and 'icc-profile-data' in photo.metadata
     write_photo(tmp_path / 'a.png', photo)
     assert Image.open(tmp_path / 'a.png').getexif()[MAKE] == 'a camera'
@@ -536,7 +536,7 @@ def test_heic_with_too_many_pixels_is_refused():
 def test_all_bits_of_heic_are_read(tmp_path):
     y, x = np.mgrid[:48, :64]
     ramp = np.stack([200 + 64 * x + 16 * y, 20_000 + 32 * x + 8 * y, 65_535 - 100 * x - 50 * y], axis=2)
-    photo = read_photo(DATA / 'deep.heic')  # by pillow-heif, of that in 10 bits, quality 95
+    photo = read_photo(DATA / 'deep.heic')  # by pillow-heif, from `ramp` in 10 bits, quality 95
     assert photo.pixels.dtype == np.uint16
     assert np.abs(photo.pixels - ramp).mean() < 64, 'a step of 10 bits; of 8 it is 257'
     assert photo.metadata['xmp-data'].startswith(b'<x:xmpmeta')
@@ -547,9 +547,9 @@ def test_all_bits_of_heic_are_read(tmp_path):
 def test_all_bits_of_grey_and_transparent_heic_are_read():
     y, x = np.mgrid[:48, :64]
     ramp = 1000 + 700 * x + 300 * y
-    grey = read_photo(DATA / 'deep_grey.heic')  # by pillow-heif, of that
+    grey = read_photo(DATA / 'deep_grey.heic')  # by pillow-heif, from `ramp`
     assert grey.mode == 'grey' and np.abs(grey.pixels - ramp[:, :, None]).mean() < 64
-    clear = read_photo(DATA / 'deep_alpha.heic')  # its alpha is 65,535 less a third of that
+    clear = read_photo(DATA / 'deep_alpha.heic')  # its alpha is 65,535 - ramp // 3
     assert clear.mode == 'rgb' and np.abs(clear.alpha - (65_535 - ramp // 3)).mean() < 64
     assert np.abs(clear.pixels[:, :, 0] - ramp).mean() < 64
 
@@ -566,7 +566,7 @@ def test_what_holds_avif_is_known_by_its_other_brands(tmp_path):
     content = (tmp_path / 'a.avif').read_bytes()
     (tmp_path / 'b.avif').write_bytes(content[:8] + b'mif1' + content[12:])
     np.testing.assert_array_equal(read_photo(tmp_path / 'b.avif').pixels, read_photo(tmp_path / 'a.avif').pixels)
-    (tmp_path / 'c.avif').write_bytes(content[:8] + b'heic' + content[12:])  # pi_heif has no decoder for what is in it
+    (tmp_path / 'c.avif').write_bytes(content[:8] + b'heic' + content[12:])  # pi_heif cannot decode its AV1 content
     with pytest.raises(
         InputError, match=r'c\.avif: cannot be decoded \(.+\); it may be damaged, if not convert it to JPEG'
     ):
@@ -594,14 +594,14 @@ def test_colours_that_a_result_cannot_say_are_noticed(tmp_path):
 
 
 def with_chunks(png, *chunks, at=33):
-    """A PNG file with more chunks behind its header, or at another place."""
+    """Insert chunks into a PNG file, by default after its header."""
     parts = [
         len(body).to_bytes(4, 'big') + name + body + zlib.crc32(name + body).to_bytes(4, 'big') for name, body in chunks
     ]
     return png[:at] + b''.join(parts) + png[at:]
 
 
-BEHIND = -12  # the pixels, in front of the end
+BEHIND = -12  # the pixels: before the IEND chunk
 
 
 @pytest.mark.parametrize('compressed', [False, True])
@@ -631,7 +631,7 @@ def test_what_stands_before_the_pixels_of_png_goes_first_and_damage_is_left_out(
     content = io.BytesIO()
     Image.fromarray(picture(20, 30)).save(content, 'PNG')
     behind = with_chunks(content.getvalue(), (b'eXIf', second.tobytes().removeprefix(b'Exif\0\0')), at=BEHIND)
-    (tmp_path / 'b.png').write_bytes(behind[:-13] + b'!' + behind[-12:])  # its checksum
+    (tmp_path / 'b.png').write_bytes(behind[:-13] + b'!' + behind[-12:])  # a wrong checksum
     assert not read_photo(tmp_path / 'b.png').metadata
 
 
@@ -704,8 +704,8 @@ SRGB_PRIMARIES, P3_PRIMARIES = (
         ([], None, False),
         ([(b'cICP', bytes([12, 13, 0, 1]))], None, True),  # Display P3
         ([(b'cICP', bytes([9, 16, 0, 1]))], None, True),  # BT.2100 PQ
-        ([(b'cICP', bytes([12, 13, 0, 1]))], SRGB, True),  # which goes before a profile
-        ([(b'cICP', bytes([1, 13, 0, 1])), LINEAR], None, False),  # and before a gamma
+        ([(b'cICP', bytes([12, 13, 0, 1]))], SRGB, True),  # overrides a profile
+        ([(b'cICP', bytes([1, 13, 0, 1])), LINEAR], None, False),  # and a gamma
         ([(b'cICP', b'')], None, False),
         ([LINEAR], None, True),
         ([GAMMA_18], None, True),
@@ -738,7 +738,7 @@ def test_colours_are_noticed_behind_long_metadata(tmp_path):
 
 
 def test_preview_is_not_taken_for_the_photograph(tmp_path):
-    """As raw files, which are TIFF, have it in front."""
+    """Raw files are TIFF files that begin with a preview."""
     small, large = Image.fromarray(picture(8, 8)), Image.fromarray(picture(80, 80))
     for kind, name in ((1, 'raw.tif'), (2, 'page.tif'), (0, 'first.tif')):
         small.save(tmp_path / name, tiffinfo={0x00FE: kind}, save_all=True, append_images=[large])
@@ -874,7 +874,7 @@ def test_any_name(tmp_path):
 
 
 def small_files():
-    """A valid file of each kind, as bytes."""
+    """Return a valid file of each kind, as bytes."""
     files = {}
     for kind, mode, options in (
         ('JPEG', 'RGB', {'exif': b'Exif\0\0II*\0\x08\0\0\0\0\0\0\0\0\0'}),
@@ -907,11 +907,11 @@ def test_damaged_files_are_read_or_refused(tmp_path, kind, data):
 @settings(max_examples=15, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_damaged_heic_is_read_or_refused(tmp_path, data):
-    check_damaged(tmp_path, (DATA / 'small.heic').read_bytes(), data)  # fewer, as each is a process
+    check_damaged(tmp_path, (DATA / 'small.heic').read_bytes(), data)  # few examples: each starts a process
 
 
 def check_damaged(tmp_path, file, data):
-    """Bytes changed, cut out or put in anywhere, a photograph or an InputError, never a crash."""
+    """Change, remove or insert bytes anywhere: reading gives a photograph or an InputError, never a crash."""
     content = bytearray(file)
     for _ in range(data.draw(st.integers(1, 4))):
         place = data.draw(st.integers(0, len(content)) | st.integers(0, 64))

@@ -108,7 +108,7 @@ def test_pictures_of_an_earlier_comparison_are_no_photographs():
     expected = ['a.jpg', 'in/b.PNG', 'in/e.jpg.jpg', 'in/deep/c.heic', 'in/deep/d.tiff']
     assert [job.source for job in plan(['.'], out=Path('out'))] == expected
     assert [job.source for job in plan(['**/*.[jp]*'], out=Path('out'))] == ['a.jpg', 'in/e.jpg.jpg']
-    Path('in/index.html').write_text(HEAD)  # of --compare in, whose photographs stay photographs
+    Path('in/index.html').write_text(HEAD)  # `--compare in`: photographs in it stay photographs
     assert [job.source for job in plan(['in'], out=Path('out'))] == [expected[1], *expected[3:]]
 
 
@@ -183,7 +183,7 @@ def test_pictures_of_before_and_after_overwrite_nothing_that_lies_among_the_phot
 
 
 def test_folder_that_cannot_be_entered_is_told_of_its_photographs_alone(monkeypatch):
-    """Tests may run as root, who enters every folder."""
+    """Mocked, because tests may run as root, who can enter every folder."""
 
     def is_dir(path, is_dir=Path.is_dir):
         if 'deep' in path.parts:
@@ -293,7 +293,7 @@ def test_nothing_to_restore_is_an_error():
 
 
 def test_two_photographs_have_no_picture_in_common(tmp_path):
-    """A path without its root may be another's."""
+    """An absolute path without its root may equal another photograph's relative path."""
     inner = tmp_path.relative_to('/')
     (Path.cwd() / inner).mkdir(parents=True)
     for photo in (inner / 'x.jpg', tmp_path / 'x.jpg'):
@@ -335,7 +335,7 @@ def test_results_that_a_shells_star_has_found_are_no_photographs():
 
 @pytest.mark.parametrize('line', ['.', '/'])
 def test_list_may_name_what_is_no_photograph(line):
-    """`find . > list` begins with it; it fails alone, when it is read."""
+    """The output of `find .` begins with such a line; only it fails, when it is read."""
     assert [job.source for job in plan(listed=[line, 'a.jpg'])] == [line, 'a.jpg']
 
 

@@ -66,11 +66,11 @@ def test_folder_without_a_log_is_an_error(tmp_path):
 def test_losses_are_on_a_logarithmic_axis():
     drawn = plot_losses({'l_pix': [(1, 0.5), (2, 0.4)], 'l_ae': [(1, 0.001)]})
     assert drawn.startswith('<svg') and '<!-- training loss -->' in drawn
-    assert '<!-- $\\mathdefault{10^{-3}}$ -->' in drawn  # the axis's labels
+    assert '<!-- $\\mathdefault{10^{-3}}$ -->' in drawn  # a label of the axis
 
 
 def test_losses_below_zero_are_drawn_too_and_said_to_be_psnr():
-    """As PSNRLoss's are; a logarithmic axis would leave them out."""
+    """PSNRLoss is negative; a logarithmic axis would leave it out."""
     drawn = plot_losses({'l_pix': [(1, -0.3), (2, -0.2)], 'l_ae': [(1, 0.001)]})
     assert '<!-- −0.30 -->' in drawn and '<!-- −0.20 -->' in drawn
     assert '<!-- training loss (l_pix: -PSNR x loss_weight) -->' in drawn
@@ -78,7 +78,7 @@ def test_losses_below_zero_are_drawn_too_and_said_to_be_psnr():
 
 @pytest.fixture
 def finished_test(tmp_path, monkeypatch):
-    """The options of a test that restored one image of 240 x 200."""
+    """The options of a finished test that restored one image of 240 x 200, with its files."""
     monkeypatch.chdir(tmp_path)
     images = {
         'blur/a.png': picture(200, 240),
@@ -131,7 +131,7 @@ def test_names_are_text_on_the_page_whatever_they_are(finished_test):
 
 def test_of_many_pictures_some_from_all_over_the_test_are_shown(finished_test, monkeypatch):
     monkeypatch.setattr('wrcan_arch.look.report.SHOWN', 3)
-    finished_test['datasets']['test']['type'] = 'JPEGDeblurDataset'  # which has its images in order
+    finished_test['datasets']['test']['type'] = 'JPEGDeblurDataset'  # this class sorts its images
     for path in ('blur/{}.png', 'sharp/{}.png', 'results/some/visualization/small/{}_some.png'):
         for name in 'bcde':
             Path(path.format(name)).write_bytes(Path(path.format('a')).read_bytes())
@@ -159,7 +159,7 @@ def test_test_of_the_toolboxs_own_model_which_writes_no_result_has_a_page(finish
 
 
 def test_each_data_set_has_means_of_its_own_those_of_the_result(finished_test, capsys):
-    """To the bit, which a plain sum of these is not; and each is opened once."""
+    """Equal to the bit, which a plain sum of these scores is not. Each data set is opened once."""
     Path('results/some/visualization/more').mkdir()
     scores = {}
     for number in range(9):
@@ -210,7 +210,7 @@ def test_data_made_anew_after_the_test_is_said(finished_test):
 
 
 def test_report_reads_what_was_tested(finished_test, capsys):
-    """Whatever the option file says by now, also under a name that the test was given on the command line."""
+    """Even if the option file has changed since, or the test got its name on the command line."""
     Path('results/some/options.yml').write_text(yaml.safe_dump(finished_test))
     Path('test.yml').write_text(
         'name: other\npath: {pretrain_network_g: gone.pth}\ndatasets: {test: {name: else, type: JPEGDeblurDataset}}\n'

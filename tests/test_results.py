@@ -28,7 +28,7 @@ def test_scores_of_images_whose_names_are_not_utf8_are_written(tmp_path):
 @pytest.mark.parametrize(
     ('path', 'root', 'key'),
     [
-        ('000/00000012', 'REDS/blur.lmdb', '000_00000012'),  # a store's key
+        ('000/00000012', 'REDS/blur.lmdb', '000_00000012'),  # a key in a store
         ('/data/blur/000/00000012.png', '/data/blur', '000_00000012'),
         ('data/blur/a.jpg', 'data/blur', 'a'),
         ('/elsewhere/a.jpg', '/data/blur', 'a'),
@@ -57,7 +57,7 @@ def test_sequences_have_their_own_means(tmp_path):
 def test_a_result_is_json_where_a_mean_is_infinite(tmp_path):
     write_result(tmp_path, 'set', {'a_0': {'psnr': math.inf, 'ssim': 1.0}}, {})
     result = json.loads((tmp_path / 'result_set.json').read_text(), parse_constant=pytest.fail)
-    assert result['metrics'] == {'psnr': 'inf', 'ssim': 1.0} and float('inf') == math.inf  # as `tables` reads it
+    assert result['metrics'] == {'psnr': 'inf', 'ssim': 1.0} and float('inf') == math.inf  # as `tables` parses it
 
 
 def test_scores_and_result_are_replaced_whole_or_not_at_all(tmp_path):
@@ -78,7 +78,7 @@ def test_scores_and_result_are_replaced_whole_or_not_at_all(tmp_path):
 
 
 def test_set_without_sharp_frames_becomes_the_challenges_submission(workplace, capsys):
-    for number in range(6):  # frames as REDS names them
+    for number in range(6):  # named like REDS's frames
         Path('frames').mkdir(exist_ok=True)
         source = Path(f'data_blur/photo{number}_000.jpg')
         Path('frames', f'{number // 3:03d}_{number % 3 + 8:08d}.jpg').write_bytes(source.read_bytes())
@@ -91,7 +91,7 @@ def test_set_without_sharp_frames_becomes_the_challenges_submission(workplace, c
     network = WRCAN(num_feat=4, num_group=1, num_block=1)
     write_weights(Path('net.pth'), {'params': network.state_dict()}, {})
     Path('submit.yml').write_text(text + 'path: {pretrain_network_g: net.pth}\n')
-    with mock.patch('torch.cuda.is_available', return_value=True):  # but num_gpu is 0
+    with mock.patch('torch.cuda.is_available', return_value=True):  # the option num_gpu is 0
         assert main(['test', '-opt', 'submit.yml']) == 0
     with zipfile.ZipFile('results/small_test/submission_frames.zip') as archive:
         assert sorted(archive.namelist()) == ['000_00000009.png', '001_00000009.png', 'readme.txt']
@@ -156,10 +156,10 @@ def test_batch_that_does_not_divide_says_which_would(parts, hint):
     [(True, 1, 4, 16), (True, 4, 4, 4), (False, 1, 4, 16), (False, 1, 0, 16)],
 )
 def test_loader_gets_the_share_whatever_gpus_the_machine_has(dist, world_size, num_gpu, loaded, monkeypatch):
-    """One process of torchrun on a machine of four GPUs has the whole batch; without torchrun the four share it."""
+    """One process of torchrun loads the whole batch even with four GPUs; without torchrun the GPUs share it."""
     train = {'batch_size_total': 16, 'num_worker_per_gpu': 0}
     opt = {'datasets': {'train': train}, 'dist': dist, 'world_size': world_size, 'num_gpu': num_gpu, 'manual_seed': 0}
-    opt |= {'model_type': 'SRModel'}  # ours takes one GPU a process
+    opt |= {'model_type': 'SRModel'}  # WRCANModel uses one GPU per process
     seen = []
 
     def load(opt, logger):

@@ -1,4 +1,4 @@
-"""What a run keeps in its folder: which checkpoints, on what disk, for one run alone."""
+"""A run's folder: which checkpoints are kept, failing and full disks, one run at a time."""
 
 import multiprocessing
 import re
@@ -18,7 +18,7 @@ FOLDER = Path('experiments/small')
 
 
 def test_old_checkpoints_go_once_the_new_one_is_safe(quick):
-    """And never the best, the latest, or the only whole one: a run resumed before a damaged one keeps its own."""
+    """The best, the latest and the only whole one always stay: a run that passed over a damaged pair keeps its own."""
     text = Path('train.yml').read_text().replace('save_checkpoint_freq: 4', 'save_checkpoint_freq: 2, keep_last: 2')
     Path('train.yml').write_text(text)
     assert train() == 0
@@ -48,7 +48,7 @@ def test_an_old_checkpoint_stays_where_the_new_one_cannot_be_written(quick):
 
 @pytest.mark.parametrize('states_are_gone', [False, True])
 def test_kill_before_the_last_save_s_removals_leaves_nothing_more(quick, states_are_gone):
-    """The resume removes what that save should have, whether the state of the old pair is gone already or not."""
+    """The resumed run removes what the killed save should have, whether the old states are gone already or not."""
     text = Path('train.yml').read_text().replace('save_checkpoint_freq: 4', 'save_checkpoint_freq: 2, keep_last: 2')
     Path('train.yml').write_text(text)
     assert train('logger:keep_last=5') == 0
@@ -63,7 +63,7 @@ def test_kill_before_the_last_save_s_removals_leaves_nothing_more(quick, states_
 
 
 def test_failed_save_is_tried_again(quick):
-    """A disk that refuses twice and then takes the file: nothing is lost, nothing but the log says so."""
+    """A disk fails twice, then takes the file: nothing is lost, and only the log reports it."""
     from wrcan_arch import checkpoint
 
     failures = iter([OSError(5, 'Input/output error'), OSError(5, 'Input/output error')])
@@ -83,7 +83,7 @@ def test_failed_save_is_tried_again(quick):
 
 
 def test_save_that_keeps_failing_ends_the_run_with_exit_code_1(quick, capsys):
-    """The best network is tried first, then the checkpoint, which is named."""
+    """Writing the best network fails first, then the checkpoint, which the message names."""
     with mock.patch('os.fsync', side_effect=OSError(28, 'No space left on device')), mock.patch('time.sleep'):
         assert train() == 1
     said = capsys.readouterr().err.strip().splitlines()[-1]
@@ -94,9 +94,9 @@ def test_save_that_keeps_failing_ends_the_run_with_exit_code_1(quick, capsys):
 
 
 @pytest.mark.parametrize(
-    ('changes', 'parts'),  # of 4 bytes for each of 1,000 weights
+    ('changes', 'parts'),  # parts: of 4 bytes for each of 1,000 weights
     [
-        ({}, 3 * (1 + 2) + 3),  # at 4, 8 and 10
+        ({}, 3 * (1 + 2) + 3),  # saved at 4, 8 and 10
         ({'averaged': True}, 3 * (2 + 2) + 6),
         ({'start': 4}, 2 * 3 + 3),
         ({'start': 9}, 1 * 3 + 3),
@@ -104,11 +104,11 @@ def test_save_that_keeps_failing_ends_the_run_with_exit_code_1(quick, capsys):
         ({'start': 4, 'weights': ['best', 'latest']}, 2 * 3 + 1),
         ({'total': 8}, 2 * 3 + 3),
         ({'keep': 5}, 3 * 3 + 3),
-        ({'keep': 1}, 2 * 3 + 3),  # the old one waits for the new one
+        ({'keep': 1}, 2 * 3 + 3),  # the old pair stays until the new one is written
         ({'keep': 3, 'total': 100}, 4 * 3 + 3),
         ({'keep': 3, 'total': 100, 'there': 3, 'start': 2}, 1 * 3 + 3),
         ({'keep': 1, 'total': 100, 'there': 5, 'start': 4}, 1 * 3 + 3),
-        ({'keep': 3, 'total': 100, 'there': 3}, 3 * 3 + 3),  # those after the start are put aside
+        ({'keep': 3, 'total': 100, 'there': 3}, 3 * 3 + 3),  # later pairs are put aside, not replaced
     ],
 )
 def test_room_that_checkpoints_need(tmp_path, changes, parts):
@@ -156,7 +156,7 @@ def hold(locked):
 
 
 def test_second_run_in_the_folder_is_refused(quick, capsys):
-    """Also one that would resume. The lock is the kernel's: a killed run leaves none."""
+    """A resume is refused too. The lock is the kernel's: a killed run leaves none."""
     context = multiprocessing.get_context('fork')
     locked = context.Event()
     holder = context.Process(target=hold, args=(locked,))

@@ -36,7 +36,7 @@ def write(
     folder, name, metrics, dataset='REDS_val', weights=HASH, images=3000, network=None, protocol=None, scored=None,
     more=None, key=None,
 ):  # fmt: skip
-    """A result as a test with the row's option file writes it; `network` and `scored` are what --force_yml changes."""
+    """Write a result as a test with the row's option file does; `network` and `scored` change its options."""
     (folder / name).mkdir(exist_ok=True)
     opt = read_options(OPTIONS / f'{name}.yml').values
     scores = {f'{number // 100:03}_{number % 100:08}': metrics for number in range(images)}
@@ -52,7 +52,7 @@ def write(
 
 
 def cells(compared):
-    """The rows of the CSV, by result."""
+    """The rows of the CSV, by the name of the result."""
     return {row['result']: row for row in csv.DictReader(io.StringIO(as_csv(compared)))}
 
 

@@ -65,11 +65,11 @@ def test_averaged_weights_go_a_part_of_the_way(opt, channels_last):
     assert not torch.equal(after['tail.weight'], before['tail.weight'])
     for name, now in after.items():
         torch.testing.assert_close(averaged[name], 0.75 * before[name] + 0.25 * now, rtol=1e-6, atol=1e-8)
-        assert averaged[name].stride() == now.stride()  # or each average would go over memory in two orders
+        assert averaged[name].stride() == now.stride()  # else averaging would read memory in two orders
 
 
 def test_step_is_equation_9(opt):
-    """L1 + 0.1 MSE, by hand and by Adam on a copy of the network, in two plain passes."""
+    """The reference computes L1 + 0.1 MSE in two plain passes through a copy of the network, with torch's Adam."""
     torch.manual_seed(0)
     model = build_model(opt)
     network = deepcopy(model.net_g)
@@ -123,7 +123,7 @@ def test_losses_are_read_only_when_the_log_asks(opt):
     """Reading a loss makes the host wait for the GPU."""
     model = build_model(opt)
     model.feed_data(batch())
-    model.optimizer_g.step = lambda: None  # Adam reads its own step count, on the host
+    model.optimizer_g.step = lambda: None  # Adam reads its step count with item()
     with mock.patch.object(torch.Tensor, 'item', side_effect=AssertionError('a loss was read')):
         model.optimize_parameters(1)
     assert set(model.get_current_log()) == {'l_pix', 'l_ae'}
@@ -162,7 +162,7 @@ def test_parts_of_a_batch_that_memory_asked_for_are_kept(opt, tmp_path):
 
 
 def test_saved_file_says_what_it_is(opt, tmp_path):
-    opt['datasets']['train']['blurred_quality'] = [15, 95]  # of what is restored; the loss's own is 25
+    opt['datasets']['train']['blurred_quality'] = [15, 95]  # of the blurred input; jpeg_quality, the loss's, is 25
     model = build_model(opt)
     model.save(0, 5)
     tensors, about = read_weights(tmp_path / 'models' / 'net_g_5.pth')
@@ -253,7 +253,7 @@ def test_loss_without_its_input_is_an_error(opt):
 
 def test_deterministic_kernels_are_taken_where_asked_for(opt, monkeypatch):
     monkeypatch.delenv('CUBLAS_WORKSPACE_CONFIG', raising=False)
-    monkeypatch.setattr(torch.backends.cudnn, 'benchmark', True)  # as the toolbox sets it
+    monkeypatch.setattr(torch.backends.cudnn, 'benchmark', True)  # like the toolbox
     build_model(opt)
     assert torch.backends.cudnn.benchmark and not torch.are_deterministic_algorithms_enabled()
     try:
@@ -267,7 +267,7 @@ def test_deterministic_kernels_are_taken_where_asked_for(opt, monkeypatch):
 
 @pytest.mark.parametrize('parts', [2, 3, 4])
 def test_accumulated_parts_are_the_whole_batch(opt, parts):
-    """16 patches at once, and in parts of unequal size too, give the same weights."""
+    """16 patches at once or in parts, even of unequal sizes, give the same weights."""
     torch.manual_seed(0)
     data = {name: torch.rand(16, 3, 16, 16) for name in ('lq', 'gt', 'gt_jpeg')}
     whole = build_model(opt)
@@ -352,7 +352,7 @@ def test_out_of_memory_with_several_processes_asks_for_a_number(opt):
 
 @pytest.mark.parametrize('saved_in', [True, False])
 def test_moments_are_laid_out_as_their_weights_are_now(opt, saved_in):
-    """A fused step takes it for granted; the layout that was saved may be another machine's."""
+    """A fused step assumes it; the saved layout may be that of another machine."""
     opt['train']['channels_last'] = saved_in
     model = build_model(opt)
     model.feed_data(batch())
@@ -398,7 +398,7 @@ def test_warmup_ends_at_the_rate_that_is_there_without_it(opt, schedule, expecte
 
 
 def test_state_is_saved_with_the_validation_of_its_iteration(opt):
-    """Or a run resumed from it would think an older network the best."""
+    """Otherwise a run resumed from it would take an older network for the best."""
     opt['datasets'] = {'train': {'name': 't'}, 'val': {'name': 'first'}, 'val_2': {'name': 'second'}}
     opt['val']['val_freq'] = 4
     model = build_model(opt)
@@ -452,7 +452,7 @@ def test_of_two_validation_sets_neither_has_the_others_scores_or_pictures(opt):
 
 
 def test_result_is_of_the_weights_that_were_tested(opt, tmp_path, official_weights):
-    """Their file may be a training's best, which is replaced meanwhile."""
+    """The file may be the best network of a training that replaces it during the test."""
     weights = tmp_path / 'best.pt'
     shutil.copy(official_weights, weights)
     opt['network_g'] = {'type': 'WRCAN', 'num_feat': 8, 'num_group': 2, 'num_block': 3}
@@ -487,13 +487,13 @@ def test_validation_of_no_images_is_an_error(opt):
 
 
 def test_local_validation_takes_the_patch_of_this_training(opt):
-    """Not that of weights which it went on from."""
+    """Not the patch size that the loaded weights were trained with."""
     opt['val']['inference'] = {'mode': 'local', 'precision': 'fp32'}
     opt['datasets']['train']['gt_size'] = 8
     model = WRCANModel(opt)
     network = model.get_bare_model(model.net_g)
     for module in network.modules():
-        if isinstance(module, ChannelAttention):  # so that it looks at the means: one unit may be closed by chance
+        if isinstance(module, ChannelAttention):  # so that the means matter: ReLU may zero the one hidden unit
             torch.nn.init.uniform_(module.squeeze.weight, -50, 50)
             torch.nn.init.constant_(module.squeeze.bias, 1)
     model.feed_data({'lq': torch.rand(1, 3, 24, 24)})

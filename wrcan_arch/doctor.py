@@ -1,4 +1,4 @@
-"""What is there, what was put right, what is missing: the table of `basicsr doctor`."""
+"""Report what is installed, missing or repaired: the table of `basicsr doctor`."""
 
 import platform
 from collections.abc import Callable, Iterable
@@ -11,16 +11,16 @@ from .errors import InputError
 
 Row = tuple[str, str, str]
 
-# What is imported of a package; of others it is called as they are.
+# The module to import for a package, if it is not named like the package.
 MODULES = {'opencv-python': 'cv2', 'pyyaml': 'yaml', 'scikit-image': 'skimage', 'pillow': 'PIL'}
 HEIC = 'pip install "wrcan-arch[heic]"'
 
 
 def requirements() -> list[Requirement]:
-    """What setup.py asks for, extras left out."""
+    """The requirements of this package, without those of its extras; [] if it is not installed."""
     try:
         needed = map(Requirement, metadata.requires('wrcan-arch') or [])
-    except metadata.PackageNotFoundError:  # run from its folder, and not installed
+    except metadata.PackageNotFoundError:  # run from its folder without being installed
         return []
     return [each for each in needed if each.marker is None or each.marker.evaluate({'extra': ''})]
 
@@ -41,7 +41,7 @@ def _row_of(package: Requirement) -> Row:
         return package.name, version, f'UNFIT: {package.specifier} is needed'
     try:
         import_module(MODULES.get(package.name, package.name.replace('-', '_')))
-    except Exception as error:  # whichever: a library of the system that is missing, a package that does not fit others
+    except Exception as error:  # of any kind: a missing system library, a package that does not fit others
         return package.name, version, f'UNUSABLE: {" ".join(str(error).split())[:200]}'
     return package.name, version, ''
 
@@ -84,13 +84,13 @@ def _repairs() -> list[Row]:
 
 
 def report() -> tuple[str, bool]:
-    """The table, and whether everything that is needed is there."""
+    """Return the table, and whether all requirements are met."""
     installed = _installed()
     sections = {'Versions': installed}
     for title, rows_of in {'Processors': _processors, 'Repairs of the toolbox': _repairs}.items():
         try:
             sections[title] = rows_of()
-        except ImportError as error:  # of a package that is missing, which is what someone asks about
+        except ImportError as error:  # the missing package may be what the user asks about
             sections[title] = [('not known', str(error), '')]
     lines = []
     for title, rows in sections.items():

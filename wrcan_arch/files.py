@@ -1,4 +1,4 @@
-"""File names and files: written whole or not at all, printed whatever they are called."""
+"""Write files whole or not at all, and handle any file name: too long, unprintable, anywhere."""
 
 import errno
 import fcntl
@@ -21,13 +21,13 @@ LONGEST_NAME = 255  # bytes, in most file systems
 
 
 def name_that_fits(name: str, more: str) -> str:
-    """A file's name to which `more` can be added: itself, or a hash of it where both are too long for a file system."""
+    """Return `name`, or its SHA-256 if `name` with `more` appended is too long for a file system."""
     fits = len(os.fsencode(name + more)) <= LONGEST_NAME
     return name if fits else sha256(os.fsencode(name)).hexdigest()
 
 
 def name_is_too_long(path: Path) -> bool:
-    """For the file system that it is of."""
+    """Whether the name is too long for the path's own file system."""
     try:
         path.lstat()
     except OSError as error:
@@ -37,12 +37,12 @@ def name_is_too_long(path: Path) -> bool:
 
 @contextmanager
 def written_whole(path: Path, *, permissions: int = 0o666) -> Iterator[BinaryIO]:
-    """A file to write into; it gets the name `path` when all of it is on the disk, and is removed on an error.
+    """A file to write into; it gets the name `path` once all of it is on the disk, and is removed on an error.
 
-    Nobody else than `permissions` has, and the umask leaves, may read or write it; its owner always may.
+    Its mode is `permissions` less the umask; its owner may always read and write it.
 
-    Of two processes that write it the second waits for the first. One that is killed leaves `.NAME.partial`, which the
-    next run overwrites. OSError, which names `path`, where the disk says no.
+    If two processes write the same file, the second waits for the first. A killed one leaves `.NAME.partial`, which the
+    next run overwrites. OSError, naming `path`, if the disk refuses.
     """
     partial = path.with_name(f'.{name_that_fits(path.name, ".partial.")}.partial')
     try:
@@ -56,7 +56,7 @@ def written_whole(path: Path, *, permissions: int = 0o666) -> Iterator[BinaryIO]
                 partial.unlink(missing_ok=True)
                 raise
     except OSError as error:
-        if error.errno and error.filename in (None, str(partial)):  # None where writing into the open file failed
+        if error.errno and error.filename in (None, str(partial)):  # None if writing into the open file failed
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
@@ -70,25 +70,25 @@ def _is_at(path: Path, file: BinaryIO) -> bool:
 
 @contextmanager
 def _opened_alone(path: Path, permissions: int) -> Iterator[BinaryIO]:
-    """An empty file to write into, which no other process that comes this way writes meanwhile."""
+    """Open an empty file that no other process writes through this function at the same time."""
 
     def create(name: str, flags: int) -> int:
         return os.open(name, flags | os.O_CREAT, permissions)
 
     while True:
         with open(path, 'r+b', opener=create) as file:
-            with suppress(OSError):  # of a file system that keeps no locks
+            with suppress(OSError):  # if the file system has no locks
                 fcntl.flock(file, fcntl.LOCK_EX)  # lockf's would end when libvips closes its copy of the descriptor
             if _is_at(path, file):
                 file.truncate()
                 yield file
                 return
-        # While this one waited the other has given that file its name, or removed it.
+        # While this process waited, the other one renamed or removed that file.
 
 
 @contextmanager
 def disk_errors_name(path: Path) -> Iterator[None]:
-    """InputError, naming `path`, where the disk says no."""
+    """Turn an OSError into an InputError that names `path`."""
     try:
         yield
     except OSError as error:
@@ -97,10 +97,10 @@ def disk_errors_name(path: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text in UTF-8, whole, into a folder that is made where it is missing. InputError if it cannot be."""
+    """Write a text in UTF-8, whole or not at all, and make its folder if it is missing. InputError if it cannot."""
     with disk_errors_name(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_symlink() or (path.exists() and not path.is_file()):  # as /dev/stdout, which must stay what it is
+        if path.is_symlink() or (path.exists() and not path.is_file()):  # such as /dev/stdout: do not replace it
             path.write_text(text, encoding='utf-8')
         else:
             with written_whole(path) as file:
@@ -108,7 +108,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def check_writable(folder: Path) -> None:
-    """Make the folder where it is missing; InputError where no file can be written in it."""
+    """Make the folder if it is missing; InputError if no file can be written in it."""
     with disk_errors_name(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
@@ -117,7 +117,7 @@ def check_writable(folder: Path) -> None:
 
 @contextmanager
 def opened_at_any_size() -> Iterator[None]:
-    """Pillow opens images beyond its own limit on pixels: for who checks sizes otherwise, or reads the header alone."""
+    """Lift Pillow's own limit on pixels, for callers that check the size themselves or read only the header."""
     from PIL import Image
 
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
@@ -128,11 +128,11 @@ def opened_at_any_size() -> Iterator[None]:
 
 
 def path_below(path: Path) -> Path:
-    """`path` as it can be put below any folder: without its root, and without '..'."""
+    """Return `path` without its root and without '..', so that it can be joined to any folder."""
     inside = path.resolve() if '..' in path.parts else path
     return inside.relative_to(inside.anchor)
 
 
 def printable(name: str) -> str:
-    """`name` on one line of any terminal: what cannot be printed, as bytes that are no UTF-8, is escaped."""
+    """Return `name` for one line of any terminal: what cannot be printed, such as bytes not in UTF-8, is escaped."""
     return ''.join(c if c.isprintable() else c.encode('unicode_escape', 'surrogatepass').decode() for c in name)

@@ -4,7 +4,7 @@ import re
 
 
 def sequence_of(key: str) -> str:
-    """Return what stands before the last underscore: '003' for '003_00000060'."""
+    """Return what precedes the last underscore, '003' of '003_00000060'; without one, the whole key."""
     return key.rpartition('_')[0] or key
 
 

@@ -1,1 +1,1 @@
-"""Pages, tables and figures of what was trained and tested."""
+"""Pages, tables and figures of trainings and tests."""

@@ -1,4 +1,4 @@
-"""Where in an image to look: the crops that reports and figures show."""
+"""Choose the crops that reports and figures show."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,11 @@ import cv2
 import numpy as np
 
 CROP = 160  # pixels, the side of a crop
-ZOOM = 2  # of crops, where they are shown
+ZOOM = 2  # of crops on the page
 
 
 def busiest_crops(images: Sequence[np.ndarray], count: int) -> list[tuple[int, int]]:
-    """Top left corners of `count` crops that do not overlap, where the images are furthest from one another."""
+    """Top left corners of up to `count` crops that do not overlap, where the images differ most."""
     difference = np.ptp(np.stack(images), axis=0).astype(np.float32).sum(axis=2)  # (H, W)
     height, width = difference.shape
     high, wide = min(CROP, height), min(CROP, width)

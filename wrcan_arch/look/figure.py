@@ -1,4 +1,4 @@
-"""The paper's Fig. 4 from any finished tests: a row a crop; columns input, each method, sharp."""
+"""Make the paper's Fig. 4 from any finished tests: a row for each crop; columns: input, each method, sharp."""
 
 import html
 import mimetypes
@@ -28,7 +28,7 @@ from .tables import name_in_paper
 
 PAPER_FRAMES = ('003/00000060', '026/00000054', '004/00000093', '010/00000098')
 OTHER_COLUMNS = ('input', 'sharp')
-ROWS = 4  # where nobody says which
+ROWS = 4  # if no crops are given and the data set is not the paper's
 
 GAP, TEXT_HEIGHT, FONT_SIZE = 12, 30, 20  # pixels in the PNG
 
@@ -50,7 +50,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Cell:
-    """A crop, uint8 (h, w, 3), BGR, and the PSNR of the whole image that it is from; None without a sharp image."""
+    """A crop, uint8 (h, w, 3), BGR; `psnr` is that of the whole image, None for the sharp image or without one."""
 
     title: str
     crop: np.ndarray
@@ -59,7 +59,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class FigureRow:
-    """One crop, named as --crops names it, as each column has it."""
+    """One crop, named as in --crops, in each column."""
 
     crop: str
     cells: list[Cell]
@@ -67,12 +67,12 @@ class FigureRow:
 
 def _parse(crop: str) -> tuple[str, tuple[int, int] | None]:
     match = re.fullmatch(r'(.*?)(?::(\d+),(\d+))?', crop, re.DOTALL)
-    assert match  # whatever the text
+    assert match  # any text matches
     return match[1], None if match[2] is None else (int(match[2]), int(match[3]))
 
 
 def _open_results(results: Sequence[Path]) -> tuple[TestSet, list[Method]]:
-    """The first data set of the first result that all of them restored, and where each has its images."""
+    """Open the first result's first data set that all results restored; return it and each result's Method for it."""
     names = [result.resolve().name for result in results]
     if len({*names, *OTHER_COLUMNS}) < len(names) + len(OTHER_COLUMNS):
         raise InputError(f'{", ".join(names)}: results in one figure need names that differ')
@@ -92,14 +92,14 @@ def _open_results(results: Sequence[Path]) -> tuple[TestSet, list[Method]]:
 
 
 def _keys(dataset: Any) -> list[str]:
-    """What the restored images are called, in the data set's order."""
+    """The keys of a data set's images, in its order."""
     if isinstance(dataset, JPEGDeblurDataset):
         return [frame['key'] for frame in dataset.frames]
-    return [key_of(item, dataset.opt) for item in dataset]  # other classes say it with the images only
+    return [key_of(item, dataset.opt) for item in dataset]  # other classes tell it only by decoding the images
 
 
 def _most_different(dataset: TestSet, keys: Sequence[str], methods: Sequence[Method]) -> list[str]:
-    """ROWS frames where the methods differ most in one crop: of each sequence one, then of any."""
+    """Up to ROWS frames in which one crop differs most between the methods: first one of each sequence, then any."""
 
     def difference(place: int) -> float:
         images = {method.name: method.read(keys[place]) for method in methods}
@@ -147,7 +147,7 @@ def _cut(image: np.ndarray, corner: tuple[int, int]) -> np.ndarray:
 
 
 def read_rows(results: Sequence[Path], crops: Sequence[str]) -> list[FigureRow]:
-    """See `make_figure`."""
+    """Read the rows of the figure; for the arguments see `make_figure`."""
     dataset, methods = _open_results(results)
     places = {key: place for place, key in enumerate(_keys(dataset))}
     if not crops:
@@ -170,7 +170,7 @@ def _caption(cell: Cell) -> str:
 
 
 def draw(rows: Sequence[FigureRow]) -> np.ndarray:
-    """The figure, uint8 (H, W, 3), RGB: titles, then of each row its crop's name, the crops at ZOOM, their PSNR."""
+    """Draw the figure, uint8 (H, W, 3), RGB: titles, then for each row the crop's name, its cells at ZOOM, the PSNR."""
     font = ImageFont.truetype(font_manager.findfont('DejaVu Sans'), FONT_SIZE)
     sizes = [(cell.crop.shape[1] * ZOOM, cell.crop.shape[0] * ZOOM) for row in rows for cell in row.cells]
     titles = [cell.title for cell in rows[0].cells]
@@ -223,14 +223,14 @@ def make_figure(results: Sequence[Path], crops: Sequence[str], out: Path) -> Pat
     """Write the figure as a page, and as a PNG beside it.
 
     Args:
-        results: folders of finished tests on the same data set, results/NAME. The data set is found by the options of
-            the first: relative paths in them are under the current folder.
-        crops: the rows, 'SEQUENCE/FRAME' or 'SEQUENCE/FRAME:TOP,LEFT'. Without a place it is where the methods differ
-            most. Without any, the paper's frames, or in another data set the frames where the methods differ most.
-        out: the page.
+        results: folders of finished tests on the same data set, results/NAME. The data set is opened by the options of
+            the first; relative paths in them are relative to the current folder.
+        crops: the rows, 'SEQUENCE/FRAME' or 'SEQUENCE/FRAME:TOP,LEFT'. Without TOP,LEFT the crop is where the methods
+            differ most. If empty: the paper's frames, or in another data set those where the methods differ most.
+        out: the page's path.
 
     Returns:
-        the PNG's path, `out` with another ending.
+        the PNG's path: `out` with the ending .png.
     """
     image = out.with_suffix('.png')
     if (mimetypes.guess_type(out.name)[0] or '').startswith('image/'):

@@ -1,4 +1,4 @@
-"""What a finished test has left: the options that it ran with, restored images, the result; and its data set."""
+"""Read what a finished test left: its options, restored images and result; and open its data set."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,9 +16,10 @@ from ..train.options import kind_of_phase
 
 @dataclass(frozen=True)
 class TestResult:
-    """What one test left.
+    """The result of one test on one data set.
 
-    `weights` is the SHA-256 of the weight file, None for a test without one; `key` the set in it that was asked for.
+    `weights` is the SHA-256 of the weight file, None for a test without one; `key` names the set in it that was asked
+    for.
     """
 
     metrics: dict[str, float]
@@ -31,7 +32,7 @@ class TestResult:
 
 
 def options_of_test(result: Path) -> Mapping[str, Any]:
-    """The options that a finished test ran with, from its folder, results/NAME."""
+    """Read the options that a finished test ran with from its folder, results/NAME."""
     path = result / 'options.yml'
     if not path.is_file():
         raise InputError(f'{result}: no options.yml in it; give the folder that basicsr test wrote, results/NAME')
@@ -45,7 +46,7 @@ def options_of_test(result: Path) -> Mapping[str, Any]:
 
 
 def check_sizes(name: str, images: Mapping[str, np.ndarray]) -> None:
-    """InputError unless all are of one size, as those of one frame are while a result is its data's."""
+    """Raise InputError unless the images of a frame are of one size: else data set and result do not match."""
     sizes = {column: f'{image.shape[1]} x {image.shape[0]}' for column, image in images.items()}
     if len(set(sizes.values())) > 1:
         found = ', '.join(f'{size} in {column}' for column, size in sizes.items())
@@ -53,14 +54,14 @@ def check_sizes(name: str, images: Mapping[str, np.ndarray]) -> None:
 
 
 def open_test_set(opt: Mapping[str, Any], phase: str) -> Sequence[Mapping[str, Any]]:
-    """The data set that a test's options name under datasets: `phase`."""
-    from basicsr.data import build_dataset  # not above: `basicsr tables` has no use for the toolbox
+    """Open the data set that a test's options describe under datasets: `phase`."""
+    from basicsr.data import build_dataset  # here, so that `basicsr tables` does not import the toolbox
 
     return build_dataset({**opt['datasets'][phase], 'phase': kind_of_phase(phase), 'scale': opt['scale']})
 
 
 def read_restored(path: Path) -> np.ndarray:
-    """An image that a test restored, uint8 (H, W, 3), BGR."""
+    """Read an image that a test restored: uint8 (H, W, 3), BGR."""
     image = decode_image(path.read_bytes()) if path.is_file() else None
     if image is None:
         raise InputError(f'{path.parent}: no restored image {path.name}; run basicsr test with save_img: true')
@@ -68,7 +69,7 @@ def read_restored(path: Path) -> np.ndarray:
 
 
 def read_found(path: Path) -> TestResult:
-    """The content of a result_DATASET.json."""
+    """Read a result_DATASET.json; InputError if it is damaged."""
     try:
         result = json.loads(path.read_text(encoding='utf-8'))
         weights = result['weights']
@@ -77,9 +78,9 @@ def read_found(path: Path) -> TestResult:
             protocol=str(result['protocol']),
             images=int(result['images']),
             network=dict(result['network_g']),
-            metric_options=dict(result.get('metric_options') or {}),  # results of earlier versions have none
+            metric_options=dict(result.get('metric_options') or {}),  # earlier versions wrote none
             weights=None if weights is None else str(weights['sha256']),
-            key=(weights or {}).get('key'),  # nor this
+            key=(weights or {}).get('key'),  # nor a key
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # not JSON, or JSON of something else
         reason = f'{type(error).__name__}: {error}'

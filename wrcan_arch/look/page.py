@@ -1,4 +1,4 @@
-"""What all pages share: their frame and style, pictures inside of them, numbers as the paper writes them."""
+"""What all pages share: frame and style, embedded pictures, and numbers rounded as in the paper."""
 
 import base64
 import html
@@ -17,7 +17,7 @@ table { border-collapse: collapse } td { vertical-align: top } img, svg { max-wi
 
 
 def page(title: str, body: str, style: str = '') -> str:
-    """A whole page around `body`; `style` is what it needs beyond STYLE."""
+    """A whole page around `body`; `style` is CSS beyond STYLE."""
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f'<title>{html.escape(title)}</title><style>{STYLE}{style}</style><h1>{html.escape(title)}</h1>{body}</html>\n'
@@ -25,7 +25,7 @@ def page(title: str, body: str, style: str = '') -> str:
 
 
 def picture(image: np.ndarray, ending: str, *, alt: str, zoom: int = 1) -> str:
-    """An <img> that holds the image itself, as a 'jpg' or a 'png'."""
+    """An <img> with the image (BGR) embedded as 'jpg' or 'png', shown at `zoom` times its size."""
     parameters = [cv2.IMWRITE_JPEG_QUALITY, 92] if ending == 'jpg' else []
     encoded = base64.b64encode(cv2.imencode(f'.{ending}', image, parameters)[1].tobytes()).decode()
     kind = {'jpg': 'jpeg', 'png': 'png'}[ending]
@@ -34,6 +34,6 @@ def picture(image: np.ndarray, ending: str, *, alt: str, zoom: int = 1) -> str:
 
 
 def rounded(metric: str, value: float, sign: str = '') -> str:
-    """With the digits that the paper's tables have; `sign` '+' writes the sign of a difference."""
+    """`value` with as many digits as in the paper's tables; a `sign` of '+' always writes the sign."""
     digits = 2 if metric == 'psnr' else 4
-    return f'{round(value, digits) + 0:{sign}.{digits}f}'  # + 0 makes 0.0 of -0.0
+    return f'{round(value, digits) + 0:{sign}.{digits}f}'  # + 0 turns -0.0 into 0.0

@@ -1,6 +1,6 @@
-"""A page for people who would rather look: blurred, restored and sharp, with scores, and the training's curves.
+"""Write a page about a test: blurred, restored and sharp images with their scores, and the training's curves.
 
-One file, pictures and plots inside it. It reads what a training and a test left on disk and computes only the scores.
+It is one file with embedded pictures and plots. Everything but the scores is read from what training and test left.
 """
 
 import html
@@ -26,12 +26,12 @@ from .finished import check_sizes, open_test_set, read_found, read_restored
 from .page import page, picture, rounded
 
 CROPS_PER_PICTURE = 2
-SHOWN = 60  # pictures on a page; of more than that, some from all over the test
+SHOWN = 60  # pictures on a page at most; of more, some at equal distances
 
 
 @dataclass(frozen=True)
 class TestImage:
-    """One test image: its pictures, uint8 (H, W, 3) in BGR, by column, and the scores of the first two by metric."""
+    """One test image: its pictures, uint8 (H, W, 3) in BGR, and the scores of the first two, by column and metric."""
 
     key: str
     pictures: dict[str, np.ndarray]  # 'blurred', 'restored', 'sharp'
@@ -47,7 +47,7 @@ class Means:
     restored: dict[str, float]
 
     def rows(self) -> Iterator[tuple[str, str, str, str]]:
-        """Each metric, its scores before and after, and the difference, as they are shown."""
+        """Yield each metric, its scores before and after, and the difference, as texts."""
         for metric, blurred in self.blurred.items():
             restored = self.restored[metric]
             difference = rounded(metric, restored - blurred, sign='+')
@@ -56,14 +56,14 @@ class Means:
 
 @dataclass(frozen=True)
 class Curves:
-    """What a training log holds: iteration and value, by loss and by validation metric."""
+    """The curves in a training's logs: points (iteration, value) by loss and by validation metric."""
 
     losses: dict[str, list[tuple[int, float]]]
     metrics: dict[str, list[tuple[int, float]]]
 
 
 def read_images(opt: Mapping[str, Any], phase: str, dataset: Sequence[Mapping[str, Any]]) -> Iterator[TestImage]:
-    """The finished test's restored images of a data set, opened, beside their inputs and sharp images."""
+    """Yield the restored images of a finished test on a data set, with inputs, sharp images and scores."""
     dataset_opt, metrics = opt['datasets'][phase], opt['val'].get('metrics') or {}
     folder = Path('results', opt['name'], 'visualization')
     for item in dataset:
@@ -84,7 +84,7 @@ def read_images(opt: Mapping[str, Any], phase: str, dataset: Sequence[Mapping[st
 
 
 def read_curves(experiment: Path) -> Curves:
-    """The losses and validation scores in an experiment's logs; a resumed run has several."""
+    """Read losses and validation scores from an experiment's logs; a resumed run has several logs."""
     logs = sorted(experiment.glob('train_*.log'))
     if not logs:
         raise InputError(f'{experiment}: no train_*.log in it; give the folder of a training run')
@@ -112,7 +112,7 @@ def read_curves(experiment: Path) -> Curves:
 
 
 def plot(title: str, series: Mapping[str, list[tuple[int, float]]], *, scale: str = 'linear') -> str:
-    """An SVG of curves over iterations."""
+    """Draw curves over iterations as an SVG."""
     figure = Figure(figsize=(5.2, 2.8), layout='constrained')
     axes = figure.subplots()
     for name, points in series.items():
@@ -127,15 +127,15 @@ def plot(title: str, series: Mapping[str, list[tuple[int, float]]], *, scale: st
 
 
 def plot_losses(losses: Mapping[str, list[tuple[int, float]]]) -> str:
-    """An SVG of the training's losses, on a logarithmic axis unless it would leave some out."""
+    """Draw the training's losses as an SVG, on a logarithmic axis if all are positive."""
     lowest = {name: min(value for _, value in points) for name, points in losses.items()}
-    is_psnr = lowest.get('l_pix', 0) < 0  # no other pixel_opt is below zero
+    is_psnr = lowest.get('l_pix', 0) < 0  # of all pixel losses, only PSNRLoss is negative
     title = 'training loss (l_pix: -PSNR x loss_weight)' if is_psnr else 'training loss'
     return plot(title, losses, scale='log' if min(lowest.values()) > 0 else 'linear')
 
 
 def _row(image: TestImage) -> str:
-    """One test image: the whole and the crops, in three columns."""
+    """The HTML of one test image: the whole image and its crops, in a column for each picture."""
     corners = busiest_crops([image.pictures['blurred'], image.pictures['sharp']], CROPS_PER_PICTURE)
     columns = []
     for name, pixels in image.pictures.items():
@@ -165,7 +165,7 @@ def _validation_title(curve: str) -> str:
 
 
 def _protocol(opt: Mapping[str, Any], phase: str) -> str:
-    """How the test restored; '' where its model writes no result, as the toolbox's own."""
+    """The protocol of a test; '' if its model writes no result, like the toolbox's own models."""
     path = result_path(Path('results', opt['name']), opt['datasets'][phase]['name'])
     return read_found(path).protocol if path.is_file() else ''
 
@@ -174,15 +174,15 @@ def write_report(opt: Mapping[str, Any], experiment: Path | None, out: Path) -> 
     """Write the page of a finished test, and return the mean scores of each of its data sets.
 
     Args:
-        opt: the options that it ran with. Its results/ are looked for under the current folder.
+        opt: the options that it ran with. Its results are read from results/ in the current folder.
         experiment: folder of the training run whose curves are shown; None for none.
-        out: the page.
+        out: the page's path.
     """
     use_gpu(opt.get('num_gpu') != 0)
     datasets = {phase: open_test_set(opt, phase) for phase in opt['datasets']}
     count = sum(map(len, datasets.values()))
     shown = {round(each) for each in np.linspace(0, count - 1, min(count, SHOWN))}
-    curves = read_curves(experiment) if experiment is not None else None  # and what was found: before all is scored
+    curves = read_curves(experiment) if experiment is not None else None  # fails early, before the scoring
     protocols = {phase: _protocol(opt, phase) for phase in datasets}
     sections, rows = [], []
     means_of: dict[str, Means] = {}

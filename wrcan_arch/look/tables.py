@@ -1,4 +1,4 @@
-"""The paper's tables beside what was measured here: as text, as a page, as CSV."""
+"""Compare the paper's tables with what was measured here, as text, HTML or CSV."""
 
 import csv
 import html
@@ -12,7 +12,7 @@ from ..train.results import result_path
 from .finished import TestResult, read_found
 from .page import page, rounded
 
-FRAMES = 3000  # of REDS's validation set, and of its test set
+FRAMES = 3000  # in REDS's validation set, and in its test set
 
 Network = Mapping[str, Any]  # options under network_g
 
@@ -23,9 +23,10 @@ SINGLE, X8 = 'chop fp32', 'chop x8 fp32'
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table: the result that measures it, what it is (a cell a heading), the paper's scores by metric.
+    """One row of a table: the name of its result, a cell for each heading, the paper's scores by metric.
 
-    `network` is what the paper measured, empty for the blurred input; `protocol` as `Request.describe` has it.
+    `network` is the network that the paper measured, empty for the blurred input; `protocol` is in the words of
+    `Request.describe`.
     """
 
     result: str
@@ -37,9 +38,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """One of the paper's tables. `dataset` is the name of the data set that its results are measured on.
+    """One of the paper's tables, measured on the data set `dataset`.
 
-    `scored` says whether tests can measure its scores.
+    `scored` says whether tests here can measure its scores.
     """
 
     title: str
@@ -98,7 +99,7 @@ PAPER = (
 
 
 def name_in_paper(result: str) -> str:
-    """What the paper calls the row that a result measures; of other results their own name."""
+    """The paper's name for the row that a result measures; the result's own name if it measures none."""
     for table in PAPER:
         for row in table.rows:
             if row.result == result:
@@ -108,7 +109,7 @@ def name_in_paper(result: str) -> str:
 
 @dataclass(frozen=True)
 class Line:
-    """A row beside its result. `note` says why there is none, or why it is not one to set the paper's against."""
+    """A row and its result. `note` says why there is none, or why it cannot be compared with the paper's."""
 
     row: Row
     found: TestResult | None
@@ -116,7 +117,7 @@ class Line:
 
 
 def compare(results: Path, tables: Sequence[Table] = PAPER) -> list[tuple[Table, list[Line]]]:
-    """The tables' rows beside what is found in the folder `results`; one that is not there holds no result."""
+    """Return the tables' rows with their results in the folder `results`, which need not exist."""
     return [(table, [_line(table, row, results / row.result) for row in table.rows]) for table in tables]
 
 
@@ -131,9 +132,9 @@ def _line(table: Table, row: Row, folder: Path) -> Line:
 
 
 def _not_the_papers(row: Row, found: TestResult) -> str:
-    """What the result was measured on that the row was not; '' where the two can be compared."""
-    network = {**WRCAN, **found.network}  # what options leave out is as WRCAN has it
-    protocol = 'input' if found.protocol.startswith('input') else found.protocol  # which computes in no type
+    """How the result's measurement differs from the row's; '' if the two can be compared."""
+    network = {**WRCAN, **found.network}  # with WRCAN's defaults
+    protocol = 'input' if found.protocol.startswith('input') else found.protocol  # whatever the type
     here = {'protocol': protocol, 'images': found.images, **{name: network[name] for name in row.network}}
     paper = {'protocol': row.protocol, 'images': FRAMES, **row.network}
     for metric in row.paper:
@@ -153,7 +154,7 @@ def _metrics(table: Table) -> list[str]:
 
 
 def _sources(table: Table) -> tuple[str, ...]:
-    """The columns that each metric has."""
+    """The columns of each metric."""
     return ('paper', 'measured', 'difference') if table.scored else ('paper',)
 
 
@@ -162,7 +163,7 @@ def _score_columns(table: Table) -> list[str]:
 
 
 def _columns(table: Table) -> list[str]:
-    """A table's columns in their order, by their names in CSV."""
+    """The names of a table's columns in CSV, in order."""
     return [*table.headings, *_score_columns(table), *ABOUT_RESULT]
 
 
@@ -171,12 +172,12 @@ def _headings(table: Table) -> list[str]:
 
 
 def _numbers(table: Table) -> set[str]:
-    """The columns that are set to the right."""
+    """The columns that are right-aligned."""
     return {*_score_columns(table), 'images'}
 
 
 def _cells(table: Table, line: Line) -> list[str]:
-    """A row's cells, in the order of `_columns`; '' where there is nothing to say."""
+    """A row's cells, in the order of `_columns`; '' for a cell without content."""
     cells = list(line.row.cells)
     for name, paper in line.row.paper.items():
         measured = line.found.metrics.get(name) if line.found else None
@@ -192,12 +193,12 @@ def _cells(table: Table, line: Line) -> list[str]:
 
 
 def as_text(compared: Sequence[tuple[Table, list[Line]]]) -> str:
-    """The tables for a terminal."""
+    """Format the tables for a terminal."""
     return '\n\n'.join(_text_table(table, lines) for table, lines in compared)
 
 
 def _text_table(table: Table, lines: list[Line]) -> str:
-    """The metrics' names stand in a row of their own, above the paper's scores."""
+    """Format one table; the metrics' names have a row of their own, above the paper's scores."""
     columns, numbers = _columns(table), _numbers(table)
     above = [column.removesuffix(' paper') if column.endswith(' paper') else '' for column in columns]
     rows = [_cells(table, line) for line in lines]
@@ -226,7 +227,7 @@ STYLE = """
 
 
 def as_html(compared: Sequence[tuple[Table, list[Line]]]) -> str:
-    """The tables as one page."""
+    """Format the tables as one page."""
     weights = "the first digits of the weight file's SHA-256, and which set in it where there are two"
     body = [f'<p>Difference: measured less paper. Weights: {weights}.</p>']
     for table, lines in compared:
@@ -238,7 +239,7 @@ def as_html(compared: Sequence[tuple[Table, list[Line]]]) -> str:
 
 
 def _html_headings(table: Table) -> str:
-    """Two rows: the metrics over the columns that each has."""
+    """The two heading rows: the metrics, each above its columns, and the columns."""
     span = len(_sources(table))
     metrics = ''.join(f'<th colspan="{span}" class="metric">{name.upper()}</th>' for name in _metrics(table))
     above = f'<th colspan="{len(table.headings)}"></th>{metrics}<th colspan="{len(ABOUT_RESULT)}"></th>'
@@ -246,7 +247,7 @@ def _html_headings(table: Table) -> str:
 
 
 def _html_row(table: Table, line: Line) -> str:
-    """A note stands where the result is missing, or else in a row below."""
+    """The HTML of a row; a note takes the place of a missing result, or else a row below."""
     cells, note = _cells(table, line), html.escape(line.note)
     if line.found is None:
         scores = _html_cells('td', table, cells[: -len(ABOUT_RESULT)])
@@ -266,7 +267,7 @@ def _html_cells(tag: str, table: Table, texts: list[str]) -> str:
 
 
 def as_csv(compared: Sequence[tuple[Table, list[Line]]]) -> str:
-    """All tables as one, a line a row; a column that a table has not is empty in it."""
+    """Format all tables as one CSV, a line for each row; columns that a table does not have are empty."""
     headings = dict.fromkeys(heading for table, _ in compared for heading in table.headings)
     scores = dict.fromkeys(column for table, _ in compared for column in _score_columns(table))
     columns = ['table', 'dataset', *headings, *scores, *ABOUT_RESULT, 'result', 'note']

@@ -1,1 +1,1 @@
-"""Photographs of one's own, restored."""
+"""Restoring photographs from files."""

@@ -1,4 +1,4 @@
-"""Many photographs through one network: the next is decoded and the last one encoded while one is computed."""
+"""Restore many photographs: one is computed while the next is decoded and the previous one is encoded."""
 
 import os
 import sys
@@ -31,18 +31,24 @@ from .write_photo import DEFAULT_QUALITY, check_fits, what_is_lost, write_photo
 T = TypeVar('T')
 R = TypeVar('R')
 
-TELL_AFTER = 0.2  # seconds between two looks at how far a photograph is
-LOG_AFTER = 30  # seconds between two lines of the bar where it is no terminal's
-COMPUTING = 0.98  # of a photograph's work, about; the rest is to write it
+TELL_AFTER = 0.2  # seconds between updates of the bar
+LOG_AFTER = 30  # seconds between updates if stderr is not a terminal: each is a line
+COMPUTING = 0.98  # approximate share of a photograph's work; the rest is writing it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """How photographs are restored.
 
-    `request` is what `inference.restore` takes, the others what is done with its result. `strength` is 0 for the
-    photograph as it was, to 1; `quality` 1 to 100, of lossy formats; `out` the folder that results go to, if there is
-    one, and `compare` that of pictures of before and after: both are tried before the first photograph.
+    Args:
+        request: the keyword arguments of `inference.restore`.
+        strength: how much of the change to apply, from 0 (the photograph as it was) to 1.
+        quality: of lossy formats, 1 to 100.
+        max_pixels: larger photographs fail.
+        skip_existing: do not restore photographs that have a result.
+        out: the folder of the results; None if each lies beside its photograph.
+        compare: the folder of the pictures of before and after; None for none. Both folders are checked before the
+            first photograph.
     """
 
     request: Request = field(default_factory=Request)
@@ -64,12 +70,12 @@ class Options:
 
 @dataclass
 class Work:
-    """A photograph on its way; each step adds to it."""
+    """One photograph on its way through the steps, each of which adds to it."""
 
     job: Job
     photo: Photo = field(init=False)
     restored: Photo = field(init=False)
-    restored_before: bool = False  # and only compared now
+    restored_before: bool = False  # then it is only compared
     warnings: list[str] = field(default_factory=list)
     failure: str | None = None
 
@@ -109,7 +115,7 @@ def _read(options: Options, trained_quality: int | list[int] | None, work: Work)
 
 
 def _check_target(job: Job, options: Options) -> None:
-    """InputError where the result cannot be written, as far as can be known before it is computed."""
+    """Raise InputError if it is clear before the computing that the result cannot be written."""
     target = Path(job.target)
     if name_is_too_long(target):
         hint = 'give it a shorter name' if options.out else 'name a folder with -o'
@@ -149,7 +155,7 @@ def _write(options: Options, work: Work) -> None:
 
 
 def _attempt(step: Callable[[Work], None], work: Work) -> Work:
-    """Take a step unless one before failed; what goes wrong with one photograph is noted, and the others go on."""
+    """Take a step unless an earlier one failed; record a failure of this photograph instead of raising it."""
     if work.failure is None:
         try:
             step(work)
@@ -164,7 +170,7 @@ def _attempt(step: Callable[[Work], None], work: Work) -> Work:
 
 
 def in_thread(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """`map`, one item ahead: `function` runs in a thread while the last result is used and the next item is made."""
+    """`map`, one item ahead: a thread runs `function` while the previous result is used and the next item is made."""
     with ThreadPoolExecutor(1) as pool:
         running: Future[R] | None = None
         for item in items:
@@ -175,7 +181,7 @@ def in_thread(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
             yield running.result()
 
 
-# The whole
+# All photographs
 
 
 def restore_photos(
@@ -183,11 +189,11 @@ def restore_photos(
 ) -> Summary | None:
     """Restore this process's share of the photographs; one that fails does not stop the others.
 
-    Returns what became of all of them, in the first process; None in the others.
+    Returns the summary of all processes in the first process, None in the others.
     """
     window_of(
         network, options.request.mode, options.request.patch_size
-    )  # its error is the request's, not each photograph's
+    )  # raises here, once, if the request does not suit the network
     config = getattr(network, 'config', {})
     taken, made = (config.get(name, 3) for name in ('num_in_ch', 'num_out_ch'))
     if not taken == made == 3:
@@ -197,9 +203,9 @@ def restore_photos(
         for folder in filter(None, (options.compare, options.out)):
             check_writable(folder)
     team = team or Team()
-    # Or one process could begin the largest when the others are done.
+    # The largest first, or one process could begin it when the others are done.
     in_turn = sorted(jobs, key=_size, reverse=True) if team.size > 1 else jobs
-    bar = _progress_bar(team, to_do)  # before another process has done some of it
+    bar = _progress_bar(team, to_do)  # before another process has counted any work
     team.agree_on(in_turn)
     summary = Summary()
     trained_quality = getattr(network, 'metadata', {}).get('jpeg_quality')
@@ -218,7 +224,7 @@ def restore_photos(
 
     def written(made: tuple[Work, _Tally]) -> tuple[Summary, _Tally]:
         work, tally = made
-        return _attempt(partial(_write, options), work).summary(), tally  # and the pixels are let go
+        return _attempt(partial(_write, options), work).summary(), tally  # not `work`, so that its pixels are freed
 
     decoded = in_thread(partial(_attempt, partial(_read, options, trained_quality)), wanted())
     with bar:
@@ -233,7 +239,7 @@ def restore_photos(
     for message in messages:
         total.add(Summary.from_json(message))
     if options.compare is not None:
-        failed = set(total.failed)  # what an earlier run left of them stays where it is
+        failed = set(total.failed)  # an earlier run's pictures of these may exist, but are not shown
         try:
             write_page(options.compare, (job.source for job in jobs if job.source not in failed))
         except InputError as error:
@@ -246,39 +252,39 @@ def _has_result(job: Job, options: Options) -> bool:
 
 
 def _is_done(job: Job, options: Options) -> bool:
-    """Whether an earlier run has left all that this one would write."""
+    """Whether everything that this run would write for the photograph exists already."""
     if not _has_result(job, options):
         return False
     return options.compare is None or any(map(os.path.lexists, pictures_of(options.compare, job.source)))
 
 
 class _Tally:
-    """Counts one photograph as done while it is computed, and shows what all processes have done."""
+    """Count a photograph's work as it is done, and show on the bar what all processes have done."""
 
     def __init__(self, team: Team, job: Job, bar: tqdm) -> None:
         self.team, self.size, self.bar = team, _size(job), bar
         self.counted, self.told = 0, time.monotonic()
 
     def __call__(self, share: float) -> None:
-        """`share` of the computing is done."""
+        """Report that `share` of the computing, from 0 to 1, is done."""
         now = time.monotonic()
         if share == 1 or now - self.told >= TELL_AFTER:
             self.told = now
             self._count(int(share * COMPUTING * self.size))
 
     def finish(self) -> None:
-        """The result is written, or has failed."""
+        """Report that the photograph is finished: its result is written, or it failed."""
         self._count(self.size)
 
     def _count(self, amount: int) -> None:
-        if amount > self.counted:  # the computing starts over where fp32 has to do it again
+        if amount > self.counted:  # the share falls back if the computing starts over in fp32
             done = self.team.add_done(amount - self.counted)
             self.counted = amount
             self.bar.update(done - self.bar.n)
 
 
 def _progress_bar(team: Team, jobs: Sequence[Job]) -> tqdm:
-    """One for all processes, shown by the first; its length is the photographs' size."""
+    """The bar for all processes, shown by the first; its length is the total of the photographs' `_size`."""
     total = sum(map(_size, jobs)) if team.rank == 0 else 0
     return tqdm(
         total=total,
@@ -290,7 +296,7 @@ def _progress_bar(team: Team, jobs: Sequence[Job]) -> tqdm:
 
 
 def _size(job: Job) -> int:
-    """How long a photograph takes, more or less: the bytes of its file, which are had without opening it."""
+    """A photograph's approximate work: the bytes of its file, known without opening it; 0 if there is none."""
     try:
         return Path(job.source).stat().st_size
     except OSError:

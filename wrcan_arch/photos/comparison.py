@@ -1,4 +1,4 @@
-"""What a restoration did, to look at: blurred | restored in one picture, and a page with a slider over all of them."""
+"""Show what a restoration did: blurred and restored side by side in one picture each, and a page with sliders."""
 
 import html
 import os
@@ -60,14 +60,14 @@ TAIL = """<script>
 
 
 def pictures_of(folder: Path, source: str) -> tuple[Path, Path]:
-    """What a photograph's comparison is called below a folder: SOURCE.jpg, or SOURCE.png where it is too wide."""
+    """The two possible paths of a photograph's comparison: SOURCE.jpg, and SOURCE.png if it is too large for JPEG."""
     path = folder / path_below(Path(source))
     name = name_that_fits(path.name, '.jpg')
     return path.with_name(f'{name}.jpg'), path.with_name(f'{name}.png')
 
 
 def has_page(folder: Path) -> bool:
-    """Whether a page lies in the folder that `write_page` has written."""
+    """Whether the folder has a page that `write_page` wrote."""
     begins = HEAD[: HEAD.index('<style>')].encode()
     try:
         with (folder / PAGE).open('rb') as file:
@@ -77,15 +77,15 @@ def has_page(folder: Path) -> bool:
 
 
 def check_page(folder: Path) -> None:
-    """InputError where a page lies in the folder that `write_page` has not written."""
+    """Raise InputError if the folder has a page that `write_page` did not write."""
     if (folder / PAGE).is_file() and not has_page(folder):
         raise InputError(f'{folder / PAGE}: is another page; choose another --compare')
 
 
 def write_side_by_side(folder: Path, source: str, photo: Photo, restored: np.ndarray) -> None:
-    """Write `photo`, whose file is `source`, and what became of its pixels beside each other."""
+    """Write one picture of `photo`, whose file is `source`, and its `restored` pixels side by side."""
     pair = np.concatenate([_in_8_bits(photo.pixels), _in_8_bits(restored)], axis=1)  # (H, 2W, 3)
-    if photo.mode == 'cmyk':  # in sRGB, as browsers show CMYK as they like
+    if photo.mode == 'cmyk':  # as sRGB: browsers differ in how they show CMYK
         picture = Photo(pixels=pair, permissions=photo.permissions)
     else:
         profile = {key: value for key, value in photo.metadata.items() if key == 'icc-profile-data'}
@@ -99,7 +99,7 @@ def _in_8_bits(pixels: np.ndarray) -> np.ndarray:
 
 
 def write_page(folder: Path, sources: Iterable[str]) -> None:
-    """Write the page of the pictures that `write_side_by_side` made of these photographs."""
+    """Write the page that shows the pictures that `write_side_by_side` made of these photographs."""
     page = folder / PAGE
     with disk_errors_name(page), written_whole(page) as file:
         file.write(HEAD.encode())

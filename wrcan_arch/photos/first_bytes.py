@@ -1,20 +1,20 @@
-"""What an image file says of itself in its first bytes: its format, and what libvips does not tell of it."""
+"""Read from a file's first bytes its format, and what libvips does not report."""
 
 import re
 
-HEAD = 64  # bytes that tell a file's format
+HEAD = 64  # bytes that are enough to tell the format
 AVIF_BRANDS = {b'avif', b'avis'}
-SRGB_PRIMARIES, SRGB_TRANSFERS = (1, 2, 5, 6), (1, 2, 6, 13)  # or near to it, or not said
+SRGB_PRIMARIES, SRGB_TRANSFERS = (1, 2, 5, 6), (1, 2, 6, 13)  # H.273: sRGB, near to it, unspecified (2)
 SRGB_NUMBERS = (45_455, 31_270, 32_900, 64_000, 33_000, 30_000, 60_000, 15_000, 6_000)  # of PNG's gAMA and cHRM
-NEAR = 0.05  # of a number; libpng takes two gammas for one up to there
+NEAR = 0.05  # relative; libpng takes two gammas for equal up to this difference
 
 
 def format_of_content(head: bytes) -> str | None:
-    """The format of a file that begins with these HEAD bytes; None for none of ours."""
+    """The format of a file that begins with `head`, its first HEAD bytes; None if it is not one that is read."""
     if head[4:8] == b'ftyp':
         brands = head[8 : int.from_bytes(head[:4], 'big')]
         own, others = brands[:4], [brands[start : start + 4] for start in range(8, len(brands), 4)]
-        general = own in (b'mif1', b'msf1')  # an image, or several, of the kind that the others say
+        general = own in (b'mif1', b'msf1')  # HEIF image or sequence; the other brands say of which codec
         return 'avif' if own in AVIF_BRANDS or (general and not AVIF_BRANDS.isdisjoint(others)) else 'heic'
     if head[:4] == b'RIFF' and head[8:12] == b'WEBP':
         return 'webp'
@@ -24,39 +24,39 @@ def format_of_content(head: bytes) -> str | None:
 
 
 def marks_colours(start: bytes, content: str, has_profile: bool) -> bool:
-    """Whether a file that begins so says in numbers, which hold beside its profile, that its colours are not sRGB's."""
+    """Whether a file that begins with `start` says, in numbers that count beside its profile, that it is not sRGB."""
     chunks = png_chunks(start) if content == 'png' else {}
-    if b'cICP' in chunks:  # goes before a profile
+    if b'cICP' in chunks:  # takes precedence over a profile
         return _are_not_srgb(chunks[b'cICP'][:2])
     if has_profile or b'sRGB' in chunks:
         return False
     if content in ('avif', 'heic'):
-        return _are_not_srgb(start.partition(b'colrnclx')[2][1:4:2])  # 2 bytes each
-    said = chunks[b'gAMA'] + chunks.get(b'cHRM', b'') if b'gAMA' in chunks else b''  # browsers need both for cHRM
+        return _are_not_srgb(start.partition(b'colrnclx')[2][1:4:2])  # low bytes of two 16-bit numbers
+    said = chunks[b'gAMA'] + chunks.get(b'cHRM', b'') if b'gAMA' in chunks else b''  # browsers ignore cHRM without gAMA
     numbers = (int.from_bytes(said[at : at + 4], 'big') for at in range(0, len(said), 4))
     return any(abs(number - srgb) > NEAR * srgb for number, srgb in zip(numbers, SRGB_NUMBERS, strict=False))
 
 
 def _are_not_srgb(numbers: bytes) -> bool:
-    """Of primaries and transfer, as ITU-T H.273 numbers them; of none, where the mark is cut, it is not known."""
+    """Whether primaries and transfer, two ITU-T H.273 numbers of a byte each, are not sRGB's; False if cut off."""
     return len(numbers) == 2 and (numbers[0] not in SRGB_PRIMARIES or numbers[1] not in SRGB_TRANSFERS)
 
 
 def is_lossless(start: bytes) -> bool:
-    """Whether a WebP file that begins so has its pixels, the first picture's, in the lossless way."""
-    kind = re.search(b'VP8[L ]', start)  # either; VP8X is of what else there is
+    """Whether the first picture of a WebP file that begins with `start` is lossless."""
+    kind = re.search(b'VP8[L ]', start)  # lossy or lossless; VP8X is only a header
     return kind is not None and kind[0] == b'VP8L'
 
 
 def holds_more(start: bytes, content: str) -> bool:
-    """Whether a file that begins so has more pictures than the one that libvips sees."""
-    if content == 'jpeg':  # one behind the other, as cameras do for 3D and phones for a map of what HDR screens add
+    """Whether a file that begins with `start` has more pictures than the one that libvips reports."""
+    if content == 'jpeg':  # one after the other: cameras for 3D, phones for an HDR gain map
         return re.search(rb'\xff\xe2..MPF\0', start, re.DOTALL) is not None  # CIPA DC-007, 5.1
     return start[8:12] == b'avis' or (content == 'png' and b'acTL' in png_chunks(start))
 
 
 def has_comment(start: bytes) -> bool:
-    """Whether a JPEG file that begins so has a comment in front of its pixels."""
+    """Whether a JPEG file that begins with `start` has a comment before its pixels."""
     at = 2
     while start[at : at + 1] == b'\xff' and start[at + 1 : at + 2] not in (b'\xda', b''):
         if start[at + 1] == 0xFE:
@@ -66,10 +66,10 @@ def has_comment(start: bytes) -> bool:
 
 
 def png_chunks(start: bytes) -> dict[bytes, bytes]:
-    """What stands before the pixels of a PNG file that begins so, by its name there."""
+    """The content of each chunk before the pixels of a PNG file that begins with `start`, by chunk name."""
     chunks, at = {}, 8
     while start[at + 4 : at + 8] not in (b'IDAT', b''):
         length = int.from_bytes(start[at : at + 4], 'big')
         chunks[start[at + 4 : at + 8]] = start[at + 8 : at + 8 + length]
-        at += length + 12  # a checksum behind it
+        at += length + 12  # length, name and checksum: 4 bytes each
     return chunks

@@ -1,7 +1,7 @@
-"""Decodes a HEIC file, in a process of its own: damage can crash the library, and the other photographs must go on.
+"""Decode a HEIC file, in a process of its own: a damaged one can crash the library, and the others must go on.
 
-Standard input is the file, the only argument how many pixels it may have. The answer on standard output is a line of
-JSON, then the bytes that it tells of: the metadata, by libvips's names, and the samples.
+The file comes on standard input; the only argument is the maximum number of pixels. Standard output is a line of JSON,
+then the bytes that it describes: the metadata, by libvips's names, and the samples.
 """
 
 import json
@@ -15,17 +15,17 @@ NAMES = {'exif-data': 'exif', 'xmp-data': 'xmp', 'icc-profile-data': 'icc_profil
 
 
 def decode(file: BinaryIO, max_pixels: int) -> tuple[dict, list[bytes]]:
-    """What there is to say of a photograph, and the bytes of its metadata and samples; none beyond `max_pixels`."""
+    """The description of a photograph, and the bytes of its metadata and samples; no bytes if beyond `max_pixels`."""
     opened = pi_heif.open_heif(file, convert_hdr_to_8bit=False)
     width, height = opened.size
     told: dict[str, Any] = {'size': (width, height), 'pictures': len(opened)}
     if width * height > max_pixels:
         return told, []
     picture = opened[opened.primary_index]
-    pi_heif.set_orientation(picture.info)  # libheif has turned it
-    told['pictures'] += len(picture.info['depth_images']) + len(picture.info['aux'])  # aux: a map for HDR screens, say
+    pi_heif.set_orientation(picture.info)  # resets the orientation tags: libheif has turned the pixels already
+    told['pictures'] += len(picture.info['depth_images']) + len(picture.info['aux'])  # aux: an HDR gain map, say
     told['bits'] = picture.info['bit_depth']
-    if told['bits'] > 8:  # Pillow would take 8 of them
+    if told['bits'] > 8:  # Pillow would keep only 8
         samples = np.asarray(picture)
     else:
         mode = 'L' if picture.mode == 'L' else 'RGBA' if picture.has_alpha else 'RGB'
@@ -39,7 +39,7 @@ def decode(file: BinaryIO, max_pixels: int) -> tuple[dict, list[bytes]]:
 def main() -> None:
     try:
         told, blobs = decode(sys.stdin.buffer, int(sys.argv[1]))
-    except Exception as error:  # whichever: this photograph is not decoded, and that is all
+    except Exception as error:  # of any kind: it concerns this photograph only
         told, blobs = {'error': ' '.join(str(error).split()) or type(error).__name__}, []
     sys.stdout.buffer.write(json.dumps(told).encode() + b'\n')
     for blob in blobs:

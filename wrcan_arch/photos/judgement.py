@@ -1,18 +1,18 @@
-"""Judges a result: how much of it to take, and whether its colours can be trusted."""
+"""Apply part of a result, and judge whether its colours can be trusted."""
 
 import numpy as np
 
-BLOCK = 64  # pixels a side
-# Of 60 sharp photographs and their blurred JPEGs (paths of 5 to 40 pixels), at most a tenth of the blocks' means
-# differed by more than 15.4 levels; of photographs and what random networks make of them, by 20 to 202.
+BLOCK = 64  # pixels, side of a block
+# Between 60 sharp photographs and their blurred JPEGs (paths of 5 to 40 pixels), at most a tenth of the blocks' means
+# differed by more than 15.4 levels; between photographs and the results of random networks, by 20 to 202.
 DRIFT = 16  # 8-bit levels
-SHARE = 0.1  # of the blocks
+SHARE = 0.1  # of the blocks that may differ by more
 
 
 def blend(original: np.ndarray, restored: np.ndarray, strength: float) -> np.ndarray:
-    """`original` at a strength of 0, `restored` at 1; both uint8 or uint16, (H, W, 3)."""
+    """Interpolate from `original` (strength 0) to `restored` (1); both uint8 or uint16, (H, W, 3)."""
     blended = np.empty_like(restored)
-    for top in range(0, len(restored), BLOCK):  # in strips, as floats take four times the memory
+    for top in range(0, len(restored), BLOCK):  # in strips, to save memory: floats take several times as much
         rows = slice(top, top + BLOCK)
         blended[rows] = np.rint((1 - strength) * original[rows] + strength * restored[rows])
     return blended
@@ -30,11 +30,11 @@ def block_means(image: np.ndarray) -> np.ndarray:
 
 
 def _edges(size: int) -> np.ndarray:
-    """Where blocks begin and end: 0 to size, in steps as equal as they can be."""
+    """The edges of the blocks: from 0 to `size`, in steps that are as equal as possible."""
     count = max(1, size // BLOCK)
     return np.arange(count + 1) * size // count
 
 
 def drifts(original: np.ndarray, restored: np.ndarray) -> bool:
-    """Whether the result's local means left the photograph's: deblurring moves light over edges, not over blocks."""
+    """Whether the local means of result and photograph differ: deblurring moves light over edges, not over blocks."""
     return bool(np.quantile(np.abs(block_means(original) - block_means(restored)), 1 - SHARE) > DRIFT)

@@ -1,4 +1,4 @@
-"""Which photographs are restored, and where each result goes."""
+"""Plan which photographs are restored and where each result goes."""
 
 import codecs
 import fnmatch
@@ -16,11 +16,11 @@ from ..folders import real, walk
 from .comparison import PAGE, check_page, has_page, pictures_of
 from .photo import ENDINGS, PHOTO_ENDINGS, format_of_name
 
-RESTORED = '_restored'  # ends the name of a result that lies beside its photograph
+RESTORED = '_restored'  # ends the stem of a result that lies beside its photograph
 
 
 class Job(NamedTuple):
-    """One photograph's path and its result's: plain strings, as there may be millions."""
+    """The paths of a photograph and of its result, as plain strings: there may be millions."""
 
     source: str
     target: str
@@ -36,22 +36,22 @@ def plan(
     skip_existing: bool = False,
     unreadable: list[str] | None = None,
 ) -> list[Job]:
-    """Every photograph and where its restored one goes.
+    """List every photograph to restore, with the path of its result.
 
     Args:
         entries: files, folders with all that is below them, and patterns (`'holiday/**/*.jpg'`). What is named
             twice is restored once.
-        listed: more photographs, which are not looked at yet.
-        out: the folder of the results: OUT/NAME.EXT; folders below a folder, or below what is fixed of a pattern, are
-            kept, and the whole path of what is listed. None: beside the photograph, as NAME_restored.EXT.
-        compare: a folder for pictures of before and after, whose content is no photograph; nor is that of `out`.
-        format: of the results, or an ending of one; None: the photograph's own where it can be written, else PNG.
-        skip_existing: what is there is left as it is, so a result named among the photographs (a shell's *.jpg does)
-            can be passed over.
-        unreadable: takes what to say of each folder that cannot be read; None: the first is an InputError.
+        listed: paths of more photographs; whether they exist is not checked here.
+        out: the folder of the results, OUT/NAME.EXT. Subfolders of a folder, or of a pattern's part without wildcards,
+            are kept below it, as is the whole path of a listed photograph. None: beside the photograph, as
+            NAME_restored.EXT.
+        compare: a folder for pictures of before and after. Files in it and in `out` are not taken for photographs.
+        format: of the results, a name or an ending; None for the photograph's own if it can be written, else PNG.
+        skip_existing: existing results are kept; those among `entries` (a shell's *.jpg finds them) are skipped.
+        unreadable: receives one message for each folder that cannot be read; None: raise InputError with the first.
 
     Raises:
-        InputError: there is nothing to restore, or a result would overwrite a photograph or another result.
+        InputError: there is nothing to restore, or a result or picture would overwrite a photograph or another result.
     """
     told: list[str] = [] if unreadable is None else unreadable
     if format is not None:
@@ -74,7 +74,7 @@ def plan(
     if out is not None and not skip_existing:
         hint = 'choose another -o, or leave it with --skip-existing'
         _check_no_photograph_is_overwritten(wanted, out, 'its result', hint)
-    if compare is not None and not (compare / PAGE).exists():  # or the pictures are an earlier run's
+    if compare is not None and not (compare / PAGE).exists():  # else the pictures there are an earlier run's
         waiting = (job for job in wanted if not (skip_existing and os.path.lexists(job.target)))
         pictures = ((job.source, str(picture)) for job in waiting for picture in pictures_of(compare, job.source))
         _check_no_photograph_is_overwritten(
@@ -84,9 +84,9 @@ def plan(
 
 
 def read_list(path: str, *, alone: bool = True) -> Iterator[str]:
-    """The lines of a file, or of standard input for '-': one path a line, in any encoding.
+    """Yield the lines of a file, or of standard input for '-': one path a line, in any encoding.
 
-    InputError if it cannot be read, or several processes would read parts of the one standard input.
+    InputError if it cannot be read, or for '-' unless `alone`: several processes would each read a part.
     """
     if path == '-' and not alone:
         raise InputError('several processes cannot share one standard input; give --list a file')
@@ -119,14 +119,14 @@ def _sources(
     unreadable: list[str],
     skip_existing: bool,
 ) -> Iterator[tuple[Path, Path]]:
-    """Each photograph, and the folder below the results' that its result goes to."""
+    """Yield each photograph, and the folder of its result relative to the folder of the results."""
 
     @cache
     def is_compared(folder: Path) -> bool:
         return any(map(has_page, [real(folder), *real(folder).parents]))
 
     def is_result(photo: Path) -> bool:
-        if photo.stem.lower().endswith(PHOTO_ENDINGS) and is_compared(photo.parent):  # a.jpg.jpg, as pictures_of has it
+        if photo.stem.lower().endswith(PHOTO_ENDINGS) and is_compared(photo.parent):  # a.jpg.jpg, from pictures_of
             return True
         return out is None and photo.stem.endswith(RESTORED)
 
@@ -139,7 +139,7 @@ def _sources(
             is_folder, is_there = entry.is_dir(), entry.exists() or entry.is_symlink()
         except PermissionError:
             is_folder, is_there = False, True
-        if is_folder and len(entries) > 1 and real(entry) in avoid:  # among what a shell's * has found
+        if is_folder and len(entries) > 1 and real(entry) in avoid:  # a shell's * found it too
             takes_results = out is not None and real(entry) == real(out)
             if not takes_results or skip_existing or not [*_photos_in(entry, avoid, [])]:
                 continue
@@ -149,11 +149,11 @@ def _sources(
             if not photos and len(unreadable) == before:
                 raise InputError(f'{entry}: no photographs in it ({" ".join(PHOTO_ENDINGS)})')
             yield from ((photo, photo.parent.relative_to(entry)) for photo in photos)
-        elif is_there:  # what leads nowhere, or into a folder that cannot be read, is told when it is read
+        elif is_there:  # reading reports broken links and unreadable folders
             yield entry, Path()
         else:
             fixed = next(folder for folder in entry.parents if os.path.lexists(folder))
-            below = {folder for folder in avoid if real(fixed) in folder.parents}  # or there would be no photograph
+            below = {folder for folder in avoid if real(fixed) in folder.parents}  # others would exclude all
             before = len(unreadable)
             found = [photo for photo in _photos_like(entry, fixed, below, unreadable) if not is_result(photo)]
             if not found and len(unreadable) == before:
@@ -164,7 +164,7 @@ def _sources(
 
 
 def _photos_like(pattern: Path, fixed: Path, avoid: set[Path], unreadable: list[str]) -> Iterator[Path]:
-    """The files that fit a pattern, in order, and the photographs in folders that do; none in a folder to avoid.
+    """Yield the files that match a pattern, and the photographs in matching folders, sorted; none in `avoid`.
 
     `fixed` is a folder that the pattern begins with.
     """
@@ -179,9 +179,9 @@ def _photos_like(pattern: Path, fixed: Path, avoid: set[Path], unreadable: list[
 
 
 def _expanded(folder: Path, parts: tuple[str, ...], unreadable: list[str]) -> Iterator[Path]:
-    """What fits a pattern, part by part, below a folder: the module glob's, which would follow a link round and round.
+    """Yield what matches a pattern, given in parts, below a folder; unlike `glob`, without following cyclic links.
 
-    `*` takes nothing that is hidden, `**` the folder and all below it, files too where it is the last part.
+    `*` matches nothing hidden; `**` matches the folder and all folders below, as the last part the files in them.
     """
     if not parts:
         yield folder
@@ -206,7 +206,7 @@ def _expanded(folder: Path, parts: tuple[str, ...], unreadable: list[str]) -> It
 
 
 def _photos_in(folder: Path, avoid: set[Path], unreadable: list[str]) -> Iterator[Path]:
-    """The photographs in a folder and its folders, in order; none that is hidden, or in a folder to avoid."""
+    """Yield the photographs in a folder and below, sorted; none that is hidden or in `avoid`."""
     for here, names in walk(folder, avoid=avoid, on_error=partial(_note, unreadable)):
         yield from (here / name for name in names if name.lower().endswith(PHOTO_ENDINGS))
 
@@ -223,11 +223,11 @@ def _result_ending(source: Path, format: str | None) -> str:
 
 
 def _check_no_photograph_is_overwritten(made: Iterable[tuple[str, str]], folder: Path, what: str, hint: str) -> None:
-    """In the photographs' own folder, or one above it, a file that is there already may be a photograph itself."""
+    """Raise InputError if a target exists and may be a photograph itself, as its `folder` holds the source too."""
     own, real_of = real(folder), cache(real)
     for source, target in made:
         if os.path.lexists(target):
-            named = Path(os.path.normpath(Path(source).absolute()))  # a link lies elsewhere than where it leads
+            named = Path(os.path.normpath(Path(source).absolute()))  # a link's own place, not its target's
             if own in real(source).parents or own in map(real_of, named.parents):
                 raise InputError(f'{source}: {what} would overwrite {target}, which may be a photograph; {hint}')
 

@@ -1,4 +1,4 @@
-"""What libvips leaves out of a PNG file: metadata behind the pixels, as exiftool writes it, and texts."""
+"""Read and write what libvips ignores in PNG files: metadata after the pixels, as exiftool writes it, and texts."""
 
 import os
 import struct
@@ -8,15 +8,15 @@ from typing import BinaryIO
 
 TEXTS = (b'tEXt', b'zTXt', b'iTXt')
 XMP = b'XML:com.adobe.xmp'
-RAW_PROFILE = b'Raw profile type'  # ImageMagick's way to put in EXIF and others, with the orientation before
-LONGEST = 8_000_000  # bytes of a chunk; libpng takes no longer ones
+RAW_PROFILE = b'Raw profile type'  # of ImageMagick's texts with EXIF and others, whose orientation is outdated
+LONGEST = 8_000_000  # bytes of a chunk; libpng refuses longer ones
 END = struct.pack('>I4sI', 0, b'IEND', zlib.crc32(b'IEND'))
 
 
 def read_metadata(file: BinaryIO) -> tuple[dict[str, bytes], bytes]:
-    """EXIF and XMP that stand behind the pixels, by libvips's names, and all texts: their chunks, one after the other.
+    """The EXIF and XMP after the pixels, by libvips's names, and all texts, as their chunks one after the other.
 
-    What is damaged is left out.
+    Damaged chunks are left out.
     """
     metadata: dict[str, bytes] = {}
     texts: list[bytes] = []
@@ -41,13 +41,13 @@ def read_metadata(file: BinaryIO) -> tuple[dict[str, bytes], bytes]:
 
 
 def add_texts(file: BinaryIO, texts: bytes) -> None:
-    """Put chunks, as `read_metadata` gives them, in front of the end of a PNG file."""
+    """Insert text chunks, as `read_metadata` returns them, before the end of a PNG file."""
     file.seek(-len(END), os.SEEK_END)
     file.write(texts + END)
 
 
 def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
-    """The name and length of each chunk; the file is at its content then. What is not asked for is not read."""
+    """Yield each chunk's name and length, with the file positioned at its content; the caller reads it or not."""
     at = 8
     while True:
         file.seek(at)
@@ -68,7 +68,7 @@ def _check(name: bytes, body: bytes) -> bytes:
 
 
 def _text_of_itxt(rest: bytes) -> bytes:
-    """Behind the keyword: whether it is compressed, and how; its language; the keyword in that; the text."""
+    """The text in what follows the keyword: compression flag and method, language, translated keyword, text."""
     text = b''.join(rest[2:].split(b'\0', 2)[2:])
     if rest[:1] != b'\1':
         return text

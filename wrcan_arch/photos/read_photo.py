@@ -1,14 +1,14 @@
-"""Photographs in: upright, with all that their files say and results can have.
+"""Read photographs: upright, with all metadata that a result can hold.
 
-libvips does it, and Pillow and pi-heif what libvips's wheel cannot read (BMP and HEIC). Measured with 24 megapixels and
-the libraries' own defaults for writing (libvips 8.18, Pillow 13 for 8 bit, OpenCV 5 for 16 bit, two cores; seconds,
+libvips decodes them; Pillow and pi-heif decode what libvips's wheel cannot (BMP and HEIC). Measured with 24 megapixels
+and the libraries' own defaults for writing (libvips 8.18, Pillow 13 for 8 bit, OpenCV 5 for 16 bit, two cores; seconds,
 and memory beyond the pixels handed in or out):
 
            read JPEG    read PNG     read 16-bit PNG  write JPEG   write PNG    write 16-bit TIFF
   libvips  0.2 s 16 MB  0.4 s  8 MB  0.9 s  16 MB     0.1 s  7 MB  1.2 s  9 MB  0.1 s  19 MB
   others   0.3 s 160 MB 0.6 s 158 MB 2.3 s 134 MB     0.2 s 94 MB  9.6 s 94 MB  1.6 s 140 MB
 
-Pillow takes 8 of 16 bits of a colour photograph without a word; OpenCV knows no CMYK and no profiles.
+Pillow silently drops 8 of the 16 bits of a colour photograph; OpenCV supports neither CMYK nor profiles.
 """
 
 import json
@@ -43,7 +43,7 @@ from .tiff_exif import (
 from .vips import KEPT, forget_messages, is_out_of_memory, one_line, to_srgb, vips_image
 
 MAX_PIXELS = 200_000_000
-DESCRIPTION = 1 << 16  # bytes from the start, and as many as the metadata are, in which files describe their pictures
+DESCRIPTION = 1 << 16  # bytes of a file's start to search, besides as many as its metadata takes
 
 HEIC_DECODER = Path(__file__).with_name('heic_decoder.py')
 
@@ -52,7 +52,7 @@ HEIC_DECODER = Path(__file__).with_name('heic_decoder.py')
 
 
 def _open(file: BinaryIO, content: str, max_pixels: int) -> pyvips.Image:
-    """An image whose pixels, of most formats, are not decoded yet. InputError if they are too many."""
+    """Open an image; in most formats its pixels are decoded later. InputError if they are more than `max_pixels`."""
     file.seek(0)
     if content == 'bmp':
         image = _open_bmp(file, max_pixels)
@@ -65,7 +65,7 @@ def _open(file: BinaryIO, content: str, max_pixels: int) -> pyvips.Image:
 
 
 def _open_with_vips(file: BinaryIO, content: str) -> pyvips.Image:
-    """The header of an image; its rows are decoded as they are asked for, from the top."""
+    """Read the header of an image; rows are decoded when they are needed, from the top."""
     source = pyvips.Source.new_from_descriptor(file.fileno())
     load = getattr(pyvips.Image, {'avif': 'heif'}.get(content, content) + 'load_source')
     try:
@@ -90,7 +90,7 @@ def _open_bmp(file: BinaryIO, max_pixels: int) -> pyvips.Image:
         samples = np.asarray(opened.convert('L' if grey else 'RGBA' if opened.has_transparency_data else 'RGB'))
         image = vips_image(np.atleast_3d(samples), 'b-w' if grey else 'srgb')
         across, down = opened.info.get('dpi', (0, 0))
-        said = 0 < min(across, down) <= max(across, down) < 1_000_000  # more is damage, and libvips complains
+        said = 0 < min(across, down) <= max(across, down) < 1_000_000  # more is damage, at which libvips warns
         return image.copy(xres=across / 25.4, yres=down / 25.4) if said else image
 
 
@@ -120,7 +120,7 @@ def _open_heic(file: BinaryIO, max_pixels: int) -> pyvips.Image:
 
 
 def _mode(image: pyvips.Image) -> Literal['grey', 'rgb', 'cmyk']:
-    """What the file's colours are. InputError for what a photograph is not."""
+    """The kind of an image's colours. InputError if it is not one that is read."""
     if image.format in ('uchar', 'ushort'):
         if image.interpretation in ('b-w', 'grey16') and image.bands <= 2:
             return 'grey'
@@ -135,15 +135,15 @@ def _mode(image: pyvips.Image) -> Literal['grey', 'rgb', 'cmyk']:
 def _decode(
     image: pyvips.Image, content: str, orientation: int, profile: bytes | None
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Upright: pixels (H, W, 3), transparency (H, W) and inks (H, W, 4), as `Photo` has them."""
+    """Decode and turn upright: pixels (H, W, 3), transparency (H, W) and inks (H, W, 4), as in `Photo`."""
     is_cmyk = _mode(image) == 'cmyk'
     if orientation > 1:
-        image = image.copy_memory().copy()  # turning needs all rows
+        image = image.copy_memory().copy()  # turning needs all rows in memory
         image.set_type(pyvips.GValue.gint_type, 'orientation', orientation)
         image = image.autorot()
     samples = np.atleast_3d(image.numpy())  # (H, W, 1 to 5)
-    if content in ('avif', 'heic') and samples.itemsize == 2:  # of 10 or 12 bits, which are the upper ones
-        samples = samples | samples >> image.get('bits-per-sample')  # white is 65535
+    if content in ('avif', 'heic') and samples.itemsize == 2:  # 10 or 12 bits, in the upper ones of 16
+        samples = samples | samples >> image.get('bits-per-sample')  # so that white is 65535
     alpha = np.ascontiguousarray(samples[:, :, -1]) if image.hasalpha() else None
     colours = samples if alpha is None else samples[:, :, :-1]
     inks = None
@@ -153,7 +153,7 @@ def _decode(
     return np.ascontiguousarray(np.broadcast_to(colours, (*colours.shape[:2], 3))), alpha, inks
 
 
-# What the file says of it
+# The file's metadata
 
 
 class About(NamedTuple):
@@ -164,7 +164,7 @@ class About(NamedTuple):
 
 
 def _read_about(file: BinaryIO, content: str, image: pyvips.Image) -> About:
-    """What a file says of its picture, as it is true of one that is upright and alone."""
+    """Read a file's metadata, corrected for a result: upright, a single picture, without thumbnails."""
     metadata = {name: image.get(name) for name in KEPT if name in image.get_fields()}
     orientation, texts, left = _field(image, 'orientation', 1), b'', []
     if content == 'png':
@@ -200,17 +200,17 @@ def _field(image: pyvips.Image, name: str, otherwise: Any) -> Any:
 
 
 def _resolution(image: pyvips.Image, start: bytes, content: str) -> tuple[float, float]:
-    """Pixels per mm, across and down; that of EXIF goes before it when libvips writes."""
+    """Pixels per mm, across and down; when libvips writes, the resolution in EXIF overrides it."""
     said = image.xres, image.yres
     unsaid = content == 'tiff' and 'resolution-unit' not in image.get_fields()
     if content == 'png':
-        unsaid = png_chunks(start).get(b'pHYs', b'')[8:9] != b'\1'  # or it is of a pixel's shape alone
-    if unsaid or said == (1, 1) or np.allclose(said, NO_RESOLUTION, rtol=1e-3):  # what libvips says instead; PNG: 2.834
+        unsaid = png_chunks(start).get(b'pHYs', b'')[8:9] != b'\1'  # unit 1 is the metre; 0: only an aspect ratio
+    if unsaid or said == (1, 1) or np.allclose(said, NO_RESOLUTION, rtol=1e-3):  # libvips's defaults; PNG: 2.834
         return NO_RESOLUTION
     return said
 
 
-# The whole
+# The photograph
 
 
 def _read(file: BinaryIO, max_pixels: int) -> Photo:
@@ -249,14 +249,15 @@ def _read(file: BinaryIO, max_pixels: int) -> Photo:
 
 
 def read_photo(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Photo:
-    """Any photograph of 8 or 16 bits: grey, palette, RGB or CMYK, with or without transparency.
+    """Read a photograph of 8 to 16 bits: grey, palette, RGB or CMYK, with or without transparency.
 
-    InputError, naming the file, if it cannot be read whole or has more than `max_pixels` pixels. MemoryError.
+    InputError, naming the file, if it cannot be read whole or has more than `max_pixels` pixels. MemoryError if there
+    is not enough memory.
     """
     path = Path(path)
     try:
         mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):  # a pipe would be waited for
+        if not stat.S_ISREG(mode):  # reading a pipe would wait for data
             raise InputError('not a file')
         with path.open('rb', buffering=0) as file:
             return replace(_read(file, max_pixels), permissions=mode & 0o666)

@@ -1,4 +1,4 @@
-"""What to tell of many photographs, when all are done."""
+"""Sum up what became of many photographs."""
 
 import json
 from collections import Counter
@@ -9,16 +9,16 @@ NAMES_SHOWN = 3  # of the photographs that a warning is about
 
 @dataclass
 class Summary:
-    """What became of the photographs; it does not grow with those that went well."""
+    """What became of the photographs; its size does not grow with those that were restored."""
 
     attempted: int = 0
     restored: int = 0
     skipped: int = 0
-    failures: list[str] = field(default_factory=list)  # what to say of each
-    failed: list[str] = field(default_factory=list)  # the photographs that they are of
-    warnings: Counter[str] = field(default_factory=Counter)  # of how many photographs each is true
-    examples: dict[str, list[str]] = field(default_factory=dict)  # names of some of them
-    qualities: Counter[int] = field(default_factory=Counter)  # how many JPEGs are of each
+    failures: list[str] = field(default_factory=list)  # one message each
+    failed: list[str] = field(default_factory=list)  # the photographs that failed
+    warnings: Counter[str] = field(default_factory=Counter)  # number of photographs, by warning
+    examples: dict[str, list[str]] = field(default_factory=dict)  # some of their names, by warning
+    qualities: Counter[int] = field(default_factory=Counter)  # number of JPEGs, by quality
 
     def add(self, other: 'Summary') -> None:
         self.attempted += other.attempted
@@ -41,7 +41,7 @@ class Summary:
         return cls(**{**values, 'warnings': Counter(values['warnings']), 'qualities': qualities})
 
     def lines(self) -> list[str]:
-        """What to tell of it, except the failures."""
+        """The lines to print, without the failures."""
         done = f'{self.restored:,} of {self.attempted:,} restored'
         lines = [f'{done}, {self.skipped:,} had a result already' if self.skipped else done]
         if self.qualities:

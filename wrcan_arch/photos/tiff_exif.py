@@ -1,8 +1,8 @@
-"""EXIF as bytes: without its thumbnail, and in TIFF files, where it is no block but entries among the image's own.
+"""Read and write EXIF in TIFF files, where it is no block but entries among the image's own; drop its thumbnail.
 
-libvips 8.18 neither reads nor writes it there, and of IPTC it writes a quarter.
+libvips 8.18 neither reads nor writes EXIF in TIFF, and writes only a quarter of IPTC.
 
-An image file directory (IFD) is a list of tags, each with a type, a count and a value, or the place of a longer value.
+An image file directory (IFD) is a list of tags, each with a type, a count, and a value or the offset of a longer value.
 """
 
 import struct
@@ -10,33 +10,33 @@ from io import BytesIO
 from typing import Any, BinaryIO
 
 NEW_SUBFILE_TYPE, ORIENTATION = 0x00FE, 0x0112
-EXIF, GPS, INTEROPERABILITY = 0x8769, 0x8825, 0xA005  # tags whose value is the place of another directory
-# What a photograph is of, of which camera and by whom, its rating, Windows's title to subject; all else in the first
-# directory is about how pixels are stored.
+EXIF, GPS, INTEROPERABILITY = 0x8769, 0x8825, 0xA005  # tags whose value is the offset of another directory
+# Tags that are kept: title, camera, author, rating, Windows's title to subject. All others in the first directory are
+# about how pixels are stored.
 ABOUT = (0x010D, 0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C, 0x4746, 0x4749, 0x8298, *range(0x9C9B, 0x9CA0),
          EXIF, GPS)  # fmt: skip
-IPTC, PHOTOSHOP = 0x83BB, 0x8649  # captions as they are, and among Photoshop's resources, as JPEG has them
-PHOTOSHOP_HEAD = b'Photoshop 3.0\0'  # of the resources in a JPEG
-RESOURCES = (b'8BIM', b'PHUT', b'DCSR', b'AgHg', b'MeSa')  # whose they are
-CAPTIONS, THUMBNAILS = b'8BIM\x04\x04', (b'8BIM\x04\x09', b'8BIM\x04\x0c')  # what resources begin with
-LAYERS = 0x935C  # Photoshop's, of any length
-SIZES = (0xA002, 0xA003)  # of the picture, in EXIF: for compressed ones, and it may have been turned since
-# Bytes by type; of a rational, those of either half.
+IPTC, PHOTOSHOP = 0x83BB, 0x8649  # captions alone; Photoshop's resources with captions, as in JPEG
+PHOTOSHOP_HEAD = b'Photoshop 3.0\0'  # begins the resources in a JPEG
+RESOURCES = (b'8BIM', b'PHUT', b'DCSR', b'AgHg', b'MeSa')  # signatures of a resource
+CAPTIONS, THUMBNAILS = b'8BIM\x04\x04', (b'8BIM\x04\x09', b'8BIM\x04\x0c')  # signature and number of a resource
+LAYERS = 0x935C  # Photoshop's; may be very long
+SIZES = (0xA002, 0xA003)  # width and height in EXIF: for compressed pictures, and outdated if turned
+# Bytes by type; for a rational, those of each half.
 ITEM_SIZES = dict(zip(range(1, 14), (1, 1, 2, 4, 4, 1, 1, 2, 4, 4, 4, 8, 4), strict=True))
 LONG, UNDEFINED = 4, 7
-ORDERS = {b'II*\0': '<', b'MM\0*': '>'}  # by what a file begins with; a BigTIFF begins otherwise
+ORDERS = {b'II*\0': '<', b'MM\0*': '>'}  # byte orders by a file's first bytes; BigTIFF has others
 
 Directory = dict[int, Any]  # by tag: (type, count, value in little-endian order), or another Directory
 
 
 def read_exif(file: BinaryIO) -> bytes | None:
-    """The block that a JPEG of the same photograph would have; None where the file says nothing of it."""
+    """The EXIF block that a JPEG of the same photograph would have; None if the file has no such tags."""
     about = _about(file)
     return b'Exif\0\0II*\0' + struct.pack('<I', 8) + _directory_bytes(about, at=8) if about else None
 
 
 def begins_with_preview(file: BinaryIO) -> bool:
-    """Whether a TIFF file's first picture is a smaller version of another one in it."""
+    """Whether a TIFF file's first picture is marked as a smaller version of another one in it."""
     _, _, kind = _first_directory(file)[0].get(NEW_SUBFILE_TYPE, (0, 0, b'\0'))
     return bool(_number(kind[:4], '<') & 1)
 
@@ -47,7 +47,7 @@ def has_layers(file: BinaryIO) -> bool:
 
 
 def orientation_of(exif: bytes) -> int:
-    """As a block says that the picture is to be turned: 1, for not at all, to 8."""
+    """The orientation in an EXIF block, 1 (upright) to 8; 1 if it has none or another value."""
     first, _ = _first_directory(BytesIO(exif.removeprefix(b'Exif\0\0')))
     _, _, value = first.get(ORIENTATION, (0, 0, b''))
     said = _number(value[:2], '<')
@@ -55,7 +55,7 @@ def orientation_of(exif: bytes) -> int:
 
 
 def add_metadata(file: BinaryIO, exif: bytes, iptc: bytes) -> None:
-    """Put blocks as a JPEG has them into a little-endian TIFF file: a new directory at its end replaces the first."""
+    """Add a JPEG's EXIF and IPTC blocks to a little-endian TIFF file: a new directory at its end replaces the first."""
     about = _about(BytesIO(exif.removeprefix(b'Exif\0\0')))
     for tag in SIZES:
         about.get(EXIF, {}).pop(tag, None)
@@ -79,21 +79,21 @@ def has_captions(iptc: bytes) -> bool:
 
 
 def as_jpeg_has_it(iptc: bytes) -> bytes:
-    """Captions among Photoshop's resources, if they are not there already."""
+    """Wrap captions in Photoshop's resources, unless they are already."""
     if iptc.startswith(PHOTOSHOP_HEAD):
         return iptc
     return PHOTOSHOP_HEAD + CAPTIONS + bytes(2) + struct.pack('>I', len(iptc)) + iptc + bytes(len(iptc) % 2)
 
 
 def resources_without_thumbnail(iptc: bytes) -> bytes:
-    """Captions as they are; Photoshop's resources but for the small pictures of the photograph as it was."""
+    """Remove the thumbnails, which show the unrestored photograph, from Photoshop's resources; keep captions alone."""
     if not iptc.startswith(PHOTOSHOP_HEAD):
         return iptc
     kept, at = PHOTOSHOP_HEAD, len(PHOTOSHOP_HEAD)
-    while len(iptc) - at >= 12:  # a resource: 8BIM, its number, its name, its length, its content
-        if iptc[at : at + 4] not in RESOURCES:  # its length was wrong, or an odd one is not filled up
+    while len(iptc) - at >= 12:  # a resource: signature, number, name, length, content
+        if iptc[at : at + 4] not in RESOURCES:  # damaged: a wrong length, or no padding after an odd one
             return iptc
-        place = at + 6 + (iptc[at + 6] + 2) // 2 * 2  # the name has its length before it, and an even number of bytes
+        place = at + 6 + (iptc[at + 6] + 2) // 2 * 2  # the name: a length byte, then padded to an even total
         length = int.from_bytes(iptc[place : place + 4], 'big')
         end = place + 4 + (length + 1) // 2 * 2
         if iptc[at : at + 6] not in THUMBNAILS:
@@ -103,7 +103,7 @@ def resources_without_thumbnail(iptc: bytes) -> bytes:
 
 
 def without_thumbnail(exif: bytes) -> bytes:
-    """The block without its second directory: a small picture of the photograph as it was, and not upright perhaps."""
+    """Unlink an EXIF block's second directory, the thumbnail: it shows the unrestored photograph, maybe not upright."""
     start = len(exif) - len(exif.removeprefix(b'Exif\0\0'))
     order = ORDERS.get(exif[start : start + 4])
     if order is None:
@@ -118,7 +118,7 @@ def _number(value: bytes, order: str) -> int:
 
 
 def _first_directory(file: BinaryIO) -> tuple[Directory, str]:
-    """And the order of bytes in the file; empty where there is none, as in a BigTIFF."""
+    """Return the first directory, empty if there is none (as in a BigTIFF), and the file's byte order."""
     file.seek(0)
     head = file.read(8)
     order = ORDERS.get(head[:4], '<')
@@ -128,7 +128,7 @@ def _first_directory(file: BinaryIO) -> tuple[Directory, str]:
 
 
 def _about(file: BinaryIO) -> Directory:
-    """What the first directory and the two below it say of the photograph; empty where there is none."""
+    """The tags about the photograph in the first directory, with the directories below it; empty if there are none."""
     first, order = _first_directory(file)
     about = {tag: entry for tag, entry in first.items() if tag in ABOUT}
     for tag in (EXIF, GPS):
@@ -139,19 +139,19 @@ def _about(file: BinaryIO) -> Directory:
 
 
 def _follow(file: BinaryIO, directory: Directory, tag: int, order: str) -> None:
-    """Replace the place that stands under `tag`, if it does, by the directory that is there."""
+    """Replace the offset under `tag`, if there is one, by the directory at that offset."""
     if tag in directory:
         directory[tag] = _read_directory(file, _number(directory[tag][2][:4], '<'), order)
 
 
 def _read_directory(file: BinaryIO, at: int, order: str) -> Directory:
-    """The entries of the directory at a place; those that are damaged are left out, and what layers hold."""
+    """The entries of the directory at offset `at`, without damaged ones and without the content of layers."""
     end = file.seek(0, 2)
     file.seek(at)
     count = _number(file.read(2), order)
     rows = file.read(12 * count)
     directory: Directory = {}
-    left = end  # bytes of values: more than the file has are one value again and again, to fill the memory
+    left = end  # bytes of values to read: more than the file has would be a bomb that repeats one value
     for start in range(0, len(rows) - 11, 12):
         tag, kind, items, place = struct.unpack(order + 'HHII', rows[start : start + 12])
         size = ITEM_SIZES.get(kind, 1)
@@ -170,7 +170,7 @@ def _read_directory(file: BinaryIO, at: int, order: str) -> Directory:
 
 
 def _directory_bytes(directory: Directory, at: int) -> bytes:
-    """A directory as it is written at a place, with its longer values and the directories below it behind it."""
+    """The bytes of a directory to write at offset `at`, followed by its longer values and the directories below it."""
     rows, behind = b'', b''
     place = at + 2 + 12 * len(directory) + 4
     for tag, entry in sorted(directory.items()):

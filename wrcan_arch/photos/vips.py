@@ -1,4 +1,4 @@
-"""libvips as both reading and writing need it: its messages, its images over our memory, its colours."""
+"""What reading and writing share of libvips: its error messages, images over NumPy's memory, CMYK to sRGB."""
 
 import errno
 from typing import Any
@@ -7,39 +7,39 @@ import numpy as np
 import pyvips
 import pyvips.error
 
-# Metadata that is handed on: libvips's name of it, and of the flag that keeps it.
+# Metadata that is kept: libvips's field name, and the flag that keeps it when writing.
 KEPT = {'exif-data': 'exif', 'xmp-data': 'xmp', 'iptc-data': 'iptc', 'icc-profile-data': 'icc'}
 
-pyvips.cache_set_max(0)  # libvips would keep the last hundred photographs
+pyvips.cache_set_max(0)  # libvips would keep the last 100 operations, with their photographs
 
 
 def _text_of_any_bytes(text: Any) -> str:
     return pyvips.ffi.string(text).decode(errors='replace')
 
 
-# libvips's messages may quote bytes of a damaged file, at which pyvips would stop: in this call and all that follow, as
-# it clears a message when it has decoded it.
+# libvips's messages may quote bytes of a damaged file that are not UTF-8. pyvips would raise on them, in this call and
+# in all that follow, because it clears a message only after it has decoded it.
 pyvips.error._to_string = _text_of_any_bytes
 
 
 def forget_messages() -> None:
-    """Or what libvips said of another file would be said of this one."""
+    """Clear libvips's messages, so that those of an earlier file are not reported for this one."""
     pyvips.vips_lib.vips_error_clear()
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """By libvips's own words: libtiff cannot "allocate memory" for what is damaged too."""
+    """Whether libvips itself is out of memory; libtiff fails to "allocate memory" for damaged files too."""
     return getattr(error, 'errno', None) == errno.ENOMEM or 'out of memory -- size' in str(error)
 
 
 def one_line(error: Exception) -> str:
-    """Its last lines: libvips's first ones may be of what it tried before."""
+    """The last 3 lines of an error as one, at most 200 characters: libvips's first may be of earlier attempts."""
     lines = [line for line in map(str.strip, str(error).splitlines()) if line]
     return ' '.join(' '.join(lines[-3:]).split())[:200]
 
 
 def vips_image(samples: np.ndarray, interpretation: str) -> pyvips.Image:
-    """An image over the memory of samples (H, W, C), uint8 or uint16."""
+    """An image of samples (H, W, C), uint8 or uint16; it shares their memory if they are contiguous."""
     height, width, bands = samples.shape
     samples = np.ascontiguousarray(samples)
     image = pyvips.Image.new_from_memory(samples, width, height, bands, 'ushort' if samples.itemsize == 2 else 'uchar')
@@ -47,7 +47,7 @@ def vips_image(samples: np.ndarray, interpretation: str) -> pyvips.Image:
 
 
 def to_srgb(inks: np.ndarray, profile: bytes | None) -> pyvips.Image:
-    """CMYK (H, W, 4) to sRGB, by the file's profile; by libvips's own where that is missing or unfit."""
+    """Convert CMYK (H, W, 4) to sRGB by the file's profile, or by libvips's own if that is missing or unfit."""
     image = vips_image(inks, 'cmyk')
     if profile is not None:
         image.set_type(pyvips.GValue.blob_type, 'icc-profile-data', profile)

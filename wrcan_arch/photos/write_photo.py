@@ -1,4 +1,4 @@
-"""Photographs out, in the format of the name's ending: with all that their files had and the format can hold."""
+"""Write photographs, in the format of the name's ending, with all of their metadata that the format can hold."""
 
 import errno
 import os
@@ -15,19 +15,19 @@ from .png_metadata import add_texts
 from .tiff_exif import add_metadata, as_jpeg_has_it, has_captions
 from .vips import KEPT, forget_messages, is_out_of_memory, one_line, to_srgb, vips_image
 
-MAX_SIDE = {'jpeg': 65_500, 'webp': 16_383, 'avif': 16_384}  # what the format, or its encoder, holds
+MAX_SIDE = {'jpeg': 65_500, 'webp': 16_383, 'avif': 16_384}  # pixels; a limit of the format or its encoder
 DEFAULT_QUALITY = 95
-# Q is how long it tries: 75 takes four times as long for 7 % less. Colours that are transparent stay too.
+# Q is the effort here: 75 takes four times as long for 7 % less. `exact` keeps the colours of transparent pixels.
 LOSSLESS_WEBP = {'lossless': True, 'exact': True, 'Q': 20}
 
-# Bytes, as libvips writes it; it leaves out what is longer.
+# Maximum bytes; libvips leaves out what is longer.
 HELD_BY_JPEG = {'exif-data': 65_000, 'xmp-data': 59_999, 'iptc-data': 65_500}
 
 LUMA = [0.299, 0.587, 0.114]  # ITU-R BT.601, as in JPEG
 
 
 def check_fits(path: Path, photo: Photo) -> str:
-    """The format that a file of this name is written in; InputError unless it can hold the photograph."""
+    """The format in which a file of this name is written; InputError unless it can hold the photograph."""
     name = format_of_name(path)
     if name is None:
         raise InputError(f'{path}: not a format that is written; choose one of {", ".join(ENDINGS)}')
@@ -39,13 +39,13 @@ def check_fits(path: Path, photo: Photo) -> str:
 
 
 def what_is_lost(name: str, photo: Photo) -> list[str]:
-    """What to warn of before a photograph is written in a format: what its file has, and the result will not."""
+    """Warnings of what the photograph's file has that a result in the format `name` will not have."""
     lost = list(photo.left)
     if photo.pictures > 1:
         lost.append('the file holds several pictures; the first was restored')
     if photo.pixels.dtype == np.uint16 and name in ('jpeg', 'webp'):
         lost.append(f'it has more than the 8 bits of {name}; --format png keeps them')
-    of_grey = photo.metadata.get('icc-profile-data', b'')[16:20] == b'GRAY'  # what the profile is of (ICC.1, 7.2.6)
+    of_grey = photo.metadata.get('icc-profile-data', b'')[16:20] == b'GRAY'  # the profile's colour space (ICC.1, 7.2.6)
     if photo.marked_colours or (of_grey and name in ('webp', 'avif')):
         lost.append('its colours are other than sRGB, and the result does not say so; convert it to sRGB first')
     held = HELD_BY_JPEG if name == 'jpeg' else {}
@@ -60,9 +60,9 @@ def what_is_lost(name: str, photo: Photo) -> list[str]:
 
 
 def _to_cmyk(image: pyvips.Image, profile: bytes | None, depth: int) -> pyvips.Image:
-    """sRGB to CMYK, by the file's profile; by libvips's own, which is not put in, where that is missing or unfit."""
+    """Convert sRGB to CMYK by the file's profile, or by libvips's own, not embedded, if that is missing or unfit."""
     independent = image.icc_import(input_profile='srgb').copy()
-    if profile is not None and profile[16:20] == b'CMYK':  # what it is of (ICC.1, 7.2.6)
+    if profile is not None and profile[16:20] == b'CMYK':  # its colour space (ICC.1, 7.2.6)
         independent.set_type(pyvips.GValue.blob_type, 'icc-profile-data', profile)
         try:
             return independent.icc_export(depth=depth).copy()
@@ -74,20 +74,20 @@ def _to_cmyk(image: pyvips.Image, profile: bytes | None, depth: int) -> pyvips.I
 
 
 def _changed_inks(inks: np.ndarray, image: pyvips.Image, profile: bytes | None) -> pyvips.Image:
-    """The file's own inks, changed as much as the image's, now in sRGB, are; what stayed as it was keeps them.
+    """Apply the change from the file's pixels to `image`, in sRGB, to its own inks; unchanged pixels keep their inks.
 
-    Separated anew, all would change: a profile's two directions are not inverse, and how much of a grey is black ink
-    was chosen when the file was made.
+    A new separation would change all inks: a profile's two directions are not inverse, and how much of a grey is black
+    ink was chosen when the file was made.
     """
     before, after = (_to_cmyk(each, profile, depth=8 * inks.itemsize) for each in (to_srgb(inks, profile), image))
-    changed = after + (vips_image(inks, 'cmyk') - before)  # beyond 8 or 16 bits, on both sides
+    changed = after + (vips_image(inks, 'cmyk') - before)  # may lie below 0 or above the maximum
     black = changed[3]
-    lacking = (black < 0).ifthenelse(black, 0)  # to be taken away where there is none, so the others give it
-    return (changed + lacking * [1, 1, 1, 0]).cast(after.format)  # which clips
+    lacking = (black < 0).ifthenelse(black, 0)  # beyond the black there is: less of the other inks
+    return (changed + lacking * [1, 1, 1, 0]).cast(after.format)  # clips
 
 
 def _image_of(photo: Photo, name: str) -> pyvips.Image:
-    """What is to be written in a format: colours as the file had them, transparency, metadata. Computed row by row."""
+    """The image to write in a format: the file's kind of colours, transparency, metadata. Computed row by row."""
     deep = photo.pixels.dtype == np.uint16
     image = vips_image(photo.pixels, 'rgb16' if deep else 'srgb')
     metadata = dict(photo.metadata)
@@ -110,7 +110,7 @@ def _image_of(photo: Photo, name: str) -> pyvips.Image:
 
 
 def _error_number(error: pyvips.Error) -> int | None:
-    """What the system said to libvips; None where it was not the system."""
+    """The errno of a system error that libvips reports; None for other errors."""
     said = re.search('system error: (.+)', str(error))
     return next((number for number in errno.errorcode if said and os.strerror(number) == said[1]), None)
 
@@ -120,9 +120,11 @@ def write_photo(path: Path | str, photo: Photo, *, quality: int = DEFAULT_QUALIT
 
     Args:
         path: ends in one of `ENDINGS`.
-        photo: of 16 bits is written with 16 by PNG and TIFF, 12 by AVIF, 8 by JPEG and WebP; CMYK stays so in JPEG and
-            TIFF, and becomes sRGB in the others; what is opaque loses its transparency in JPEG; lossless WebP stays so.
-        quality: 1 to 100, of JPEG, AVIF and lossy WebP.
+        photo: 16 bits are written as 16 in PNG and TIFF, 12 in AVIF, 8 in JPEG and WebP. CMYK stays CMYK in JPEG and
+            TIFF and becomes sRGB in the others. JPEG drops an opaque alpha. Lossless WebP stays lossless.
+        quality: of JPEG, AVIF and lossy WebP, 1 to 100.
+
+    InputError if it cannot be written, or the format cannot hold it. MemoryError if there is not enough memory.
     """
     path = Path(path)
     forget_messages()
@@ -139,9 +141,9 @@ def write_photo(path: Path | str, photo: Photo, *, quality: int = DEFAULT_QUALIT
     fields = image.get_fields()
     kept = {flag for field_name, flag in KEPT.items() if field_name in fields}
     if name not in ('png', 'tiff') and photo.pixels_per_mm != NO_RESOLUTION:
-        kept.add('exif')  # without it libvips leaves the resolution out too
+        kept.add('exif')  # libvips writes the resolution only with it
     if name == 'tiff':
-        kept.discard('iptc')  # it is written here: libvips writes a quarter
+        kept.discard('iptc')  # add_metadata writes it: libvips writes a quarter of it
     keep = '|'.join(kept) or 'none'
     save = getattr(image, {'avif': 'heif'}.get(name, name) + 'save_target')
     with disk_errors_name(path):

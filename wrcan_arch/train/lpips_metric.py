@@ -1,4 +1,4 @@
-"""LPIPS on the `lpips` package: AlexNet, version 0.1, as the challenge used. Nothing is downloaded here."""
+"""The metric LPIPS by the `lpips` package: AlexNet, version 0.1, as in the challenge. Nothing is downloaded here."""
 
 import functools
 import importlib.util
@@ -16,20 +16,20 @@ from ..checkpoint import read_file
 from ..errors import InputError
 from ..precision import exact_convolutions
 
-BACKBONE = 'alexnet-owt-7be5be79.pth'  # the package brings the weights of LPIPS itself, not those of AlexNet
+BACKBONE = 'alexnet-owt-7be5be79.pth'  # the package contains the weights of LPIPS itself, not those of AlexNet
 BACKBONE_ADDRESS = f'https://download.pytorch.org/models/{BACKBONE}'
 
 _may_use_gpu = True
 
 
 def use_gpu(wanted: bool) -> None:
-    """Whether this process's LPIPS may take a GPU: as the run may, which the toolbox does not tell a metric."""
+    """Set whether LPIPS may use a GPU in this process; the toolbox does not tell a metric whether the run does."""
     global _may_use_gpu
     _may_use_gpu = wanted
 
 
 def find_backbone() -> Path:
-    """Where AlexNet's weights are; InputError says where to put them, or that the package is missing."""
+    """Return the path of AlexNet's weights. InputError if they or the package are missing; it says what to do."""
     if not importlib.util.find_spec('lpips'):
         raise InputError(
             'calculate_lpips: no lpips package here; pip install wrcan-arch[lpips], or leave the metric out'
@@ -44,10 +44,10 @@ def find_backbone() -> Path:
 
 @functools.cache
 def lpips_network(backbone: Path, device: torch.device) -> nn.Module:
-    """LPIPS with AlexNet's weights from the file `backbone`, made once in a process for each device."""
+    """Build LPIPS with AlexNet's weights from the file `backbone`, once per process and device."""
     import lpips
 
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # a training's draws do not depend on this
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():  # leave a training's random numbers alone
         warnings.simplefilter('ignore', UserWarning)  # lpips builds AlexNet with arguments that torchvision deprecates
         network = lpips.LPIPS(net='alex', version='0.1', pnet_rand=True, verbose=False)
     tensors = read_file(backbone)
@@ -61,18 +61,18 @@ def lpips_network(backbone: Path, device: torch.device) -> nn.Module:
 
 
 def _to_tensor(image: np.ndarray) -> Tensor:
-    """BGR (H, W, 3) in [0, 255] to RGB (1, 3, H, W) in [-1, 1]."""
+    """Convert BGR (H, W, 3) in [0, 255] to RGB (1, 3, H, W) in [-1, 1]."""
     rgb = np.ascontiguousarray(image[:, :, ::-1].transpose(2, 0, 1))
     return torch.from_numpy(rgb).float()[None] / 127.5 - 1
 
 
 @METRIC_REGISTRY.register()
 def calculate_lpips(img: np.ndarray, img2: np.ndarray, crop_border: int = 0, **_: Any) -> float:
-    """LPIPS of two images, 0 for equal ones; less is better: say `better: lower` in val:metrics.
+    """LPIPS of two images; 0 for equal ones. Lower is better: set `better: lower` in val:metrics.
 
     Args:
         img, img2: (H, W, 3) in BGR, [0, 255].
-        crop_border: pixels left out at each edge.
+        crop_border: pixels to leave out at each edge.
 
     Source: Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018.
     """

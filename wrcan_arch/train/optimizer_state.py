@@ -1,4 +1,4 @@
-"""An optimizer's saved state, made to fit the run that goes on from it."""
+"""Adapt an optimizer's saved state to the run that resumes from it."""
 
 from typing import Any
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def lay_out_as_weights(optimizer: torch.optim.Optimizer) -> None:
-    """Have moments in the memory layout of their weights, which a fused step takes for granted; a saved one may differ.
+    """Give moments the memory layout of their weights, which a fused step assumes; a saved one may differ.
 
-    The layout depends on the type that is computed in, so on the machine too.
+    The layout depends on the precision, so on the machine too.
     """
     for weight, state in optimizer.state.items():
         for name, value in state.items():
@@ -18,11 +18,11 @@ def lay_out_as_weights(optimizer: torch.optim.Optimizer) -> None:
 
 
 def as_asked_for(own: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer's saved state under the settings of the option file, its rate as far down as it was."""
+    """Return the saved state with the option file's settings; its rate stays the same fraction of the initial one."""
     groups = []
-    for asked, group in zip(own.param_groups, saved['param_groups'], strict=False):  # loading tells if they differ
+    for asked, group in zip(own.param_groups, saved['param_groups'], strict=False):  # loading checks the number
         fallen = group['lr'] / group['initial_lr']
         settings = {name: value for name, value in asked.items() if name not in ('params', 'amsgrad')}
-        unchanged = asked['initial_lr'] == group['initial_lr']  # to the bit
+        unchanged = asked['initial_lr'] == group['initial_lr']  # then keep the rate to the bit
         groups.append({**group, **settings, 'lr': group['lr'] if unchanged else fallen * asked['initial_lr']})
     return {**saved, 'param_groups': groups}

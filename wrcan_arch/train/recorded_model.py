@@ -1,4 +1,4 @@
-"""What a run leaves: scores, the best network, checkpoints that a resume can go on from."""
+"""A model that records a run: scores, the best network, checkpoints to resume from."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -17,12 +17,12 @@ from .optimizer_state import as_asked_for, lay_out_as_weights
 from .options import as_overrides, kind_of_phase
 from .step_guard import ends_the_run
 
-Records = dict[str, dict[str, dict[str, Any]]]  # of the best, by validation set and metric, as the toolbox keeps them
-PLACE_IN_SCHEDULE = ('last_epoch', '_step_count', '_last_lr')  # of a scheduler's state
+Records = dict[str, dict[str, dict[str, Any]]]  # best values, by validation set and metric, as in the toolbox
+PLACE_IN_SCHEDULE = ('last_epoch', '_step_count', '_last_lr')  # keys of a scheduler's state
 
 
 def _record(records: Records, best_by: list[str]) -> dict[str, Any] | None:
-    """Of the set and the metric that choose the best network, if that has been scored."""
+    """The record of the set and the metric that choose the best network; None if they have not been scored."""
     if not best_by:
         return None
     record = records.get(best_by[0], {}).get(best_by[1])
@@ -34,9 +34,9 @@ def _is_better(one: dict[str, Any], record: dict[str, Any]) -> bool:
 
 
 class RecordedModel(SRModel):
-    """SRModel whose validation, checkpoints and results are ours; how a step is made is left to who inherits.
+    """SRModel with our validation, checkpoints and results; subclasses define the training step.
 
-    Checkpoints are written whole or not at all; one that cannot be written ends the run with the reason.
+    Checkpoints are written whole or not at all; if one cannot be written, RunError ends the run.
     """
 
     def __init__(self, opt: dict[str, Any]) -> None:
@@ -49,22 +49,22 @@ class RecordedModel(SRModel):
             raise InputError(f'val:inference: {error}') from error
         self.validated: set[tuple[str, int]] = set()
         self.metric_results: dict[str, float] = {}
-        self.scores: dict[str, dict[str, float]] = {}  # the newest, by the data set's name
+        self.scores: dict[str, dict[str, float]] = {}  # the newest means by metric, by data set
         weights = opt['path'].get('pretrain_network_g')
         is_told = opt['rank'] == 0 and not opt['is_train']
-        # Both of now: the file and the checkout may change while this runs.
+        # Both are read now: the file and the checkout may change during the run.
         key = opt['path'].get('param_key_g')
         self.tested_weights = results.describe_weights(weights, key) if weights and is_told else None
         self.commit = checkpoint.source_commit() if opt['rank'] == 0 else None
-        self.pending_save: tuple[int, int] | None = None  # epoch and iteration
-        self.unrecorded_best: dict[str, Any] | None = None  # which no worse network may replace
+        self.pending_save: tuple[int, int] | None = None  # (epoch, iteration)
+        self.unrecorded_best: dict[str, Any] | None = None  # saved after the state; no worse one replaces it
         self.last_iter = 0
-        self.saved_iter: int | None = None  # the newest that a resume could go on from; None before the first iteration
+        self.saved_iter: int | None = None  # newest one to resume from; None before any step
         use_gpu(opt['num_gpu'] != 0)
         super().__init__(opt)
 
     def state_of_steps(self) -> dict[str, Any]:
-        """What else a training state has to hold for steps to be the same after a resume."""
+        """What a training state must hold besides, so that the steps after a resume are the same."""
         return {}
 
     @property
@@ -73,7 +73,7 @@ class RecordedModel(SRModel):
 
     @master_only
     def check_room(self, start: int) -> None:
-        """InputError unless the checkpoints of the iterations after `start` have room on the disk."""
+        """Raise InputError unless the checkpoints of the iterations after `start` have room on the disk."""
         run_folder.check_room(
             self._folder,
             sum(each.numel() for each in self.net_g.parameters()),
@@ -85,7 +85,7 @@ class RecordedModel(SRModel):
         )
 
     def validation(self, dataloader: Any, current_iter: int, tb_logger: Any, save_img: bool = False) -> None:
-        """Score a data set, its images shared out over the processes; a test also writes what `results.py` keeps."""
+        """Score a data set, its images shared out over the processes; a test also writes its results."""
         name = dataloader.dataset.opt['name']
         if (name, current_iter) in self.validated:  # the toolbox validates once more at the end of a run
             return
@@ -94,12 +94,12 @@ class RecordedModel(SRModel):
         except InputError as error:
             if not self.is_train:
                 raise RunError(f'{one_line(error)}; fix that and test again') from error
-            if self.saved_iter is None:  # nothing is learnt yet
+            if self.saved_iter is None:  # there is nothing to save yet
                 raise
             self.pending_save = None
             self.save_what_is_learnt(current_iter)
             raise ends_the_run(error) from error
-        except RunError:  # of a disk that takes nothing, say
+        except RunError:  # such as of a full disk
             if self.pending_save:
                 self._save_now()
             raise
@@ -113,11 +113,11 @@ class RecordedModel(SRModel):
             self._save_pending()
 
     def save_what_is_learnt(self, iteration: int, *, meet: bool = True) -> None:
-        """Save the pair of the newest iteration, if it is not; with `meet` all processes wait until it is."""
+        """Save the pair of `iteration`, unless it is saved or no step was made; `meet`: all processes wait for it."""
         if self.saved_iter is not None and self.saved_iter < iteration:
             self.save_pair(0, iteration)  # the loaders find the epoch out
             if meet and self.opt['dist']:
-                distributed.barrier()  # where one has ended, a launcher ends the others: not before it is saved
+                distributed.barrier()  # a launcher ends all when one ends: save first
 
     def _validate(self, dataset: Any, name: str, current_iter: int, tb_logger: Any, save_img: bool) -> None:
         scores, seconds = scoring.score_images(self, dataset, current_iter, save_img)
@@ -134,7 +134,7 @@ class RecordedModel(SRModel):
             self._write_results(name, scores, seconds, save_img)
 
     def image_path(self, dataset_name: str, key: str, current_iter: int) -> Path:
-        """Where the toolbox puts restored images, while training and in a test."""
+        """The path at which the toolbox saves a restored image, in training or in a test."""
         folder = Path(self.opt['path']['visualization'])
         if self.is_train:
             folder = folder / dataset_name if len(self._validation_sets()) > 1 else folder
@@ -168,21 +168,21 @@ class RecordedModel(SRModel):
         network.train(was_training)
 
     def _keep_if_best(self, dataset_name: str, current_iter: int) -> None:
-        """net_g_best.pth, if this validation is of the set that chooses it, and its best so far."""
+        """Write net_g_best.pth if this validation is of the set that chooses it, and its best so far."""
         chooser, metric = self._best_by()
         if dataset_name != chooser:
             return
         best = self.best_metric_results[chooser][metric]
         if self.unrecorded_best and _is_better(self.unrecorded_best, best):
             last = int(self.opt['train']['total_iter'])
-            if current_iter >= min(last, self.unrecorded_best['iter']):  # before, records are an undisturbed run's
+            if current_iter >= min(last, self.unrecorded_best['iter']):  # earlier records match an undisturbed run's
                 best.update(self.unrecorded_best)
         elif (best['iter'], best['val']) == (current_iter, self.metric_results[metric]):
             about = {'iter': current_iter, 'best_by': [chooser, metric], 'metrics': dict(self.metric_results)}
             self._save_networks('best', about)
 
     def _best_by(self) -> list[str]:
-        """The validation set and the metric that choose the best network; nothing where none is scored."""
+        """The validation set and the metric that choose the best network; [] if nothing is scored."""
         metrics = (self.opt.get('val') or {}).get('metrics')
         if not (metrics and self._validation_sets()):
             return []
@@ -190,10 +190,10 @@ class RecordedModel(SRModel):
         return [self._validation_sets()[0], self.opt['val'].get('best_metric') or next(by_psnr, next(iter(metrics)))]
 
     def save(self, epoch: int, current_iter: int) -> None:
-        """Save the networks and the training state; at the end (-1) 'latest' too.
+        """Save the networks and the training state; at the end (`current_iter` -1) 'latest' too.
 
         The toolbox saves before it validates at the same iteration. A state without that validation's best results
-        would resume to another best network, so the saving waits for it, also where it fails.
+        would resume to another best network, so saving waits for the validation, even if it fails.
         """
         at_end = current_iter == -1
         if at_end:
@@ -213,7 +213,7 @@ class RecordedModel(SRModel):
         return [data['name'] for phase, data in self.opt['datasets'].items() if kind_of_phase(phase) == 'val']
 
     def _save_pending(self) -> None:
-        """Save what waits for validation, once every set has been validated."""
+        """Save what waits for validation, if every set has been validated."""
         if self.pending_save:
             current_iter = self.pending_save[1]
             if {name for name, iteration in self.validated if iteration == current_iter} >= {*self._validation_sets()}:
@@ -226,7 +226,7 @@ class RecordedModel(SRModel):
         self.save_pair(epoch, current_iter)
 
     def save_pair(self, epoch: int, current_iter: int) -> None:
-        """The weights, then the training state that names their checksum; then old ones go."""
+        """Save the weights, then the training state with their checksum, then remove old pairs."""
         validated = any(iteration == current_iter for _, iteration in self.validated)
         metrics = self.scores.get(self._validation_sets()[0], {}) if validated else {}
         checksums = self._save_networks(str(current_iter), {'iter': current_iter, 'metrics': metrics})
@@ -238,7 +238,7 @@ class RecordedModel(SRModel):
         networks = {'params': self.net_g}
         if hasattr(self, 'net_g_ema'):
             networks['params_ema'] = self.net_g_ema
-        if about['iter'] == 0:  # what the weights were trained on before
+        if about['iter'] == 0:  # untrained here: keep what the loaded weights say
             loaded = getattr(self.get_bare_model(self.net_g), 'metadata', {})
             about_data = {name: loaded.get(name) for name in ('patch_size', 'jpeg_quality')}
         else:
@@ -283,7 +283,7 @@ class RecordedModel(SRModel):
             run_folder.remove_old(self._folder, current_iter, keep)
 
     def outcome(self) -> str:
-        """What the training has come to: the best score, and the weights to go on with."""
+        """Report the training's outcome in one line: the best score, and the weights to use."""
         best = _record(getattr(self, 'best_metric_results', {}), self._best_by())
         if best is None:
             return f'Trained: {run_folder.weights_path(self._folder, "latest")}'
@@ -291,7 +291,7 @@ class RecordedModel(SRModel):
         return f'Best {self._best_by()[1]}: {best["val"]:.4f} at iteration {best["iter"]}, {path}'
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
-        """How far the schedules are comes from the state; from which rates, and when they fall, from the options."""
+        """Resume; the state gives the schedules' progress, the options their initial rates and when these fall."""
         schedulers = [
             {key: value for key, value in each.items() if key in PLACE_IN_SCHEDULE}
             for each in resume_state['schedulers']
@@ -311,7 +311,7 @@ class RecordedModel(SRModel):
         self._recall_best(resume_state.get('best_metric_results', {}), resume_state.get('best_by', self._best_by()))
 
     def _recall_best(self, saved: Records, saved_by: list[str]) -> None:
-        """The records of what is still scored. A best network that something else has chosen is put aside."""
+        """Restore the records of what is still scored. Rename a best network that another set or metric chose."""
         for name in self._validation_sets() if self._best_by() else ():
             if name in saved:
                 self._initialize_best_metric_results(name)
@@ -323,7 +323,7 @@ class RecordedModel(SRModel):
         recalled = _record(getattr(self, 'best_metric_results', {}), self._best_by())
         path = run_folder.weights_path(self._folder, 'best')
         trains_anew = not self.opt.get('auto_resume') and self.last_iter < int(self.opt['train']['total_iter'])
-        if recalled and path.is_file() and not trains_anew:  # or it is another run's, and will be put aside
+        if recalled and path.is_file() and not trains_anew:  # else the file is another run's, and will be put aside
             self.unrecorded_best = self._best_of_file(path)
         if self._best_by() and _record(saved, saved_by) and not recalled and self.opt['rank'] == 0 and path.is_file():
             aside = run_folder.weights_path(self._folder, f'best_until_{self.last_iter}')
@@ -334,13 +334,13 @@ class RecordedModel(SRModel):
             )
 
     def choose_best_anew(self) -> None:
-        """Forget the records of the best network, whose file has been put aside."""
+        """Forget the records of the best network; its file has been put aside."""
         if self._best_by():
             getattr(self, 'best_metric_results', {}).pop(self._best_by()[0], None)
 
     def _best_of_file(self, path: Path) -> dict[str, Any] | None:
-        """The record of a best network that a killed run has kept and its last state does not know."""
-        with suppress(InputError):  # a damaged one is not worth keeping
+        """The record of a best network that a killed run saved after its last state; None if there is none."""
+        with suppress(InputError):  # a damaged one may be replaced
             about = checkpoint.read_weights(path)[1]
             if about.get('best_by') == self._best_by() and about['iter'] > self.last_iter:
                 return {'val': about['metrics'][self._best_by()[1]], 'iter': about['iter']}
@@ -351,7 +351,7 @@ class RecordedModel(SRModel):
     ) -> None:
         tensors, metadata = checkpoint.read_weights(load_path, param_key)
         get_root_logger().info(f'Loading weights from {load_path}, with param key: [{param_key}].')
-        if not strict:  # what does not fit is left out, so it is listed
+        if not strict:  # what does not fit is not loaded; list it
             self._print_different_keys_loading(net, tensors, strict)
         bare = self.get_bare_model(net)
         bare.metadata = metadata
@@ -359,7 +359,7 @@ class RecordedModel(SRModel):
             bare.load_state_dict(tensors, strict=strict)
         except RuntimeError as error:
             hint = ' '.join(str(error).split())[:300]
-            with suppress(KeyError):  # of another network than WRCAN
+            with suppress(KeyError):  # not of a WRCAN
                 held = checkpoint.infer_config(tensors)
                 if unlike := as_overrides(held, getattr(bare, 'config', self.opt['network_g'])):
                     hint = f'set {unlike}'

@@ -1,4 +1,4 @@
-"""What a test leaves in results/NAME/: scores of each image and sequence, what made them, and the challenge's zip."""
+"""Write a test's results to results/NAME/: scores by image and sequence, what made them, the challenge's zip."""
 
 import csv
 import hashlib
@@ -14,20 +14,20 @@ from typing import Any
 from ..data.frame_names import is_submitted, sequence_of
 from ..files import printable, write_text, written_whole
 
-Scores = Mapping[str, Mapping[str, float]]  # by image, by metric
+Scores = Mapping[str, Mapping[str, float]]  # by image key, then by metric
 
 
 def mean_scores(scores: Scores) -> dict[str, float]:
-    """The mean of each metric over all images, summed exactly, so that no order or sharding changes it."""
+    """The mean of each metric over all images, summed exactly, so that neither order nor sharding changes it."""
     metrics = next(iter(scores.values()), {})
     return {name: math.fsum(each[name] for each in scores.values()) / len(scores) for name in metrics}
 
 
 def key_of(item: Mapping[str, Any], dataset: Mapping[str, Any]) -> str:
-    """What a test calls the image of an item of the data set with these options.
+    """The key of a data set's item, by which results name its image; `dataset` is the data set's options.
 
-    The toolbox's own data sets give paths alone, absolute or below dataroot_lq, and in a store its keys: of
-    000/00000012 it is 000_00000012, as a data set of ours calls it.
+    The toolbox's own data sets give only `lq_path`: a path, absolute or below dataroot_lq, or a key in a store. Of
+    000/00000012 the key is 000_00000012, as in our data sets.
     """
     if 'key' in item:
         return item['key']
@@ -37,12 +37,12 @@ def key_of(item: Mapping[str, Any], dataset: Mapping[str, Any]) -> str:
 
 
 def restored_path(visualization: Path, dataset: str, key: str, opt: Mapping[str, Any]) -> Path:
-    """Where a test with these options puts a restored image, as the toolbox does."""
+    """The path of a restored image of a test with the options `opt`; the same as the toolbox's."""
     return visualization / dataset / f'{key}_{opt["val"].get("suffix") or opt["name"]}.png'
 
 
 def write_scores(folder: Path, dataset: str, scores: Scores) -> None:
-    """scores_DATASET.csv, a row an image, and sequences_DATASET.csv, a row a sequence."""
+    """Write scores_DATASET.csv, a row for each image, and sequences_DATASET.csv, a row for each sequence."""
     metrics = list(next(iter(scores.values()), {}))
     _write_csv(
         folder / f'scores_{dataset}.csv',
@@ -68,19 +68,19 @@ def _write_csv(path: Path, header: list[str], rows: Iterable[list]) -> None:
 
 
 def describe_weights(path: str, key: str | None = None) -> dict[str, Any]:
-    """The weights that a result is of: the file's path, the SHA-256 of its bytes, the set in it that was asked for."""
+    """Describe a weight file for a result: its path, the SHA-256 of its bytes, and which set in it was asked for."""
     with Path(path).open('rb') as file:
         return {'path': path, 'sha256': hashlib.file_digest(file, 'sha256').hexdigest(), 'key': key}
 
 
 def result_path(folder: Path, dataset: str) -> Path:
-    """Where a test's result of a data set is, `folder` being results/NAME."""
+    """The path of a test's result for a data set; `folder` is results/NAME."""
     return folder / f'result_{dataset}.json'
 
 
 def write_result(folder: Path, dataset: str, scores: Scores, about: Mapping[str, Any]) -> None:
-    """result_DATASET.json: the means, and what made them."""
-    means = mean_scores(scores)  # an infinite one is written as text, for which JSON has no number
+    """Write result_DATASET.json: the mean scores and `about`, what made them."""
+    means = mean_scores(scores)  # JSON has no infinity: one is written as text
     result = {
         **about,
         'dataset': dataset,
@@ -98,14 +98,14 @@ def write_submission(
     on_cpu: bool,
     options: Mapping[str, Any],
 ) -> None:
-    """The NTIRE challenge's submission: PNGs named SEQUENCE_FRAME.png, readme.txt, zipped without folders.
+    """Write the NTIRE challenge's submission: SEQUENCE_FRAME.png files and readme.txt, zipped without folders.
 
     Args:
         path: the zip file.
-        images: the restored images' files, by key.
-        seconds_per_image: the mean time of restoring one.
-        on_cpu: whether they were restored there.
-        options: val:submission: `every`, `extra_data`, `description`.
+        images: paths of the restored images, by key.
+        seconds_per_image: mean time to restore one.
+        on_cpu: whether they were restored on a CPU.
+        options: those of val:submission: `every`, `extra_data`, `description`.
     """
     chosen = {key: file for key, file in images.items() if is_submitted(key, options['every'])}
     readme = (
@@ -116,5 +116,5 @@ def write_submission(
     )
     with written_whole(path) as target, zipfile.ZipFile(target, 'w', zipfile.ZIP_STORED) as archive:
         for key, file in sorted(chosen.items()):
-            archive.write(file, f'{key}.png')  # PNGs do not get smaller
+            archive.write(file, f'{key}.png')  # stored: compressing a PNG again gains nothing
         archive.writestr('readme.txt', readme)

@@ -1,7 +1,7 @@
-"""An experiment's folder: one run at a time in it, training states and weights in pairs, and room for them.
+"""Manage an experiment's folder: one run at a time in it, training states and weights in pairs, room for them.
 
 A pair is `training_states/N.state` and `models/net_g_N.pth`. The weights are written first and the state holds their
-checksum, so a state that is there and whole says that its weights are; each is written whole or not at all.
+checksum, so if a state exists and is whole, its weights are too. Each is written whole or not at all.
 """
 
 import logging
@@ -18,16 +18,16 @@ from ..errors import InputError, RunError
 from ..file_lock import locked
 
 logger = logging.getLogger('basicsr')  # the toolbox's
-RETRY_PAUSES = (1, 5, 30)  # seconds; a network's disk may come back
+RETRY_PAUSES = (1, 5, 30)  # seconds between attempts; a network disk may come back
 STATE_KEYS = {'iter', 'epoch', 'optimizers', 'schedulers'}
 Written = TypeVar('Written')
 
 
 @contextmanager
 def only_run_in(folder: Path) -> Iterator[None]:
-    """Refuse a second run in a folder of experiments/ or results/. The kernel gives it back however the first one ends.
+    """Lock a folder of experiments/ or results/ against a second run. However the first ends, the kernel unlocks it.
 
-    The lock's file lies beside the folder, which a run that starts anew renames.
+    The lock file lies beside the folder, because a run that starts over renames the folder.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     file, what = folder.parent / f'.{folder.name}.lock', f'{folder}: another run is at work there'
@@ -36,7 +36,7 @@ def only_run_in(folder: Path) -> Iterator[None]:
 
 
 def persist(write: Callable[[], Written]) -> Written:
-    """What `write` gives; where the disk refuses, it is called again after short pauses, and then the run ends."""
+    """Return what `write` returns; on an OSError retry after RETRY_PAUSES, then raise RunError, which ends the run."""
     for pause in RETRY_PAUSES:
         try:
             return write()
@@ -52,7 +52,7 @@ def persist(write: Callable[[], Written]) -> Written:
 
 
 def iterations(folder: Path) -> list[int]:
-    """Of the training states in an experiment's folder, the newest first."""
+    """The iterations of the training states in an experiment's folder, newest first."""
     states = (path.stem for path in (folder / 'training_states').glob('*.state'))
     return sorted((int(stem) for stem in states if stem.isdecimal()), reverse=True)
 
@@ -66,7 +66,7 @@ def weights_path(folder: Path, label: int | str, network: str = 'g') -> Path:
 
 
 def read_state(path: Path | str) -> dict[str, Any]:
-    """A training state; InputError where it is something else or damaged."""
+    """Read a training state; InputError if the file is damaged or something else."""
     state = checkpoint.read_file(path)
     if not isinstance(state, dict) or not state.keys() >= STATE_KEYS:
         raise InputError(f'{path}: not a training state; give a .state file')
@@ -74,7 +74,7 @@ def read_state(path: Path | str) -> dict[str, Any]:
 
 
 def read_pair(folder: Path, iteration: int, networks: list[str]) -> dict[str, Any]:
-    """The state of `iteration`; InputError unless it and the weights of all networks are whole and of one moment."""
+    """Read the state of `iteration`; InputError unless it and the weights of all networks are whole and match."""
     state = read_state(state_path(folder, iteration))
     for network in networks:
         check_weights(state, weights_path(folder, iteration, network), network)
@@ -82,16 +82,16 @@ def read_pair(folder: Path, iteration: int, networks: list[str]) -> dict[str, An
 
 
 def check_weights(state: Mapping[str, Any], path: Path, network: str = 'g') -> None:
-    """InputError unless the weights are whole and, of network_g, those that the state was saved with."""
+    """Raise InputError unless the weights are whole and, for network_g, those that the state was saved with."""
     checksums = checkpoint.read_weights(path)[1].get('checksum')
     if network == 'g' and state.get('weights', checksums) != checksums:
         raise InputError(f'{path}: not the weights that {state["iter"]}.state was saved with')
 
 
 def newest_pair(folder: Path, networks: list[str]) -> tuple[dict[str, Any] | None, list[str]]:
-    """The newest whole pair's state (None where there never was one), and what is wrong with each newer one.
+    """Return the newest whole pair's state (None if there are no pairs), and what is wrong with each newer pair.
 
-    InputError where there are pairs but none is whole: to start over would be a decision.
+    InputError if there are pairs but none is whole: whether to start over is for the user to decide.
     """
     passed_over: list[str] = []
     for iteration in iterations(folder):
@@ -108,7 +108,7 @@ def newest_pair(folder: Path, networks: list[str]) -> tuple[dict[str, Any] | Non
 
 
 def put_newer_aside(folder: Path, iteration: int, networks: list[str]) -> list[str]:
-    """Rename what is of iterations after `iteration`, which a run from there does not lead to, to *.after_N.
+    """Rename files of later iterations to *.after_N: they are not of the run that goes on from `iteration` = N.
 
     Returns:
         the iterations of the pairs, and 'best' if the best network is of a later one.
@@ -125,7 +125,7 @@ def put_newer_aside(folder: Path, iteration: int, networks: list[str]) -> list[s
 
 
 def _iteration_of_best(folder: Path) -> int:
-    """-1 where there is no best network, or one that cannot be read."""
+    """The iteration of the best network; -1 if there is none or it cannot be read."""
     with suppress(InputError):
         return int(checkpoint.read_weights(weights_path(folder, 'best'))[1].get('iter', -1))
     return -1
@@ -139,9 +139,9 @@ def remove_partial(folder: Path) -> None:
 
 
 def remove_old(folder: Path, iteration: int, keep: int) -> None:
-    """Keep `keep` pairs, the newest being that of `iteration`, which is safe. A state goes before its weights.
+    """Keep `keep` pairs, the newest being that of `iteration`, which is written. Remove a state before its weights.
 
-    States of later iterations are of a damaged pair that a resume passed over; they are written anew in their time.
+    Later pairs are left: a resume passed over them as damaged, and this run will overwrite them.
     """
     older = [each for each in iterations(folder) if each < iteration]
     for each in older[keep - 1 :]:
@@ -149,30 +149,30 @@ def remove_old(folder: Path, iteration: int, keep: int) -> None:
     kept = {str(each) for each in older[: keep - 1]}
     for path in (folder / 'models').glob(weights_path(folder, '*').name):
         label = path.stem.removeprefix('net_g_')
-        if label.isdecimal() and int(label) < iteration and label not in kept:  # a kill may have spared them before
+        if label.isdecimal() and int(label) < iteration and label not in kept:  # also what a killed removal left
             path.unlink()
 
 
 def check_room(
     folder: Path, parameters: int, *, averaged: bool, start: int, total: int, every: int, keep: int | None
 ) -> None:
-    """InputError unless the run's checkpoints have room on the disk.
+    """Raise InputError unless the run's checkpoints have room on the disk.
 
     Args:
-        folder: the experiment's.
-        parameters: of the network.
+        folder: the experiment's folder.
+        parameters: number of the network's parameters.
         averaged: whether averaged weights are saved too.
-        start, total: the iterations made already, and those made when the run ends.
+        start, total: iterations done so far, and at the end of the run.
         every: iterations between checkpoints.
-        keep: how many of them are kept; None for all.
+        keep: how many checkpoints are kept; None for all.
     """
     weights = 4 * parameters * (2 if averaged else 1)
     state = 4 * parameters * 2  # Adam's two moments
-    pairs = -(-total // every) - start // every  # the last iteration is saved whatever its number
-    if keep is not None:  # one more than that while an old one waits for the new one
+    pairs = -(-total // every) - start // every  # rounded up: the last iteration is always saved
+    if keep is not None:  # one more: an old pair is removed only after the new one is written
         pairs = min(pairs, max(1, keep + 1 - sum(each <= start for each in iterations(folder))))
     there = sum(weights_path(folder, label).is_file() for label in ('best', 'latest'))
-    needed = pairs * (weights + state) + (3 - there) * weights  # these two, and one of them while it is rewritten
+    needed = pairs * (weights + state) + (3 - there) * weights  # both, and a second copy while one is rewritten
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise InputError(

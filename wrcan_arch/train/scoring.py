@@ -1,4 +1,4 @@
-"""Validation and tests: each image of a data set restored and scored once, shared out over the processes."""
+"""Restore and score each image of a data set once, shared out over the processes, for validation and tests."""
 
 import time
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from .step_guard import unread
 
 
 class SharedError(RuntimeError):
-    """One process's error, raised in all of them at the same place."""
+    """An error of one process, raised in all of them at the same place."""
 
 
 def _two_images(dataset: Any, key: str) -> InputError:
@@ -29,13 +29,13 @@ def _two_images(dataset: Any, key: str) -> InputError:
 def _score(name: str, opt: Mapping[str, Any], key: str, images: Mapping[str, np.ndarray]) -> float:
     try:
         return float(calculate_metric(images, opt))
-    except Exception as error:  # NIQE's, say, of a picture without detail: what is learnt by then must be saved
+    except Exception as error:  # such as NIQE's for a picture without detail; an InputError saves what is learnt
         reason = ' '.join(f'{type(error).__name__}: {error}'.split())
         raise InputError(f"val:metrics:{name} of '{key}': {reason}; leave that metric or image out") from error
 
 
 def score_share(model: Any, dataset: Any, current_iter: int, save_img: bool) -> tuple[results.Scores, float]:
-    """The scores of the images that this process restores, and the time that it took."""
+    """Restore and score this process's share; return the scores and the seconds spent on restoring."""
     rank, world_size = model.opt['rank'], model.opt['world_size']
     mine: dict[str, dict[str, float]] = {}
     seconds = 0.0
@@ -70,7 +70,7 @@ def score_share(model: Any, dataset: Any, current_iter: int, save_img: bool) -> 
 
 
 def score_images(model: Any, dataset: Any, current_iter: int, save_img: bool) -> tuple[results.Scores, float]:
-    """Each image's scores, and the mean time of restoring one, over all processes; each image once.
+    """Restore and score all images once; return all scores and the mean seconds of restoring one, in every process.
 
     An error of one process is raised in all: the others would wait for its scores.
     """
@@ -85,12 +85,12 @@ def score_images(model: Any, dataset: Any, current_iter: int, save_img: bool) ->
     except InputError as error:
         share = error
     except Exception as error:
-        share = SharedError(f'{type(error).__name__}: {error}')  # text alone is sure to be sent
+        share = SharedError(f'{type(error).__name__}: {error}')  # as text: an exception may not be picklable
         share.__cause__ = error
     gathered: list[Any] = [None] * model.opt['world_size']
     distributed.all_gather_object(gathered, share)
     gathered[model.opt['rank']] = share  # with its traceback
-    for kind in (InputError, SharedError):  # all raise the same
+    for kind in (InputError, SharedError):  # in this order, so that all raise the same error
         for each in gathered:
             if isinstance(each, kind):
                 raise each
