@@ -8,9 +8,9 @@ prep=$(cd "$(dirname "$0")" && pwd)
 python "$prep/skimage_photos.py" photos
 python "$prep/dead_leaves.py" leaves --count 400 --size 384 --seed 1
 
-# Half of all pairs are for the paper's task, quality 25, the rest for the general one. In a quarter of all pairs nothing
-# moves, so that the network learns to leave good photographs alone. Enlarged views are soft without motion blur: most
-# photographs are softer than dead leaves, and softness is not blur to remove.
+# Half of all pairs are for the paper's task, quality 25, the rest for the general one. In a quarter of all pairs
+# nothing moves, so that the network learns to leave good photographs alone. Enlarged views are soft without motion
+# blur: most photographs are softer than dead leaves, and softness is not blur to remove.
 view=(--grid 15 --zoom 0.6 2 --dim 0.8)
 make_pairs() { # $1: folder of pictures; $2: exposures of each for the general task
     python "$prep/make_blur.py" "$1" -o "$(basename "$1")_paper" --copies $((2 * $2)) --seed 1 "${view[@]}" \
