@@ -112,7 +112,7 @@ def draw_motion(
         rng: source of all randomness.
         height, width: of the picture.
         length: of the camera's path in pixels; at 0, a tripod, nothing else moves either.
-        rotation: most degrees that the camera rolls through.
+        rotation: the largest angle that the camera rolls through, in degrees.
         depth: 0 for a flat scene; at 0.5 near things move at most three times as far as distant ones.
         objects: probability of an object in front that moves by itself.
     """

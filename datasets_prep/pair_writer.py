@@ -1,6 +1,6 @@
 """Write pairs into LMDB stores that are split by scene, named together and resumed after a stop.
 
-A scene must not be on both sides of a split: a photograph with all its blurred copies, or a video between two cuts.
+A scene is what stays on one side of a split: a photograph with all its blurred copies, or a video between two cuts.
 """
 
 import argparse
@@ -94,7 +94,7 @@ class PairWriter:
         return self._folders[name] / f'{key}{FILE_ENDINGS[role]}'
 
     def keep(self, scene: str, key: str, source: str) -> bool:
-        """Keep the pair if an earlier run made it from the same source and its files are intact; return whether."""
+        """Keep the pair and return True if an earlier run made it from the same source and its files are intact."""
         names = self._names(scene)
         for role, name in names.items():
             record = self._stores[name].resumed.get(key)

@@ -88,9 +88,9 @@ def _content(files: list[Path]) -> tuple[bytes, ...]:
 def without_copies(
     found: dict[str, Path], noun: str, files_of: Callable[[Path], list[Path]] = _only
 ) -> dict[str, Path]:
-    """Return the first of what is the same byte for byte: a copy could be on the other side of --val.
+    """Return `found` without byte-for-byte copies of earlier ones, and print how many are left out.
 
-    Prints how many are left out.
+    A copy could be on the other side of --val.
 
     Args:
         found: by name.
@@ -120,7 +120,7 @@ def say_what_is_left_out(inputs: Iterable[Path], taken: Iterable[Path], advice: 
 
 
 def state_of(files: Iterable[Path]) -> list[tuple[int, int]]:
-    """Return size and modification time (ns) of each file, which tell that it was changed without reading it."""
+    """Return size and modification time (ns) of each file, which show a change without reading the file."""
     return [(status.st_size, status.st_mtime_ns) for status in (file.stat() for file in files)]
 
 

@@ -191,7 +191,7 @@ def read_frame(frame: Frame) -> bytes:
 
 
 def load_frame(frame: Frame, size: tuple[int, int] | None, raw: bool) -> tuple[bytes, tuple[int, ...]]:
-    """Read and decode a frame; return the value to store and its shape (H, W, C). InputError names a faulty one.
+    """Read and decode a frame; return the value to store and its shape (H, W, C). InputError if it is faulty.
 
     Args:
         frame: what to read.

@@ -161,7 +161,7 @@ def _text(size: tuple[int, ...]) -> str:
 
 
 def all_problems(root: Path | str) -> list[str]:
-    """Return what is wrong with one store or folder, of which all is read.
+    """Read all of one store or folder; return what is wrong with it.
 
     Every encoded image is decoded, unless its store was found damaged without that.
     """
@@ -207,7 +207,7 @@ def _read_all(root: Path | str) -> list[str]:
 
 
 def _image_fault(value: bytes, shape: tuple[int, int, int] | None = None) -> str | None:
-    """Return what is wrong with an image file, or None; with `shape`, from meta_info.txt, no other size is decoded."""
+    """Return what is wrong with an image file, or None; one whose size is not that of `shape` is not decoded."""
     try:
         with opened_at_any_size(), Image.open(io.BytesIO(value)) as image:
             if shape and image.size != (shape[1], shape[0]):

@@ -18,7 +18,7 @@ IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
 
 def is_image(path: Path) -> bool:
-    """Whether the name is an image's: macOS leaves ._NAME.jpg, which holds no image, beside NAME.jpg."""
+    """Whether the name is an image's. One with a leading dot is not: macOS leaves ._NAME.jpg, no image, by NAME.jpg."""
     return path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith('.')
 
 
@@ -57,7 +57,7 @@ def decode_image(content: bytes | np.ndarray) -> np.ndarray | None:
 def write_png(path: Path, image: np.ndarray) -> None:
     """Write uint8 (H, W, 3) in BGR, whole or not at all; make the folder if it is missing. InputError if it cannot.
 
-    Not with cv2.imwrite, which fails on such paths too and reports success on some full disks.
+    Does not use cv2.imwrite: it too cannot take a path that is not UTF-8, and it reports success on some full disks.
     """
     with disk_errors_name(path):
         path.parent.mkdir(parents=True, exist_ok=True)
