@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
-unexport PYTHONDONTWRITEBYTECODE  # where it is set, each start would compile torch anew
+unexport PYTHONDONTWRITEBYTECODE  # if it were set, each start would compile torch anew
 
 .PHONY: help install demo small test lint bench clean
 
@@ -10,8 +10,8 @@ help:  ## list the targets
 
 install: $(INSTALLED)  ## set up .venv with the tested versions (once; the other targets do it themselves)
 
-# BasicSR's build asks for torch: without build isolation it sees the one that is installed beside it. Of 10,000 modules
-# a tenth is ever imported; Python compiles those when they are, and keeps them.
+# BasicSR's build needs torch; without build isolation it uses the one installed here. --no-compile: of 10,000 modules a
+# tenth is ever imported, and Python compiles and caches those on import.
 $(INSTALLED): setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools
@@ -31,7 +31,7 @@ lint: $(INSTALLED)  ## ruff and the type checker alone
 	$(BIN)/ruff check .
 	$(BIN)/mypy --num-workers 2
 
-# As basicsr has it: on a machine with other work waiting threads would be in the way of what is measured.
+# As basicsr sets it: on a busy machine threads that wait actively would disturb what is measured.
 bench: export OMP_WAIT_POLICY := passive
 bench: $(INSTALLED)  ## measure the training step, restoring and the data, an hour on two cores; JSON in benchmarks/results/
 	$(BIN)/python benchmarks/train_step.py

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The demo, as anyone would do it by hand: photographs are blurred, and restored with the weights that come with this
-# package; then these are trained on for a minute, tested, and a page shows it all.
-# Everything goes into demo/; `make demo` runs this with the project's environment.
+# The demo, with the commands that one would type: blur photographs and restore them with this package's weights; then
+# fine-tune these for a minute, test them and write a page with the results.
+# Everything is written to demo/; `make demo` runs this in the project's environment.
 set -eu
 project=$(cd "$(dirname "$0")" && pwd)
 rm -rf "$project/demo"

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# The recipe of the weights that ship, from nothing: the data, three parts of training, the file. An hour and a half on two
-# cores, and room for 15 GB.
-# Stopped and run again it goes on: from the last checkpoint, or with the data if these were not whole.
-# Everything goes into small/; `make small` runs this with the project's environment.
+# Makes the shipped weights from nothing: the data, three parts of training, the weight file. Takes an hour and a half
+# on two cores, and 15 GB of disk.
+# Run again after a stop, it resumes from the last checkpoint; data that were not complete are made anew.
+# Everything is written to small/; `make small` runs this in the project's environment.
 set -eu
 project=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$project/small"
 cd "$project/small"
-export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES=  # two processes, a core each, as these weights were made
+export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES=  # two processes with a core each, as for the shipped weights
 
 if [ ! -e datasets ]; then
     rm -rf data.partial

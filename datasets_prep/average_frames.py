@@ -1,10 +1,10 @@
-"""High-frame-rate video to pairs of a blurred JPEG and its sharp frame, in LMDB stores that train and test.
+"""Make pairs of a blurred JPEG and its sharp frame from high-frame-rate video, in LMDB stores to train and test on.
 
 Consecutive frames are averaged in linear light, where light adds up, as REDS and GoPro were made; the middle one is the
-sharp frame. Take video of 120 frames a second or more: at less, a moving edge leaves steps in the average.
+sharp frame. Use video of 120 frames a second or more: below that, a moving edge leaves steps in the average.
 
-Each video is read twice, so that no more than a window of frames is ever held: first to find the cuts and the still
-shots on small pictures, and with them which scenes there are to split; then to average.
+Each video is read twice, so that only one window of frames is held in memory: first to find cuts and still shots on
+small pictures, and from the cuts the scenes to split; then to average.
 """
 
 import argparse
@@ -33,26 +33,26 @@ VIDEO_ENDINGS = ('.mp4', '.mov', '.m4v', '.avi', '.mkv', '.webm', '.mpg', '.mpeg
 SMALL_SIDE = 64
 STILL_CHANGE = 0.4  # a window whose last frame differs less from its first is still
 
-# A cut is a change that stands out from those around it. A limit that follows the video serves calm and hasty video
-# alike; the difference of pictures, unlike one of histograms, also sees a cut between shots of the same colours. The
-# upper quartile of the changes around, not their median: frames that a converter doubled would make the median zero.
-CUT_CHANGE = 6.0  # at least; shots of unlike things differ by 20 to 120
-CUT_RATIO = 3.0  # times the upper quartile of the changes around
+# A cut is a change that stands out from its neighbours. A relative limit suits calm and hasty video alike; the
+# difference of pictures, unlike that of histograms, also detects a cut between shots of the same colours. The limit
+# uses the neighbours' upper quartile, not their median: if a converter doubled the frames, the median is zero.
+CUT_CHANGE = 6.0  # smallest change of a cut; shots of unlike things differ by 20 to 120
+CUT_RATIO = 3.0  # times the upper quartile of the neighbouring changes
 CUT_NEIGHBOURS = 15  # on each side
-UNLIKE = 30.0  # a cut whatever is around it: a folder may hold photographs that are no video at all
+UNLIKE = 30.0  # always a cut, whatever its neighbours: a folder may hold photographs that are no video at all
 
-os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')  # what is wrong with a video is said by this script
+os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')  # this script reports what is wrong with a video
 
 
 class Window(NamedTuple):
-    """Frames of a video that make a pair, by their numbers."""
+    """The frames of a video that make one pair, numbered from 0; `last` is included."""
 
     first: int
     last: int
 
 
 def in_order(path: Path) -> list[str | int]:
-    """A key that sorts frame2 before frame10."""
+    """Sort key that puts frame2 before frame10."""
     return [int(part) if index % 2 else part for index, part in enumerate(re.split('([0-9]+)', path.name))]
 
 
@@ -65,7 +65,7 @@ def is_video(path: Path) -> bool:
 
 
 def holds_frames(folder: Path) -> bool:
-    """Whether its images are a video's frames, not what a camera has put beside its videos."""
+    """Whether the folder's images are the frames of a video; beside video files they are a camera's stills."""
     return bool(frame_files(folder)) and not any(map(is_video, folder.iterdir()))
 
 
@@ -74,7 +74,7 @@ def files_of(video: Path) -> list[Path]:
 
 
 def find_videos(inputs: list[Path]) -> dict[str, Path]:
-    """Video files and folders of frames, by the name that their keys begin with."""
+    """Find video files and folders of frames, by the name that their keys begin with."""
     videos: dict[str, Path] = {}
     real: set[str] = set()
     for entry in inputs:
@@ -102,12 +102,12 @@ def find_videos(inputs: list[Path]) -> dict[str, Path]:
 
 
 def count_frames(video: Path) -> int:
-    """How many frames there are: of a video file, what its header says, which can be wrong."""
+    """Count a folder's frames, or read a video file's count from its header, which can be wrong."""
     if video.is_dir():
         return len(frame_files(video))
     try:
         str(video).encode()
-    except UnicodeEncodeError as error:  # it would end the process
+    except UnicodeEncodeError as error:  # such a path would kill the process in OpenCV
         raise InputError(f'{ascii(str(video))}: a name that is not UTF-8; rename it') from error
     capture = cv2.VideoCapture(str(video))
     if not capture.isOpened():
@@ -116,7 +116,7 @@ def count_frames(video: Path) -> int:
 
 
 def read_frames(video: Path) -> Iterator[np.ndarray]:
-    """The frames in their order, uint8 (H, W, 3) in BGR."""
+    """Yield the frames in order, uint8 (H, W, 3) in BGR."""
     return _frames_of_folder(video) if video.is_dir() else _frames_of_file(video)
 
 
@@ -140,7 +140,7 @@ def _frames_of_folder(folder: Path) -> Iterator[np.ndarray]:
 
 
 def small_picture(frame: np.ndarray) -> np.ndarray:
-    """The frame's luminance, uint8, its longer side SMALL_SIDE at most."""
+    """Return the frame's luminance, uint8 (h, w), its longer side at most SMALL_SIDE."""
     scale = min(1, SMALL_SIDE / max(frame.shape))
     height, width = (max(1, round(scale * side)) for side in frame.shape[:2])
     return cv2.resize(cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY), (width, height), interpolation=cv2.INTER_AREA)
@@ -151,9 +151,9 @@ def change_between(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def find_cuts(changes: Sequence[float]) -> list[int]:
-    """The numbers of frames that begin a scene; `changes` tells of each frame how much it differs from the one before.
+    """Return the numbers of the frames that begin a scene, from each frame's change against the one before.
 
-    A sudden change of light is taken for a cut; a slow change from one shot to another is not found.
+    A sudden change of light is taken for a cut; a slow fade from one shot to another is not found.
     """
     cuts = []
     for index, change in enumerate(changes):
@@ -165,7 +165,7 @@ def find_cuts(changes: Sequence[float]) -> list[int]:
 
 
 def place_windows(arguments: argparse.Namespace, number: int) -> Iterator[Window]:
-    """The windows of the video with that number, without end."""
+    """Yield windows for video `number` without end."""
     rng = np.random.default_rng((arguments.seed, number))
     shortest, longest = arguments.frames[0], arguments.frames[-1]
     first = 0
@@ -178,7 +178,12 @@ def place_windows(arguments: argparse.Namespace, number: int) -> Iterator[Window
 def survey(
     frames: Iterable[np.ndarray], windows: Iterator[Window], progress: tqdm
 ) -> tuple[list[float], dict[Window, float], int]:
-    """The change at each frame, the change over each window, how many windows the end of the video cuts short."""
+    """Measure the changes in a video on small pictures.
+
+    Returns:
+        each frame's change against the one before; the change from the first to the last frame of each window; how
+        many windows the end of the video cuts short.
+    """
     changes: list[float] = []
     over_window: dict[Window, float] = {}
     begun: dict[Window, np.ndarray] = {}
@@ -199,7 +204,7 @@ def survey(
 def sort_windows(
     name: str, changes: Sequence[float], over_window: dict[Window, float], left_out: Counter[str]
 ) -> dict[Window, str]:
-    """The windows to average with the names of their scenes; the others are counted in `left_out`."""
+    """Return the windows to average, with the names of their scenes; count the others in `left_out`."""
     cuts = find_cuts(changes)
     kept = {}
     for window, change in over_window.items():
@@ -214,7 +219,7 @@ def sort_windows(
 
 
 def average(frames: Sequence[np.ndarray]) -> np.ndarray:
-    """The frames, uint8 (H, W, 3), as one exposure that lasts as long as all of them."""
+    """Average frames, uint8 (H, W, 3), to one exposure that lasts as long as all of them."""
     light = np.zeros(frames[0].shape, np.float32)
     for frame in frames:
         light += pairs.to_linear(frame)
@@ -224,7 +229,7 @@ def average(frames: Sequence[np.ndarray]) -> np.ndarray:
 def average_windows(
     frames: Iterable[np.ndarray], windows: Collection[Window]
 ) -> Iterator[tuple[Window, np.ndarray, np.ndarray]]:
-    """Each window's average and its middle frame."""
+    """Yield each window with its average and its middle frame, in the order in which the windows end."""
     ending: dict[int, list[Window]] = defaultdict(list)
     for window in windows:
         ending[window.last].append(window)
@@ -238,13 +243,13 @@ def average_windows(
             return
 
 
-Plan = list[tuple[Path, dict[Window, str]]]  # videos, and their windows with the names of the scenes
+Plan = list[tuple[Path, dict[Window, str]]]  # videos, and their windows with the names of their scenes
 
 
 def plan_windows(videos: dict[str, Path], arguments: argparse.Namespace) -> tuple[Plan, Counter[str], list[str]]:
-    """What there is to average, how many windows are left out and why, and notes on videos that are short.
+    """Return what to average, how many windows are left out by reason, and notes on short or incomplete videos.
 
-    InputError for one that is too short and was named itself, not found in a folder.
+    Raises InputError for a video that is too short if it was named itself, not found in a folder.
     """
     counts = {name: count_frames(video) for name, video in videos.items()}
     left_out = Counter({'over a cut': 0, 'standing still': 0, 'too short': 0})
@@ -281,8 +286,8 @@ def write_video(
     writer: PairWriter,
     progress: tqdm,
 ) -> int:
-    """Writes the pairs of a video's windows that no earlier run has made. Returns how many could not be."""
-    rng = np.random.default_rng((arguments.seed, number, 1))  # the 1: not the stream of the windows
+    """Write the pairs of a video's windows that no earlier run made; return how many could not be made."""
+    rng = np.random.default_rng((arguments.seed, number, 1))  # the 1 makes it another stream than the windows'
     state = pairs.state_of(files_of(video))
     left = {}
     for window, scene in windows.items():

@@ -1,11 +1,11 @@
-"""Synthetic sharp images without end: shapes that hide one another, as dead leaves on the ground do.
+"""Draw synthetic sharp images: shapes that hide one another, as dead leaves on the ground do.
 
 Achddou, Gousseau and Ladjal, "Synthetic images as a regularity prior for image restoration neural networks", SSVM 2021,
 showed that networks trained on such images come close to ones trained on photographs. The shapes' sizes follow a power
 law, as those of objects in photographs do; their colours and textures have the statistics of natural ones. Edges, text
-and fine repetitive patterns are among them, because blur and JPEG hurt those most.
+and fine repetitive patterns are included because blur and JPEG hurt those most.
 
-Image number n of seed s depends on (s, n) and the size alone. The images are this program's own: no photograph is read.
+Image n of seed s depends on (s, n) and the size alone. No photograph is read.
 """
 
 import argparse
@@ -22,9 +22,9 @@ from wrcan_arch.errors import InputError
 from wrcan_arch.files import check_writable
 
 MIN_RADIUS = 2.5  # pixels, of the smallest leaf in the busiest image
-COVER = 3.0  # leaves' area over the image's: about e^-3 of the ground stays to be seen
+COVER = 3.0  # leaves' area over the image's: about e^-3 of the ground stays visible
 PATTERN_RADIUS = 10.0  # pixels: below it, a leaf has no pattern and no texture
-SUBPIXEL_BITS = 4  # of OpenCV's drawing: corners on a grid of 1/16 pixel
+SUBPIXEL_BITS = 4  # for OpenCV's drawing: corners on a grid of 1/16 pixel
 LETTERS = np.array(list('ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789.,:;!?&%()+-/'))
 FONTS = (cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_DUPLEX, cv2.FONT_HERSHEY_COMPLEX, cv2.FONT_HERSHEY_TRIPLEX)
 
@@ -32,7 +32,7 @@ Pattern = Callable[[np.ndarray, np.ndarray, float], np.ndarray]
 
 
 def draw_palette(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Colours that belong to one scene, (count, 3), BGR in [0, 1].
+    """Draw the colours of one scene, (count, 3), BGR, on a scale of 0 to 1 that some exceed.
 
     Luminance spreads widely and evenly; chroma is heavy-tailed around grey, mostly from blue to yellow, the axis of
     daylight (Ruderman, Cronin and Chiao, 1998), with few hues in a scene.
@@ -47,7 +47,7 @@ def draw_palette(rng: np.random.Generator, count: int) -> np.ndarray:
 
 
 def noise_texture(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A random field whose spectrum falls as f^-b, (size, size), periodic, deviation 1; perhaps longer one way."""
+    """Draw a periodic random field, (size, size), standard deviation 1, spectrum falling as f^-b, perhaps stretched."""
     exponent, stretch = rng.uniform(0.3, 1.8), 1.0 if rng.random() < 0.6 else rng.uniform(2, 12)
     angle = rng.uniform(0, np.pi)
     y, x = np.meshgrid(np.fft.fftfreq(size), np.fft.rfftfreq(size), indexing='ij')
@@ -60,7 +60,7 @@ def noise_texture(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def text_texture(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Lines of letters, (size, size): 0 on the ground, 1 on ink."""
+    """Draw lines of letters, (size, size): 0 on the ground, 1 on ink."""
     sheet = np.zeros((size, size), np.uint8)
     font, bottom = FONTS[rng.integers(len(FONTS))], 0.0
     while bottom < size:
@@ -78,7 +78,7 @@ def _wave(x: np.ndarray, period: float) -> np.ndarray:
     return np.clip(np.sin(2 * np.pi * x / period) * period / np.pi, -1, 1)
 
 
-# Fine repetitive patterns, from 0 to 1, of coordinates in pixels and a period.
+# Fine repetitive patterns: values from 0 to 1, given coordinates and a period in pixels.
 PATTERNS: dict[str, Pattern] = {
     'grating': lambda x, y, period: (1 + _wave(x, period)) / 2,
     'sinusoid': lambda x, y, period: (1 + np.sin(2 * np.pi * x / period)) / 2,
@@ -96,7 +96,7 @@ PATTERNS: dict[str, Pattern] = {
 
 
 def outline(rng: np.random.Generator, radius: float) -> np.ndarray:
-    """The corners of a random shape around (0, 0), (N, 2) in pixels, about `radius` large."""
+    """Draw the corners of a random shape around (0, 0), (N, 2) in pixels, of about that radius."""
     kind, turn = rng.random(), rng.uniform(0, 2 * np.pi)
     if kind < 0.55:  # roundish, or lobed as leaves and stones are
         angles = np.linspace(0, 2 * np.pi, max(12, int(3 * radius**0.6)), endpoint=False)
@@ -116,25 +116,25 @@ def outline(rng: np.random.Generator, radius: float) -> np.ndarray:
 
 
 class Scene:
-    """What the leaves of one image have in common: colours, textures, light; and the image as far as it is painted."""
+    """What the leaves of one image share (colours, textures, light), and the image painted so far."""
 
     def __init__(self, rng: np.random.Generator, size: int) -> None:
         self.rng = rng
         self.image = np.zeros((size, size, 3), np.float32)
         self.palette = draw_palette(rng, 24).astype(np.float32)
-        # Each four times, so that a window of it, moved all around, is a view.
+        # Tiled 2 x 2, so that every window of the periodic texture is a view.
         self.textures = [np.tile(noise_texture(rng, size), (2, 2)) for _ in range(4)]
         self.sheet = np.tile(text_texture(rng, size), (2, 2))
         self.light = rng.normal(0, 0.25, 2)  # its direction: leaves are brighter on one side
         self.texture_strength = rng.uniform(0.3, 1.5)
 
     def colour(self) -> np.ndarray:
-        """One of the palette, BGR, a little changed."""
+        """Draw a colour of the palette, BGR, and vary it a little."""
         own = self.palette[self.rng.integers(len(self.palette))] * self.rng.uniform(0.85, 1.15)
         return (own + self.rng.normal(0, 0.015, 3)).astype(np.float32)
 
     def surface(self, top: int, left: int, height: int, width: int, radius: float) -> np.ndarray:
-        """What a leaf of that radius shows in a window of the image, (height, width, 3)."""
+        """Draw what a leaf of that radius shows in a window of the image, (height, width, 3)."""
         rng = self.rng
         colour = self.colour()
         if radius < PATTERN_RADIUS:
@@ -160,7 +160,7 @@ class Scene:
         return surface
 
     def _window(self, texture: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:
-        """A window of a periodic texture, moved at random for each leaf."""
+        """Return a window of a periodic texture, shifted at random for each leaf."""
         size = len(self.image)
         down, right = self.rng.integers(size, size=2)
         top, left = (top - down) % size, (left - right) % size
@@ -187,9 +187,9 @@ class Scene:
 
 
 def draw_radii(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Radii of leaves that cover a `size` x `size` image COVER times, in pixels, in the order of painting."""
+    """Draw leaves' radii in pixels, in order of painting; their discs have about COVER times the image's area."""
     low, high = MIN_RADIUS * np.exp(rng.uniform(0, 2.4)), size * rng.uniform(0.2, 0.7)
-    # Of radii with density r^-3: objects look alike at every distance.
+    # The radii have density r^-3: objects look alike at every distance.
     mean_area = 2 * np.pi * np.log(high / low) / (low**-2 - high**-2)
     count = int(COVER * size**2 / mean_area) + 1
     share = rng.random(count)
@@ -197,7 +197,7 @@ def draw_radii(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def dead_leaves(seed: int, index: int, size: int) -> np.ndarray:
-    """Image number `index` of `seed`, uint8 (size, size, 3), BGR."""
+    """Draw image `index` of `seed`, uint8 (size, size, 3), BGR."""
     rng = np.random.default_rng((seed, index))
     scene = Scene(rng, size)
     scene.image[:] = scene.surface(0, 0, size, size, size)

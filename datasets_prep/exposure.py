@@ -1,9 +1,9 @@
-"""What a camera records of a sharp picture while it shakes and things move: motion, light, noise.
+"""Simulate what a camera records of a sharp picture while it shakes and things move: motion, light, noise.
 
-The camera moves and rolls; what is near moves more than what is far; an object in front moves in its own way. Light is
+The camera moves and rolls; near things move more than distant ones; an object in front moves in its own way. Light is
 averaged before the camera's response, where light adds up. The sharp picture shows everything at its average position
-over the exposure. Where it was half-way through cannot be told from the blurred picture; with steady motion, as in
-REDS's short exposures, the two positions are the same.
+over the exposure: the position half-way through cannot be inferred from the blurred picture. With steady motion, as
+in REDS's short exposures, the two are the same.
 """
 
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from dead_leaves import SUBPIXEL_BITS, outline
 
 PATH_POINTS = 128  # moments of the exposure
 MOMENTS_PER_PIXEL = 1.0  # fewer would leave steps in the average; more take time
-SHORT = 20.0  # pixels: a longer shake has so many where it is fastest, not on the average, or it would show ghosts
-MID_GREY = 0.214  # light of the encoded value 128
+SHORT = 20.0  # pixels; a longer shake has MOMENTS_PER_PIXEL where it is fastest, not on average: else ghosts would show
+MID_GREY = 0.214  # linear light of the encoded value 128
 
 
 def shake_path(rng: np.random.Generator, length: float) -> np.ndarray:
-    """A smooth random path, `length` pixels long, whose mean is (0, 0).
+    """Draw a smooth random path, `length` pixels long, whose mean is (0, 0).
 
     Returns:
         (PATH_POINTS, 2), x and y in pixels.
@@ -36,7 +36,7 @@ def shake_path(rng: np.random.Generator, length: float) -> np.ndarray:
 
 
 def steps_of(path: np.ndarray) -> np.ndarray:
-    """Lengths of the steps from point to point."""
+    """Return the lengths of the steps from point to point."""
     return np.linalg.norm(np.diff(path, axis=0), axis=1)
 
 
@@ -47,9 +47,9 @@ class Motion:
     Args:
         path: of the camera, (PATH_POINTS, 2), in pixels.
         roll: of the camera around the picture's middle, (PATH_POINTS,), in radians.
-        nearness: (H, W), float32; how far a pixel moves, times `path`.
-        object_mask: (H, W), float32 in [0, 1], of something in front; all zero where there is nothing.
-        object_path: its own, on top of the camera's, (PATH_POINTS, 2).
+        nearness: (H, W), float32; how far each pixel moves, as a multiple of `path`.
+        object_mask: (H, W), float32 in [0, 1], of an object in front; all zero if there is none.
+        object_path: of the object, added to the camera's, (PATH_POINTS, 2), in pixels.
     """
 
     path: np.ndarray
@@ -59,9 +59,9 @@ class Motion:
     object_path: np.ndarray
 
     def moments(self) -> np.ndarray:
-        """The moments that make up the average, (N, 5): x and y of the camera, its roll, x and y of the object's path.
+        """Return the moments to average, (N, 5): x and y of the camera, its roll, x and y of the object's path.
 
-        Of short paths they are points, as in the data of the weights that ship, which has none longer than 18 pixels.
+        Moments of a short path are some of its points, as in the data of the shipped weights (at most 18 pixels long).
         """
         paths = np.column_stack([self.path, self.roll, self.object_path])
         reach = np.hypot(*self.nearness.shape) / 2
@@ -81,14 +81,14 @@ class Motion:
 
 
 def draw_nearness(rng: np.random.Generator, height: int, width: int, depth: float) -> np.ndarray:
-    """A slanted and bumpy scene: (height, width), float32, from 1 - depth to 1 + depth at most."""
+    """Draw the nearness of a slanted and bumpy scene: (height, width), float32, within 1 - depth and 1 + depth."""
     plane = np.add.outer(np.linspace(-1, 1, height) * rng.normal(), np.linspace(-1, 1, width) * rng.normal())
     bumps = cv2.resize(rng.normal(0, 0.7, (4, 4)), (width, height), interpolation=cv2.INTER_CUBIC)
     return (1 + depth * np.tanh(plane + bumps)).astype(np.float32)
 
 
 def draw_mask(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
-    """Where an object in front is: (height, width), float32 in [0, 1]."""
+    """Draw the mask of an object in front: (height, width), float32 in [0, 1]."""
     radius = rng.uniform(0.1, 0.3) * min(height, width)
     points = outline(rng, radius) + rng.uniform((0, 0), (width, height))
     mask = np.zeros((height, width), np.uint8)
@@ -106,14 +106,14 @@ def draw_motion(
     depth: float = 0,
     objects: float = 0,
 ) -> Motion:
-    """A random motion.
+    """Draw a random motion.
 
     Args:
         rng: source of all randomness.
         height, width: of the picture.
-        length: of the camera's path in pixels; 0 is a tripod: then nothing else moves either.
-        rotation: degrees that the camera rolls through, at most.
-        depth: 0 for a flat scene; 0.5 where near things move three times as far as distant ones.
+        length: of the camera's path in pixels; at 0, a tripod, nothing else moves either.
+        rotation: the largest angle that the camera rolls through, in degrees.
+        depth: 0 for a flat scene; at 0.5 near things move at most three times as far as distant ones.
         objects: probability of an object in front that moves by itself.
     """
     nothing = np.zeros((height, width), np.float32)
@@ -129,7 +129,7 @@ def draw_motion(
 
 
 def behind(light: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """`light` with what the object hides guessed from around it; unchanged where the object hides nothing."""
+    """Return `light` with the part that the object hides filled in from its surroundings; the rest is unchanged."""
     hidden = (mask == 1).astype(np.float32)[:, :, None]  # (H, W, 1); the object's soft edge lets the ground through
     side = 2 * int(np.sqrt(hidden.sum()) / 2) + 3
     seen = cv2.blur(1 - hidden, (side, side))[:, :, None] + 1e-4
@@ -138,7 +138,7 @@ def behind(light: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def average_light(light: np.ndarray, motion: Motion) -> np.ndarray:
-    """The mean of the moved `light`, float32 (H, W, 3). The border is mirrored."""
+    """Return the mean of `light` over the motion, float32 (H, W, 3). The border is mirrored."""
     moments = motion.moments()
     if len(moments) == 1:
         return light
@@ -165,12 +165,12 @@ def average_light(light: np.ndarray, motion: Motion) -> np.ndarray:
 
 
 def add_noise(rng: np.random.Generator, light: np.ndarray, sigma: float) -> np.ndarray:
-    """`light` with the noise of a sensor: of its photons and of its reading.
+    """Return `light` with a sensor's photon noise and read noise added.
 
     Args:
         rng: source of all randomness.
         light: in [0, 1].
-        sigma: standard deviation at a middle grey, on the 0-255 scale of encoded values.
+        sigma: standard deviation at middle grey, on the 0-255 scale of encoded values.
     """
     at_grey = sigma / 255 / 1.08  # the response's slope at MID_GREY is 1.08
     photons, reading = 0.9 * light.clip(0) / MID_GREY, 0.1
@@ -181,14 +181,14 @@ def add_noise(rng: np.random.Generator, light: np.ndarray, sigma: float) -> np.n
 def expose(
     rng: np.random.Generator, sharp: np.ndarray, motion: Motion, *, noise: float = 0, glare: float = 0
 ) -> np.ndarray:
-    """The photograph, uint8 (H, W, 3), that a camera takes of `sharp`, before it is compressed.
+    """Return the photograph, uint8 (H, W, 3), that a camera takes of `sharp`, before compression.
 
     Args:
         rng: source of the noise.
         sharp: uint8 (H, W, 3), encoded as sRGB.
         motion: of camera and object.
         noise: of the sensor, see `add_noise`.
-        glare: how much brighter than white is what a camera clipped to it: 1 for twice.
+        glare: how much brighter than white the clipped values (255) were: 1 for twice as bright.
     """
     light = pairs.to_linear(sharp)
     light = light * (1 + glare * np.float32(sharp == 255))
@@ -209,7 +209,7 @@ def expose_at_random(
     noise: float = 2,
     glare: float = 1,
 ) -> np.ndarray:
-    """`sharp` in a random exposure: noise and glare up to what is given, the others as `draw_motion` has them."""
+    """Return `sharp` in a random exposure, with noise and glare up to those given; the rest as in `draw_motion`."""
     motion = draw_motion(
         rng, *sharp.shape[:2], length=rng.uniform(*length), rotation=rotation, depth=depth, objects=objects
     )

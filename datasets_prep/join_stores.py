@@ -1,8 +1,8 @@
-"""Pairs of stores, joined to one: data of several kinds to train on at once.
+"""Join pairs of stores into one pair, to train on several kinds of data at once.
 
 `join_stores.py a b -o all` makes all_blur.lmdb of a_blur.lmdb and b_blur.lmdb, and all_sharp.lmdb likewise. Every pair
-counts the same, so a kind has the weight of its number. `--store raw` keeps sharp images as rows, of which training
-reads a patch without decoding the image.
+counts the same, so a kind's weight is its number of pairs. `--store raw` stores sharp images as rows of pixels, from
+which training reads a patch without decoding the image.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from wrcan_arch.errors import InputError
 
 
 def open_pair(source: Path) -> dict[str, Store]:
-    """Both stores of a source, by role; InputError unless they are encoded and hold the same names."""
+    """Open both stores of a source, by role; InputError unless they are encoded and hold the same names."""
     stores = {role: open_store(f'{source}_{role}.lmdb') for role in pairs.FILE_ENDINGS}
     for role, store in stores.items():
         if store.kind != 'encoded':
@@ -31,12 +31,12 @@ def open_pair(source: Path) -> dict[str, Store]:
 
 
 def records_of(store: Store) -> dict[str, Record] | None:
-    """By key; None of a store that another program made."""
+    """Return the manifest's records by key; None if there is no manifest, as in a store of another program."""
     return read_manifest(store.path)[1] if (store.path / 'manifest.json').is_file() else None
 
 
 def checked_value(store: Store, key: str, records: dict[str, Record] | None) -> bytes:
-    """The value; InputError unless it is what its store's manifest says: the joined one's will vouch for it."""
+    """Return the value; InputError if it differs from its manifest's record: the joined manifest will vouch for it."""
     value = store.get(key)
     if records is not None:
         record = records.get(key)
@@ -46,7 +46,7 @@ def checked_value(store: Store, key: str, records: dict[str, Record] | None) -> 
 
 
 def decoded(store: Store, key: str, value: bytes) -> np.ndarray:
-    """The image that `value` is: (H, W, 3), of a store that lists it as grey, too."""
+    """Decode `value` to (H, W, 3), also where its store lists it as grey; InputError if it is damaged."""
     image = decode_image(value)
     if image is None or image.shape[:2] != store.shape(key)[:2]:
         raise InputError(f"{store.path}: '{key}' is damaged; prepare it again")
@@ -54,7 +54,7 @@ def decoded(store: Store, key: str, value: bytes) -> np.ndarray:
 
 
 def join(sources: list[Path], out: Path, *, raw: bool) -> int:
-    """Writes OUT_blur.lmdb and OUT_sharp.lmdb, both or neither. Returns how many pairs they have."""
+    """Write OUT_blur.lmdb and OUT_sharp.lmdb, both or neither; return the number of pairs."""
     called: dict[str, Path] = {}
     for source in sources:
         other = called.setdefault(key_for(source.name), source)

@@ -1,8 +1,8 @@
-"""Sharp photographs to pairs of a blurred JPEG and its sharp image, in LMDB stores that train and test.
+"""Make pairs of a blurred JPEG and its sharp image from sharp photographs, in LMDB stores to train and test on.
 
 The camera shakes and rolls during the exposure, near things move more than distant ones, an object in front may move by
-itself, the sensor adds noise (exposure.py). Then JPEG compresses, quality 25 as in REDS's track. The sharp image is
-where the picture was on the average of the exposure.
+itself, the sensor adds noise (exposure.py). Then JPEG compresses, by default at quality 25 as in REDS's track. The
+sharp image shows the picture at its average position over the exposure.
 """
 
 import argparse
@@ -22,15 +22,15 @@ from workers import Workers, add_workers_option, check_workers
 from wrcan_arch.data.image_files import IMAGE_ENDINGS, images_under, is_image, key_for
 from wrcan_arch.errors import InputError
 
-WIDEST = 32766  # pixels a side: OpenCV moves no larger picture
+WIDEST = 32766  # pixels a side, the limit of OpenCV's remap
 LARGE = 4_000_000  # pixels
-WIDEST_ROLL = 5  # degrees: exposure.py rolls the camera by a small angle's linear part, which stretches the picture
+WIDEST_ROLL = 5  # degrees: exposure.py takes a rotation's linear part alone, which stretches the picture
 SHOWN_FAULTS = 20
 NOT_OF_A_PAIR = ('photos', 'out', 'val', 'files', 'copies', 'workers')  # options that change no pair
 
 
 def find_photos(inputs: list[Path]) -> dict[str, Path]:
-    """Photographs by the name that their keys begin with."""
+    """Find photographs, by the name that their keys begin with."""
     photos: dict[str, Path] = {}
     found: set[str] = set()
     for entry in inputs:
@@ -53,7 +53,7 @@ def find_photos(inputs: list[Path]) -> dict[str, Path]:
 
 
 def look_at(photo: Path, largest: int | None, grid: int, farthest: float) -> tuple[str, int]:
-    """Why no pairs can be made of a photograph, or '', and how many pixels it has; options as of `check_photos`."""
+    """Return why no pairs can be made of a photograph, or '', and its pixel count; options as in `check_photos`."""
     try:
         height, width = pairs.read_image(photo).shape[:2]
     except InputError as error:
@@ -68,16 +68,16 @@ def look_at(photo: Path, largest: int | None, grid: int, farthest: float) -> tup
 
 
 def check_photos(photos: dict[str, Path], largest: int | None, *, grid: int, farthest: float, workers: Workers) -> None:
-    """InputError for all that cannot be read, is too large or too small, before anything is made; a hint on the slow.
+    """Raise one InputError for all photographs that are unreadable, too large or too small; print a hint on large ones.
 
-    Each is decoded for it, which takes a small part of what its copies do.
+    Each is decoded for this, which takes a small part of the time of its copies.
 
     Args:
         photos: by name.
-        largest: pixels of the longer side that they are scaled down to.
-        grid: pixels that may be cut off.
+        largest: pixels of the longer side that they are scaled down to; None for no limit.
+        grid: pixels that may be cut off the top and the left.
         farthest: the smallest zoom.
-        workers: that look at them.
+        workers: decode the photographs.
     """
     looked = workers.in_order(look_at, ((photo, largest, grid, farthest) for photo in photos.values()))
     found = list(tqdm(looked, total=len(photos), unit='photograph', desc='look at each'))
@@ -92,9 +92,9 @@ def check_photos(photos: dict[str, Path], largest: int | None, *, grid: int, far
         )
 
 
-@lru_cache(maxsize=1)  # a worker is given several copies in a row
+@lru_cache(maxsize=1)  # a worker often makes several copies of a photograph in a row
 def scaled_photo(photo: Path, largest: int | None) -> np.ndarray:
-    """uint8 (H, W, 3) in BGR, upright, scaled down to `largest` pixels on its longer side."""
+    """Read a photograph, uint8 (H, W, 3) in BGR, upright, scaled down to `largest` pixels on its longer side."""
     sharp = pairs.read_image(photo)
     height, width = sharp.shape[:2]
     scale = (largest or math.inf) / max(height, width)
@@ -106,24 +106,24 @@ def scaled_photo(photo: Path, largest: int | None) -> np.ndarray:
 
 
 def out_of_focus(rng: np.random.Generator, light: np.ndarray, softness: float) -> np.ndarray:
-    """`light`, of which what is near, or what is far, is softer, by Gaussians of `softness` pixels at most."""
+    """Return `light` with near or far parts out of focus, by a Gaussian of at most `softness` pixels."""
     height, width = light.shape[:2]
     distance = exposure.draw_nearness(rng, height, width, depth=1) - 1  # (H, W), -1 to 1
-    share = (0.5 + 2 * distance + rng.uniform(-1, 1)).clip(0, 1)[:, :, None]  # mostly 0 or 1, and not half of each
+    share = (0.5 + 2 * distance + rng.uniform(-1, 1)).clip(0, 1)[:, :, None]  # mostly 0 or 1, in unequal parts
     return light + share * (cv2.GaussianBlur(light, (0, 0), rng.uniform(0.1, 1) * softness) - light)
 
 
 def draw_view(
     rng: np.random.Generator, sharp: np.ndarray, *, zoom: tuple[float, float] = (1, 1), dim: float = 0, soft: float = 0
 ) -> np.ndarray:
-    """`sharp` seen from further away, or a part of it enlarged, so softer; in less light; in parts out of focus.
+    """Return `sharp` scaled down, or a part of it enlarged, so softer; in less light; in parts out of focus.
 
     Args:
         rng: source of all randomness.
         sharp: uint8 (H, W, 3), encoded as sRGB.
-        zoom: the smallest and the largest factor. From 1 up the size stays.
-        dim: how much of the light is missing, at most.
-        soft: standard deviation of what is out of focus, at most, in pixels.
+        zoom: the smallest and the largest factor; from 1 up the picture keeps its size.
+        dim: the largest share of the light that is taken away.
+        soft: the largest standard deviation of the blur of parts out of focus, in pixels.
     """
     factor = np.exp(rng.uniform(*np.log(zoom)))
     height, width = sharp.shape[:2]
@@ -136,21 +136,21 @@ def draw_view(
         size = max(1, round(width * factor)), max(1, round(height * factor))
         sharp = cv2.resize(sharp, size, interpolation=cv2.INTER_AREA)
     if not dim and not soft:
-        return sharp  # as it would come back from linear light
+        return sharp  # to linear light and back would change nothing
     light = pairs.to_linear(sharp) * np.float32(rng.uniform(1 - dim, 1))
     return pairs.from_linear(out_of_focus(rng, light, soft) if soft else light)
 
 
 def make_pair(photo: Path, number: int, copy: int, options: argparse.Namespace) -> tuple[dict[str, bytes], tuple]:
-    """The encoded blurred and sharp image, and their shape, of path number `copy` of photograph `number`."""
+    """Make pair `copy` of photograph `number`; return the encoded images by role, and their shape (H, W, 3)."""
     sharp = scaled_photo(photo, options.largest)
-    view_rng = np.random.default_rng((options.seed, number, copy, 1))  # exposures are the same without views
+    view_rng = np.random.default_rng((options.seed, number, copy, 1))  # its own stream: exposures stay the same
     view = draw_view(view_rng, sharp, zoom=options.zoom, dim=options.dim, soft=options.soft)
     rng = np.random.default_rng((options.seed, number, copy))
     names = ('length', 'rotation', 'depth', 'objects', 'noise', 'glare')
     blurred = exposure.expose_at_random(rng, view, **{name: getattr(options, name) for name in names})
     quality = pairs.draw_quality(rng, options.quality)
-    top, left = rng.integers(options.grid + 1, size=2)  # where JPEG's blocks begin
+    top, left = rng.integers(options.grid + 1, size=2)  # moves the grid of JPEG's blocks
     pair = {
         'blur': pairs.encode(blurred[top:, left:], 'blur', quality),
         'sharp': pairs.encode(view[top:, left:], 'sharp', quality),

@@ -1,7 +1,6 @@
-"""Pairs into LMDB stores that are split by scene, written together, and gone on with after a stop.
+"""Write pairs into LMDB stores that are split by scene, named together and resumed after a stop.
 
-A scene is what must not be on both sides of a split: a photograph with all its blurred copies, or a video between two
-cuts.
+A scene is what stays on one side of a split: a photograph with all its blurred copies, or a video between two cuts.
 """
 
 import argparse
@@ -19,14 +18,14 @@ from wrcan_arch.errors import InputError
 
 
 def choose_validation(sizes: Mapping[str, int], fraction: float, seed: int) -> set[str]:
-    """Scenes drawn at random, with about `fraction` of all pairs where none is large: one at least, and never all.
+    """Draw scenes at random with about `fraction` of all pairs, unless scenes are large; at least one, never all.
 
-    A scene's place in the draw comes from its own name. So where a few are added, those that the weights were trained
-    on before stay on the side of training.
+    A scene's place in the draw depends on its name and the seed alone. So if a few are added, hardly any changes sides,
+    and weights are hardly validated on what they were trained on before.
 
     Args:
         sizes: how many pairs each scene has; two scenes or more.
-        fraction: between 0 and 1, without either.
+        fraction: above 0 and below 1.
         seed: of the draw.
     """
     room = fraction * sum(sizes.values())
@@ -38,13 +37,13 @@ def choose_validation(sizes: Mapping[str, int], fraction: float, seed: int) -> s
         else:
             rest.append(name)
     smallest = min(rest, key=lambda name: sizes[name])
-    if not chosen or (len(rest) > 1 and sizes[smallest] <= 2 * room):  # the nearest, not what is below
+    if not chosen or (len(rest) > 1 and sizes[smallest] <= 2 * room):  # above `fraction`, but nearer to it
         chosen.add(smallest)
     return chosen
 
 
 def split_scenes(sizes: Mapping[str, int], fraction: float | None, seed: int) -> dict[str, str]:
-    """What comes after OUT in the name of each scene's stores: '_train' or '_val', or '' without a split."""
+    """Return what follows OUT in the name of each scene's stores: '_train' or '_val', or '' without a split."""
     if fraction is None:
         return dict.fromkeys(sizes, '')
     if len(sizes) == 1:
@@ -55,11 +54,11 @@ def split_scenes(sizes: Mapping[str, int], fraction: float | None, seed: int) ->
 
 @contextmanager
 def written_together(kinds: Mapping[str, str], *, resume: bool = False) -> Iterator[dict[str, StoreWriter]]:
-    """Stores that get their names together or not at all, by what they are called before .lmdb.
+    """Yield writers of stores, by name without .lmdb; the stores get their names together or not at all.
 
     Args:
-        kinds: of each, as StoreWriter's.
-        resume: as StoreWriter's.
+        kinds: each store's `kind`, as StoreWriter takes it.
+        resume: as StoreWriter takes it.
     """
     with ExitStack() as stack:
         stores = {
@@ -72,14 +71,14 @@ def written_together(kinds: Mapping[str, str], *, resume: bool = False) -> Itera
 
 
 class PairWriter:
-    """Writes pairs into the stores of their sides, and into folders where --files asks for them.
+    """Writes pairs into the stores of their sides, and with --files into folders too.
 
-    Both have temporary names until all went well, and those that a stopped run left are gone on with.
+    Both have temporary names until everything is written; the next run resumes those that a stopped one left.
     """
 
     def __init__(self, out: Path, sides: Mapping[str, str], stores: Mapping[str, StoreWriter], files: bool) -> None:
-        self.made: Counter[str] = Counter()  # of each scene; it may be less than was planned
-        self.kept: Counter[str] = Counter()  # of these, what an earlier run has made
+        self.made: Counter[str] = Counter()  # pairs of each scene, perhaps fewer than planned
+        self.kept: Counter[str] = Counter()  # those of them that an earlier run made
         self._out, self._sides, self._stores = out, sides, stores
         self._folders = {name: Path(f'{name}.partial') for name in stores if files}
         self._files: set[Path] = set()
@@ -88,14 +87,14 @@ class PairWriter:
             folder.mkdir(parents=True, exist_ok=True)
 
     def _names(self, scene: str) -> dict[str, str]:
-        """The stores that the scene's pairs go into, by role."""
+        """Return the stores that the scene's pairs go into, by role."""
         return {role: f'{self._out}{self._sides[scene]}_{role}' for role in FILE_ENDINGS}
 
     def _file(self, name: str, key: str, role: str) -> Path:
         return self._folders[name] / f'{key}{FILE_ENDINGS[role]}'
 
     def keep(self, scene: str, key: str, source: str) -> bool:
-        """Keeps the pair if an earlier run has made it from the same source; returns whether it has."""
+        """Keep the pair and return True if an earlier run made it from the same source and its files are intact."""
         names = self._names(scene)
         for role, name in names.items():
             record = self._stores[name].resumed.get(key)
@@ -126,7 +125,7 @@ class PairWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write both images of each pair to the disk: one alone is of no use to the next run."""
+        """Write what waits to the disk, in all stores at once: half a pair is of no use to the next run."""
         if self.made:
             for store in self._stores.values():
                 store.flush()
@@ -138,7 +137,7 @@ class PairWriter:
                 folder.rmdir()
 
     def name_folders(self) -> None:
-        """Give the folders their names, without files of an earlier run that are not of this one."""
+        """Remove files of an earlier run that are not part of this one, and give the folders their names."""
         for name, folder in self._folders.items():
             for file in folder.iterdir():
                 if file not in self._files:
@@ -148,12 +147,12 @@ class PairWriter:
 
 @contextmanager
 def pair_stores(arguments: argparse.Namespace, sizes: Mapping[str, int], noun: str) -> Iterator[PairWriter]:
-    """Gives a writer for the pairs of all scenes, and says at the end what was written.
+    """Yield a writer for the pairs of all scenes; at the end name the folders and print what was written.
 
     Args:
-        arguments: with the options of `run`.
+        arguments: with the options that `pairs.run` adds.
         sizes: how many pairs each scene has.
-        noun: what a scene is called in the report: 'photograph'.
+        noun: what a scene is called in the report, such as 'photograph'.
     """
     sides = split_scenes(sizes, arguments.val, arguments.seed)
     with written_together(dict.fromkeys(store_names(arguments), 'encoded'), resume=True) as stores:
@@ -162,7 +161,7 @@ def pair_stores(arguments: argparse.Namespace, sizes: Mapping[str, int], noun: s
             yield writer
             writer.flush()
         except BaseException:
-            with suppress(InputError):  # of a full disk
+            with suppress(InputError):  # a full disk, say
                 writer.flush()
             writer.remove_empty_folders()
             raise

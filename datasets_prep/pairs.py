@@ -1,4 +1,4 @@
-"""What the scripts that make training pairs share: light, encoding, what is found twice, options, the exit code.
+"""What the scripts that make training pairs share: linear light, encoding, duplicates, options, exit codes.
 
 A pair is a blurred JPEG and its sharp PNG.
 """
@@ -28,19 +28,19 @@ GO_ON = 'stopped; run it again to go on'
 
 
 def to_linear(image: np.ndarray) -> np.ndarray:
-    """sRGB, uint8, to light in [0, 1] (IEC 61966-2-1)."""
+    """Convert uint8 sRGB to linear light in [0, 1], float32 (IEC 61966-2-1)."""
     return cv2.LUT(image, LIGHT).reshape(image.shape)  # three times as fast as LIGHT[image]
 
 
 def from_linear(light: np.ndarray) -> np.ndarray:
-    """Light in [0, 1] to sRGB, uint8."""
+    """Convert linear light, clipped to [0, 1], to uint8 sRGB."""
     light = light.clip(0, 1)
     encoded = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
     return np.rint(encoded * 255).astype(np.uint8)
 
 
 def quality_range(text: str) -> tuple[int, int]:
-    """The lowest and the highest JPEG quality of '25' or '15-95'."""
+    """Parse '25' or '15-95' to the lowest and the highest JPEG quality; InputError for anything else."""
     lowest, _, highest = text.partition('-')
     if not all(part.isdecimal() for part in (lowest, highest or '1')):
         raise InputError(f'--quality {text}: give a JPEG quality such as 25, or a range such as 15-95')
@@ -55,13 +55,13 @@ def draw_quality(rng: np.random.Generator, qualities: tuple[int, int]) -> int:
 
 
 def encode(image: np.ndarray, role: str, quality: int) -> bytes:
-    """The image file of a pair's `role`: 'blur', a JPEG of that quality, or 'sharp', a PNG."""
+    """Encode an image as the file of its `role`: 'blur', a JPEG of that quality, or 'sharp', a PNG."""
     parameters = [cv2.IMWRITE_JPEG_QUALITY, quality] if role == 'blur' else [cv2.IMWRITE_PNG_COMPRESSION, 3]
     return cv2.imencode(FILE_ENDINGS[role], image, parameters)[1].tobytes()
 
 
 def read_image(path: Path) -> np.ndarray:
-    """uint8 (H, W, 3) in BGR, upright. InputError for what is no image."""
+    """Read an image as uint8 (H, W, 3) in BGR, upright; InputError if it cannot be decoded."""
     image = decode_image(path.read_bytes())
     if image is None:
         raise InputError(f'{path}: not a readable image; remove it or convert it to PNG')
@@ -77,7 +77,7 @@ def _only(path: Path) -> list[Path]:
 
 
 def _content(files: list[Path]) -> tuple[bytes, ...]:
-    """A checksum of each file."""
+    """Return the SHA-256 digest of each file."""
     checksums = []
     for file in files:
         with file.open('rb') as opened:
@@ -88,12 +88,14 @@ def _content(files: list[Path]) -> tuple[bytes, ...]:
 def without_copies(
     found: dict[str, Path], noun: str, files_of: Callable[[Path], list[Path]] = _only
 ) -> dict[str, Path]:
-    """Of what is the same byte for byte the first, or a copy could be on the other side of --val.
+    """Return `found` without byte-for-byte copies of earlier ones, and print how many are left out.
+
+    A copy could be on the other side of --val.
 
     Args:
         found: by name.
-        noun: what one of them is called in the report: 'picture'.
-        files_of: the files that one consists of, in their order.
+        noun: what one of them is called in the report, such as 'picture'.
+        files_of: returns the files that one consists of, in order.
     """
     alike: dict[tuple[int, ...], list[str]] = defaultdict(list)
     for name, path in found.items():
@@ -102,7 +104,7 @@ def without_copies(
     for same_size in alike.values():
         if len(same_size) == 1:
             names.add(same_size[0])
-        else:  # reversed, so that the first stays
+        else:  # reversed, so that the first one wins
             names.update({_content(files_of(found[name])): name for name in reversed(same_size)}.values())
     if copies := len(found) - len(names):
         print(f'{counted(copies, noun)} left out, the same as another')
@@ -110,7 +112,7 @@ def without_copies(
 
 
 def say_what_is_left_out(inputs: Iterable[Path], taken: Iterable[Path], advice: str) -> None:
-    """Prints how many files of which ending lie in the folders of `inputs` and are not `taken`, and what to do."""
+    """Print how many files of which ending lie in the folders of `inputs` and are not `taken`, and `advice`."""
     there = {here / name for entry in inputs if entry.is_dir() for here, names in walk(entry) for name in names}
     if endings := Counter(path.suffix.lower() or 'without ending' for path in there.difference(taken)):
         listed = ', '.join(f'{count} {ending}' for ending, count in sorted(endings.items()))
@@ -118,30 +120,30 @@ def say_what_is_left_out(inputs: Iterable[Path], taken: Iterable[Path], advice: 
 
 
 def state_of(files: Iterable[Path]) -> list[tuple[int, int]]:
-    """What tells the files from ones that were changed, without reading them."""
+    """Return size and modification time (ns) of each file, which show a change without reading the file."""
     return [(status.st_size, status.st_mtime_ns) for status in (file.stat() for file in files)]
 
 
 def source_of(*parts: object) -> str:
-    """A checksum of all that a pair is made from."""
+    """Return a checksum of everything that a pair is made from."""
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def store_names(arguments: argparse.Namespace) -> list[str]:
-    """What the stores are called before .lmdb, and the folders of --files."""
+    """Return the names of the stores without .lmdb, which are also those of the folders of --files."""
     sides = [''] if arguments.val is None else ['_train', '_val']
     return [f'{arguments.out}{side}_{role}' for side in sides for role in FILE_ENDINGS]
 
 
 def out_name(text: str) -> Path:
-    """What stores' names begin with, from -o; InputError where it is a folder, beside which they would lie."""
+    """Return what stores' names begin with, from -o; InputError if it is a folder: stores would lie beside it."""
     if text.endswith('/') or Path(text).is_dir():
         raise InputError(f'-o {text}: a folder; give a name in it, such as {Path(text, "mine")}')
     return Path(text)
 
 
 def check_place(folder: Path) -> None:
-    """OSError where no file can be written in the folder, or in the one that it would be made in. Leaves nothing."""
+    """Raise OSError if no file can be written in the folder, or in its nearest existing parent; leave nothing there."""
     try:
         with TemporaryFile(dir=next(each for each in (folder, *folder.parents) if each.exists())):
             pass
@@ -150,9 +152,9 @@ def check_place(folder: Path) -> None:
 
 
 def check_common_options(arguments: argparse.Namespace) -> None:
-    """Checks the options of `run`, and that what they ask for can be written, before there is any work.
+    """Check the options of `run`, and that the output can be written, before any work starts.
 
-    The quality becomes a range, the name a path.
+    Converts `arguments.quality` to (lowest, highest) and `arguments.out` to a Path.
     """
     arguments.out = out_name(arguments.out)
     arguments.quality = quality_range(arguments.quality)
@@ -161,14 +163,14 @@ def check_common_options(arguments: argparse.Namespace) -> None:
     if arguments.seed < 0:
         raise InputError(f'--seed {arguments.seed}: at least 0')
     for name in store_names(arguments):
-        StoreWriter(f'{name}.lmdb')  # which refuses one that is there
+        StoreWriter(f'{name}.lmdb')  # raises InputError if there is one already
         if arguments.files and Path(name).exists():
             raise InputError(f'{name}: exists already; remove it or choose another name')
     check_place(arguments.out.parent)
 
 
 def check_files_lie_apart(arguments: argparse.Namespace, inputs: Iterable[Path]) -> None:
-    """InputError if --files would lie in a folder of `inputs`: the next run would take them for new ones."""
+    """Raise InputError if --files would lie in a folder of `inputs`: the next run would take them for inputs."""
     for entry in inputs if arguments.files else ():
         if entry.is_dir() and entry.resolve() in arguments.out.resolve().parents:
             raise InputError(f'-o {arguments.out}: its --files would lie in {entry}; choose a folder elsewhere')
@@ -176,7 +178,7 @@ def check_files_lie_apart(arguments: argparse.Namespace, inputs: Iterable[Path])
 
 @contextmanager
 def errors_in_one_line(*, stopped: str = 'stopped') -> Iterator[None]:
-    """A wrong request ends the script with one line and exit code 2, Ctrl+C with 130 and what `stopped` says."""
+    """Exit with one line: code 2 on InputError, OSError or a killed worker, 130 with the text `stopped` on Ctrl+C."""
     name = Path(sys.argv[0]).stem
     try:
         yield
@@ -196,7 +198,7 @@ def errors_in_one_line(*, stopped: str = 'stopped') -> Iterator[None]:
 
 
 def run(parser: argparse.ArgumentParser, write_pairs: Callable[[argparse.Namespace], None]) -> None:
-    """Adds the common options, and does the work."""
+    """Add the common options to `parser`, check them and call `write_pairs`; exit as `errors_in_one_line` does."""
     parser.add_argument('-o', '--out', required=True, help='OUT_blur.lmdb and OUT_sharp.lmdb are written')
     parser.add_argument(
         '--val', type=float, metavar='FRACTION',

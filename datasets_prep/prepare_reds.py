@@ -1,11 +1,11 @@
-"""REDS as it is downloaded, folders or zip files, to LMDB stores.
+"""Convert REDS as it is downloaded, folders or zip files, to LMDB stores.
 
-Blurred frames keep their JPEG bytes. Sharp frames keep their PNG bytes, or become rows (`--store raw`), from which a
-crop is read without decoding a frame; BasicSR's own data sets cannot read those, JPEGDeblurDataset can. Each frame is
-decoded once, so that no unreadable one is stored.
+Blurred frames keep their JPEG bytes. Sharp frames keep their PNG bytes, or become rows of pixels (`--store raw`), from
+which a crop is read without decoding a frame; JPEGDeblurDataset can read those, BasicSR's own data sets cannot. Each
+frame is decoded once, so that no unreadable one is stored.
 
-A run that was stopped, in whatever way, is run again and does what is missing. A store has its name only when it is
-whole; until then it is called NAME.lmdb.partial.
+After a run was stopped or killed, the next one does what is missing. A store gets its name when it is complete; until
+then it is NAME.lmdb.partial.
 """
 
 import argparse
@@ -38,23 +38,23 @@ FRAME_PATH = re.compile(rf'(?:.*/)?({"|".join(SETS)})/(\d{{3}})/(\d{{8}})(\.\w+)
 REDS_ZIP = re.compile(r'(train|val|test)_(blur|sharp)(_bicubic|_comp|_jpeg)?')
 PNG_START = b'\x89PNG\r\n\x1a\n'
 JPEG_START, JPEG_SCAN, JPEG_END = b'\xff\xd8', b'\xff\xda', b'\xff\xd9'
-SHOWN_PROBLEMS = 20  # of a store, by --verify
+SHOWN_PROBLEMS = 20  # for each store, with --verify
 
 
 class Frame(NamedTuple):
-    """A frame that was found but not read yet."""
+    """A frame that was found and is not read yet."""
 
     key: str
     path: Path  # of the frame's own file, or of the zip file that holds it
-    member: str  # its name in the zip file; '' outside of one
-    source: str  # what tells its content from another's without reading it
+    member: str  # its name in the zip file; '' for a file of its own
+    source: str  # size with checksum or time of change: tells changed content without reading it
 
     def __str__(self) -> str:
         return f'{self.path}: {self.member}' if self.member else str(self.path)
 
 
 def placed(name: re.Match[str], path: Path, member: str, source: str) -> tuple[str, Frame]:
-    """The set that a frame belongs to, and the frame, from its name as FRAME_PATH finds it."""
+    """Return a frame and the set that it belongs to, from the match of FRAME_PATH; InputError for a wrong ending."""
     set_name, sequence, number, ending = name.groups()
     frame = Frame(f'{sequence}_{number}', path, member, source)
     expected = ENDINGS[set_name.partition('_')[2]]
@@ -67,7 +67,7 @@ def frames_in_zip(path: Path) -> Iterator[tuple[str, Frame]]:
     try:
         with zipfile.ZipFile(path) as file:
             members = file.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, OSError) as error:  # the second: of a newer version of the format
+    except (zipfile.BadZipFile, NotImplementedError, OSError) as error:  # the second: a newer version of the format
         raise InputError(f'{path}: not a whole zip file ({error}); download it again or move it away') from error
     for member in members:
         if name := FRAME_PATH.fullmatch(member.filename):
@@ -95,7 +95,7 @@ def files_under(downloads: list[Path]) -> list[Path]:
 
 
 def find_frames(downloads: list[Path], splits: list[str]) -> dict[str, dict[str, Frame]]:
-    """The frames of each set of `splits` that is there, by key. A zip file goes before its unpacked folder."""
+    """Find the frames of each set of `splits`, sorted by key. A frame in a zip file takes precedence over a file."""
     wanted = [name for name in SETS if name.partition('_')[0] in splits]
     files = files_under(downloads)
     zips = [path for path in files if path.suffix.lower() == '.zip']
@@ -115,7 +115,7 @@ def find_frames(downloads: list[Path], splits: list[str]) -> dict[str, dict[str,
 
 
 def check_names(found: dict[str, dict[str, Frame]], any_size: bool) -> None:
-    """Refuse sets that have not REDS's frames (unless `any_size`), and blurred and sharp frames that are not pairs."""
+    """Raise InputError for sets whose frames are not REDS's (unless `any_size`), and for frames without a partner."""
     for name, frames in found.items():
         split, _, role = name.partition('_')
         reds = {f'{sequence:03d}_{number:08d}' for sequence in range(SEQUENCES[split]) for number in range(FRAMES)}
@@ -139,7 +139,7 @@ def check_names(found: dict[str, dict[str, Frame]], any_size: bool) -> None:
 
 
 def png_fault(value: bytes) -> str | None:
-    """What is wrong with a PNG file's chunks: not every OpenCV refuses a cut or damaged one."""
+    """Return what is wrong with a PNG file's chunks, or None: not every OpenCV refuses a cut or damaged file."""
     if not value.startswith(PNG_START):
         return 'not a PNG file'
     start, kind = len(PNG_START), b''
@@ -154,14 +154,14 @@ def png_fault(value: bytes) -> str | None:
 
 
 def jpeg_fault(value: bytes) -> str | None:
-    """What is wrong with a JPEG file's frame: its markers cannot occur inside of a scan."""
+    """Return what is wrong with a JPEG file, or None. The searches are safe: no such marker occurs inside a scan."""
     if not value.startswith(JPEG_START):
         return 'not a JPEG file'
     return None if value.rfind(JPEG_END) > value.rfind(JPEG_SCAN) > 0 else 'it was cut'
 
 
 def decode(value: bytes, ending: str, size: tuple[int, int] | None) -> np.ndarray:
-    """A frame's pixels, uint8 (H, W, 3) in BGR; ValueError says what is wrong with it."""
+    """Decode a frame to uint8 (H, W, 3) in BGR; ValueError if it is damaged, no 8-bit colour image or not of `size`."""
     fault = png_fault(value) if ending == '.png' else jpeg_fault(value)
     if fault:
         raise ValueError(fault)
@@ -191,12 +191,12 @@ def read_frame(frame: Frame) -> bytes:
 
 
 def load_frame(frame: Frame, size: tuple[int, int] | None, raw: bool) -> tuple[bytes, tuple[int, ...]]:
-    """The value to store and the frame's shape (H, W, C). InputError names a frame that is not as it should be.
+    """Read and decode a frame; return the value to store and its shape (H, W, C). InputError if it is faulty.
 
     Args:
         frame: what to read.
         size: (H, W) that it must have; None for any.
-        raw: rows instead of the file's own bytes.
+        raw: return rows of pixels, not the file's own bytes.
     """
     value = read_frame(frame)
     try:
@@ -207,7 +207,7 @@ def load_frame(frame: Frame, size: tuple[int, int] | None, raw: bool) -> tuple[b
 
 
 def check_store(path: Path, frames: dict[str, Frame], kind: str, size: tuple[int, int]) -> None:
-    """Refuse a store that is there already and is not the one that would be written."""
+    """Raise InputError if the existing store has another kind, other frames or other sizes than the one wanted."""
     store = open_store(path)
     if store.kind != kind:
         raise InputError(f'{path}: is there already and {store.kind}, not {kind}; remove it or choose another --out')
@@ -216,7 +216,7 @@ def check_store(path: Path, frames: dict[str, Frame], kind: str, size: tuple[int
 
 
 def write_store(path: Path, frames: dict[str, Frame], ending: str, size: tuple[int, int], workers: Workers) -> None:
-    """Write what is missing of the store at `path`, whose values are files of that ending, or rows (RAW_ENDING)."""
+    """Write the missing frames into the store at `path`, as files with that ending, or as rows (RAW_ENDING)."""
     kind = 'raw' if ending == RAW_ENDING else 'encoded'
     with StoreWriter(path, kind=kind, resume=True) as store:
         missing = []
@@ -236,7 +236,7 @@ def write_store(path: Path, frames: dict[str, Frame], ending: str, size: tuple[i
 
 
 def missing_uses(found: Collection[str], arguments: argparse.Namespace) -> list[str]:
-    """What cannot be done with the sets that were found and the stores that are there, and for want of which sets."""
+    """Return what cannot be done with the sets found and the existing stores, and which sets are missing for it."""
     wanted = [name for name in SETS if name not in found and not (arguments.out / f'{name}.lmdb').exists()]
     lacking = {split: [name for name in wanted if name.startswith(split)] for split in arguments.splits}
     return [f'no {USES[split]} without {" and ".join(names)}' for split, names in lacking.items() if names]
@@ -266,12 +266,12 @@ def prepare(arguments: argparse.Namespace) -> None:
                 print(f'{path}: {pairs.counted(len(frames), "frame")}, is there already')
             else:
                 missing.append((path, frames, ending, sizes[split]))
-        for store in missing:  # once all that are there have been found to be as asked for
+        for store in missing:  # after all existing ones were checked
             write_store(*store, workers)
 
 
 def find_stores(places: list[Path]) -> list[Path]:
-    """The stores that are given or lie in a folder that is."""
+    """Return the stores that are given or lie in a given folder."""
     stores: list[Path] = []
     for place in places:
         is_store = (place / 'data.mdb').exists() or (place.suffix == '.lmdb' and place.is_dir())
@@ -283,7 +283,7 @@ def find_stores(places: list[Path]) -> list[Path]:
 
 
 def verify(stores: list[Path]) -> int:
-    """Prints what is wrong with each store. Returns how many are not sound."""
+    """Print what is wrong with each store; return how many are not sound."""
     failed = 0
     for path in stores:
         read = partial(verify_store, progress=partial(tqdm, unit='value', desc=path.name))

@@ -1,6 +1,6 @@
 """Write photographs that ship in scikit-image's wheel as PNG files: the demo's data, without a download.
 
-OUT/train, OUT/val and OUT/test get them; coffee and chelsea are always in test and never trained on.
+They are written to OUT/train, OUT/val and OUT/test; coffee and chelsea are in test and never trained on.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The data of the weights that ship (options/train_small.yml), from nothing, into the current folder: dead leaves and
-# the photographs of scikit-image's wheel. coffee and chelsea are in photos/test, which nothing here is made of.
+# Makes the data of the shipped weights (options/train_small.yml) from nothing in the current folder, from dead leaves
+# and the photographs in scikit-image's wheel. coffee and chelsea are in photos/test, which is not used here.
 # `make small` runs this first.
 set -eu
 prep=$(cd "$(dirname "$0")" && pwd)
@@ -8,11 +8,11 @@ prep=$(cd "$(dirname "$0")" && pwd)
 python "$prep/skimage_photos.py" photos
 python "$prep/dead_leaves.py" leaves --count 400 --size 384 --seed 1
 
-# Half of all pairs is the paper's task, quality 25. The rest is the general one; a quarter of all does not move, so that
-# the network learns to leave alone what is good. Views from near are soft though sharp as can be: most photographs are
-# softer than dead leaves, and what is soft is not blurred.
+# Half of all pairs are for the paper's task, quality 25, the rest for the general one. In a quarter of all pairs
+# nothing moves, so that the network learns to leave good photographs alone. Enlarged views are soft without motion
+# blur: most photographs are softer than dead leaves, and softness is not blur to remove.
 view=(--grid 15 --zoom 0.6 2 --dim 0.8)
-make_pairs() { # of the pictures in folder $1, $2 exposures of each for the general task
+make_pairs() { # $1: folder of pictures; $2: exposures of each for the general task
     python "$prep/make_blur.py" "$1" -o "$(basename "$1")_paper" --copies $((2 * $2)) --seed 1 "${view[@]}" \
         --length 0.5 18
     python "$prep/make_blur.py" "$1" -o "$(basename "$1")_general" --copies "$2" --seed 2 "${view[@]}" --length 0 14 \
@@ -24,12 +24,12 @@ make_pairs leaves 1
 make_pairs photos/train 24
 python "$prep/join_stores.py" {leaves,train}_{paper,general,still} -o datasets/small_train --store raw
 
-# For train_small_longer.yml also what a good camera makes of a scene that stands still.
+# For train_small_longer.yml also what a good camera records of a still scene.
 python "$prep/make_blur.py" photos/train -o train_good --copies 24 --seed 5 "${view[@]}" --length 0 0 --noise 0.5 \
     --quality 80-100
 python "$prep/join_stores.py" {leaves,train}_{paper,general,still} train_good -o datasets/small_longer_train --store raw
 
-# For train_small_last.yml also what is out of focus in places, as most photographs are: soft, and yet as it should be.
+# For train_small_last.yml also pictures out of focus in places, as most photographs are: soft, and meant to stay so.
 view+=(--soft 3)
 python "$prep/make_blur.py" leaves -o leaves_soft --copies 1 --seed 6 "${view[@]}" --length 0.5 18
 python "$prep/make_blur.py" photos/train -o train_soft --copies 24 --seed 6 "${view[@]}" --length 0.5 18

@@ -1,4 +1,4 @@
-"""Work shared out to processes, which gives its results in order."""
+"""Share work out to processes and take its results in order."""
 
 import argparse
 import multiprocessing
@@ -15,13 +15,13 @@ import cv2
 
 from wrcan_arch.errors import InputError
 
-AHEAD = 4  # for each worker: results that wait to be taken
+AHEAD = 4  # calls per worker that run or whose results wait to be taken
 
 Result = TypeVar('Result')
 
 
 def _start_worker() -> None:
-    """A worker leaves Ctrl+C to its parent, and does not outlive it."""
+    """Set up a worker: it leaves Ctrl+C to its parent and does not outlive it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     cv2.setNumThreads(1)
     threading.Thread(target=_exit_after, args=(multiprocessing.parent_process(),), daemon=True).start()
@@ -33,11 +33,11 @@ def _exit_after(parent: Any) -> None:
 
 
 class Workers:
-    """Processes that run with the `with`."""
+    """A pool of processes, as a context manager: they end with the `with` block."""
 
     def __init__(self, count: int) -> None:
         self._ahead = AHEAD * count
-        # In this process first: a forked worker that ends OpenCV's threads waits for ever for those it did not inherit.
+        # Before the fork: a worker that ends OpenCV's threads waits for ever, since it did not inherit them.
         self._threads = cv2.getNumThreads()
         cv2.setNumThreads(1)
         self._pool = ProcessPoolExecutor(count, initializer=_start_worker)
@@ -53,7 +53,7 @@ class Workers:
         return self._pool.submit(function, *arguments).result()
 
     def in_order(self, function: Callable[..., Result], calls: Iterable[tuple]) -> Iterator[Result]:
-        """What `function` gives for the arguments of each call, in their order, with a few of them in memory."""
+        """Yield `function(*arguments)` for each of `calls`, in order; at most AHEAD calls a worker are ahead."""
         rest = iter(calls)
         running = deque(self._pool.submit(function, *arguments) for arguments in islice(rest, self._ahead))
         while running:
@@ -62,7 +62,7 @@ class Workers:
 
 
 def add_workers_option(parser: argparse.ArgumentParser) -> None:
-    cores = len(os.sched_getaffinity(0))  # those of a job, where os.cpu_count() gives the machine's
+    cores = len(os.sched_getaffinity(0))  # a job's own cores; os.cpu_count() gives the machine's
     parser.add_argument('--workers', type=int, default=cores, help='processes (default one for each core)')
 
 

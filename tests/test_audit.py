@@ -153,7 +153,7 @@ def one_folder_further_down():
     ],
 )
 def test_pairs_of_the_toolboxs_data_set_are_checked_as_ours_are(workplace, capfd, prepare, expected):
-    """Before a test puts anything aside, and by doctor."""
+    """By a test, before it renames any folder, and by doctor."""
     for path in Path('data_blur').iterdir():  # the toolbox pairs whole names
         cv2.imwrite(str(path.with_suffix('.png')), cv2.imread(str(path)))
         path.unlink()
@@ -200,7 +200,7 @@ FAULTS = {
 
 @pytest.mark.parametrize(('content', 'message'), FAULTS.values(), ids=FAULTS.keys())
 def test_doctor_decodes_every_frame_of_stores_without_a_manifest(tmp_path, capfd, content, message):
-    """As BasicSR's own scripts write them."""
+    """BasicSR's own scripts write stores without one."""
     store = tmp_path / 'theirs.lmdb'
     sound = png(picture(80, 96))
     with lmdb.open(str(store), map_size=1 << 26) as environment, environment.begin(write=True) as transaction:
@@ -222,7 +222,7 @@ def test_doctor_holds_raw_images_against_their_sizes(tmp_path, capfd):
 
 
 def test_store_whose_tree_is_damaged_does_not_end_doctor(workplace, capfd):
-    """LMDB follows its own pointers: a process of its own may die of it."""
+    """LMDB follows damaged pointers, which can kill the process: it reads in one of its own."""
     data = bytearray((STORE / 'data.mdb').read_bytes())
     data[2 * 4096 :] = np.random.default_rng(0).bytes(len(data) - 2 * 4096)
     (STORE / 'data.mdb').write_bytes(data)

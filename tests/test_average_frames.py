@@ -31,7 +31,7 @@ def run(run_script):
 
 
 def moving(count, seed=0, step=2):
-    """Frames of one scene: a picture that moves `step` pixels to the left from each to the next."""
+    """Frames of one scene: a picture that moves `step` pixels to the left from frame to frame."""
     wide = picture(HEIGHT, WIDTH + step * count, seed)
     return [wide[:, step * index : step * index + WIDTH] for index in range(count)]
 
@@ -60,7 +60,7 @@ def scene_of(key):
 
 
 def reference_average(frames):
-    """The mean in linear light, in double precision, written out from IEC 61966-2-1."""
+    """The mean in linear light, in double precision, computed as IEC 61966-2-1 has it."""
     encoded = np.stack(frames).astype(np.float64) / 255
     light = np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4).mean(axis=0)
     return 255 * np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
@@ -70,7 +70,7 @@ def reference_average(frames):
 def test_average_is_the_mean_in_linear_light(count):
     frames = moving(count, step=5)
     expected = reference_average(frames)
-    assert np.abs(np.mean(frames, axis=0) - expected).max() > 10  # where it is not the mean of the encoded values
+    assert np.abs(np.mean(frames, axis=0) - expected).max() > 10  # unlike the mean of the encoded values
     averaged = average_frames.average(frames)
     assert averaged.dtype == np.uint8 and np.abs(averaged - expected).max() < 0.51
 
@@ -139,7 +139,7 @@ def test_cuts_are_found_in_calm_and_in_hasty_video():
 
 def test_what_moves_suddenly_or_in_jerks_is_no_cut():
     frames = moving(200, step=4)
-    assert max(changes_of(frames)) > average_frames.CUT_CHANGE  # so much that a fixed limit would cut
+    assert max(changes_of(frames)) > average_frames.CUT_CHANGE  # a fixed limit would cut here
     starts = [frames[0]] * 40 + frames[:40]
     doubled = [frame for frame in frames[:40] for _ in range(3)]
     for sequence in (frames, starts, doubled):
@@ -228,13 +228,13 @@ def test_split_is_by_scene_and_from_the_seed(scenes, run, tmp_path):
 
 
 def test_copies_of_a_video_are_one(scenes, run, tmp_path):
-    """Or they could be on both sides of --val."""
+    """Else copies could be on both sides of --val."""
     for name in ('v0.avi', 'v1.avi'):
         shutil.copy(scenes / name, tmp_path / name)
         shutil.copytree(scenes / 'frames', tmp_path / f'{name}.frames')
     shutil.copy(scenes / 'v0.avi', tmp_path / 'backup.avi')
     size = (scenes / 'v0.avi').stat().st_size
-    (tmp_path / 'v1.avi').write_bytes((scenes / 'v1.avi').read_bytes().ljust(size, b'\0')[:size])  # of the same size
+    (tmp_path / 'v1.avi').write_bytes((scenes / 'v1.avi').read_bytes().ljust(size, b'\0')[:size])  # the same size as v0
     frame = tmp_path / 'v1.avi.frames' / '007.png'
     inputs = ['backup.avi', 'v0.avi', 'v1.avi', 'v0.avi.frames', 'v1.avi.frames']
     printed = run(*inputs, '-o', 'a', '--frames', '5')
@@ -301,8 +301,8 @@ def test_a_share_of_the_pairs_is_chosen_in_whole_scenes():
     for seed in range(20):
         chosen = pair_writer.choose_validation(sizes, 0.25, seed)
         assert abs(sum(sizes[name] for name in chosen) / sum(sizes.values()) - 0.25) < 0.03
-    assert pair_writer.choose_validation(sizes, 0.001, 0) == {'scene1'}  # one at least, and that the smallest
-    assert pair_writer.choose_validation({'a': 1, 'b': 1}, 0.999, 0) < {'a', 'b'}  # and never all
+    assert pair_writer.choose_validation(sizes, 0.001, 0) == {'scene1'}  # at least one: the smallest
+    assert pair_writer.choose_validation({'a': 1, 'b': 1}, 0.999, 0) < {'a', 'b'}  # never all
     for count, fraction, expected in ((6, 0.3, 2), (6, 0.2, 1), (5, 0.3, 2), (100, 0.29, 29), (9, 0.01, 1)):
         equal = {str(number): 8 for number in range(count)}
         found = [pair_writer.choose_validation(equal, fraction, seed) for seed in range(9)]
@@ -310,7 +310,7 @@ def test_a_share_of_the_pairs_is_chosen_in_whole_scenes():
 
 
 def test_what_is_added_later_hardly_changes_the_draw():
-    """Weights that are trained on should not be validated with what they were trained on before."""
+    """Weights that are trained further should not be validated on what they were trained on before."""
     sizes = {f'photo{number}': 8 for number in range(40)}
     before = pair_writer.choose_validation(sizes, 0.25, 0)
     for number in range(100, 120):
@@ -390,7 +390,7 @@ def test_pairs_that_the_second_reading_does_not_give_are_said_and_not_counted(ru
 
 
 def test_names_that_are_not_utf8_do_not_end_the_process(tmp_path):
-    """As OpenCV does where it is given such a path."""
+    """OpenCV ends the process if it is given such a path."""
     frame, video = (tmp_path / os.fsdecode(name) for name in (b'f\xe9.png', b'v\xe9.mp4'))
     frame.write_bytes(cv2.imencode('.png', picture(HEIGHT, WIDTH))[1].tobytes())
     video.touch()

@@ -1,4 +1,4 @@
-"""Synthetic images: the same from the same seed, of the sizes and colours that they shall have."""
+"""Synthetic images: the same from the same seed, with the intended sizes and colours."""
 
 import time
 from functools import partial
@@ -57,7 +57,7 @@ def test_images_of_another_size_are_not_taken_for_these(run, tmp_path):
 
 
 def test_radii_follow_the_power_law():
-    """The share of radii above 2r is a quarter of that above r where the density is r^-3."""
+    """With density r^-3 the share of radii above 2r is a quarter of that above r."""
     for seed in range(4):
         radii = np.sort(dead_leaves.draw_radii(np.random.default_rng(seed), 2048))
         low = radii[0]
@@ -75,7 +75,7 @@ def test_colours_are_moderate_and_luminance_is_spread():
 
 
 def test_spectrum_falls_as_that_of_photographs():
-    """Amplitude about as 1 / f: between f^-0.7 and f^-1.8 from the coarse to the fine (sharp edges give f^-1.5)."""
+    """The amplitude falls about as 1 / f: between f^-0.7 and f^-1.8 (sharp edges give f^-1.5)."""
     slopes = []
     for index in range(4):
         grey = dead_leaves.dead_leaves(0, index, 256).mean(2)
@@ -93,7 +93,7 @@ def test_patterns_repeat_and_use_both_inks(name):
     ink = np.asarray(dead_leaves.PATTERNS[name](x, y, 8.0), np.float32)
     assert ink.shape == (64, 64) and ink.min() == pytest.approx(0, abs=0.05) and ink.max() == pytest.approx(1, abs=0.05)
     if name != 'rings':
-        assert (np.abs(ink[:, 16:] - ink[:, :-16]) > 0.01).mean() < 0.1  # but for rounding at a hard edge
+        assert (np.abs(ink[:, 16:] - ink[:, :-16]) > 0.01).mean() < 0.1  # except for rounding at a hard edge
 
 
 @pytest.mark.parametrize('size', [32, 33, 100])
@@ -107,7 +107,7 @@ def test_an_image_of_512_takes_well_under_a_second():
     started = time.process_time()
     for index in range(4):
         dead_leaves.dead_leaves(0, index, 512)
-    assert (time.process_time() - started) / 4 < 2  # a bound that a loaded machine keeps; 0.4 measured
+    assert (time.process_time() - started) / 4 < 2  # 0.4 measured; the bound allows for a busy machine
 
 
 @pytest.mark.parametrize(

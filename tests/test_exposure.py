@@ -1,4 +1,4 @@
-"""What moves, in which light, and that nothing moves away from the sharp picture."""
+"""Exposures: what moves, in which light, and that the mean position is the sharp picture's."""
 
 import cv2
 import numpy as np
@@ -30,7 +30,7 @@ def test_path_has_its_length_and_its_mean_is_the_sharp_position(length):
 
 
 def test_blur_is_the_mean_of_moved_exposures_in_linear_light():
-    """Against a kernel that the path is drawn into, each moment spread bilinearly."""
+    """Compared with a convolution whose kernel is the path, each moment spread bilinearly."""
     rng = np.random.default_rng(1)
     sharp = picture(80, 96)
     motion = motion_of(exposure.shake_path(rng, 9.0), 80, 96)
@@ -54,7 +54,7 @@ def test_moments_are_dense_enough_and_their_mean_is_the_path_s():
 
 
 def test_moments_of_short_paths_are_points_of_them():
-    """As the weights that ship have seen them, and RESULTS.md's pictures."""
+    """The shipped weights and RESULTS.md's pictures were made with such moments."""
     for seed in range(20):
         rng = np.random.default_rng(seed)
         motion = exposure.draw_motion(rng, 384, 384, length=18, rotation=0.5, depth=0.5, objects=1)
@@ -82,9 +82,9 @@ def test_moments_of_long_paths_are_dense_where_they_are_fastest(length):
 def test_a_point_of_light_leaves_one_trace_without_gaps(length):
     dot = np.zeros((255, 255, 3), np.float32)
     dot[127, 127] = 1
-    motion = exposure.draw_motion(np.random.default_rng(161), 255, 255, length=length)  # of 300 the most uneven path
+    motion = exposure.draw_motion(np.random.default_rng(161), 255, 255, length=length)  # the most uneven path of 300
     trace = exposure.average_light(dot, motion)[:, :, 0]
-    assert cv2.connectedComponents(np.uint8(trace > 1e-4))[0] == 2  # it and the ground
+    assert cv2.connectedComponents(np.uint8(trace > 1e-4))[0] == 2  # the trace and the background
 
 
 def test_no_movement_is_no_blur():
@@ -119,7 +119,7 @@ def test_a_roll_is_a_rotation_about_the_middle():
     expected = rotated / len(motion.moments())
     inside = slice(8, -8), slice(8, -8)
     found = exposure.average_light(light, motion)
-    # 0.2, as both place pixels on a grid of 1/32; 0.5 and more for what is no rotation
+    # The ratio is 0.2, since both place pixels on a grid of 1/32; it is 0.5 or more for what is no rotation.
     assert np.abs(found - expected)[inside].mean() < 0.3 * np.abs(light - expected)[inside].mean()
 
 

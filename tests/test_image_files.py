@@ -61,7 +61,7 @@ def test_turned_photographs_are_upright_and_of_the_size_that_is_said(tmp_path, o
 
 @pytest.mark.parametrize(('kind', 'value'), [(2, b'6\0\0\0'), (7, b'6\0\0\0'), (3, b'\0\x09\0\0')])
 def test_an_orientation_that_is_none_turns_nothing(tmp_path, kind, value):
-    """A text, bytes of no known meaning, a number that is too large."""
+    """Its value is a text, undefined bytes, or a number that is too large."""
     path = tmp_path / 'a.jpg'
     exif = b'Exif\0\0MM\0*' + struct.pack('>IHHHI4sI', 8, 1, ExifTags.Base.Orientation, kind, 1 + (kind != 3), value, 0)
     Image.fromarray(np.zeros((5, 7, 3), np.uint8)).save(path, exif=exif)

@@ -1,4 +1,4 @@
-"""Stores joined to one: every pair, unchanged, under a name that says where it is from."""
+"""Joined stores: every pair, unchanged, under a name that says where it is from."""
 
 import shutil
 
@@ -56,7 +56,7 @@ def test_damaged_images_and_halves_of_pairs_leave_nothing(prepared, run_script, 
         environment.begin(write=True) as transaction,
     ):
         transaction.put(b'photo1_000', b'rubbish')
-    (tmp_path / 'data_sharp.lmdb' / 'manifest.json').unlink()  # as of another program's store
+    (tmp_path / 'data_sharp.lmdb' / 'manifest.json').unlink()  # as in another program's store
     printed = run_script(join_stores, 'data', '-o', 'all', '--store', 'raw', exit_code=2)
     assert "join_stores: data_sharp.lmdb: 'photo1_000' is damaged; prepare it again" in printed.err
     with StoreWriter(tmp_path / 'less_blur.lmdb') as less:
@@ -70,7 +70,7 @@ def test_damaged_images_and_halves_of_pairs_leave_nothing(prepared, run_script, 
 
 
 def test_a_grey_store_of_another_program_is_taken_as_it_is_and_as_colour_rows(run_script, tmp_path):
-    """BasicSR's own tool lists grey pictures as of one channel, and all as PNG."""
+    """BasicSR's own tool lists grey pictures with one channel, and all files as PNG."""
     grey = picture(20, 30)[:, :, 0]
     value = cv2.imencode('.png', grey)[1].tobytes()
     for role in ('blur', 'sharp'):

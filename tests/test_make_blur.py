@@ -64,7 +64,7 @@ def test_blurred_files_are_jpegs_of_the_quality_asked_for(prepared):
 
 
 def test_a_range_of_qualities_and_of_grids(prepared, run, tmp_path):
-    options = '--copies 6 --quality 15-95 --grid 15 --seed 1'.split()  # of seed 0, two of six grids agree
+    options = '--copies 6 --quality 15-95 --grid 15 --seed 1'.split()  # with seed 0 two of the six grids agree
     run(prepared / 'photos' / 'photo1.png', '-o', 'a', '--length', '0', '0', '--noise', '0', '--files', *options)
     sharp = cv2.imread(str(prepared / 'photos' / 'photo1.png'))
     tables, shapes = set(), set()
@@ -113,7 +113,7 @@ def test_a_dim_view_has_less_light():
 
 
 def test_parts_of_a_view_are_out_of_focus():
-    stripes = np.tile(np.uint8([[0, 255]]), (96, 48))[:, :, None].repeat(3, 2)  # 96 x 96, as fine as can be
+    stripes = np.tile(np.uint8([[0, 255]]), (96, 48))[:, :, None].repeat(3, 2)  # 96 x 96, the finest stripes there are
     for seed in range(5):
         seen = view(stripes, seed, soft=3)
         contrast = np.abs(np.diff(seen[:, :, 0].astype(int), axis=1))
@@ -127,7 +127,7 @@ def test_a_view_of_one_pixel(zoom):
 
 
 def test_one_photograph_is_not_taken_twice(tmp_path):
-    """It could be in both parts of --val."""
+    """Else it could be on both sides of --val."""
     (tmp_path / 'all' / 'best').mkdir(parents=True)
     (tmp_path / 'all' / 'best' / 'a.png').touch()
     with pytest.raises(InputError, match=r'best/a\.png: given twice; leave it out once'):
@@ -135,7 +135,7 @@ def test_one_photograph_is_not_taken_twice(tmp_path):
 
 
 def test_copies_of_a_picture_are_one(run, tmp_path):
-    """Or they could be in both parts of --val."""
+    """Else copies could be on both sides of --val."""
     for number, name in enumerate(('a', 'b', 'copies/a', 'copies/b')):
         (tmp_path / 'all' / name).parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(tmp_path / 'all' / f'{name}.png'), picture(20, 30, number % 2))
@@ -152,7 +152,7 @@ def key_of_one(store):
 
 
 def test_names_that_are_not_utf8_are_names(tmp_path):
-    """OpenCV ends the process where it is given such a path."""
+    """OpenCV ends the process if it is given such a path."""
     path = tmp_path / os.fsdecode(b'caf\xe9.png')
     path.write_bytes(cv2.imencode('.png', picture(20, 30))[1].tobytes())
     ((name, photo),) = make_blur.find_photos([tmp_path]).items()
@@ -210,7 +210,7 @@ def test_split_does_not_change_the_pairs(prepared, run, tmp_path):
     [
         ('train_finetune', ['path:pretrain_network_g=~']),
         ('train_finetune_small', []),
-    ],  # the first's are not here
+    ],  # the weights that the first file names are not here
 )
 def test_finetuning_takes_what_is_written_with_a_split(prepared, run, tmp_path, name, overrides):
     run(prepared / 'photos', '-o', 'datasets/mine', '--copies', '1', '--val', '0.2')
@@ -288,7 +288,7 @@ def test_what_cannot_be_read_is_found_before_anything_is_made(run, tmp_path):
     for number in range(3):
         cv2.imwrite(str(tmp_path / f'{number}.png'), np.zeros((8, 8, 3), np.uint8))
     whole = (tmp_path / '2.png').read_bytes()
-    for damaged in (b'cut', whole[: len(whole) // 2]):  # the second has its header
+    for damaged in (b'cut', whole[: len(whole) // 2]):  # the second still has its header
         (tmp_path / '2.png').write_bytes(damaged)
         printed = run('.', '-o', 'out', exit_code=2)
         assert '2.png: not a readable image; remove it' in printed.err and 'pair' not in printed.err
@@ -362,7 +362,7 @@ def test_pairs_of_stores_and_folders_get_their_names_together(run, tmp_path):
 
 
 def in_folder(folder):
-    """Bytes of all files that runs with the same request have in common."""
+    """The bytes of all files that are the same after each run with the same request."""
     return {
         path.relative_to(folder).as_posix().partition('_')[2]: path.read_bytes()
         for name in ('blur', 'sharp')
@@ -371,7 +371,7 @@ def in_folder(folder):
 
 
 def stop_at(count, how):
-    """Make the `count`-th value that is put into a store the last one."""
+    """Call `how`, which ends the run, instead of putting the `count`-th value into a store."""
     put, calls = StoreWriter.put, []
 
     def dying(self, *arguments):
@@ -394,7 +394,7 @@ def run_and_die(count, batch, arguments):
     ('files', 'batch', 'kept'), [([], 1, 4), (['--files'], 1, 4), ([], 40_000, 3), ([], 1 << 20, 0)]
 )
 def test_a_killed_run_goes_on_where_it_was(prepared, run, tmp_path, files, batch, kept):
-    """A pair has 14 kB, of which the blurred image is a tenth: its store alone would wait for 29 pairs."""
+    """A pair has 14 kB, a tenth of it the blurred image: its store alone would flush only after 29 pairs."""
     shutil.copytree(prepared / 'photos', tmp_path / 'photos')
     arguments = ['photos', '--copies', '2', *files]
     for name in ('a', 'b'):
@@ -439,7 +439,7 @@ def test_a_run_that_is_stopped_before_the_first_pair_leaves_nothing(prepared, ru
     ('change', 'kept'), [('nothing', 4), ('seed', 0), ('photograph', 2), ('file', 3), ('missing file', 3), ('name', 2)]
 )
 def test_a_pair_of_another_source_is_made_again(prepared, run, tmp_path, change, kept):
-    """Photographs are numbered, and the number is a part of the seed: without the third, later ones move up."""
+    """Photographs are numbered and the number is part of the seed: if one is renamed, others may get another number."""
     for number in range(4):
         (tmp_path / 'photos').mkdir(exist_ok=True)
         shutil.copy(prepared / f'photos/photo{number}.png', tmp_path / 'photos')

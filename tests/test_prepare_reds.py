@@ -29,7 +29,7 @@ SETS = {'train_blur_jpeg', 'train_sharp', 'val_blur_jpeg', 'val_sharp', 'test_bl
 
 
 def make_reds(folder):
-    """A small tree in REDS's layout: train/train_sharp/000/00000000.png and so on. The test set has no sharp frames."""
+    """Make a small tree in REDS's layout: train/train_sharp/000/00000000.png etc.; the test set has no sharp frames."""
     for split, sequences in SEQUENCES.items():
         for sequence in range(sequences):
             blurred, sharp = (folder / split / f'{split}_{role}' / f'{sequence:03d}' for role in ('blur_jpeg', 'sharp'))
@@ -44,7 +44,7 @@ def make_reds(folder):
 
 
 def make_zips(tree, folder):
-    """One zip file for each set, as REDS comes, not compressed, with train/train_sharp/000/00000000.png and so on."""
+    """Make an uncompressed zip file of each set, as REDS has, with train/train_sharp/000/00000000.png and so on."""
     folder.mkdir()
     for place in sorted(tree.glob('*/*')):
         with zipfile.ZipFile(folder / f'{place.name}.zip', 'w') as file:
@@ -68,7 +68,7 @@ def reds(tmp_path_factory):
 
 @pytest.fixture
 def downloads(reds, tmp_path, monkeypatch):
-    """The current folder, with tree/ and zips/ to spoil, in a world where REDS is as small as they are."""
+    """The current folder, with copies of tree/ and zips/ to damage; prepare_reds takes REDS to be as small as they."""
     for name in ('tree', 'zips'):
         shutil.copytree(reds / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
@@ -79,7 +79,7 @@ def downloads(reds, tmp_path, monkeypatch):
 
 
 def run(monkeypatch, *arguments):
-    """The exit code of prepare_reds.py, run in this process."""
+    """Run prepare_reds.py in this process and return its exit code."""
     monkeypatch.setattr(sys, 'argv', ['prepare_reds.py', '--workers', '2', *map(str, arguments)])
     try:
         prepare_reds.main()
@@ -89,14 +89,14 @@ def run(monkeypatch, *arguments):
 
 
 def message(capsys):
-    """The one line that is not progress."""
+    """The only line on stderr that is not a progress bar."""
     lines = [line for line in capsys.readouterr().err.splitlines() if line and '%|' not in line]
     assert len(lines) == 1 and lines[0].startswith('prepare_reds: '), lines
     return lines[0]
 
 
 def content(path):
-    """Texts and values of a store."""
+    """The texts and values of a store."""
     store = open_store(path)
     texts = [(path / name).read_text() for name in ('meta_info.txt', 'manifest.json')]
     return texts, [store.get(key) for key in store.keys()]
@@ -166,7 +166,7 @@ def test_help_names_the_downloads(monkeypatch, capsys):
 
 
 def test_workers_start_where_opencv_has_threads_of_its_own(downloads, monkeypatch):
-    """As in a program that has used OpenCV: the threads are not there in a forked worker."""
+    """As in a program that has used OpenCV, whose threads a forked worker does not inherit."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(4)
     cv2.GaussianBlur(np.zeros((2000, 2000), np.float32), (0, 0), 9)
@@ -229,7 +229,7 @@ def test_a_store_that_is_there_is_refused_before_another_is_written(downloads, m
 
 
 def kill_at(name, count):
-    """Make this process kill itself at the `count`-th call of that method of StoreWriter."""
+    """Make this process kill itself at the `count`-th call of StoreWriter's method `name`."""
     method, calls = getattr(StoreWriter, name), []
 
     def dying(self, *arguments, **options):
@@ -276,7 +276,7 @@ def test_killed_run_goes_on_where_it_was(reds, downloads, monkeypatch, capsys, p
 
 
 def alive(process_id):
-    """Whether a process is there and is not waiting for its parent to hear of its end."""
+    """Whether a process exists and is not a zombie."""
     try:
         return Path(f'/proc/{process_id}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
     except (FileNotFoundError, ProcessLookupError):
@@ -321,7 +321,7 @@ def cut_zip(folder):
 def zip_of_a_newer_format(folder):
     path = folder / 'zips' / 'train_sharp.zip'
     content = bytearray(path.read_bytes())
-    content[content.index(b'PK\x01\x02') + 6] = 250  # the version that reading it takes
+    content[content.index(b'PK\x01\x02') + 6] = 250  # the version needed to read it
     path.write_bytes(content)
 
 
@@ -434,7 +434,7 @@ def test_bad_input_is_named_in_one_line_and_makes_no_store(downloads, monkeypatc
     spoil(downloads)
     assert run(monkeypatch, *arguments, '-o', 'out') == 2
     assert re.search(expected, message(capsys))
-    assert not any(name.endswith('.partial') for name in names_in(downloads / 'out'))  # one batch: none was written
+    assert not any(name.endswith('.partial') for name in names_in(downloads / 'out'))  # none written: all in one batch
     assert all(verify_store(path) == [] for path in (downloads / 'out').glob('*'))
 
 
@@ -449,7 +449,7 @@ def test_reds_own_numbers_and_size_are_expected(reds, tmp_path, monkeypatch, cap
 
 
 def test_run_after_a_repaired_frame_takes_only_what_is_missing(reds, downloads, monkeypatch, capsys):
-    """The frames stored before the damaged one stay; one that changed since is read again, one that went is removed."""
+    """Frames stored before the damaged one are kept, but for one that changed since: it is read again."""
     monkeypatch.setattr(lmdb_store, 'BATCH_SIZE', 1)
     good, bad = Path(FIRST), Path('tree/train/train_sharp/002/00000001.png')
     shutil.copy(LAST, good)
@@ -487,7 +487,7 @@ def test_partial_store_of_the_other_kind_or_cut_is_started_anew(reds, downloads,
 
 
 def test_full_disk_is_named_and_the_next_run_goes_on(reds, downloads, monkeypatch, capsys):
-    """A limit on the size of files stands for the disk's end: the writer meets it in the same system call."""
+    """A limit on file size stands for a full disk: the same system call of the writer fails."""
     import resource
 
     monkeypatch.setattr(lmdb_store, 'BATCH_SIZE', 1)

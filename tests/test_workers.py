@@ -1,4 +1,4 @@
-"""Calls shared out to processes: results in order, few of them waiting, errors as they were raised."""
+"""Calls shared out to processes: results in order, few of them waiting, exceptions as raised."""
 
 import argparse
 import os
@@ -48,7 +48,7 @@ def test_an_error_is_the_callers():
 
 
 def test_there_are_as_many_workers_as_this_process_may_use_cores(monkeypatch):
-    """On a cluster a job has a part of the machine's."""
+    """On a cluster a job has only part of the machine's cores."""
     monkeypatch.setattr(os, 'sched_getaffinity', lambda process: {3, 5, 8})
     parser = argparse.ArgumentParser()
     add_workers_option(parser)

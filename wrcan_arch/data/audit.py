@@ -1,4 +1,4 @@
-"""What is wrong with the frames of a run: quickly, before it starts, or value by value (`basicsr doctor --data`)."""
+"""Find what is wrong with the frames of a run: quickly, before it starts, or all of it (`basicsr doctor --data`)."""
 
 import io
 import math
@@ -25,13 +25,15 @@ OF_THE_TOOLBOX = ('PairedImageDataset', 'SingleImageDataset')
 def quick_problems(
     dataset: Mapping[str, Any], phase: str, *, scale: int = 1, every: int | None = None
 ) -> Iterator[str]:
-    """Of one data set of an option file: its stores or folders, their pairing, the frames' sizes, from their headers.
+    """Yield what is wrong with a data set of an option file: its stores or folders, their pairing, the frames' sizes.
+
+    Sizes come from meta_info.txt or from the files' headers; only a file that Pillow cannot open is decoded.
 
     Args:
         dataset: the section of the option file.
         phase: 'train' or another.
-        scale: of the option file: how much larger sharp frames of the toolbox's classes are.
-        every: val:submission's, where one is made: names have to end in the frame's number, as in 000_00000012.
+        scale: the option file's: how much larger sharp frames are, for the toolbox's own classes.
+        every: val:submission's, if there is one: names must then end in the frame's number, as in 000_00000012.
     """
     stored = (dataset.get('io_backend') or {}).get('type') == 'lmdb'
     try:
@@ -77,7 +79,7 @@ Sizes = Mapping[str, list[tuple[int, ...]]]  # (H, W) of each frame, by role
 
 
 def _sizes(dataset: JPEGDeblurDataset, stored: bool) -> Sizes:
-    """InputError for a file that is no image."""
+    """Return the sizes of all frames, by role; InputError for a file that is no image."""
 
     def size(role: str, frame: str) -> tuple[int, ...]:
         if stored:
@@ -88,7 +90,7 @@ def _sizes(dataset: JPEGDeblurDataset, stored: bool) -> Sizes:
 
 
 def _paths_of_toolboxs(dataset: Mapping[str, Any], phase: str) -> dict[str, list[str]]:
-    """What a data set of the toolbox's own reads, by role: files, or keys of its stores. InputError if it cannot."""
+    """Return what the toolbox's own data set reads, by role: files, or keys of its stores; InputError if it cannot."""
     name, kind, roots = dataset['name'], dataset['type'], roots_of(dataset)
     opt = deepcopy({**dataset, **{f'dataroot_{role}': root for role, root in roots.items()}, 'phase': phase})
     try:
@@ -107,7 +109,7 @@ def _paths_of_toolboxs(dataset: Mapping[str, Any], phase: str) -> dict[str, list
 
 
 def _sizes_of_toolboxs(dataset: Mapping[str, Any], paths: Mapping[str, list[str]], stored: bool) -> Sizes:
-    """InputError for a file that is no image."""
+    """Return the sizes of all frames, by role; InputError for a file that is no image."""
     roots = roots_of(dataset)
 
     def size(role: str, path: str) -> tuple[int, ...]:
@@ -129,7 +131,10 @@ def _sizes_of_toolboxs(dataset: Mapping[str, Any], paths: Mapping[str, list[str]
 def _wrong_sizes(
     dataset: Mapping[str, Any], phase: str, keys: list[str], sizes: Sizes, scale: int = 1
 ) -> Iterator[str]:
-    """The first frame whose size is not its partner's, and the smallest that a patch does not fit into."""
+    """Yield each role's first frame of another size than its partner, and the smallest frame that no patch fits into.
+
+    Partners are compared at scale 1 only.
+    """
     name, roots = dataset['name'], roots_of(dataset)
     guide = 'gt' if 'gt' in sizes else 'lq'
     for role in sizes if scale == 1 else ():
@@ -155,7 +160,10 @@ def _text(size: tuple[int, ...]) -> str:
 
 
 def all_problems(root: Path | str) -> list[str]:
-    """Of one store or folder, every image decoded."""
+    """Read all of one store or folder; return what is wrong with it.
+
+    Every encoded image is decoded, unless its store was found damaged without that.
+    """
     if Path(root).suffix != '.lmdb':
         try:
             return list(_faults_of_files(Path(root)))
@@ -190,7 +198,7 @@ def _read_all(root: Path | str) -> list[str]:
             problems = [f"{root}: '{key}' {fault}" for key, fault in faults if fault]
         elif not problems:
             for key in store.keys():
-                with store.view(key):  # whose size is not its shape's is an InputError
+                with store.view(key):  # InputError if the value's size is not its shape's
                     pass
     except InputError as error:
         return [str(error)]
@@ -198,7 +206,7 @@ def _read_all(root: Path | str) -> list[str]:
 
 
 def _image_fault(value: bytes, shape: tuple[int, int, int] | None = None) -> str | None:
-    """What is wrong with an image file; one of another size than meta_info's is not decoded, whatever it says it is."""
+    """Return what is wrong with an image file, or None; one whose size is not that of `shape` is not decoded."""
     try:
         with opened_at_any_size(), Image.open(io.BytesIO(value)) as image:
             if shape and image.size != (shape[1], shape[0]):
@@ -208,6 +216,6 @@ def _image_fault(value: bytes, shape: tuple[int, int, int] | None = None) -> str
             image.load()
     except (OSError, SyntaxError, ValueError) as error:
         return f'cannot be decoded ({error})'
-    if decode_image(value) is None:  # a TIFF of floats, say, or a PNG without its end, which Pillow takes
+    if decode_image(value) is None:  # a TIFF of floats, say, or a PNG without its end: Pillow reads both
         return 'cannot be decoded by OpenCV, which training uses; convert it to PNG'
     return None

@@ -1,4 +1,4 @@
-"""Image files that data sets read and stores are made from: which they are, how large, what their keys are."""
+"""Find, measure, decode and write the image files of data sets and stores, and derive keys from their names."""
 
 import os
 import re
@@ -18,12 +18,12 @@ IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
 
 def is_image(path: Path) -> bool:
-    """By its name, which does not begin with a dot: macOS leaves ._NAME.jpg beside NAME.jpg, without an image in it."""
+    """Whether the name is an image's. One with a leading dot is not: macOS leaves ._NAME.jpg, no image, by NAME.jpg."""
     return path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith('.')
 
 
 def images_under(folder: Path) -> list[Path]:
-    """The images of a folder and of all that `walk` finds in it, sorted. InputError if one cannot be read."""
+    """Return the images of a folder and of those below that `walk` visits, sorted; InputError if one is unreadable."""
     try:
         paths = (path for here, names in walk(folder) for path in map(here.joinpath, names))
         return sorted(filter(is_image, paths))
@@ -32,32 +32,32 @@ def images_under(folder: Path) -> list[Path]:
 
 
 def size_of_image(path: Path | str) -> tuple[int, ...]:
-    """(H, W) as it is decoded, upright, from the file's header; () of what is none."""
+    """Return (H, W) of the upright image from the file's header; () if Pillow cannot open it."""
     try:
         with warnings.catch_warnings(), opened_at_any_size():
-            warnings.simplefilter('ignore')  # whoever decodes it tells what else is wrong
+            warnings.simplefilter('ignore')  # what else is wrong with it is reported when it is decoded
             with Image.open(path) as image:
-                exif = image.getexif() if 'exif' in image.info else {}  # unasked, Pillow decodes a PNG to look for it
+                exif = image.getexif() if 'exif' in image.info else {}  # else Pillow decodes a PNG to look for it
                 return image.size if exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8) else image.size[::-1]
     except (OSError, SyntaxError, ValueError):
         return ()
 
 
 def decode_image(content: bytes | np.ndarray) -> np.ndarray | None:
-    """uint8 (H, W, 3) in BGR, upright, from a file's bytes; None of what is no image.
+    """Decode a file's bytes to uint8 (H, W, 3) in BGR, upright; None if OpenCV cannot.
 
-    OpenCV is not given the path: one that is not UTF-8 ends the process.
+    OpenCV is not given the path: one that is not UTF-8 would kill the process.
     """
     try:
         return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if len(content) else None
-    except cv2.error:  # of an image that says it has more pixels than OpenCV takes
+    except cv2.error:  # for an image that claims more pixels than OpenCV takes
         return None
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
-    """Write uint8 (H, W, 3) in BGR, whole, into a folder that is made where it is missing. InputError if it cannot be.
+    """Write uint8 (H, W, 3) in BGR, whole or not at all; make the folder if it is missing. InputError if it cannot.
 
-    OpenCV's own writing takes no such path either, and some full disks for written ones.
+    Does not use cv2.imwrite: it too cannot take a path that is not UTF-8, and it reports success on some full disks.
     """
     with disk_errors_name(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,9 +66,9 @@ def write_png(path: Path, image: np.ndarray) -> None:
 
 
 def key_for(name: str) -> str:
-    """A key that BasicSR can read (ASCII, no dots), from a file's name without its ending.
+    """Make a key that BasicSR can read (ASCII, no dots) from a file's name without its ending.
 
-    Where letters other than ASCII's are lost, a checksum of the name tells it from others.
+    A name that is not ASCII loses letters; a checksum of it is appended to keep keys apart.
     """
     key = re.sub(r'[^A-Za-z0-9_-]+', '_', name)
     if not name.isascii():
