@@ -15,6 +15,7 @@ from PIL import ExifTags, Image
 
 from wrcan_arch.cli import main
 from wrcan_arch.data import lmdb_store
+from wrcan_arch.data.audit import quick_problems
 from wrcan_arch.data.lmdb_store import StoreWriter, open_store
 
 
@@ -148,7 +149,10 @@ def one_folder_further_down():
     [
         (no_sharp_one, 'cannot read it (AssertionError: lq and gt datasets have different number of images: 6, 5.); '),
         (of_another_size, "photo3_000.png' is 96 x 80 in data_blur but 96 x 78 in data_sharp; prepare both from the"),
-        (one_folder_further_down, 'PairedImageDataset finds no images in data_blur; it does not look into folders'),
+        (
+            one_folder_further_down,
+            'finds no images in data_blur; of a folder it takes no folders inside',
+        ),
         (lambda: Path('data_sharp/photo3_000.png').write_text('x'), 'data_sharp/photo3_000.png is not a readable'),
     ],
 )
@@ -171,6 +175,53 @@ def test_pairs_of_the_toolboxs_data_set_are_checked_as_ours_are(workplace, capfd
     assert not list(Path('results').glob('*archived*'))
     assert main(['doctor', '--data', 'test.yml']) == 1
     assert expected in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('phase', 'scale', 'blurred', 'sharp', 'expected'),
+    [
+        ('val', 1, (64, 64), (65, 66), []),  # PairedImageDataset crops the sharp one
+        ('train', 1, (64, 64), (65, 66), ["a.png' is 64 x 64 in lq but 66 x 65 in gt"]),
+        ('val', 1, (64, 64), (65, 63), ["a.png' is 64 x 64 in lq but 63 x 65 in gt"]),
+        ('train', 2, (32, 48), (64, 96), []),
+        ('train', 2, (32, 48), (64, 98), ["a.png' is 48 x 32 in lq but 98 x 64 in gt"]),
+        ('val', 2, (64, 96), (32, 48), ["a.png' is 96 x 64 in lq but 48 x 32 in gt"]),  # swapped
+    ],
+)
+def test_sizes_of_a_pair_are_those_that_the_toolbox_takes(
+    tmp_path, monkeypatch, phase, scale, blurred, sharp, expected
+):
+    monkeypatch.chdir(tmp_path)
+    for folder, size in (('lq', blurred), ('gt', sharp)):
+        Path(folder).mkdir()
+        cv2.imwrite(f'{folder}/a.png', picture(*size))
+    found = [*quick_problems(PAIRED, phase, scale=scale)]
+    assert len(found) == len(expected) and all(part in said for part, said in zip(expected, found, strict=True))
+
+
+PAIRED = {
+    'name': 'own', 'type': 'PairedImageDataset', 'dataroot_lq': 'lq', 'dataroot_gt': 'gt',
+    'io_backend': {'type': 'disk'}, 'gt_size': 16,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ('changes', 'expected'),
+    [
+        ({'filename_tmpl': '{}_{}'}, 'data set own: PairedImageDataset cannot read it (IndexError: '),
+        ({'io_backend': 'disk'}, 'data set own: PairedImageDataset cannot read it ('),
+        ({'dataroot_gt': None}, 'data set own: a PairedImageDataset needs dataroot_gt; name it, or take a Single'),
+        ({'type': 'SingleImageDataset', 'meta_info_file': None}, 'data set own: SingleImageDataset cannot read it ('),
+    ],
+)
+def test_what_the_toolboxs_data_sets_cannot_use_is_one_line(tmp_path, monkeypatch, changes, expected):
+    monkeypatch.chdir(tmp_path)
+    for folder in ('lq', 'gt'):
+        Path(folder).mkdir()
+        cv2.imwrite(f'{folder}/a.png', picture(64, 64))
+    assert not [*quick_problems(PAIRED, 'train')]
+    (said,) = quick_problems({**PAIRED, **changes}, 'train')
+    assert said.startswith(expected) and '\n' not in said
 
 
 def test_data_set_without_images_is_not_a_test_that_went_well(workplace, capfd):

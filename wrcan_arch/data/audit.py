@@ -2,7 +2,8 @@
 
 import io
 import math
-from collections.abc import Iterator, Mapping
+import operator
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from itertools import islice
 from pathlib import Path
@@ -19,7 +20,7 @@ from .jpeg_deblur_dataset import JPEGDeblurDataset, roots_of
 from .lmdb_store import in_own_process, open_store, verify_store
 
 MOST_PIXELS = 1 << 30  # OpenCV's limit
-OF_THE_TOOLBOX = ('PairedImageDataset', 'SingleImageDataset')
+TOOLBOX_DATASETS = ('PairedImageDataset', 'SingleImageDataset')
 
 
 def quick_problems(
@@ -35,7 +36,8 @@ def quick_problems(
         scale: the option file's: how much larger sharp frames are, for the toolbox's own classes.
         every: val:submission's, if there is one: names must then end in the frame's number, as in 000_00000012.
     """
-    stored = (dataset.get('io_backend') or {}).get('type') == 'lmdb'
+    backend = dataset.get('io_backend')
+    stored = isinstance(backend, Mapping) and backend.get('type') == 'lmdb'
     try:
         for root in roots_of(dataset).values():
             if stored:
@@ -50,11 +52,12 @@ def quick_problems(
             keys = [frame['key'] for frame in frames.frames]
             if every:
                 yield from _unfit_for_submission(dataset['name'], keys, every)
-            yield from _wrong_sizes(dataset, phase, keys, _sizes(frames, stored))
-        elif dataset['type'] in OF_THE_TOOLBOX:
-            paths = _paths_of_toolboxs(dataset, phase)
-            sizes = _sizes_of_toolboxs(dataset, paths, stored)
-            yield from _wrong_sizes(dataset, phase, paths['lq'], sizes, scale)
+            sizes = _sizes(frames, stored)
+            yield from _wrong_sizes(dataset, phase, keys, sizes, agree=operator.eq)
+        elif dataset['type'] in TOOLBOX_DATASETS:
+            paths = _paths_of_toolbox_dataset(dataset, phase)
+            sizes = _sizes_of_toolbox_dataset(dataset, paths, stored)
+            yield from _wrong_sizes(dataset, phase, paths['lq'], sizes, agree=_agreement(phase, scale))
     except InputError as error:
         yield str(error)
 
@@ -89,26 +92,36 @@ def _sizes(dataset: JPEGDeblurDataset, stored: bool) -> Sizes:
     return {role: [size(role, frame[role]) for frame in dataset.frames] for role in dataset.roots}
 
 
-def _paths_of_toolboxs(dataset: Mapping[str, Any], phase: str) -> dict[str, list[str]]:
+def _paths_of_toolbox_dataset(dataset: Mapping[str, Any], phase: str) -> dict[str, list[str]]:
     """Return what the toolbox's own data set reads, by role: files, or keys of its stores; InputError if it cannot."""
-    name, kind, roots = dataset['name'], dataset['type'], roots_of(dataset)
-    opt = deepcopy({**dataset, **{f'dataroot_{role}': root for role, root in roots.items()}, 'phase': phase})
+    name, kind = dataset['name'], dataset['type']
+    if kind == 'PairedImageDataset' and not dataset.get('dataroot_gt'):  # it would list the current folder
+        raise InputError(f'data set {name}: a {kind} needs dataroot_gt; name it, or take a SingleImageDataset')
     try:
-        paths = DATASET_REGISTRY.get(kind)(opt).paths
-    except (AssertionError, KeyError, OSError, ValueError) as error:
+        paths = DATASET_REGISTRY.get(kind)(deepcopy({**dataset, 'phase': phase})).paths
+    except Exception as error:  # it checks little before it uses its options
         reason = ' '.join(f'{type(error).__name__}: {error}'.split())
         raise InputError(
             f'data set {name}: {kind} cannot read it ({reason}); correct the names or the options'
         ) from error
     if not paths:
-        hint = 'it does not look into folders inside; a JPEGDeblurDataset does'
-        raise InputError(f'data set {name}: {kind} finds no images in {roots["lq"]}; {hint}')
+        hint = 'of a folder it takes no folders inside, which a JPEGDeblurDataset does'
+        raise InputError(f'data set {name}: {kind} finds no images in {dataset["dataroot_lq"]}; {hint}')
     if kind == 'SingleImageDataset':
         return {'lq': paths}
     return {role: [pair[f'{role}_path'] for pair in paths] for role in ('lq', 'gt')}
 
 
-def _sizes_of_toolboxs(dataset: Mapping[str, Any], paths: Mapping[str, list[str]], stored: bool) -> Sizes:
+def _agreement(phase: str, scale: int) -> Callable[[tuple[int, ...], tuple[int, ...]], bool]:
+    """Return whether PairedImageDataset takes a blurred and a sharp frame of two sizes as a pair.
+
+    Except in training it crops what a sharp frame has beyond `scale` times the blurred one.
+    """
+    compare = operator.eq if phase == 'train' else operator.ge
+    return lambda blurred, sharp: all(compare(s, scale * b) for b, s in zip(blurred, sharp, strict=True))
+
+
+def _sizes_of_toolbox_dataset(dataset: Mapping[str, Any], paths: Mapping[str, list[str]], stored: bool) -> Sizes:
     """Return the sizes of all frames, by role; InputError for a file that is no image."""
     roots = roots_of(dataset)
 
@@ -129,17 +142,18 @@ def _sizes_of_toolboxs(dataset: Mapping[str, Any], paths: Mapping[str, list[str]
 
 
 def _wrong_sizes(
-    dataset: Mapping[str, Any], phase: str, keys: list[str], sizes: Sizes, scale: int = 1
+    dataset: Mapping[str, Any],
+    phase: str,
+    keys: list[str],
+    sizes: Sizes,
+    agree: Callable[[tuple[int, ...], tuple[int, ...]], bool],
 ) -> Iterator[str]:
-    """Yield each role's first frame of another size than its partner, and the smallest frame that no patch fits into.
-
-    Partners are compared at scale 1 only.
-    """
+    """Yield each role's first frame that does not `agree` with its sharp partner, and the smallest for a patch."""
     name, roots = dataset['name'], roots_of(dataset)
     guide = 'gt' if 'gt' in sizes else 'lq'
-    for role in sizes if scale == 1 else ():
+    for role in (each for each in sizes if each != guide):
         pairs = zip(keys, sizes[role], sizes[guide], strict=True)
-        for key, size, other in islice((each for each in pairs if each[1] != each[2]), 1):
+        for key, size, other in islice((each for each in pairs if not agree(each[1], each[2])), 1):
             yield (
                 f"data set {name}: '{key}' is {_text(size)} in {roots[role]} but {_text(other)} in {roots[guide]}; "
                 'prepare both from the same frame'

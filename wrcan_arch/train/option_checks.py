@@ -354,7 +354,7 @@ def _unfit_weights(file: OptionFile) -> Iterator[str]:
 
 def _unfit_frames(file: OptionFile) -> Iterator[str]:
     for phase, dataset in sections(file.values, ('datasets',)).items():
-        if dataset['type'] in ('JPEGDeblurDataset', *audit.OF_THE_TOOLBOX):
+        if dataset['type'] in ('JPEGDeblurDataset', *audit.TOOLBOX_DATASETS):
             every = find(file.values, ('val', 'submission', 'every')) if phase != 'train' else None
             scale = file.values['scale']
             for problem in audit.quick_problems(dataset, kind_of_phase(phase), scale=scale, every=every):
