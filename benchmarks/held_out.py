@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / 'datasets_prep'))
 import exposure
 from dead_leaves import dead_leaves
 
-WEIGHTS = SHIPPED['small']
+WEIGHTS = SHIPPED['small'].resolve()
 STORED = Path(__file__).with_name('held_out.json')
 TOLERANCE = 0.02  # dB
 PATHS = 12  # exposures of each picture

@@ -522,6 +522,15 @@ def test_run_from_an_older_state_has_a_best_network_of_its_own(quick):
     assert best.read_bytes() != kept and best_of_log() == ('psnr', own, '8') and about['iter'] == 8
 
 
+def test_record_without_its_network_is_forgotten(quick):
+    """A run from a named older state was killed after the best network was put aside, before its first checkpoint."""
+    best = FOLDER / 'models/net_g_best.pth'
+    assert train('train:total_iter=8') == 0
+    best.rename(f'{best}.after_4')
+    assert train('train:total_iter=12', 'train:optim_g:lr=0.5', resume=True) == 0  # a worse network than the record's
+    assert read_file(best)['metadata']['iter'] == int(best_of_log()[2]) > 8
+
+
 def test_older_state_that_nothing_is_trained_from_leaves_the_best_network(quick):
     best = FOLDER / 'models/net_g_best.pth'
     assert train('train:total_iter=8') == 0

@@ -5,14 +5,12 @@ import numpy as np
 import pytest
 import torch
 from basicsr.metrics import calculate_metric
-from basicsr.models.sr_model import SRModel
 from conftest import picture
 from torchvision.models import alexnet as untrained_alexnet  # after basicsr, whose import repairs it
 
 from wrcan_arch import InputError
-from wrcan_arch.train import lpips_metric
+from wrcan_arch.train import lpips_metric, pipelines
 from wrcan_arch.train.lpips_metric import BACKBONE, calculate_lpips, lpips_network
-from wrcan_arch.train.recorded_model import RecordedModel
 
 METRIC = {'type': 'calculate_lpips', 'crop_border': 0, 'better': 'lower'}
 
@@ -80,12 +78,13 @@ def test_score_is_not_rounded_as_a_gpu_would(lpips, backbone):
 
 
 @pytest.mark.parametrize(('num_gpu', 'expected'), [(0, 'cpu'), (1, 'cuda:0')])
-def test_it_takes_a_gpu_only_where_the_run_may(monkeypatch, num_gpu, expected):
-    monkeypatch.setattr(lpips_metric, '_may_use_gpu', True)
+def test_it_takes_a_gpu_only_where_the_run_may(tmp_path, monkeypatch, num_gpu, expected):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lpips_metric, '_may_use_gpu', num_gpu == 0)
     monkeypatch.setattr('torch.cuda.is_available', lambda: True)
     monkeypatch.setattr('torch.cuda.current_device', lambda: 0)
-    with mock.patch.object(SRModel, '__init__', return_value=None):
-        RecordedModel({'num_gpu': num_gpu, 'rank': 0, 'is_train': False, 'path': {}, 'datasets': {}})
+    with mock.patch('basicsr.test.test_pipeline', side_effect=KeyError), pytest.raises(KeyError):
+        pipelines.run('test', {'name': 'a', 'model_type': 'SRModel', 'num_gpu': num_gpu}, 'a.yml')
     with (
         mock.patch('wrcan_arch.train.lpips_metric.find_backbone'),
         mock.patch('wrcan_arch.train.lpips_metric.lpips_network', side_effect=InterruptedError) as network,

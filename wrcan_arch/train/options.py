@@ -137,6 +137,9 @@ def read_options(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) 
         file.values['path']['pretrain_network_g'] = str(SHIPPED[weights])
     for section in (*sections(file.values, ('datasets',)).values(), *sections(file.values, ()).values()):
         _expand_home(section)
+    validation = file.values.get('val')
+    if isinstance(validation, dict):
+        validation.setdefault('suffix', None)  # the toolbox requires the key
     scheduler, last = find(file.values, ('train', 'scheduler')), find(file.values, ('train', 'total_iter'))
     is_cosine = isinstance(scheduler, dict) and scheduler.get('type') == 'CosineAnnealingRestartLR'
     if is_cosine and scheduler.get('periods') is None:  # a wrong total_iter is then reported once

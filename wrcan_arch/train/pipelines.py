@@ -37,6 +37,7 @@ from ..errors import InputError
 from ..files import write_text
 from ..processes import STARTED_BY_TORCHRUN, Team, take_own_gpu, take_slurms_environment
 from . import results, run_folder
+from .lpips_metric import use_gpu
 from .recorded_model import RecordedModel
 from .step_guard import StopReasons, UntilUnreadable, ending_data_workers, ignore_signals, signals_ask
 from .wrcan_model import WRCANModel, is_wrcan_model
@@ -295,9 +296,7 @@ def _begin(run: Run, opt: dict[str, Any]) -> None:
         what = f'{", ".join(newer)} as *.after_{state["iter"]}'
         if newer:
             get_root_logger().warning(f'Put aside, for --auto_resume to go on from this run: {what}')
-        if 'best' in newer and isinstance(run.model, RecordedModel):
-            run.model.choose_best_anew()
-    if run.team:
+    if run.team and opt['rank'] == 0:
         run.team.note_for_restarts(f'began {folder}')
 
 
@@ -444,6 +443,7 @@ def run(
         auto_resume: resume from the newest training state, if there is one.
     """
     pipeline = importlib.import_module(f'basicsr.{command}')
+    use_gpu(options['num_gpu'] != 0)
     flags = ['--auto_resume'] if auto_resume else []
     with tempfile.TemporaryDirectory(prefix='basicsr-options-') as folder:
         path = Path(folder, name)

@@ -12,7 +12,6 @@ from torch import Tensor, distributed, nn
 from .. import checkpoint, inference
 from ..errors import InputError, RunError, one_line
 from . import results, run_folder, scoring
-from .lpips_metric import use_gpu
 from .optimizer_state import as_asked_for, lay_out_as_weights
 from .options import as_overrides, kind_of_phase
 from .step_guard import ends_the_run
@@ -60,7 +59,6 @@ class RecordedModel(SRModel):
         self.unrecorded_best: dict[str, Any] | None = None  # saved after the state; no worse one replaces it
         self.last_iter = 0
         self.saved_iter: int | None = None  # newest one to resume from; None before any step
-        use_gpu(opt['num_gpu'] != 0)
         super().__init__(opt)
 
     def state_of_steps(self) -> dict[str, Any]:
@@ -322,9 +320,8 @@ class RecordedModel(SRModel):
                         record.update(earlier)
         recalled = _record(getattr(self, 'best_metric_results', {}), self._best_by())
         path = run_folder.weights_path(self._folder, 'best')
-        trains_anew = not self.opt.get('auto_resume') and self.last_iter < int(self.opt['train']['total_iter'])
-        if recalled and path.is_file() and not trains_anew:  # else the file is another run's, and will be put aside
-            self.unrecorded_best = self._best_of_file(path)
+        if recalled:
+            self._compare_with_best_file(recalled, path)
         if self._best_by() and _record(saved, saved_by) and not recalled and self.opt['rank'] == 0 and path.is_file():
             aside = run_folder.weights_path(self._folder, f'best_until_{self.last_iter}')
             path.rename(aside)
@@ -333,16 +330,25 @@ class RecordedModel(SRModel):
                 f'{self._best_by()[1]} of {self._best_by()[0]}.'
             )
 
-    def choose_best_anew(self) -> None:
-        """Forget the records of the best network; its file has been put aside."""
-        if self._best_by():
-            getattr(self, 'best_metric_results', {}).pop(self._best_by()[0], None)
+    def _compare_with_best_file(self, recalled: dict[str, Any], path: Path) -> None:
+        """Forget the record of a best network whose file is not there, so that a next one is saved.
+
+        A killed run may have saved a better network after its last state. A run from an older state that was named goes
+        on without those that came later.
+        """
+        in_file = self._best_of_file(path)
+        goes_back = not self.opt.get('auto_resume') and self.last_iter < int(self.opt['train']['total_iter'])
+        is_later = in_file is not None and in_file['iter'] > self.last_iter
+        if in_file and is_later and not goes_back and _is_better(in_file, recalled):
+            self.unrecorded_best = in_file
+        elif in_file is None or in_file['iter'] != recalled['iter']:
+            self.best_metric_results.pop(self._best_by()[0])
 
     def _best_of_file(self, path: Path) -> dict[str, Any] | None:
-        """The record of a best network that a killed run saved after its last state; None if there is none."""
-        with suppress(InputError):  # a damaged one may be replaced
+        """The record of the best network in a file; None if it is missing, damaged or was chosen in another way."""
+        with suppress(InputError):
             about = checkpoint.read_weights(path)[1]
-            if about.get('best_by') == self._best_by() and about['iter'] > self.last_iter:
+            if about.get('best_by') == self._best_by():
                 return {'val': about['metrics'][self._best_by()[1]], 'iter': about['iter']}
         return None
 
