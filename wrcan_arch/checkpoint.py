@@ -199,7 +199,7 @@ def _is_of_its_type(name: str, value: Any) -> bool:
 
 
 def read_weights(path: Path | str, key: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read fp32 tensors by our names, and the metadata (empty if the file has none).
+    """Read tensors by our names, floats as fp32, and the metadata (empty if the file has none).
 
     Args:
         path: a weight file of one of the three forms.

@@ -38,8 +38,8 @@ class ChannelAttention(nn.Module):
         return torch.sigmoid(self.excite(F.relu(self.squeeze(means))))
 
     def forward(self, features: Tensor) -> Tensor:
-        # A sum over channels-last data: its gradient is a view. A mean's gradient is a map in another memory layout,
-        # and adding that to the features' own gradient took a tenth of a block's step.
+        # A sum over channels-last data: in fp32 and bf16 its gradient is a view. A mean's gradient is a map in another
+        # memory layout, and adding that to the features' own gradient took a tenth of a block's step.
         summed_in = torch.float32 if features.dtype == torch.float16 else None  # the sum may exceed fp16's range
         sums = features.permute(0, 2, 3, 1).sum((1, 2), dtype=summed_in)  # (B, C)
         means = (sums / (features.shape[2] * features.shape[3])).to(features.dtype)

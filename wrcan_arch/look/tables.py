@@ -228,7 +228,7 @@ STYLE = """
 
 def as_html(compared: Sequence[tuple[Table, list[Line]]]) -> str:
     """Format the tables as one page."""
-    weights = "the first digits of the weight file's SHA-256, and which set in it where there are two"
+    weights = "the first digits of the weight file's SHA-256, and the set in it that was asked for, if any"
     body = [f'<p>Difference: measured less paper. Weights: {weights}.</p>']
     for table, lines in compared:
         body.append(f'<h2>{table.title}</h2><p>{html.escape(table.about)}</p>')

@@ -123,9 +123,9 @@ def _sha256(*parts: bytes) -> str:
 def load_resume_state(run: Run, opt: dict[str, Any]) -> dict[str, Any] | None:
     """Return the training state to resume from, or None for a new run; also take the run's signals, GPU and folder.
 
-    With auto_resume it is the state of the experiment's newest whole pair of state and weights; without such a pair,
-    or without auto_resume, the one that the options name. Processes that torchrun restarts resume from what their
-    predecessors saved, if those had begun to train.
+    With auto_resume it is the state of the experiment's newest whole pair of state and weights (InputError if it has
+    pairs and none is whole); if it has none, or without auto_resume, the one that the options name. Processes that
+    torchrun restarts resume from what their predecessors saved, if those had begun to train.
     """
     folder = Path(opt['path']['experiments_root'])
     _take(run, opt, folder)

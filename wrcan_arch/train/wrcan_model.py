@@ -251,7 +251,7 @@ class WRCANModel(RecordedModel):
             averaged.lerp_(weight, share)
 
     def _split_further(self, error: torch.cuda.OutOfMemoryError) -> None:
-        """Double the number of parts after running out of memory; raise if it is fixed, or with several processes."""
+        """Double the number of parts after running out of memory; raise if that is not possible."""
         if not self.accumulate_auto or 2 * self.accumulate > len(self.lq):
             in_parts = '' if self.accumulate_auto else 'train:accumulate=auto, '
             raise RunError(
