@@ -48,7 +48,7 @@ for name in ('photos.bulk_restore', 'train.options', 'train.pipelines'):  # so t
     importlib.import_module(f'wrcan_arch.{name}')
 
 KILLS = (45, 35, 12, 12)
-KILLS_A_ROUND = 4  # the most; then the work may end
+MAX_KILLS_A_ROUND = 4  # the most; then the work may end
 FILE_OPERATIONS = 40  # about half as many as in an undisturbed training
 FILE_EVENTS = ('open', 'os.rename', 'os.remove')
 CHECKPOINT_ENDINGS = ('.partial', '.state', '.pth')
@@ -276,7 +276,7 @@ def campaign(work: Work, folder: Path, kills: int) -> Count:
         here = 0
         code = -signal.SIGKILL
         while code == -signal.SIGKILL:
-            if here == min(KILLS_A_ROUND, kills - count.kills):
+            if here == min(MAX_KILLS_A_ROUND, kills - count.kills):
                 code = ended(child(work.run, folder))
             elif work.by_file:
                 code = ended(child(work.run, folder, die_at_file_operation(random.randrange(FILE_OPERATIONS))))

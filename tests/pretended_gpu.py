@@ -20,9 +20,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.cpp_extension import include_paths
 
 aten = torch.ops.aten
-TAKE_BOTH = {aten.copy_.default, aten._to_copy.default}
+MIX_DEVICES = {aten.copy_.default, aten._to_copy.default}
 TAKE_INDICES_OF_BOTH = {aten.index.Tensor, aten.index_put_.default}
-TAKE_NO_NUMBERS = ('aten::cat', 'aten::stack', 'aten::_foreach', 'aten::_fused')  # refuse 0-d CPU tensors
+REFUSE_CPU_SCALARS = ('aten::cat', 'aten::stack', 'aten::_foreach', 'aten::_fused')  # refuse 0-d CPU tensors
 READ_BACK = {aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.default, aten.masked_select.default}
 MEMORY = 8 << 30  # bytes that it reports as free
 
@@ -125,7 +125,7 @@ def _takes_both(function: Any, args: Any, outside: list[Tensor]) -> bool:
     if function in TAKE_INDICES_OF_BOTH:
         return isinstance(args[0], OnGPU)
     is_number = not any(each.ndim for each in outside)
-    return function in TAKE_BOTH or (is_number and not function._schema.name.startswith(TAKE_NO_NUMBERS))
+    return function in MIX_DEVICES or (is_number and not function._schema.name.startswith(REFUSE_CPU_SCALARS))
 
 
 def _waits(function: Any, args: Any, kwargs: Any, to_gpu: bool, outside: list[Tensor]) -> bool:

@@ -130,7 +130,7 @@ def test_names_are_text_on_the_page_whatever_they_are(finished_test):
 
 
 def test_of_many_pictures_some_from_all_over_the_test_are_shown(finished_test, monkeypatch):
-    monkeypatch.setattr('wrcan_arch.look.report.SHOWN', 3)
+    monkeypatch.setattr('wrcan_arch.look.report.MAX_PICTURES', 3)
     finished_test['datasets']['test']['type'] = 'JPEGDeblurDataset'  # this class sorts its images
     for path in ('blur/{}.png', 'sharp/{}.png', 'results/some/visualization/small/{}_some.png'):
         for name in 'bcde':

@@ -121,12 +121,12 @@ def test_room_that_checkpoints_need(tmp_path, changes, parts):
         (tmp_path / f'training_states/{number}.state').touch()
     arguments = {'averaged': False, 'start': 0, 'total': 10, 'every': 4, 'keep': None, **changes}
     with mock.patch('shutil.disk_usage', return_value=mock.Mock(free=4000 * parts)):
-        run_folder.check_room(tmp_path, 1000, **arguments)
+        run_folder.check_disk_space(tmp_path, 1000, **arguments)
     with (
         mock.patch('shutil.disk_usage', return_value=mock.Mock(free=4000 * parts - 1)),
         pytest.raises(InputError, match=f'need {4000 * parts:,} bytes'),
     ):
-        run_folder.check_room(tmp_path, 1000, **arguments)
+        run_folder.check_disk_space(tmp_path, 1000, **arguments)
 
 
 def test_room_on_the_disk_is_checked_before_the_first_iteration(quick, capsys):

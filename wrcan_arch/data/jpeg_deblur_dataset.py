@@ -27,13 +27,13 @@ from .lmdb_store import open_store
 
 ROLES = ('lq', 'gt', 'gt_jpeg')
 START_OF_JPEG = b'\xff\xd8'
-PAIRS = 1 << 16  # pairs of noise values: two random bytes choose one
+NOISE_PAIRS = 1 << 16  # pairs of noise values: two random bytes choose one
 BRIGHTEST = 255
 
 
 @cache
 def rounded_noise(sigma: float) -> np.ndarray:
-    """Return equally likely pairs of Gaussian noise, rounded to whole grey levels: int16 (PAIRS, 2).
+    """Return equally likely pairs of Gaussian noise, rounded to whole grey levels: int16 (NOISE_PAIRS, 2).
 
     The pairs are quantiles of the joint distribution of two independent values. A patch has whole levels, so rounding
     the sum is rounding the noise. A lookup takes a tenth of the time of drawing normals, and at the paper's sigma no
@@ -43,7 +43,7 @@ def rounded_noise(sigma: float) -> np.ndarray:
     below = torch.special.ndtr(borders / sigma)
     likelihood = torch.cat([below, torch.ones(1)]).diff(prepend=torch.zeros(1))  # of each level
     joint = torch.outer(likelihood, likelihood).flatten().cumsum(0)
-    quantiles = torch.searchsorted(joint, (torch.arange(PAIRS, dtype=torch.float64) + 0.5) / PAIRS)
+    quantiles = torch.searchsorted(joint, (torch.arange(NOISE_PAIRS, dtype=torch.float64) + 0.5) / NOISE_PAIRS)
     first, second = quantiles // len(likelihood), quantiles % len(likelihood)
     return (torch.stack([first, second], dim=1) - BRIGHTEST).short().numpy()
 

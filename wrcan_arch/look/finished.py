@@ -68,7 +68,7 @@ def read_restored(path: Path) -> np.ndarray:
     return image
 
 
-def read_found(path: Path) -> TestResult:
+def read_result(path: Path) -> TestResult:
     """Read a result_DATASET.json; InputError if it is damaged."""
     try:
         result = json.loads(path.read_text(encoding='utf-8'))

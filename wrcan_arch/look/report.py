@@ -22,11 +22,11 @@ from ..files import write_text
 from ..train.lpips_metric import use_gpu
 from ..train.results import key_of, mean_scores, restored_path, result_path
 from .crops import CROP, ZOOM, busiest_crops
-from .finished import check_sizes, open_test_set, read_found, read_restored
+from .finished import check_sizes, open_test_set, read_restored, read_result
 from .page import page, picture, rounded
 
 CROPS_PER_PICTURE = 2
-SHOWN = 60  # pictures on a page at most; of more, some at equal distances
+MAX_PICTURES = 60  # pictures on a page at most; of more, some at equal distances
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _validation_title(curve: str) -> str:
 def _protocol(opt: Mapping[str, Any], phase: str) -> str:
     """The protocol of a test; '' if its model writes no result, like the toolbox's own models."""
     path = result_path(Path('results', opt['name']), opt['datasets'][phase]['name'])
-    return read_found(path).protocol if path.is_file() else ''
+    return read_result(path).protocol if path.is_file() else ''
 
 
 def write_report(opt: Mapping[str, Any], experiment: Path | None, out: Path) -> dict[str, Means]:
@@ -181,7 +181,7 @@ def write_report(opt: Mapping[str, Any], experiment: Path | None, out: Path) -> 
     use_gpu(opt.get('num_gpu') != 0)
     datasets = {phase: open_test_set(opt, phase) for phase in opt['datasets']}
     count = sum(map(len, datasets.values()))
-    shown = {round(each) for each in np.linspace(0, count - 1, min(count, SHOWN))}
+    shown = {round(each) for each in np.linspace(0, count - 1, min(count, MAX_PICTURES))}
     curves = read_curves(experiment) if experiment is not None else None  # fails early, before the scoring
     protocols = {phase: _protocol(opt, phase) for phase in datasets}
     sections, rows = [], []

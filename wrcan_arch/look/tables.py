@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..train.results import result_path
-from .finished import TestResult, read_found
+from .finished import TestResult, read_result
 from .page import page, rounded
 
 FRAMES = 3000  # in REDS's validation set, and in its test set
@@ -124,14 +124,14 @@ def compare(results: Path, tables: Sequence[Table] = PAPER) -> list[tuple[Table,
 def _line(table: Table, row: Row, folder: Path) -> Line:
     path = result_path(folder, table.dataset)
     if path.is_file():
-        found = read_found(path)
-        return Line(row, found, _not_the_papers(row, found))
+        found = read_result(path)
+        return Line(row, found, _differences(row, found))
     others = sorted(other.stem.removeprefix('result_') for other in folder.glob('result_*.json'))
     where = f' on {table.dataset}, only on {", ".join(others)}' if others else ''
     return Line(row, None, f'no result{where}: basicsr test -opt options/{row.result}.yml')
 
 
-def _not_the_papers(row: Row, found: TestResult) -> str:
+def _differences(row: Row, found: TestResult) -> str:
     """How the result's measurement differs from the row's; '' if the two can be compared."""
     network = {**WRCAN, **found.network}  # with WRCAN's defaults
     protocol = 'input' if found.protocol.startswith('input') else found.protocol  # whatever the type
@@ -139,13 +139,13 @@ def _not_the_papers(row: Row, found: TestResult) -> str:
     paper = {'protocol': row.protocol, 'images': FRAMES, **row.network}
     for metric in row.paper:
         chosen = found.metric_options.get(metric, {})
-        for option, papers in SCORED_WHOLE_AND_IN_RGB.items():
+        for option, papers in PAPER_METRIC_OPTIONS.items():
             here[f'{metric}:{option}'], paper[f'{metric}:{option}'] = chosen.get(option, papers), papers
     differences = [f'{name} {here[name]}, not {paper[name]}' for name in paper if here[name] != paper[name]]
     return f'not what the paper measured: {"; ".join(differences)}' if differences else ''
 
 
-SCORED_WHOLE_AND_IN_RGB = {'crop_border': 0, 'test_y_channel': False}
+PAPER_METRIC_OPTIONS = {'crop_border': 0, 'test_y_channel': False}
 ABOUT_RESULT = ('protocol', 'images', 'weights')
 
 

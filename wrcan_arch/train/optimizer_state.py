@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def lay_out_as_weights(optimizer: torch.optim.Optimizer) -> None:
+def match_weight_layout(optimizer: torch.optim.Optimizer) -> None:
     """Give moments the memory layout of their weights, which a fused step assumes; a saved one may differ.
 
     The layout depends on the precision, so on the machine too.
@@ -17,7 +17,7 @@ def lay_out_as_weights(optimizer: torch.optim.Optimizer) -> None:
                 state[name] = torch.empty_like(weight, requires_grad=False).copy_(value)
 
 
-def as_asked_for(own: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+def with_own_settings(own: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
     """Return the saved state with the option file's settings; its rate stays the same fraction of the initial one."""
     groups = []
     for asked, group in zip(own.param_groups, saved['param_groups'], strict=False):  # loading checks the number

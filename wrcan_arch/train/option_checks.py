@@ -21,7 +21,7 @@ REQUIRED = {
     'train': ('datasets train', 'train', 'logger'),
     'test': ('val',),
 }
-OF_WRCAN_MODEL = [
+WRCAN_MODEL_ONLY = [
     tuple(keys.split(':'))
     for keys in (
         'train:amp train:accumulate train:channels_last train:checkpointing train:start_from_image '
@@ -278,7 +278,7 @@ def _unfit_model(file: OptionFile) -> Iterator[str]:
     model = file.values['model_type']
     if find(file.values, ('datasets', 'train', 'as_bytes')):
         yield f'{file.at("datasets", "train", "as_bytes")}: {model} takes floats alone; leave it out'
-    for keys in OF_WRCAN_MODEL if model == 'SRModel' else ():
+    for keys in WRCAN_MODEL_ONLY if model == 'SRModel' else ():
         if find(file.values, keys) not in (None, False, 'off'):
             yield f'{file.at(*keys)}: SRModel does not know it; leave it out, or set model_type: WRCANModel'
     if model == 'SRModel' and find(file.values, ('train', 'optim_g', 'type')) == 'Muon':

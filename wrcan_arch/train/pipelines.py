@@ -71,7 +71,7 @@ def init_dist(run: Run, launcher: str, **_: Any) -> None:
         take_slurms_environment(chosen.get('port'))
     timeout = run.timeout = chosen.get('timeout', TIMEOUT)
     team = Team.from_environment(timeout=timeout)
-    team.agree(_what_decides(run.options), timeout=timeout)
+    team.agree(_shared_inputs(run.options), timeout=timeout)
     _check_batch(run, team.size)
     on_gpus = run.options['num_gpu'] != 0 and torch.cuda.is_available()
     if on_gpus:
@@ -85,16 +85,16 @@ def init_dist(run: Run, launcher: str, **_: Any) -> None:
     )
     run.team = team
     if team.rank == 0:
-        _hold_results(run)
+        _lock_results(run)
 
 
-def _hold_results(run: Run) -> None:
+def _lock_results(run: Run) -> None:
     """Lock a test's results folder against a second test of the same name. A training locks its experiment later."""
     if run.command == 'test':
         run.held.enter_context(run_folder.only_run_in(Path('results', run.options['name'])))
 
 
-def _what_decides(options: dict[str, Any]) -> dict[str, str]:
+def _shared_inputs(options: dict[str, Any]) -> dict[str, str]:
     """Map a description of each thing that must be the same in all processes to a short fingerprint of it."""
     seen = {'the options with SHA-256': with_hash(options)['options_sha256'][:16]}
     for phase, dataset in options['datasets'].items():
@@ -128,7 +128,7 @@ def load_resume_state(run: Run, opt: dict[str, Any]) -> dict[str, Any] | None:
     torchrun restarts resume from what their predecessors saved, if those had begun to train.
     """
     folder = Path(opt['path']['experiments_root'])
-    _take(run, opt, folder)
+    _take_over(run, opt, folder)
     state = _state_to_go_on_from(run, opt, folder)
     if run.team:
         run.team.agree({'the checkpoint to go on from as': str(state and state['iter'])}, timeout=run.timeout)
@@ -140,7 +140,7 @@ def load_resume_state(run: Run, opt: dict[str, Any]) -> dict[str, Any] | None:
     return state
 
 
-def _take(run: Run, opt: dict[str, Any], folder: Path) -> None:
+def _take_over(run: Run, opt: dict[str, Any], folder: Path) -> None:
     """Take what this process works with: signal handlers, one GPU and, at rank 0, the experiment folder's lock."""
     if is_wrcan_model(opt['model_type']):  # it can be asked to end; any other model's run ends at once
         run.held.enter_context(signals_ask(run.stop))
@@ -272,7 +272,7 @@ def build_model(run: Run, opt: dict[str, Any]) -> Any:
     if isinstance(model, WRCANModel) and model.is_train:
         model.guard.stop = run.stop
     if isinstance(model, RecordedModel):
-        model.check_room(run.resume_state['iter'] if run.resume_state else 0)
+        model.check_disk_space(run.resume_state['iter'] if run.resume_state else 0)
     trains_on = opt['path'].get('pretrain_network_g') and not run.resume_state
     if trains_on and (opt.get('val') or {}).get('metrics') and isinstance(model, RecordedModel):
         get_root_logger().info('Validating the weights that the training goes on from.')
@@ -284,7 +284,7 @@ def build_model(run: Run, opt: dict[str, Any]) -> Any:
 _toolbox_build_model = basicsr.train.build_model
 
 
-def _begin(run: Run, opt: dict[str, Any]) -> None:
+def _begin_run(run: Run, opt: dict[str, Any]) -> None:
     """Prepare the experiment's folder right before the first iteration of this run.
 
     From here on a process that torchrun restarts resumes from what this run saves. So must --auto_resume: if the run
@@ -292,7 +292,7 @@ def _begin(run: Run, opt: dict[str, Any]) -> None:
     """
     folder, state = Path(opt['path']['experiments_root']), run.resume_state
     if state and not opt['auto_resume'] and state['iter'] < int(opt['train']['total_iter']) and opt['rank'] == 0:
-        newer = run_folder.put_newer_aside(folder, state['iter'], _networks(opt))
+        newer = run_folder.rename_newer(folder, state['iter'], _networks(opt))
         what = f'{", ".join(newer)} as *.after_{state["iter"]}'
         if newer:
             get_root_logger().warning(f'Put aside, for --auto_resume to go on from this run: {what}')
@@ -302,7 +302,7 @@ def _begin(run: Run, opt: dict[str, Any]) -> None:
 
 def message_logger(run: Run, opt: dict[str, Any], *arguments: Any, **options: Any) -> Any:
     """Return the toolbox's logger, its time left corrected by one iteration. It is made last, so begin the run here."""
-    _begin(run, opt)
+    _begin_run(run, opt)
     logger = _toolbox_message_logger(opt, *arguments, **options)
     logger.max_iters += 1
     return logger
@@ -457,7 +457,7 @@ def run(
             _forget_logger()
             if launcher == 'none':
                 _check_batch(current, max(1, _gpus_of_one_process(command, options)))
-                _hold_results(current)
+                _lock_results(current)
             try:
                 getattr(pipeline, f'{command}_pipeline')(str(Path.cwd()))
                 if command == 'test':

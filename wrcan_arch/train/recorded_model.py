@@ -12,9 +12,9 @@ from torch import Tensor, distributed, nn
 from .. import checkpoint, inference
 from ..errors import InputError, RunError, one_line
 from . import results, run_folder, scoring
-from .optimizer_state import as_asked_for, lay_out_as_weights
+from .optimizer_state import match_weight_layout, with_own_settings
 from .options import as_overrides, kind_of_phase
-from .step_guard import ends_the_run
+from .step_guard import ending_error
 
 Records = dict[str, dict[str, dict[str, Any]]]  # best values, by validation set and metric, as in the toolbox
 PLACE_IN_SCHEDULE = ('last_epoch', '_step_count', '_last_lr')  # keys of a scheduler's state
@@ -61,7 +61,7 @@ class RecordedModel(SRModel):
         self.saved_iter: int | None = None  # newest one to resume from; None before any step
         super().__init__(opt)
 
-    def state_of_steps(self) -> dict[str, Any]:
+    def extra_state(self) -> dict[str, Any]:
         """What a training state must hold besides, so that the steps after a resume are the same."""
         return {}
 
@@ -70,9 +70,9 @@ class RecordedModel(SRModel):
         return Path(self.opt['path']['experiments_root'])
 
     @master_only
-    def check_room(self, start: int) -> None:
+    def check_disk_space(self, start: int) -> None:
         """Raise InputError unless the checkpoints of the iterations after `start` have room on the disk."""
-        run_folder.check_room(
+        run_folder.check_disk_space(
             self._folder,
             sum(each.numel() for each in self.net_g.parameters()),
             averaged=self.ema_decay > 0,
@@ -95,8 +95,8 @@ class RecordedModel(SRModel):
             if self.saved_iter is None:  # there is nothing to save yet
                 raise
             self.pending_save = None
-            self.save_what_is_learnt(current_iter)
-            raise ends_the_run(error) from error
+            self.save_progress(current_iter)
+            raise ending_error(error) from error
         except RunError:  # such as of a full disk
             if self.pending_save:
                 self._save_now()
@@ -104,13 +104,13 @@ class RecordedModel(SRModel):
         except BaseException as error:
             self.pending_save = None
             if self.is_train:
-                self.save_what_is_learnt(current_iter, meet=isinstance(error, scoring.SharedError))
+                self.save_progress(current_iter, meet=isinstance(error, scoring.SharedError))
             raise
         finally:
             self.validated.add((name, current_iter))
             self._save_pending()
 
-    def save_what_is_learnt(self, iteration: int, *, meet: bool = True) -> None:
+    def save_progress(self, iteration: int, *, meet: bool = True) -> None:
         """Save the pair of `iteration`, unless it is saved or no step was made; `meet`: all processes wait for it."""
         if self.saved_iter is not None and self.saved_iter < iteration:
             self.save_pair(0, iteration)  # the loaders find the epoch out
@@ -273,7 +273,7 @@ class RecordedModel(SRModel):
             'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
             'best_metric_results': getattr(self, 'best_metric_results', {}),
             'best_by': self._best_by(),
-            **self.state_of_steps(),
+            **self.extra_state(),
         }
         path = run_folder.state_path(self._folder, current_iter)
         run_folder.persist(lambda: checkpoint.write_atomically(path, state))
@@ -296,7 +296,7 @@ class RecordedModel(SRModel):
         ]
         saved = resume_state['optimizers']
         try:
-            optimizers = [as_asked_for(own, each) for own, each in zip(self.optimizers, saved, strict=True)]
+            optimizers = [with_own_settings(own, each) for own, each in zip(self.optimizers, saved, strict=True)]
             super().resume_training({**resume_state, 'schedulers': schedulers, 'optimizers': optimizers})
         except ValueError as error:
             raise InputError(
@@ -304,11 +304,11 @@ class RecordedModel(SRModel):
                 'train:optim_g:type as it was, or begin a new run with its weights as path:pretrain_network_g'
             ) from error
         for optimizer in self.optimizers:
-            lay_out_as_weights(optimizer)
+            match_weight_layout(optimizer)
         self.last_iter = resume_state['iter']
-        self._recall_best(resume_state.get('best_metric_results', {}), resume_state.get('best_by', self._best_by()))
+        self._restore_records(resume_state.get('best_metric_results', {}), resume_state.get('best_by', self._best_by()))
 
-    def _recall_best(self, saved: Records, saved_by: list[str]) -> None:
+    def _restore_records(self, saved: Records, saved_by: list[str]) -> None:
         """Restore the records of what is still scored. Rename a best network that another set or metric chose."""
         for name in self._validation_sets() if self._best_by() else ():
             if name in saved:

@@ -107,7 +107,7 @@ def newest_pair(folder: Path, networks: list[str]) -> tuple[dict[str, Any] | Non
     return None, []
 
 
-def put_newer_aside(folder: Path, iteration: int, networks: list[str]) -> list[str]:
+def rename_newer(folder: Path, iteration: int, networks: list[str]) -> list[str]:
     """Rename files of later iterations to *.after_N: they are not of the run that goes on from `iteration` = N.
 
     Returns:
@@ -153,7 +153,7 @@ def remove_old(folder: Path, iteration: int, keep: int) -> None:
             path.unlink()
 
 
-def check_room(
+def check_disk_space(
     folder: Path, parameters: int, *, averaged: bool, start: int, total: int, every: int, keep: int | None
 ) -> None:
     """Raise InputError unless the run's checkpoints have room on the disk.

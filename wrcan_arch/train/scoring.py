@@ -14,14 +14,14 @@ from tqdm import tqdm
 from ..data.image_files import write_png
 from ..errors import InputError, is_out_of_memory
 from . import results
-from .step_guard import unread
+from .step_guard import as_input_error
 
 
 class SharedError(RuntimeError):
     """An error of one process, raised in all of them at the same place."""
 
 
-def _two_images(dataset: Any, key: str) -> InputError:
+def _duplicate_key_error(dataset: Any, key: str) -> InputError:
     place = f'data set {dataset.opt["name"]} ({dataset.opt.get("dataroot_lq")})'
     return InputError(f'{place}: two of its images would be called {key}; rename one of them')
 
@@ -43,10 +43,10 @@ def score_share(model: Any, dataset: Any, current_iter: int, save_img: bool) -> 
         try:
             item = dataset[index]
         except Exception as error:
-            raise unread(error, f'image {index} of {dataset.opt["name"]}') from error
+            raise as_input_error(error, f'image {index} of {dataset.opt["name"]}') from error
         key = results.key_of(item, dataset.opt)
         if key in mine:
-            raise _two_images(dataset, key)
+            raise _duplicate_key_error(dataset, key)
         model.feed_data(default_collate([item]))
         started = time.perf_counter()
         try:
@@ -100,6 +100,6 @@ def score_images(model: Any, dataset: Any, current_iter: int, save_img: bool) ->
         total += seconds
         for key in part:
             if key in scores:
-                raise _two_images(dataset, key)
+                raise _duplicate_key_error(dataset, key)
         scores |= part
     return scores, total / len(scores)

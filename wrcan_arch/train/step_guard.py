@@ -15,7 +15,7 @@ from torch import Tensor, distributed
 
 from ..errors import InputError, RunError, one_line
 
-ASKED = b'\nbasicsr: the run ends, and is saved, after this iteration or validation; Ctrl+\\ ends it at once\n'
+STOP_NOTICE = b'\nbasicsr: the run ends, and is saved, after this iteration or validation; Ctrl+\\ ends it at once\n'
 logger = logging.getLogger('basicsr')  # the toolbox's
 
 
@@ -35,7 +35,7 @@ def signals_ask(stop: StopReasons) -> Iterator[None]:
         is_first, stop.asked_by = stop.asked_by is None, signal.Signals(number)
         if is_first:
             with suppress(OSError):  # Ctrl+C also ends a tee that reads this
-                os.write(2, ASKED)  # print is not safe in here
+                os.write(2, STOP_NOTICE)  # print is not safe in here
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -65,14 +65,14 @@ def ending_data_workers() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, handler)
 
 
-def ends_the_run(error: InputError) -> RunError:
+def ending_error(error: InputError) -> RunError:
     """The error that ends a run whose input turns out bad after it has begun."""
     ends = RunError(f'{one_line(error)}; the run ends; fix that and go on with --auto_resume')
     ends.__cause__ = error  # for --debug
     return ends
 
 
-def unread(error: Exception, what: str = 'the next batch') -> InputError:
+def as_input_error(error: Exception, what: str = 'the next batch') -> InputError:
     """An InputError for data that cannot be read: the toolbox's data sets and dead workers raise any kind of error."""
     if isinstance(error, InputError):
         return error
@@ -107,8 +107,8 @@ class UntilUnreadable:
             if self.last is None:
                 raise
             if not self.saves_first:
-                raise ends_the_run(unread(error)) from error
-            self.stop.unreadable = unread(error)
+                raise ending_error(as_input_error(error)) from error
+            self.stop.unreadable = as_input_error(error)
             yield self.last
             raise
 
@@ -131,7 +131,7 @@ class StepGuard:
         self.dist = dist
         self.stop = StopReasons()
         self.delay = 0 if device.type == 'cpu' else 1
-        self.unread: deque[tuple[int, Tensor, Sequence[str]]] = deque()
+        self.pending_flags: deque[tuple[int, Tensor, Sequence[str]]] = deque()
         self.in_a_row = 0
         self.skipped = 0
         self.asked: int | None = None
@@ -150,15 +150,15 @@ class StepGuard:
         flags = torch.stack([1 - largest.isfinite().float(), torch.full_like(largest, self.stop.asked_by or 0)])
         if self.dist:
             distributed.all_reduce(flags, distributed.ReduceOp.MAX)
-        self.unread.append((iteration, flags, keys))
+        self.pending_flags.append((iteration, flags, keys))
         return flags[0]
 
     def verdict(self, made: int) -> RunError | None:
         """The error that ends the run here, after `made` iterations, or None."""
-        while len(self.unread) > self.delay:
-            self._read(*self.unread.popleft())
+        while len(self.pending_flags) > self.delay:
+            self._read(*self.pending_flags.popleft())
         if self.stop.unreadable:
-            return ends_the_run(self.stop.unreadable)
+            return ending_error(self.stop.unreadable)
         if self.in_a_row > self.limit:
             return RunError(
                 f'{self.in_a_row} steps in a row had a loss or a gradient that is not finite and were skipped; '

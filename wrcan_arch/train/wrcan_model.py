@@ -190,7 +190,7 @@ class WRCANModel(RecordedModel):
         if self.saved_iter is None:
             self.saved_iter = self.first_iter = current_iter - 1
         if reason := self.guard.verdict(made=current_iter - 1):
-            self.save_what_is_learnt(current_iter - 1)
+            self.save_progress(current_iter - 1)
             raise reason
         super().update_learning_rate(current_iter, warmup_iter)
         if current_iter == warmup_iter:  # the toolbox's MultiStepLR would continue from the warm-up's last rate
@@ -328,7 +328,7 @@ class WRCANModel(RecordedModel):
         """The last step's losses. The host waits for them only here, which the toolbox calls when it prints."""
         return self.reduce_loss_dict(self.losses)
 
-    def state_of_steps(self) -> dict[str, Any]:
+    def extra_state(self) -> dict[str, Any]:
         return {'scaler': self.scaler.state_dict(), 'accumulate': self.accumulate}
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
