@@ -229,6 +229,6 @@ def test_names_with_colons_are_frames_as_others(frames, name):
 
 @pytest.mark.parametrize('name', ['fig.png', 'fig.PNG', 'fig.jpg', 'fig.HEIC'])
 def test_page_is_not_written_under_a_pictures_name(frames, name):
-    with pytest.raises(InputError, match=f'{name}: the picture goes beside the page; name the page, as in fig.html'):
+    with pytest.raises(InputError, match=f'{name}: is the name of a picture; name the page, as in fig.html'):
         make_figure([Path('results/first')], [], Path(name))
     assert not list(Path().glob('fig*'))

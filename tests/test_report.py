@@ -198,6 +198,11 @@ def test_names_of_metrics_are_text_and_those_of_sets_stay_as_they_are(finished_t
     assert '<!-- validation PSNR (REDS_val) -->' in page
 
 
+def test_page_is_not_written_under_a_pictures_name(finished_test):
+    with pytest.raises(InputError, match=r'report.JPG: is the name of a picture; name the page, as in report.html'):
+        write_report(finished_test, None, Path('report.JPG'))
+
+
 def test_page_says_the_protocol_as_the_result_does(finished_test):
     write_report(finished_test, None, Path('report.html'))
     assert 'protocol: chop x8 bf16.' in Path('report.html').read_text()

@@ -1,7 +1,6 @@
 """Make the paper's Fig. 4 from any finished tests: a row for each crop; columns: input, each method, sharp."""
 
 import html
-import mimetypes
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from ..files import write_text
 from ..train.results import key_of, restored_path
 from .crops import CROP, ZOOM, busiest_crops
 from .finished import check_sizes, open_test_set, options_of_test, read_restored
-from .page import page, picture, rounded
+from .page import check_page_name, page, picture, rounded
 from .tables import name_in_paper
 
 PAPER_FRAMES = ('003/00000060', '026/00000054', '004/00000093', '010/00000098')
@@ -233,8 +232,7 @@ def make_figure(results: Sequence[Path], crops: Sequence[str], out: Path) -> Pat
         the PNG's path: `out` with the ending .png.
     """
     image = out.with_suffix('.png')
-    if (mimetypes.guess_type(out.name)[0] or '').startswith('image/'):
-        raise InputError(f'{out}: the picture goes beside the page; name the page, as in {out.with_suffix(".html")}')
+    check_page_name(out)
     rows = read_rows(results, crops)
     write_png(image, draw(rows)[:, :, ::-1])
     write_text(out, _html_page(rows))

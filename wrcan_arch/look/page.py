@@ -2,9 +2,13 @@
 
 import base64
 import html
+import mimetypes
+from pathlib import Path
 
 import cv2
 import numpy as np
+
+from ..errors import InputError
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 1180px; margin: 2em auto; padding: 0 1em; color: #222 }
@@ -14,6 +18,12 @@ table { border-collapse: collapse } td { vertical-align: top } img, svg { max-wi
 .columns p { display: flex; flex-wrap: wrap; gap: 4px; margin: 4px 0 } .columns p img { image-rendering: pixelated }
 .plots { display: flex; flex-wrap: wrap; gap: 1em }
 """
+
+
+def check_page_name(out: Path) -> None:
+    """Raise InputError if `out` has an image's name."""
+    if (mimetypes.guess_type(out.name)[0] or '').startswith('image/'):
+        raise InputError(f'{out}: is the name of a picture; name the page, as in {out.with_suffix(".html")}')
 
 
 def page(title: str, body: str, style: str = '') -> str:

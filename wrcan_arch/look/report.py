@@ -23,7 +23,7 @@ from ..train.lpips_metric import use_gpu
 from ..train.results import key_of, mean_scores, restored_path, result_path
 from .crops import CROP, ZOOM, busiest_crops
 from .finished import check_sizes, open_test_set, read_restored, read_result
-from .page import page, picture, rounded
+from .page import check_page_name, page, picture, rounded
 
 CROPS_PER_PICTURE = 2
 MAX_PICTURES = 60  # pictures on a page at most; of more, some at equal distances
@@ -178,6 +178,7 @@ def write_report(opt: Mapping[str, Any], experiment: Path | None, out: Path) -> 
         experiment: folder of the training run whose curves are shown; None for none.
         out: the page's path.
     """
+    check_page_name(out)
     use_gpu(opt.get('num_gpu') != 0)
     datasets = {phase: open_test_set(opt, phase) for phase in opt['datasets']}
     count = sum(map(len, datasets.values()))
