@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from pairs import FILE_ENDINGS, counted, store_names
+from pairs import FILE_ENDINGS, counted
 from wrcan_arch.data import lmdb_store
-from wrcan_arch.data.lmdb_store import StoreWriter
+from wrcan_arch.data.lmdb_store import StoreWriter, partial_of
 from wrcan_arch.errors import InputError
 
 
@@ -70,6 +70,12 @@ def written_together(kinds: Mapping[str, str], *, resume: bool = False) -> Itera
             store.complete()
 
 
+def store_names(arguments: argparse.Namespace) -> list[str]:
+    """Return the names of the stores without .lmdb, which are also those of the folders of --files."""
+    sides = [''] if arguments.val is None else ['_train', '_val']
+    return [f'{arguments.out}{side}_{role}' for side in sides for role in FILE_ENDINGS]
+
+
 class PairWriter:
     """Writes pairs into the stores of their sides, and with --files into folders too.
 
@@ -80,7 +86,7 @@ class PairWriter:
         self.made: Counter[str] = Counter()  # pairs of each scene, perhaps fewer than planned
         self.kept: Counter[str] = Counter()  # those of them that an earlier run made
         self._out, self._sides, self._stores = out, sides, stores
-        self._folders = {name: Path(f'{name}.partial') for name in stores if files}
+        self._folders = {name: partial_of(Path(name)) for name in stores if files}
         self._files: set[Path] = set()
         self._waiting = 0  # bytes
         for folder in self._folders.values():
@@ -126,31 +132,38 @@ class PairWriter:
 
     def flush(self) -> None:
         """Write what waits to the disk, in all stores at once: half a pair is of no use to the next run."""
-        if self.made:
-            for store in self._stores.values():
-                store.flush()
+        for store in self._stores.values():
+            store.flush()
         self._waiting = 0
 
-    def remove_empty_folders(self) -> None:
-        for folder in self._folders.values():
-            with suppress(OSError):
-                folder.rmdir()
+    def complete(self) -> None:
+        """Complete the stores and remove files that are not this run's, then name the folders: the stores come last.
 
-    def name_folders(self) -> None:
-        """Remove files of an earlier run that are not part of this one, and give the folders their names."""
+        So if anything has its name, the rest has only to be named, which the next run does if this one is stopped.
+        """
+        for store in self._stores.values():
+            store.complete()
+        for folder in self._folders.values():
+            for file in set(folder.iterdir()) - self._files:
+                file.unlink()
         for name, folder in self._folders.items():
-            for file in folder.iterdir():
-                if file not in self._files:
-                    file.unlink()
             folder.rename(name)
+
+    def stop(self) -> None:
+        """Leave to the next run what is whole."""
+        with suppress(InputError):  # a full disk, say
+            self.flush()
+        for folder in self._folders.values():
+            with suppress(OSError):  # it has files
+                folder.rmdir()
 
 
 @contextmanager
 def pair_stores(arguments: argparse.Namespace, sizes: Mapping[str, int], noun: str) -> Iterator[PairWriter]:
-    """Yield a writer for the pairs of all scenes; at the end name the folders and print what was written.
+    """Yield a writer for the pairs of all scenes; at the end name what was written and print how much it is.
 
     Args:
-        arguments: with the options that `pairs.run` adds.
+        arguments: with the options that `pair_script.run` adds.
         sizes: how many pairs each scene has.
         noun: what a scene is called in the report, such as 'photograph'.
     """
@@ -159,13 +172,10 @@ def pair_stores(arguments: argparse.Namespace, sizes: Mapping[str, int], noun: s
         writer = PairWriter(arguments.out, sides, stores, arguments.files)
         try:
             yield writer
-            writer.flush()
+            writer.complete()
         except BaseException:
-            with suppress(InputError):  # a full disk, say
-                writer.flush()
-            writer.remove_empty_folders()
+            writer.stop()
             raise
-    writer.name_folders()
     for side in sorted(set(sides.values())):
         here = [scene for scene in writer.made if sides[scene] == side]
         count, kept = (sum(of[scene] for scene in here) for of in (writer.made, writer.kept))
