@@ -21,13 +21,17 @@ def stores_of(arguments: argparse.Namespace) -> list[Path]:
 
 
 def finish_naming(folders: list[Path], stores: list[Path]) -> bool:
-    """Name the rest of what a stopped run had completed and named in part; return whether there was such a run."""
-    named = [path for path in (*folders, *stores) if path.exists()]
-    left_folders, left_stores = ([path for path in paths if path not in named] for paths in (folders, stores))
-    complete = all(partial_of(path).is_dir() for path in left_folders) and all(map(is_complete, left_stores))
-    if not named or not (left_folders or left_stores) or not complete:
+    """Name the rest of what a stopped run had completed and named in part; return whether there was such a run.
+
+    PairWriter names the stores after all folders, and nothing before all is complete.
+    """
+    left_folders, left_stores = ([path for path in paths if not path.exists()] for paths in (folders, stores))
+    named = {*folders, *stores}.difference(left_folders, left_stores)
+    if not (left_folders or left_stores) or not named or any(partial_of(path).exists() for path in named):
         return False
-    if any(partial_of(path).exists() for path in named):  # then not that run has named it
+    if left_folders and left_stores != stores:  # the folders are those of another run than the stores
+        return False
+    if not all(partial_of(path).is_dir() for path in left_folders) or not all(map(is_complete, left_stores)):
         return False
     with ExitStack() as locks:
         for path in left_stores:

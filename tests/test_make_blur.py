@@ -513,6 +513,16 @@ def test_what_a_run_with_other_options_left_is_told_and_stays(prepared, run, tmp
     assert len(list(tmp_path.glob('out_*.partial/*'))) == 12
 
 
+def test_images_of_one_run_are_not_named_beside_the_stores_of_another(prepared, run, tmp_path):
+    arguments = [prepared / 'photos', '-o', 'out', '--copies', '1']
+    with stop_at(8, partial(os.kill, os.getpid(), signal.SIGINT)):
+        run(*arguments, '--files', exit_code=130)
+    run(*arguments)
+    printed = run(*arguments, '--files', exit_code=2)
+    assert 'make_blur: out_blur.lmdb: exists already; remove it or choose another name' in printed.err
+    assert not (tmp_path / 'out_blur').exists()
+
+
 def test_a_folder_among_a_stopped_runs_images_is_refused_before_any_work(run, tmp_path):
     (tmp_path / 'out_blur.partial' / 'mine').mkdir(parents=True)
     with mock.patch('make_blur.find_photos', side_effect=AssertionError('refused after work')):
