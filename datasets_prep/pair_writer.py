@@ -87,44 +87,41 @@ class PairWriter:
         self.kept: Counter[str] = Counter()  # those of them that an earlier run made
         self._out, self._sides, self._stores = out, sides, stores
         self._folders = {name: partial_of(Path(name)) for name in stores if files}
-        self._files: set[Path] = set()
+        self._files: set[Path | None] = set()  # of this run
         self._waiting = 0  # bytes
         for folder in self._folders.values():
             folder.mkdir(parents=True, exist_ok=True)
 
-    def _names(self, scene: str) -> dict[str, str]:
-        """Return the stores that the scene's pairs go into, by role."""
-        return {role: f'{self._out}{self._sides[scene]}_{role}' for role in FILE_ENDINGS}
-
-    def _file(self, name: str, key: str, role: str) -> Path:
-        return self._folders[name] / f'{key}{FILE_ENDINGS[role]}'
+    def _places(self, scene: str, key: str) -> list[tuple[str, StoreWriter, Path | None]]:
+        """Return where a pair's two images go: role, store, and file with --files."""
+        names = {role: f'{self._out}{self._sides[scene]}_{role}' for role in FILE_ENDINGS}
+        return [
+            (role, self._stores[name], self._folders[name] / f'{key}{FILE_ENDINGS[role]}' if self._folders else None)
+            for role, name in names.items()
+        ]
 
     def keep(self, scene: str, key: str, source: str) -> bool:
         """Keep the pair and return True if an earlier run made it from the same source and its files are intact."""
-        names = self._names(scene)
-        for role, name in names.items():
-            record = self._stores[name].resumed.get(key)
+        places = self._places(scene, key)
+        for _, store, file in places:
+            record = store.resumed.get(key)
             if record is None or record.source != source:
                 return False
-            if self._folders:
-                file = self._file(name, key, role)
-                if not file.is_file() or zlib.crc32(file.read_bytes()) != record.crc32:
-                    return False
-        for role, name in names.items():
-            self._stores[name].keep(key)
-            if self._folders:
-                self._files.add(self._file(name, key, role))
+            if file and not (file.is_file() and zlib.crc32(file.read_bytes()) == record.crc32):
+                return False
+        for _, store, file in places:
+            store.keep(key)
+            self._files.add(file)
         self.made[scene] += 1
         self.kept[scene] += 1
         return True
 
     def put(self, scene: str, key: str, pair: dict[str, bytes], shape: tuple, source: str) -> None:
-        for role, name in self._names(scene).items():
-            self._stores[name].put(key, FILE_ENDINGS[role], pair[role], shape, source)
-            if self._folders:
-                file = self._file(name, key, role)
+        for role, store, file in self._places(scene, key):
+            store.put(key, FILE_ENDINGS[role], pair[role], shape, source)
+            if file:
                 file.write_bytes(pair[role])
-                self._files.add(file)
+            self._files.add(file)
         self.made[scene] += 1
         self._waiting += sum(map(len, pair.values()))
         if self._waiting >= lmdb_store.BATCH_SIZE:
@@ -144,7 +141,7 @@ class PairWriter:
         for store in self._stores.values():
             store.complete()
         for folder in self._folders.values():
-            for file in set(folder.iterdir()) - self._files:
+            for file in {*folder.iterdir()}.difference(self._files):
                 file.unlink()
         for name, folder in self._folders.items():
             folder.rename(name)
