@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+import pair_script
 import pairs
 from pair_writer import PairWriter, pair_stores
 from wrcan_arch.data.image_files import is_image, key_for
@@ -278,36 +279,45 @@ def check(arguments: argparse.Namespace) -> None:
         raise InputError(f'--stride {arguments.stride}: at least 1')
 
 
-def write_video(
-    video: Path,
-    number: int,
-    windows: dict[Window, str],
-    arguments: argparse.Namespace,
-    writer: PairWriter,
-    progress: tqdm,
-) -> int:
-    """Write the pairs of a video's windows that no earlier run made; return how many could not be made."""
+class Missing(NamedTuple):
+    """A pair that no earlier run made."""
+
+    scene: str
+    key: str
+    source: str
+    quality: int
+
+
+def missing_pairs(
+    video: Path, number: int, windows: dict[Window, str], arguments: argparse.Namespace, writer: PairWriter
+) -> dict[Window, Missing]:
+    """Keep the pairs of a video that an earlier run made; return the others."""
     rng = np.random.default_rng((arguments.seed, number, 1))  # the 1 makes it another stream than the windows'
     state = pairs.state_of(files_of(video))
-    left = {}
+    missing = {}
     for window, scene in windows.items():
         quality = pairs.draw_quality(rng, arguments.quality)
         key, source = f'{scene}_{window.first:08d}', pairs.source_of(state, window, quality)
-        if writer.keep(scene, key, source):
-            progress.update()
-        else:
-            left[window] = key, source, quality
-    for window, blurred, sharp in average_windows(read_frames(video), list(left)):
-        key, source, quality = left.pop(window)
+        if not writer.keep(scene, key, source):
+            missing[window] = Missing(scene, key, source, quality)
+    return missing
+
+
+def write_video(video: Path, missing: dict[Window, Missing], writer: PairWriter, progress: tqdm) -> int:
+    """Write the missing pairs of a video; return how many of them could not be made."""
+    made = 0
+    for window, blurred, sharp in average_windows(read_frames(video), missing):
+        scene, key, source, quality = missing[window]
         pair = {role: pairs.encode(image, role, quality) for role, image in (('blur', blurred), ('sharp', sharp))}
-        writer.put(windows[window], key, pair, sharp.shape, source)
+        writer.put(scene, key, pair, sharp.shape, source)
         progress.update()
-    return len(left)
+        made += 1
+    return len(missing) - made
 
 
 def write_pairs(arguments: argparse.Namespace) -> None:
     check(arguments)
-    pairs.check_files_lie_apart(arguments, arguments.videos)
+    pair_script.check_files_lie_apart(arguments, arguments.videos)
     videos = find_videos(arguments.videos)
     taken = [file for video in videos.values() for file in files_of(video)]
     advice = 'convert those that are videos to MP4, and put frames into a folder without videos'
@@ -318,14 +328,17 @@ def write_pairs(arguments: argparse.Namespace) -> None:
     if not sizes:
         why = '; '.join([f'windows left out: {left_out_text}', *notes])
         raise InputError(f'no pair left, {why}; give other video or fewer --frames')
-    with (
-        pair_stores(arguments, sizes, 'scene') as writer,
-        tqdm(total=sizes.total(), unit='pair', desc=arguments.out.name) as progress,
-    ):
-        for number, (video, windows) in enumerate(planned):
-            if lost := write_video(video, number, windows, arguments, writer, progress):
-                missing = pairs.counted(lost, 'pair')
-                notes.append(f'{video}: {missing} less than planned, since fewer frames could be read the second time')
+    with pair_stores(arguments, sizes, 'scene') as writer:
+        missing = {
+            video: missing_pairs(video, number, windows, arguments, writer)
+            for number, (video, windows) in enumerate(planned)
+        }
+        kept = writer.kept.total()
+        with tqdm(total=sizes.total(), initial=kept, unit='pair', desc=arguments.out.name) as progress:
+            for video in missing:
+                if lost := write_video(video, missing[video], writer, progress):
+                    less = pairs.counted(lost, 'pair')
+                    notes.append(f'{video}: {less} less than planned, since fewer frames could be read the second time')
     print(f'windows left out: {left_out_text}')
     for note in notes:
         print(note)
@@ -342,7 +355,7 @@ def main() -> None:
         help='frames to average, odd; or the least and the most of them, drawn for each pair (default 7 13)',
     )  # fmt: skip
     parser.add_argument('--stride', type=int, help="frames from one pair's first to the next's (default: no overlap)")
-    pairs.run(parser, write_pairs)
+    pair_script.run(parser, write_pairs)
 
 
 if __name__ == '__main__':

@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 import exposure
+import pair_script
 import pairs
 from pair_writer import pair_stores
 from workers import Workers, add_workers_option, check_workers
@@ -92,7 +93,7 @@ def check_photos(photos: dict[str, Path], largest: int | None, *, grid: int, far
         )
 
 
-@lru_cache(maxsize=1)  # a worker often makes several copies of a photograph in a row
+@lru_cache(maxsize=1)  # a worker's next copy is often of the same photograph, if there are more copies than workers
 def scaled_photo(photo: Path, largest: int | None) -> np.ndarray:
     """Read a photograph, uint8 (H, W, 3) in BGR, upright, scaled down to `largest` pixels on its longer side."""
     sharp = pairs.read_image(photo)
@@ -186,7 +187,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 def write_pairs(arguments: argparse.Namespace) -> None:
     check(arguments)
-    pairs.check_files_lie_apart(arguments, arguments.photos)
+    pair_script.check_files_lie_apart(arguments, arguments.photos)
     photos = find_photos(arguments.photos)
     pairs.say_what_is_left_out(arguments.photos, photos.values(), 'convert those that are pictures to JPEG or PNG')
     photos = pairs.without_copies(photos, 'picture')
@@ -243,7 +244,7 @@ def main() -> None:
         help='cut up to so many pixels off the top and the left, so that the JPEG grid varies (default 0)',
     )  # fmt: skip
     add_workers_option(parser)
-    pairs.run(parser, write_pairs)
+    pair_script.run(parser, write_pairs)
 
 
 if __name__ == '__main__':

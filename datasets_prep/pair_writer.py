@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from pairs import FILE_ENDINGS, counted, store_names
+from pairs import FILE_ENDINGS, counted
 from wrcan_arch.data import lmdb_store
-from wrcan_arch.data.lmdb_store import StoreWriter
+from wrcan_arch.data.lmdb_store import StoreWriter, partial_of
 from wrcan_arch.errors import InputError
 
 
@@ -70,6 +70,12 @@ def written_together(kinds: Mapping[str, str], *, resume: bool = False) -> Itera
             store.complete()
 
 
+def store_names(arguments: argparse.Namespace) -> list[str]:
+    """Return the names of the stores without .lmdb, which are also those of the folders of --files."""
+    sides = [''] if arguments.val is None else ['_train', '_val']
+    return [f'{arguments.out}{side}_{role}' for side in sides for role in FILE_ENDINGS]
+
+
 class PairWriter:
     """Writes pairs into the stores of their sides, and with --files into folders too.
 
@@ -80,45 +86,42 @@ class PairWriter:
         self.made: Counter[str] = Counter()  # pairs of each scene, perhaps fewer than planned
         self.kept: Counter[str] = Counter()  # those of them that an earlier run made
         self._out, self._sides, self._stores = out, sides, stores
-        self._folders = {name: Path(f'{name}.partial') for name in stores if files}
-        self._files: set[Path] = set()
+        self._folders = {name: partial_of(Path(name)) for name in stores if files}
+        self._files: set[Path | None] = set()  # of this run
         self._waiting = 0  # bytes
         for folder in self._folders.values():
             folder.mkdir(parents=True, exist_ok=True)
 
-    def _names(self, scene: str) -> dict[str, str]:
-        """Return the stores that the scene's pairs go into, by role."""
-        return {role: f'{self._out}{self._sides[scene]}_{role}' for role in FILE_ENDINGS}
-
-    def _file(self, name: str, key: str, role: str) -> Path:
-        return self._folders[name] / f'{key}{FILE_ENDINGS[role]}'
+    def _places(self, scene: str, key: str) -> list[tuple[str, StoreWriter, Path | None]]:
+        """Return where a pair's two images go: role, store, and file with --files."""
+        names = {role: f'{self._out}{self._sides[scene]}_{role}' for role in FILE_ENDINGS}
+        return [
+            (role, self._stores[name], self._folders[name] / f'{key}{FILE_ENDINGS[role]}' if self._folders else None)
+            for role, name in names.items()
+        ]
 
     def keep(self, scene: str, key: str, source: str) -> bool:
         """Keep the pair and return True if an earlier run made it from the same source and its files are intact."""
-        names = self._names(scene)
-        for role, name in names.items():
-            record = self._stores[name].resumed.get(key)
+        places = self._places(scene, key)
+        for _, store, file in places:
+            record = store.resumed.get(key)
             if record is None or record.source != source:
                 return False
-            if self._folders:
-                file = self._file(name, key, role)
-                if not file.is_file() or zlib.crc32(file.read_bytes()) != record.crc32:
-                    return False
-        for role, name in names.items():
-            self._stores[name].keep(key)
-            if self._folders:
-                self._files.add(self._file(name, key, role))
+            if file and not (file.is_file() and zlib.crc32(file.read_bytes()) == record.crc32):
+                return False
+        for _, store, file in places:
+            store.keep(key)
+            self._files.add(file)
         self.made[scene] += 1
         self.kept[scene] += 1
         return True
 
     def put(self, scene: str, key: str, pair: dict[str, bytes], shape: tuple, source: str) -> None:
-        for role, name in self._names(scene).items():
-            self._stores[name].put(key, FILE_ENDINGS[role], pair[role], shape, source)
-            if self._folders:
-                file = self._file(name, key, role)
+        for role, store, file in self._places(scene, key):
+            store.put(key, FILE_ENDINGS[role], pair[role], shape, source)
+            if file:
                 file.write_bytes(pair[role])
-                self._files.add(file)
+            self._files.add(file)
         self.made[scene] += 1
         self._waiting += sum(map(len, pair.values()))
         if self._waiting >= lmdb_store.BATCH_SIZE:
@@ -126,31 +129,38 @@ class PairWriter:
 
     def flush(self) -> None:
         """Write what waits to the disk, in all stores at once: half a pair is of no use to the next run."""
-        if self.made:
-            for store in self._stores.values():
-                store.flush()
+        for store in self._stores.values():
+            store.flush()
         self._waiting = 0
 
-    def remove_empty_folders(self) -> None:
-        for folder in self._folders.values():
-            with suppress(OSError):
-                folder.rmdir()
+    def complete(self) -> None:
+        """Complete the stores and remove files that are not this run's, then name the folders: the stores come last.
 
-    def name_folders(self) -> None:
-        """Remove files of an earlier run that are not part of this one, and give the folders their names."""
+        So if anything has its name, the rest has only to be named, which the next run does if this one is stopped.
+        """
+        for store in self._stores.values():
+            store.complete()
+        for folder in self._folders.values():
+            for file in {*folder.iterdir()}.difference(self._files):
+                file.unlink()
         for name, folder in self._folders.items():
-            for file in folder.iterdir():
-                if file not in self._files:
-                    file.unlink()
             folder.rename(name)
+
+    def stop(self) -> None:
+        """Leave to the next run what is whole."""
+        with suppress(InputError):  # a full disk, say
+            self.flush()
+        for folder in self._folders.values():
+            with suppress(OSError):  # it has files
+                folder.rmdir()
 
 
 @contextmanager
 def pair_stores(arguments: argparse.Namespace, sizes: Mapping[str, int], noun: str) -> Iterator[PairWriter]:
-    """Yield a writer for the pairs of all scenes; at the end name the folders and print what was written.
+    """Yield a writer for the pairs of all scenes; at the end name what was written and print how much it is.
 
     Args:
-        arguments: with the options that `pairs.run` adds.
+        arguments: with the options that `pair_script.run` adds.
         sizes: how many pairs each scene has.
         noun: what a scene is called in the report, such as 'photograph'.
     """
@@ -159,13 +169,10 @@ def pair_stores(arguments: argparse.Namespace, sizes: Mapping[str, int], noun: s
         writer = PairWriter(arguments.out, sides, stores, arguments.files)
         try:
             yield writer
-            writer.flush()
+            writer.complete()
         except BaseException:
-            with suppress(InputError):  # a full disk, say
-                writer.flush()
-            writer.remove_empty_folders()
+            writer.stop()
             raise
-    writer.name_folders()
     for side in sorted(set(sides.values())):
         here = [scene for scene in writer.made if sides[scene] == side]
         count, kept = (sum(of[scene] for scene in here) for of in (writer.made, writer.kept))

@@ -1,9 +1,8 @@
-"""What the scripts that make training pairs share: linear light, encoding, duplicates, options, exit codes.
+"""What the scripts that make training pairs share: linear light, encoding, duplicates, exit codes.
 
 A pair is a blurred JPEG and its sharp PNG.
 """
 
-import argparse
 import hashlib
 import sys
 from collections import Counter, defaultdict
@@ -11,19 +10,18 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryFile
 
 import cv2
 import numpy as np
 
 from wrcan_arch.data.image_files import decode_image
-from wrcan_arch.data.lmdb_store import StoreWriter
 from wrcan_arch.errors import InputError
 from wrcan_arch.folders import walk
 
 FILE_ENDINGS = {'blur': '.jpg', 'sharp': '.png'}
 ENCODED = np.arange(256) / 255
 LIGHT = np.where(ENCODED <= 0.04045, ENCODED / 12.92, ((ENCODED + 0.055) / 1.055) ** 2.4).astype(np.float32)
+GENERATION = 1  # raised by hand whenever the scripts make other pairs of the same photographs or videos and options
 GO_ON = 'stopped; run it again to go on'
 
 
@@ -61,8 +59,11 @@ def encode(image: np.ndarray, role: str, quality: int) -> bytes:
 
 
 def read_image(path: Path) -> np.ndarray:
-    """Read an image as uint8 (H, W, 3) in BGR, upright; InputError if it cannot be decoded."""
-    image = decode_image(path.read_bytes())
+    """Read an image as uint8 (H, W, 3) in BGR, upright; InputError if it cannot be read or decoded."""
+    try:
+        image = decode_image(path.read_bytes())
+    except OSError as error:
+        raise InputError(f'{path}: cannot be read ({error.strerror}); make it readable, or leave it out') from error
     if image is None:
         raise InputError(f'{path}: not a readable image; remove it or convert it to PNG')
     return image
@@ -119,20 +120,14 @@ def say_what_is_left_out(inputs: Iterable[Path], taken: Iterable[Path], advice: 
         print(f'{counted(endings.total(), "file")} left out ({listed}); {advice}')
 
 
-def state_of(files: Iterable[Path]) -> list[tuple[int, int]]:
-    """Return size and modification time (ns) of each file, which show a change without reading the file."""
-    return [(status.st_size, status.st_mtime_ns) for status in (file.stat() for file in files)]
+def state_of(files: Iterable[Path]) -> list[tuple[str, int, int]]:
+    """Return name, size and modification time (ns) of each file, which show a change without reading the file."""
+    return [(file.name, status.st_size, status.st_mtime_ns) for file, status in ((each, each.stat()) for each in files)]
 
 
 def source_of(*parts: object) -> str:
-    """Return a checksum of everything that a pair is made from."""
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
-
-
-def store_names(arguments: argparse.Namespace) -> list[str]:
-    """Return the names of the stores without .lmdb, which are also those of the folders of --files."""
-    sides = [''] if arguments.val is None else ['_train', '_val']
-    return [f'{arguments.out}{side}_{role}' for side in sides for role in FILE_ENDINGS]
+    """Return a checksum of everything that a pair is made from: `parts`, these scripts, OpenCV and NumPy."""
+    return hashlib.sha256(repr((GENERATION, cv2.__version__, np.__version__, *parts)).encode()).hexdigest()
 
 
 def out_name(text: str) -> Path:
@@ -140,40 +135,6 @@ def out_name(text: str) -> Path:
     if text.endswith('/') or Path(text).is_dir():
         raise InputError(f'-o {text}: a folder; give a name in it, such as {Path(text, "mine")}')
     return Path(text)
-
-
-def check_place(folder: Path) -> None:
-    """Raise OSError if no file can be written in the folder, or in its nearest existing parent; leave nothing there."""
-    try:
-        with TemporaryFile(dir=next(each for each in (folder, *folder.parents) if each.exists())):
-            pass
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(folder)) from error
-
-
-def check_common_options(arguments: argparse.Namespace) -> None:
-    """Check the options of `run`, and that the output can be written, before any work starts.
-
-    Converts `arguments.quality` to (lowest, highest) and `arguments.out` to a Path.
-    """
-    arguments.out = out_name(arguments.out)
-    arguments.quality = quality_range(arguments.quality)
-    if arguments.val is not None and not 0 < arguments.val < 1:
-        raise InputError(f'--val {arguments.val}: give a fraction between 0 and 1, such as 0.1')
-    if arguments.seed < 0:
-        raise InputError(f'--seed {arguments.seed}: at least 0')
-    for name in store_names(arguments):
-        StoreWriter(f'{name}.lmdb')  # raises InputError if there is one already
-        if arguments.files and Path(name).exists():
-            raise InputError(f'{name}: exists already; remove it or choose another name')
-    check_place(arguments.out.parent)
-
-
-def check_files_lie_apart(arguments: argparse.Namespace, inputs: Iterable[Path]) -> None:
-    """Raise InputError if --files would lie in a folder of `inputs`: the next run would take them for inputs."""
-    for entry in inputs if arguments.files else ():
-        if entry.is_dir() and entry.resolve() in arguments.out.resolve().parents:
-            raise InputError(f'-o {arguments.out}: its --files would lie in {entry}; choose a folder elsewhere')
 
 
 @contextmanager
@@ -195,19 +156,3 @@ def errors_in_one_line(*, stopped: str = 'stopped') -> Iterator[None]:
     except KeyboardInterrupt:
         print(f'{name}: {stopped}', file=sys.stderr)
         sys.exit(130)
-
-
-def run(parser: argparse.ArgumentParser, write_pairs: Callable[[argparse.Namespace], None]) -> None:
-    """Add the common options to `parser`, check them and call `write_pairs`; exit as `errors_in_one_line` does."""
-    parser.add_argument('-o', '--out', required=True, help='OUT_blur.lmdb and OUT_sharp.lmdb are written')
-    parser.add_argument(
-        '--val', type=float, metavar='FRACTION',
-        help='keep whole scenes, about this fraction of the pairs, for validation: writes OUT_train_* and OUT_val_*',
-    )  # fmt: skip
-    parser.add_argument('--quality', default='25', help='JPEG quality, 25, or a range to draw from, 15-95 (default 25)')
-    parser.add_argument('--seed', type=int, default=0, help='of all that is drawn at random (default 0)')
-    parser.add_argument('--files', action='store_true', help='also write the images as files: OUT_blur/, OUT_sharp/')
-    arguments = parser.parse_args()
-    with errors_in_one_line(stopped=GO_ON):
-        check_common_options(arguments)
-        write_pairs(arguments)

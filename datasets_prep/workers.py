@@ -33,7 +33,7 @@ def _exit_after(parent: Any) -> None:
 
 
 class Workers:
-    """A pool of processes, as a context manager: they end with the `with` block."""
+    """A pool of processes, as a context manager: they end with the `with` block, on an exception at once."""
 
     def __init__(self, count: int) -> None:
         self._ahead = AHEAD * count
@@ -45,9 +45,18 @@ class Workers:
     def __enter__(self) -> 'Workers':
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind:
+            self._end_calls()
         self._pool.shutdown(cancel_futures=True)
         cv2.setNumThreads(self._threads)
+
+    def _end_calls(self) -> None:
+        """End the processes: a call may take minutes, and nobody takes its result."""
+        for process in list(self._pool._processes.values()):  # from Python 3.14 on there is terminate_workers()
+            process.terminate()
+        # Else the pool, if one of them was sending a result, would wait for the rest of it.
+        self._pool._result_queue._writer.close()  # type: ignore[attr-defined]
 
     def call(self, function: Callable[..., Result], *arguments: object) -> Result:
         return self._pool.submit(function, *arguments).result()

@@ -9,7 +9,7 @@ import pytest
 from conftest import picture
 
 import join_stores
-from wrcan_arch.data.lmdb_store import Store, StoreWriter, open_store
+from wrcan_arch.data.lmdb_store import Store, StoreWriter, open_store, verify_store
 
 
 @pytest.mark.parametrize('store', ['encoded', 'raw'])
@@ -84,6 +84,23 @@ def test_a_grey_store_of_another_program_is_taken_as_it_is_and_as_colour_rows(ru
     run_script(join_stores, 'a', '-o', 'files')
     assert open_store(tmp_path / 'files_sharp.lmdb').get('a_x') == value
     assert (tmp_path / 'files_sharp.lmdb' / 'meta_info.txt').read_text() == 'a_x.png (20,30,1) 0\n'
+
+
+def test_names_with_spaces_and_brackets_of_another_program_are_kept(run_script, tmp_path):
+    value = cv2.imencode('.png', picture(20, 30))[1].tobytes()
+    for role in ('blur', 'sharp'):
+        with StoreWriter(tmp_path / f'a_{role}.lmdb') as store:
+            store.put('IMG (1,2,3)', '.png', value, (20, 30, 3))
+        (tmp_path / f'a_{role}.lmdb' / 'manifest.json').unlink()
+        (tmp_path / f'a_{role}.lmdb' / 'meta_info.txt').write_text('IMG (1,2,3).png (20,30,3) 1\n')
+    run_script(join_stores, 'a', '-o', 'all', '--store', 'raw')
+    for role, ending in (('blur', '.png'), ('sharp', '.raw')):
+        store = open_store(tmp_path / f'all_{role}.lmdb')
+        assert (store.path / 'meta_info.txt').read_text() == f'a_IMG (1,2,3){ending} (20,30,3) 0\n'
+        assert (store.keys(), store.ending('a_IMG (1,2,3)')) == (['a_IMG (1,2,3)'], ending)
+        assert store.kind == {'blur': 'encoded', 'sharp': 'raw'}[role] and not verify_store(store.path)
+    with store.view('a_IMG (1,2,3)') as image:
+        np.testing.assert_array_equal(image, picture(20, 30))
 
 
 def test_each_value_is_read_once(prepared, run_script, monkeypatch):

@@ -209,6 +209,17 @@ def test_two_processes_cannot_write_one_store(tmp_path, resume):
     assert not partial.exists() and open_store(tmp_path / 'a.lmdb').keys() == ['theirs']
 
 
+def test_store_is_complete_until_another_writer_changes_it(tmp_path):
+    path = tmp_path / 'a.lmdb'
+    for value, complete in ((b'1', True), (b'2', False)):
+        with pytest.raises(KeyboardInterrupt), StoreWriter(path, resume=True) as store:
+            assert lmdb_store.is_complete(path) == (value == b'2')
+            store.put('a', '.png', value, (1, 1, 3))
+            store.complete() if complete else store.flush()
+            raise KeyboardInterrupt
+        assert lmdb_store.is_complete(path) == complete
+
+
 def test_stores_that_belong_together_get_their_names_together(tmp_path):
     with (
         pytest.raises(InputError, match=r'first.*cannot be written \(\[Errno 5\] x\); its disk'),

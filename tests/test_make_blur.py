@@ -254,9 +254,9 @@ def test_finetuning_takes_what_is_written_with_a_split(prepared, run, tmp_path, 
         (['photo.png', '-o', '.'], '-o .: a folder; give a name in it, such as mine'),
         (
             ['photo.png', '-o', '/proc/nope/x'],
-            '/proc/nope: cannot be read or written (No such file or directory); choose',
+            '/proc: cannot be written (No such file or directory); choose another folder',
         ),
-        (['photo.png', '-o', 'photo.png/x'], 'cannot be read or written (Not a directory); choose another path'),
+        (['photo.png', '-o', 'photo.png/x'], 'photo.png: cannot be written (File exists); choose'),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(run, tmp_path, arguments, message):
@@ -305,6 +305,24 @@ def test_all_that_cannot_be_read_are_named_at_once(run, tmp_path):
         (tmp_path / f'{number:02d}.png').unlink()
     printed = run('.', '-o', 'out', '--grid', '9', exit_code=2)
     assert '22.png: not a readable image' in printed.err and '--grid 9: a.png is 8 x 8, too small' in printed.err
+
+
+def test_a_photograph_that_must_not_be_read_is_a_fault_like_others(run, tmp_path, monkeypatch):
+    read = Path.read_bytes
+
+    def read_or_refuse(path):  # the tests may run as root, who may read everything
+        if path.name == 'secret.png':
+            raise PermissionError(13, 'Permission denied', str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, 'read_bytes', read_or_refuse)
+    (tmp_path / 'broken.png').write_text('cut')
+    (tmp_path / 'secret.png').write_text('secret')
+    lines = [line for line in run('.', '-o', 'out', exit_code=2).err.splitlines() if line and '%|' not in line]
+    assert lines == [
+        'make_blur: broken.png: not a readable image; remove it or convert it to PNG',
+        'secret.png: cannot be read (Permission denied); make it readable, or leave it out',
+    ]
 
 
 def test_photographs_are_counted_while_they_are_looked_at(prepared, run):
@@ -426,6 +444,93 @@ def test_ctrl_c_keeps_all_pairs_that_are_whole_and_says_so(prepared, run, tmp_pa
     assert ', 3 of them from an earlier run' in run(prepared / 'photos', '-o', 'out', '--copies', '1').out
 
 
+def run_and_die_naming(count, arguments):
+    rename, calls = Path.rename, []
+
+    def dying(self, target):
+        calls.append(1)
+        if len(calls) == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rename(self, target)
+
+    sys.argv = ['make_blur.py', *arguments]
+    with mock.patch.object(Path, 'rename', dying):
+        make_blur.main()
+
+
+@pytest.mark.parametrize('count', [1, 2, 3, 4])
+def test_a_run_that_is_killed_while_it_gives_names_is_finished(prepared, run, tmp_path, count):
+    shutil.copytree(prepared / 'photos', tmp_path / 'photos')
+    arguments = ['photos', '--copies', '1', '--files']
+    for name in ('a', 'b'):
+        (tmp_path / name).mkdir()
+    run(*arguments, '-o', 'a/out')
+    child = multiprocessing.get_context('fork').Process(
+        target=run_and_die_naming, args=(count, [*arguments, '-o', 'b/out'])
+    )
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL
+    named = [path for path in tmp_path.glob('b/out*') if path.suffix != '.partial']
+    assert len(named) == count - 1
+    (tmp_path / 'b' / 'not mine').mkdir()
+    printed = run(*arguments, '-o', 'b/out')
+    assert printed.out == (
+        'b/out: an earlier run made all of it and was stopped while naming it; it is named now\n'
+        if named
+        else 'b/out: 6 pairs (6 of 6 photographs), 6 of them from an earlier run\n'
+    )
+    assert in_folder(tmp_path / 'a') == in_folder(tmp_path / 'b') != {}
+    assert sorted(path.name for path in (tmp_path / 'b').rglob('*')) == sorted(
+        [path.name for path in (tmp_path / 'a').rglob('*')] + ['not mine']
+    )
+    assert 'exists already' in run(*arguments, '-o', 'b/out', exit_code=2).err
+
+
+@pytest.mark.parametrize('spoil', ['my own folder', 'incomplete'])
+def test_names_that_no_stopped_run_gave_are_refused(prepared, run, tmp_path, spoil):
+    arguments = [prepared / 'photos', '-o', 'out', '--copies', '1', '--files']
+    with mock.patch.object(Path, 'rename', side_effect=KeyboardInterrupt):
+        run(*arguments, exit_code=130)
+    if spoil == 'incomplete':
+        shutil.rmtree(tmp_path / 'out_blur.partial')
+        (tmp_path / 'out_sharp.lmdb.partial' / 'manifest.json').unlink()
+    (tmp_path / 'out_blur').mkdir()
+    before = sorted(tmp_path.rglob('*'))
+    printed = run(*arguments, exit_code=2)
+    assert 'make_blur: out_blur: exists already; remove it or choose another name' in printed.err
+    assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_what_a_run_with_other_options_left_is_told_and_stays(prepared, run, tmp_path):
+    arguments = [prepared / 'photos', '-o', 'out', '--copies', '1']
+    with mock.patch.object(StoreWriter, '_write_text', side_effect=InputError('the last')):
+        run(*arguments, '--files', exit_code=2)
+    said = 'not used, left by a stopped run with other --val or --files: {}; remove, or run that one again\n'
+    all_four = 'out_blur.lmdb.partial, out_blur.partial, out_sharp.lmdb.partial, out_sharp.partial'
+    assert run(*arguments, '--val', '0.5').out.startswith(said.format(all_four))
+    assert run(*arguments).out.startswith(said.format('out_blur.partial, out_sharp.partial'))
+    assert len(list(tmp_path.glob('out_*.partial/*'))) == 12
+
+
+def test_images_of_one_run_are_not_named_beside_the_stores_of_another(prepared, run, tmp_path):
+    arguments = [prepared / 'photos', '-o', 'out', '--copies', '1']
+    with stop_at(8, partial(os.kill, os.getpid(), signal.SIGINT)):
+        run(*arguments, '--files', exit_code=130)
+    run(*arguments)
+    printed = run(*arguments, '--files', exit_code=2)
+    assert 'make_blur: out_blur.lmdb: exists already; remove it or choose another name' in printed.err
+    assert not (tmp_path / 'out_blur').exists()
+
+
+def test_a_folder_among_a_stopped_runs_images_is_refused_before_any_work(run, tmp_path):
+    (tmp_path / 'out_blur.partial' / 'mine').mkdir(parents=True)
+    with mock.patch('make_blur.find_photos', side_effect=AssertionError('refused after work')):
+        printed = run('photo.png', '-o', 'out', '--files', exit_code=2)
+    expected = 'out_blur.partial/mine: a folder among the images of a stopped run; move it away'
+    assert printed.err == f'make_blur: {expected}\n'
+
+
 def test_a_run_that_is_stopped_before_the_first_pair_leaves_nothing(prepared, run, tmp_path):
     def stop():
         raise KeyboardInterrupt
@@ -436,9 +541,13 @@ def test_a_run_that_is_stopped_before_the_first_pair_leaves_nothing(prepared, ru
 
 
 @pytest.mark.parametrize(
-    ('change', 'kept'), [('nothing', 4), ('seed', 0), ('photograph', 2), ('file', 3), ('missing file', 3), ('name', 2)]
-)
-def test_a_pair_of_another_source_is_made_again(prepared, run, tmp_path, change, kept):
+    ('change', 'kept'),
+    [
+        ('nothing', 4), ('seed', 0), ('photograph', 2), ('file', 3), ('missing file', 3), ('name', 2),
+        ('script', 0), ('OpenCV', 0), ('NumPy', 0),
+    ],
+)  # fmt: skip
+def test_a_pair_of_another_source_is_made_again(prepared, run, tmp_path, monkeypatch, change, kept):
     """Photographs are numbered and the number is part of the seed: if one is renamed, others may get another number."""
     for number in range(4):
         (tmp_path / 'photos').mkdir(exist_ok=True)
@@ -459,6 +568,10 @@ def test_a_pair_of_another_source_is_made_again(prepared, run, tmp_path, change,
         (tmp_path / 'out_blur.partial/photo0_000.jpg').unlink()
     elif change == 'name':
         (tmp_path / 'photos/photo2.png').rename(tmp_path / 'photos/photo4.png')
+    elif change == 'script':
+        monkeypatch.setattr(pairs, 'GENERATION', 0)
+    elif change in ('OpenCV', 'NumPy'):
+        monkeypatch.setattr({'OpenCV': cv2, 'NumPy': np}[change], '__version__', 'another')
     printed = run(*expected)
     earlier = f', {kept} of them from an earlier run' if kept else ''
     assert printed.out == f'out: 4 pairs (4 of 4 photographs){earlier}\n'
@@ -467,6 +580,15 @@ def test_a_pair_of_another_source_is_made_again(prepared, run, tmp_path, change,
         assert contents(tmp_path / f'out_{role}') == contents(tmp_path / f'fresh_{role}')
         found, fresh = (open_store(tmp_path / f'{name}_{role}.lmdb') for name in ('out', 'fresh'))
         assert [found.get(key) for key in fresh.keys()] == [fresh.get(key) for key in found.keys()]
+
+
+def test_files_that_change_places_are_a_change(tmp_path):
+    """Such as two frames of a video that were copied with the same date."""
+    files = [tmp_path / name for name in ('0.png', '1.png')]
+    for file in files:
+        file.touch()
+        os.utime(file, (0, 0))
+    assert pairs.state_of(files) == pairs.state_of(files) != pairs.state_of(files[::-1])
 
 
 def contents(folder):
@@ -513,7 +635,7 @@ def test_what_is_there_of_a_split_is_not_written_over(run, tmp_path, name):
 def test_where_nothing_can_be_written_is_refused_before_any_work(run, tmp_path):
     with mock.patch('make_blur.find_photos', side_effect=AssertionError('refused after work')):
         printed = run('photo.png', '-o', '/proc/nope/x', exit_code=2)
-        assert printed.err.startswith('make_blur: /proc/nope: cannot be read or written')
+        assert printed.err.startswith('make_blur: /proc: cannot be written (No such file or directory)')
     cv2.imwrite(str(tmp_path / 'photo.png'), np.zeros((8, 8), np.uint8))
     run('photo.png', '-o', 'new/folder/out', '--val', '0.5', exit_code=2)
     assert [path.name for path in tmp_path.iterdir()] == ['photo.png']

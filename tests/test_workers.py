@@ -1,8 +1,12 @@
 """Calls shared out to processes: results in order, few of them waiting, exceptions as raised."""
 
 import argparse
+import gc
+import multiprocessing
 import os
+import struct
 import time
+from multiprocessing.queues import SimpleQueue
 
 import pytest
 
@@ -45,6 +49,31 @@ def test_an_error_is_the_callers():
         with pytest.raises(InputError, match='^3: refused$'):
             next(results)
         assert workers.call(refuse, 1) == 1, 'the others still work'
+
+
+def wait(folder, number):
+    (folder / f'began {number}').touch()
+    time.sleep(10)
+    (folder / f'ended {number}').touch()
+
+
+def send_half_a_result(folder, number):
+    for queue in gc.get_objects():
+        if isinstance(queue, SimpleQueue):
+            os.write(queue._writer.fileno(), struct.pack('!i', 1000) + b'half')
+    wait(folder, number)
+
+
+@pytest.mark.parametrize('function', [wait, send_half_a_result])
+def test_a_stop_does_not_wait_for_calls_that_run(tmp_path, function):
+    with pytest.raises(KeyboardInterrupt), Workers(2) as workers:
+        for number in range(2):
+            workers._pool.submit(function, tmp_path, number)
+        while len(list(tmp_path.iterdir())) < 2:
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['began 0', 'began 1']
+    assert not multiprocessing.active_children()
 
 
 def test_there_are_as_many_workers_as_this_process_may_use_cores(monkeypatch):

@@ -16,10 +16,10 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import cache, cached_property
 from pathlib import Path
 from types import TracebackType
@@ -94,6 +94,32 @@ def _missing_bytes(environment: lmdb.Environment, path: Path) -> str | None:
     return f'data.mdb has {found} of {needed} bytes, it was cut' if found < needed else None
 
 
+def partial_of(path: Path) -> Path:
+    """Return the temporary name that `path` has until it is complete."""
+    return path.with_name(f'{path.name}.partial')
+
+
+def is_complete(path: Path) -> bool:
+    """Whether the store at `path` has only to be named: its writer was stopped after all was written."""
+    return (partial_of(path) / 'manifest.json').is_file()
+
+
+def writer_lock(path: Path) -> AbstractContextManager[None]:
+    """Hold the store that is written for `path`; InputError if another process does."""
+    what = f'{path}: another process is writing it'
+    return locked(partial_of(path) / LOCK, what, 'wait for it, or choose another name')
+
+
+def give_name(path: Path) -> None:
+    """Give the complete store its name; inside `writer_lock`, or another writer would begin in it."""
+    partial = partial_of(path)
+    # Readers do not lock. lmdb would remember the lock file's inode, and once the store is deleted and another store's
+    # file gets that number, would take it for one that is already open.
+    (partial / 'lock.mdb').unlink(missing_ok=True)
+    partial.rename(path)
+    (path / LOCK).unlink()
+
+
 class StoreWriter:
     """Write a store under a temporary name, NAME.lmdb.partial, and rename it once it is complete.
 
@@ -123,7 +149,7 @@ class StoreWriter:
         self.kind = kind
         self.resumed: dict[str, Record] = {}
         self._resume = resume
-        self._partial = self.path.with_name(self.path.name + '.partial')
+        self._partial = partial_of(self.path)
         self._records: dict[str, Record] = {}
         self._waiting: dict[str, bytes] = {}
         self._waiting_size = 0
@@ -138,8 +164,7 @@ class StoreWriter:
     def __enter__(self) -> 'StoreWriter':
         is_new = not self._partial.exists()
         self._partial.mkdir(parents=True, exist_ok=True)
-        what = f'{self.path}: another process is writing it'
-        self._lock.enter_context(locked(self._partial / LOCK, what, 'wait for it, or choose another name'))
+        self._lock.enter_context(writer_lock(self.path))
         try:
             self._refuse_to_overwrite()  # another process may just have finished it
             if not (self._resume and self._continue()):
@@ -213,9 +238,12 @@ class StoreWriter:
 
     def flush(self) -> None:
         """Write to the disk what was put, so that it is found by the next writer that resumes."""
-        self._commit()
+        if self._waiting:
+            self._commit()
 
-    def _commit(self, stale: Iterable[str] = ()) -> None:
+    def _commit(self, stale: Collection[str] = ()) -> None:
+        if self._waiting or stale:  # another request than that of the writer that completed it
+            (self._partial / 'manifest.json').unlink(missing_ok=True)
         while True:
             try:
                 with self._environment.begin(write=True) as transaction:
@@ -269,11 +297,7 @@ class StoreWriter:
         finally:
             self._environment.close()
             if kind is None and self._whole:
-                # Readers do not lock. lmdb would remember the lock file's inode, and once the store is deleted and
-                # another store's file gets that number, would take it for one that is already open.
-                (self._partial / 'lock.mdb').unlink(missing_ok=True)
-                self._partial.rename(self.path)  # before the lock is released, or another writer would begin in it
-                (self.path / LOCK).unlink()
+                give_name(self.path)
             elif not (self._resume and self._committed):
                 shutil.rmtree(self._partial)
             self._lock.close()
@@ -313,7 +337,7 @@ class Store:
     @cached_property
     def kind(self) -> str:
         """'raw' or 'encoded'."""
-        return 'raw' if next(iter(self._meta_info.values()), '').partition(' ')[0].endswith(RAW_ENDING) else 'encoded'
+        return 'raw' if self._meta_info and self.ending(next(iter(self._meta_info))) == RAW_ENDING else 'encoded'
 
     def keys(self) -> list[str]:
         """The keys that meta_info lists, sorted."""
@@ -321,7 +345,7 @@ class Store:
 
     def shape(self, key: str) -> tuple[int, int, int]:
         """(H, W, C) of the image under `key`, from meta_info."""
-        found = re.search(r' \((\d+),(\d+),(\d+)\)', self._meta_info.get(key, ''))
+        found = re.search(r' \((\d+),(\d+),(\d+)\)', self._meta_info.get(key, '').removeprefix(key))
         if not found:
             raise InputError(f"{self.path}: meta_info.txt has no (height,width,channels) of '{key}'; prepare it again")
         height, width, channels = map(int, found.groups())
@@ -329,7 +353,7 @@ class Store:
 
     def ending(self, key: str) -> str:
         """Of the file that the value under `key` is, or RAW_ENDING."""
-        return self._meta_info[key].partition(' ')[0].removeprefix(key)
+        return self._meta_info[key].removeprefix(key).partition(' ')[0]  # other programs' keys may have spaces
 
     def get(self, key: str) -> bytes:
         """The bytes stored under `key`."""

@@ -1,0 +1,106 @@
+"""Run a script that makes pairs: its common options, and what lies under the names that it is to write."""
+
+import argparse
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from pathlib import Path
+
+from pair_writer import store_names
+from pairs import FILE_ENDINGS, GO_ON, errors_in_one_line, out_name, quality_range
+from wrcan_arch.data.lmdb_store import give_name, is_complete, partial_of, writer_lock
+from wrcan_arch.errors import InputError
+from wrcan_arch.files import check_writable
+
+
+def folders_of(arguments: argparse.Namespace) -> list[Path]:
+    return [Path(name) for name in store_names(arguments) if arguments.files]
+
+
+def stores_of(arguments: argparse.Namespace) -> list[Path]:
+    return [Path(f'{name}.lmdb') for name in store_names(arguments)]
+
+
+def finish_naming(folders: list[Path], stores: list[Path]) -> bool:
+    """Name the rest of what a stopped run had completed and named in part; return whether there was such a run.
+
+    PairWriter names the stores after all folders, and nothing before all is complete.
+    """
+    left_folders, left_stores = ([path for path in paths if not path.exists()] for paths in (folders, stores))
+    named = {*folders, *stores}.difference(left_folders, left_stores)
+    if not (left_folders or left_stores) or not named or any(partial_of(path).exists() for path in named):
+        return False
+    if left_folders and left_stores != stores:  # the folders are those of another run than the stores
+        return False
+    if not all(partial_of(path).is_dir() for path in left_folders) or not all(map(is_complete, left_stores)):
+        return False
+    with ExitStack() as locks:
+        for path in left_stores:
+            locks.enter_context(writer_lock(path))
+        for path in left_folders:
+            partial_of(path).rename(path)
+        for path in left_stores:
+            give_name(path)
+    return True
+
+
+def check_names(arguments: argparse.Namespace) -> None:
+    """Raise InputError if what the run is to write exists, its folders cannot be used or nothing can be written."""
+    for path in (*folders_of(arguments), *stores_of(arguments)):
+        if path.exists():
+            raise InputError(f'{path}: exists already; remove it or choose another name')
+    for folder in map(partial_of, folders_of(arguments)):
+        for inside in folder.iterdir() if folder.is_dir() else ():
+            if inside.is_dir():
+                raise InputError(f'{inside}: a folder among the images of a stopped run; move it away')
+    place = arguments.out.parent
+    check_writable(next(each for each in (place, *place.parents) if each.exists()))
+
+
+def say_what_is_not_used(arguments: argparse.Namespace) -> None:
+    """Print what a stopped run with other --val or --files has left under this name."""
+    names = [f'{arguments.out}{side}_{role}' for side in ('', '_train', '_val') for role in FILE_ENDINGS]
+    unused = {Path(f'{name}{ending}') for name in names for ending in ('', '.lmdb')}
+    unused.difference_update(folders_of(arguments), stores_of(arguments))
+    if left := ', '.join(str(path) for path in sorted(map(partial_of, unused)) if path.exists()):
+        print(f'not used, left by a stopped run with other --val or --files: {left}; remove, or run that one again')
+
+
+def check_common_options(arguments: argparse.Namespace) -> None:
+    """Check the options of `run`; convert `arguments.quality` to (lowest, highest) and `arguments.out` to a Path."""
+    arguments.out = out_name(arguments.out)
+    arguments.quality = quality_range(arguments.quality)
+    if arguments.val is not None and not 0 < arguments.val < 1:
+        raise InputError(f'--val {arguments.val}: give a fraction between 0 and 1, such as 0.1')
+    if arguments.seed < 0:
+        raise InputError(f'--seed {arguments.seed}: at least 0')
+
+
+def check_files_lie_apart(arguments: argparse.Namespace, inputs: Iterable[Path]) -> None:
+    """Raise InputError if --files would lie in a folder of `inputs`: the next run would take them for inputs."""
+    for entry in inputs if arguments.files else ():
+        if entry.is_dir() and entry.resolve() in arguments.out.resolve().parents:
+            raise InputError(f'-o {arguments.out}: its --files would lie in {entry}; choose a folder elsewhere')
+
+
+def run(parser: argparse.ArgumentParser, write_pairs: Callable[[argparse.Namespace], None]) -> None:
+    """Add the common options to `parser`, check them and call `write_pairs`; exit as `errors_in_one_line` does.
+
+    If a stopped run has only names left to give, give them instead.
+    """
+    parser.add_argument('-o', '--out', required=True, help='OUT_blur.lmdb and OUT_sharp.lmdb are written')
+    parser.add_argument(
+        '--val', type=float, metavar='FRACTION',
+        help='keep whole scenes, about this fraction of the pairs, for validation: writes OUT_train_* and OUT_val_*',
+    )  # fmt: skip
+    parser.add_argument('--quality', default='25', help='JPEG quality, 25, or a range to draw from, 15-95 (default 25)')
+    parser.add_argument('--seed', type=int, default=0, help='of all that is drawn at random (default 0)')
+    parser.add_argument('--files', action='store_true', help='also write the images as files: OUT_blur/, OUT_sharp/')
+    arguments = parser.parse_args()
+    with errors_in_one_line(stopped=GO_ON):
+        check_common_options(arguments)
+        if finish_naming(folders_of(arguments), stores_of(arguments)):
+            print(f'{arguments.out}: an earlier run made all of it and was stopped while naming it; it is named now')
+            return
+        check_names(arguments)
+        say_what_is_not_used(arguments)
+        write_pairs(arguments)
