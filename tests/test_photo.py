@@ -3,6 +3,8 @@
 import io
 import os
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from contextlib import contextmanager
@@ -633,6 +635,46 @@ def test_what_stands_before_the_pixels_of_png_goes_first_and_damage_is_left_out(
     behind = with_chunks(content.getvalue(), (b'eXIf', second.tobytes().removeprefix(b'Exif\0\0')), at=BEHIND)
     (tmp_path / 'b.png').write_bytes(behind[:-13] + b'!' + behind[-12:])  # a wrong checksum
     assert not read_photo(tmp_path / 'b.png').metadata
+
+
+LONG = zlib.compress(b'<x:xmpmeta>' + b' ' * 8_000_000)
+
+
+@pytest.mark.parametrize(
+    'chunk',
+    [
+        (b'iTXt', b'XML:com.adobe.xmp\0\0\0\0\0'),
+        (b'iTXt', b'XML:com.adobe.xmp\0\0\0'),
+        (b'iTXt', b'XML:com.adobe.xmp\0\1\0\0\0notzlib'),
+        (b'iTXt', b'XML:com.adobe.xmp\0\1\0\0\0' + zlib.compress(b'<x:xmpmeta>')[:-5]),
+        (b'iTXt', b'XML:com.adobe.xmp\0\1\0\0\0' + LONG),
+        (b'eXIf', b''),
+    ],
+    ids=['empty', 'cut', 'damaged', 'cut inside', 'too long', 'empty EXIF'],
+)
+def test_empty_and_damaged_metadata_of_png_is_left_out(tmp_path, chunk):
+    content = io.BytesIO()
+    Image.fromarray(picture(8, 8)).save(content, 'PNG')
+    (tmp_path / 'a.png').write_bytes(with_chunks(content.getvalue(), chunk, at=BEHIND))
+    assert not read_photo(tmp_path / 'a.png').metadata
+
+
+def test_empty_metadata_does_not_crash_the_writer(tmp_path):
+    """In a process of its own, which libvips would end."""
+    code = (
+        'import sys, numpy\nfrom wrcan_arch.photos.write_photo import Photo, write_photo\n'
+        "write_photo(sys.argv[1], Photo(pixels=numpy.zeros((8, 8, 3), 'uint8'), metadata={'xmp-data': b''}))"
+    )
+    assert subprocess.run([sys.executable, '-c', code, tmp_path / 'a.png']).returncode == 0
+
+
+def test_exif_of_png_that_begins_as_in_jpeg_is_read(tmp_path):
+    exif, content = Image.Exif(), io.BytesIO()
+    exif[MAKE] = 'a camera'
+    Image.fromarray(picture(8, 8)).save(content, 'PNG')
+    (tmp_path / 'a.png').write_bytes(with_chunks(content.getvalue(), (b'eXIf', exif.tobytes()), at=BEHIND))
+    write_photo(tmp_path / 'b.jpg', read_photo(tmp_path / 'a.png'))
+    assert Image.open(tmp_path / 'b.jpg').getexif()[MAKE] == 'a camera'
 
 
 def test_texts_of_png_are_kept_in_png_and_said_elsewhere(tmp_path):

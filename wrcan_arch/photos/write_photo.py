@@ -104,7 +104,8 @@ def _image_of(photo: Photo, name: str) -> pyvips.Image:
         metadata['iptc-data'] = as_jpeg_has_it(metadata['iptc-data'])
     image = image.copy(xres=photo.pixels_per_mm[0], yres=photo.pixels_per_mm[1])
     for key, value in metadata.items():
-        image.set_type(pyvips.GValue.blob_type, key, value)
+        if value:  # libvips crashes on empty XMP
+            image.set_type(pyvips.GValue.blob_type, key, value)
     image.set_type(pyvips.GValue.gint_type, 'orientation', 1)
     return image
 
