@@ -85,6 +85,14 @@ def test_patterns_below_a_folder_with_brackets():
     assert plan(['T* [[]2019]/d*/*'], out=Path('out'))[0].target == 'out/Trip [2019]/d[e]ep/2.jpg'
 
 
+def test_a_pattern_walks_nothing_but_folders():
+    """A file or a broken link may match what stands before `**`."""
+    Path('in/broken.jpg').symlink_to('nowhere')
+    assert plan(['in/*/**/*.tiff'], out=Path('out')) == [Job('in/deep/d.tiff', 'out/deep/d.tiff')]
+    with pytest.raises(InputError, match='no such photograph or folder'):
+        plan(['a.jpg/**'])
+
+
 def test_a_pattern_does_not_follow_links_round():
     Path('in/here').symlink_to('.')
     Path('in/above').symlink_to('..')

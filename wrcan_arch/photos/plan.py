@@ -186,6 +186,12 @@ def _expanded(folder: Path, parts: tuple[str, ...], unreadable: list[str]) -> It
     if not parts:
         yield folder
         return
+    try:
+        if not folder.is_dir():
+            return
+    except OSError as error:
+        _note(unreadable, error)
+        return
     part, *others = parts
     rest = tuple(others)
     if part == '**':
@@ -196,7 +202,7 @@ def _expanded(folder: Path, parts: tuple[str, ...], unreadable: list[str]) -> It
             yield from _expanded(folder / part, rest, unreadable)
     else:
         try:
-            names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+            names = [path.name for path in folder.iterdir()]
         except OSError as error:
             _note(unreadable, error)
             return
