@@ -81,6 +81,10 @@ def _opened_alone(path: Path, permissions: int) -> Iterator[BinaryIO]:
                 fcntl.flock(file, fcntl.LOCK_EX)  # lockf's would end when libvips closes its copy of the descriptor
             if _is_at(path, file):
                 file.truncate()
+                mode = os.fstat(file.fileno()).st_mode & 0o777
+                if mode & ~permissions:  # the file is left of a killed process
+                    with suppress(OSError):  # if the file system has no permissions
+                        os.fchmod(file.fileno(), mode & permissions)
                 yield file
                 return
         # While this process waited, the other one renamed or removed that file.
