@@ -728,6 +728,22 @@ def test_a_result_is_for_nobody_else_than_the_photograph_is(tmp_path):
         (tmp_path / 'a.png').chmod(mode)
         write_photo(tmp_path / 'b.png', read_photo(tmp_path / 'a.png'))
         assert (tmp_path / 'b.png').stat().st_mode & 0o777 == expected
+    assert read_photo(tmp_path / 'a.png').group == (tmp_path / 'a.png').stat().st_gid
+
+
+@pytest.mark.parametrize('refused', [False, True])
+@pytest.mark.parametrize(('mode', 'without'), [(0o640, 0o600), (0o664, 0o644), (0o644, 0o644)])
+def test_no_other_group_may_do_what_the_photographs_group_may(tmp_path, monkeypatch, refused, mode, without):
+    """Mocked, because only root may give a file to any group."""
+    given = mock.Mock(side_effect=PermissionError if refused else None)
+    monkeypatch.setattr('os.fchown', given)
+    old = os.umask(0o002)
+    try:
+        write_photo(tmp_path / 'a.png', Photo(pixels=picture(8, 8), permissions=mode, group=os.getgid() + 1))
+    finally:
+        os.umask(old)
+    assert [call.args[1:] for call in given.call_args_list] == [(-1, os.getgid() + 1)] * (mode != without)
+    assert (tmp_path / 'a.png').stat().st_mode & 0o777 == (without if refused else mode)
 
 
 GAMMA_22, GAMMA_18, LINEAR = ((b'gAMA', number.to_bytes(4, 'big')) for number in (45_455, 55_556, 100_000))

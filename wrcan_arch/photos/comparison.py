@@ -3,6 +3,7 @@
 import html
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -85,11 +86,10 @@ def check_page(folder: Path) -> None:
 def write_side_by_side(folder: Path, source: str, photo: Photo, restored: np.ndarray) -> None:
     """Write one picture of `photo`, whose file is `source`, and its `restored` pixels side by side."""
     pair = np.concatenate([_in_8_bits(photo.pixels), _in_8_bits(restored)], axis=1)  # (H, 2W, 3)
-    if photo.mode == 'cmyk':  # as sRGB: browsers differ in how they show CMYK
-        picture = Photo(pixels=pair, permissions=photo.permissions)
-    else:
+    picture = Photo(pixels=pair, permissions=photo.permissions, group=photo.group)
+    if photo.mode != 'cmyk':  # else as sRGB: browsers differ in how they show CMYK
         profile = {key: value for key, value in photo.metadata.items() if key == 'icc-profile-data'}
-        picture = Photo(pixels=pair, mode=photo.mode, metadata=profile, permissions=photo.permissions)
+        picture = replace(picture, mode=photo.mode, metadata=profile)
     fits = max(pair.shape) <= MAX_SIDE['jpeg']
     write_photo(pictures_of(folder, source)[0 if fits else 1], picture)
 

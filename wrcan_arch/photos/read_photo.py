@@ -256,11 +256,12 @@ def read_photo(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Photo:
     """
     path = Path(path)
     try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):  # reading a pipe would wait for data
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for data
             raise InputError('not a file')
         with path.open('rb', buffering=0) as file:
-            return replace(_read(file, max_pixels), permissions=mode & 0o666)
+            photo = _read(file, max_pixels)
+        return replace(photo, permissions=status.st_mode & 0o666, group=status.st_gid)
     except FileNotFoundError as error:
         raise InputError(f'{path}: no such photograph') from error
     except UnidentifiedImageError as error:

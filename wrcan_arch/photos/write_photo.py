@@ -3,7 +3,9 @@
 import errno
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyvips
@@ -110,6 +112,19 @@ def _image_of(photo: Photo, name: str) -> pyvips.Image:
     return image
 
 
+def _keep_to_group(file: BinaryIO, group: int) -> None:
+    """Give the file to the group if the group may do more with it than everybody; else nobody's group may."""
+    status = os.fstat(file.fileno())
+    more = status.st_mode & ~(status.st_mode << 3) & 0o070
+    if not more or status.st_gid == group:
+        return
+    try:
+        os.fchown(file.fileno(), -1, group)
+    except OSError:  # the owner of the result is no member of the group
+        with suppress(OSError):  # if the file system has no permissions
+            os.fchmod(file.fileno(), status.st_mode & 0o777 & ~more)
+
+
 def _error_number(error: pyvips.Error) -> int | None:
     """The errno of a system error that libvips reports; None for other errors."""
     said = re.search('system error: (.+)', str(error))
@@ -150,6 +165,8 @@ def write_photo(path: Path | str, photo: Photo, *, quality: int = DEFAULT_QUALIT
     with disk_errors_name(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path, permissions=photo.permissions) as file:
+            if photo.group is not None:
+                _keep_to_group(file, photo.group)
             try:
                 save(pyvips.Target.new_to_descriptor(file.fileno()), keep=keep, **options[name])
             except pyvips.Error as error:
