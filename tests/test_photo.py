@@ -886,13 +886,18 @@ def test_folder_that_cannot_be_written_is_an_error_and_leaves_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['out']
 
 
+@pytest.mark.parametrize('cleared', [False, True])
 @pytest.mark.parametrize('ending', ['.jpg', '.png', '.tif', '.webp', '.avif'])
-def test_full_disk_is_said_with_what_to_do(tmp_path, ending):
+def test_full_disk_is_said_with_what_to_do(tmp_path, monkeypatch, ending, cleared):
+    """Whatever the thread that reads has cleared of libvips's messages."""
+
     @contextmanager
     def full(*_):
         with Path('/dev/full').open('r+b', buffering=0) as file:
             yield file
 
+    if cleared:
+        monkeypatch.setattr('pyvips.error._to_string', lambda text: '')
     said = rf'a\{ending}: cannot be written \(No space left on device\); make room'
     with mock.patch('wrcan_arch.files._opened_alone', full), pytest.raises(InputError, match=said):
         write_photo(tmp_path / f'a{ending}', Photo(pixels=picture(40, 40)))
@@ -902,11 +907,10 @@ def test_failed_writing_leaves_nothing(tmp_path, monkeypatch):
     wide = np.zeros((1, 65_501, 3), np.uint8)
     with pytest.raises(InputError, match=r'a\.jpg: jpeg holds at most 65,500 pixels a side; choose --format png'):
         write_photo(tmp_path / 'a.jpg', Photo(pixels=wide))
-    full = 'unable to call pngsave_target\ntarget: write error\nsystem error: No space left on device\nwbuffer_write: '
-    for said, told in (('a reason\nof two lines', 'a reason of two lines'), (full, 'No space left on device')):
+    for said, told in (('a reason\nof two lines', 'a reason of two lines'), (' ', 'for an unknown reason')):
         failing = mock.Mock(side_effect=pyvips.Error('', said))
         monkeypatch.setattr(pyvips.Image, 'pngsave_target', failing, raising=False)
-        with pytest.raises(InputError, match=rf'a\.png: cannot be written \( ?{told}\)'):
+        with pytest.raises(InputError, match=rf'a\.png: cannot be written \({told}\)'):
             write_photo(tmp_path / 'a.png', Photo(pixels=picture(8, 8)))
     assert list(tmp_path.iterdir()) == []
 

@@ -1,8 +1,6 @@
 """Write photographs, in the format of the name's ending, with all of their metadata that the format can hold."""
 
-import errno
 import os
-import re
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -15,7 +13,7 @@ from ..files import disk_errors_name, written_whole
 from .photo import ENDINGS, NO_RESOLUTION, Photo, format_of_name
 from .png_metadata import add_texts
 from .tiff_exif import add_metadata, as_jpeg_has_it, has_captions
-from .vips import KEPT, forget_messages, is_out_of_memory, one_line, to_srgb, vips_image
+from .vips import KEPT, is_out_of_memory, one_line, to_srgb, vips_image
 
 MAX_SIDE = {'jpeg': 65_500, 'webp': 16_383, 'avif': 16_384}  # pixels; a limit of the format or its encoder
 DEFAULT_QUALITY = 95
@@ -125,10 +123,11 @@ def _keep_to_group(file: BinaryIO, group: int) -> None:
             os.fchmod(file.fileno(), status.st_mode & 0o777 & ~more)
 
 
-def _error_number(error: pyvips.Error) -> int | None:
-    """The errno of a system error that libvips reports; None for other errors."""
-    said = re.search('system error: (.+)', str(error))
-    return next((number for number in errno.errorcode if said and os.strerror(number) == said[1]), None)
+def _ask_the_disk(file: BinaryIO) -> None:
+    """Raise the disk's own OSError if the file cannot grow: libvips's words for it may be lost (`forget_messages`)."""
+    file.seek(0, os.SEEK_END)
+    file.write(bytes(1 << 16))
+    file.flush()
 
 
 def write_photo(path: Path | str, photo: Photo, *, quality: int = DEFAULT_QUALITY) -> None:
@@ -143,7 +142,6 @@ def write_photo(path: Path | str, photo: Photo, *, quality: int = DEFAULT_QUALIT
     InputError if it cannot be written, or the format cannot hold it. MemoryError if there is not enough memory.
     """
     path = Path(path)
-    forget_messages()
     name = check_fits(path, photo)
     deep = photo.pixels.dtype == np.uint16
     options: dict[str, dict] = {
@@ -172,8 +170,7 @@ def write_photo(path: Path | str, photo: Photo, *, quality: int = DEFAULT_QUALIT
             except pyvips.Error as error:
                 if is_out_of_memory(error):
                     raise MemoryError from error
-                if (number := _error_number(error)) is not None:
-                    raise OSError(number, os.strerror(number)) from error
+                _ask_the_disk(file)
                 raise InputError(f'{path}: cannot be written ({one_line(error)})') from error
             if name == 'tiff':
                 add_metadata(file, *(photo.metadata.get(key, b'') for key in ('exif-data', 'iptc-data')))
