@@ -2,10 +2,11 @@
 
 import html
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote_to_bytes
 
 import numpy as np
 
@@ -75,6 +76,14 @@ def has_page(folder: Path) -> bool:
             return file.read(len(begins)) == begins
     except OSError:
         return False
+
+
+def pictures_on_page(folder: Path) -> set[Path]:
+    """The pictures that the folder's page shows; empty without a page that `write_page` wrote."""
+    if not has_page(folder):
+        return set()
+    links = re.findall(rb'<figcaption><a href="([^"]+)">', (folder / PAGE).read_bytes())
+    return {folder / os.fsdecode(unquote_to_bytes(link)) for link in links}
 
 
 def check_page(folder: Path) -> None:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from ..errors import InputError
 from ..files import path_below
 from ..folders import real, walk
-from .comparison import PAGE, check_page, has_page, pictures_of
+from .comparison import PAGE, check_page, pictures_of, pictures_on_page
 from .photo import ENDINGS, PHOTO_ENDINGS, format_of_name
 
 RESTORED = '_restored'  # ends the stem of a result that lies beside its photograph
@@ -121,12 +121,11 @@ def _sources(
 ) -> Iterator[tuple[Path, Path]]:
     """Yield each photograph, and the folder of its result relative to the folder of the results."""
 
-    @cache
-    def is_compared(folder: Path) -> bool:
-        return any(map(has_page, [real(folder), *real(folder).parents]))
+    real_of, shown = cache(real), cache(pictures_on_page)
 
     def is_result(photo: Path) -> bool:
-        if photo.stem.lower().endswith(PHOTO_ENDINGS) and is_compared(photo.parent):  # a.jpg.jpg, from pictures_of
+        folder = real_of(photo.parent)
+        if any(folder / photo.name in shown(above) for above in (folder, *folder.parents)):
             return True
         return out is None and photo.stem.endswith(RESTORED)
 
