@@ -10,7 +10,14 @@ from unittest import mock
 import pytest
 
 from wrcan_arch import InputError
-from wrcan_arch.files import check_writable, disk_errors_name, name_that_fits, path_below, printable, written_whole
+from wrcan_arch.files import (
+    check_writable,
+    disk_errors_as_input_errors,
+    name_that_fits,
+    printable,
+    without_root,
+    written_whole,
+)
 
 
 def names(folder):
@@ -78,7 +85,7 @@ def test_full_disk_is_told_with_the_files_name(tmp_path):
         with pytest.raises(OSError, match=rf'No space .*{re.escape(str(path))}'), written_whole(path):
             pass
         said = re.escape(f'{path}: cannot be written (No space left on device); make room')
-        with pytest.raises(InputError, match=f'^{said}$'), disk_errors_name(path), written_whole(path):
+        with pytest.raises(InputError, match=f'^{said}$'), disk_errors_as_input_errors(path), written_whole(path):
             pass
     assert not names(tmp_path)
 
@@ -115,7 +122,7 @@ def test_longest_names_can_be_written(tmp_path):
 
 
 def test_paths_stay_below_a_folder():
-    assert path_below(Path('/data/../y')) == Path('y') and path_below(Path('a/b')) == Path('a/b')
+    assert without_root(Path('/data/../y')) == Path('y') and without_root(Path('a/b')) == Path('a/b')
 
 
 def test_names_are_printable_whatever_they_are():

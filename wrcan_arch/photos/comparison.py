@@ -11,7 +11,7 @@ from urllib.parse import quote, unquote_to_bytes
 import numpy as np
 
 from ..errors import InputError
-from ..files import disk_errors_name, name_that_fits, path_below, printable, written_whole
+from ..files import disk_errors_as_input_errors, name_that_fits, printable, without_root, written_whole
 from .photo import Photo
 from .write_photo import MAX_SIDE, write_photo
 
@@ -63,7 +63,7 @@ TAIL = """<script>
 
 def pictures_of(folder: Path, source: str) -> tuple[Path, Path]:
     """The two possible paths of a photograph's comparison: SOURCE.jpg, and SOURCE.png if it is too large for JPEG."""
-    path = folder / path_below(Path(source))
+    path = folder / without_root(Path(source))
     name = name_that_fits(path.name, '.jpg')
     return path.with_name(f'{name}.jpg'), path.with_name(f'{name}.png')
 
@@ -110,11 +110,11 @@ def _in_8_bits(pixels: np.ndarray) -> np.ndarray:
 def write_page(folder: Path, sources: Iterable[str]) -> None:
     """Write the page that shows the pictures that `write_side_by_side` made of these photographs."""
     page = folder / PAGE
-    with disk_errors_name(page), written_whole(page) as file:
+    with disk_errors_as_input_errors(page), written_whole(page) as file:
         file.write(HEAD.encode())
         for source in sources:
             for picture in filter(Path.exists, pictures_of(folder, source)):
                 link = quote(os.fsencode(picture.relative_to(folder)))
-                name = html.escape(printable(str(path_below(Path(source)))))
+                name = html.escape(printable(str(without_root(Path(source)))))
                 file.write(FIGURE.format(link=link, name=name).encode())
         file.write(TAIL.encode())

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import InputError
-from ..files import path_below
+from ..files import without_root
 from ..folders import real, walk
 from .comparison import PAGE, check_page, pictures_of, pictures_on_page
 from .photo import ENDINGS, PHOTO_ENDINGS, format_of_name
@@ -159,7 +159,7 @@ def _sources(
                 raise InputError(f'{entry}: no such photograph or folder')
             yield from ((photo, photo.parent.relative_to(fixed)) for photo in found)
     for path in map(Path, listed):
-        yield path, path_below(path).parent
+        yield path, without_root(path).parent
 
 
 def _photos_like(pattern: Path, fixed: Path, avoid: set[Path], unreadable: list[str]) -> Iterator[Path]:

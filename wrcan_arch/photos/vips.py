@@ -22,7 +22,7 @@ def _text_of_any_bytes(text: Any) -> str:
 pyvips.error._to_string = _text_of_any_bytes
 
 
-def forget_messages() -> None:
+def clear_messages() -> None:
     """Clear libvips's messages, so that those of an earlier file are not reported for this one.
 
     They are the whole process's: call this in the thread that reads alone. A message of the thread that writes may be

@@ -9,7 +9,7 @@ import numpy as np
 import pyvips
 
 from ..errors import InputError
-from ..files import disk_errors_name, written_whole
+from ..files import disk_errors_as_input_errors, written_whole
 from .photo import ENDINGS, NO_RESOLUTION, Photo, format_of_name
 from .png_metadata import add_texts
 from .tiff_exif import add_metadata, as_jpeg_has_it, has_captions
@@ -38,15 +38,15 @@ def check_fits(path: Path, photo: Photo) -> str:
     return name
 
 
-def what_is_lost(name: str, photo: Photo) -> list[str]:
+def loss_warnings(name: str, photo: Photo) -> list[str]:
     """Warnings of what the photograph's file has that a result in the format `name` will not have."""
-    lost = list(photo.left)
+    lost = list(photo.not_read)
     if photo.pictures > 1:
         lost.append('the file holds several pictures; the first was restored')
     if photo.pixels.dtype == np.uint16 and name in ('jpeg', 'webp'):
         lost.append(f'it has more than the 8 bits of {name}; --format png keeps them')
     of_grey = photo.metadata.get('icc-profile-data', b'')[16:20] == b'GRAY'  # the profile's colour space (ICC.1, 7.2.6)
-    if photo.marked_colours or (of_grey and name in ('webp', 'avif')):
+    if photo.declares_non_srgb or (of_grey and name in ('webp', 'avif')):
         lost.append('its colours are other than sRGB, and the result does not say so; convert it to sRGB first')
     held = HELD_BY_JPEG if name == 'jpeg' else {}
     too_long = any(len(photo.metadata.get(key, b'')) > most for key, most in held.items())
@@ -124,7 +124,7 @@ def _keep_to_group(file: BinaryIO, group: int) -> None:
 
 
 def _ask_the_disk(file: BinaryIO) -> None:
-    """Raise the disk's own OSError if the file cannot grow: libvips's words for it may be lost (`forget_messages`)."""
+    """Raise the disk's own OSError if the file cannot grow: libvips's words for it may be lost (`clear_messages`)."""
     file.seek(0, os.SEEK_END)
     file.write(bytes(1 << 16))
     file.flush()
@@ -160,7 +160,7 @@ def write_photo(path: Path | str, photo: Photo, *, quality: int = DEFAULT_QUALIT
         kept.discard('iptc')  # add_metadata writes it: libvips writes a quarter of it
     keep = '|'.join(kept) or 'none'
     save = getattr(image, {'avif': 'heif'}.get(name, name) + 'save_target')
-    with disk_errors_name(path):
+    with disk_errors_as_input_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path, permissions=photo.permissions) as file:
             if photo.group is not None:
