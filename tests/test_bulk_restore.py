@@ -189,7 +189,7 @@ def test_quality_and_limit_are_those_asked_for(tmp_path, monkeypatch, capsys, we
 
 def test_other_colours_are_warned_about(tmp_path):
     path = save(tmp_path / 'a.png')
-    marked = Photo(pixels=picture(12, 16), marked_colours=True)
+    marked = Photo(pixels=picture(12, 16), declares_non_srgb=True)
     with mock.patch('wrcan_arch.photos.bulk_restore.read_photo', return_value=marked):
         summary = restore_photos(Same(), plan([path]), options=FP32)
     (said,) = summary.warnings

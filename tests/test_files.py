@@ -10,7 +10,14 @@ from unittest import mock
 import pytest
 
 from wrcan_arch import InputError
-from wrcan_arch.files import check_writable, disk_errors_name, name_that_fits, path_below, printable, written_whole
+from wrcan_arch.files import (
+    check_writable,
+    disk_errors_as_input_errors,
+    name_that_fits,
+    printable,
+    without_root,
+    written_whole,
+)
 
 
 def names(folder):
@@ -27,6 +34,15 @@ def test_file_has_its_name_when_it_is_whole(tmp_path):
         assert path.read_text() == 'before' and len(list(tmp_path.glob('*.partial'))) == 1
         file.write(b' and half')
     assert path.read_text() == 'half and half' and names(tmp_path) == ['a.json']
+
+
+def test_what_a_killed_writer_left_does_not_widen_the_permissions(tmp_path):
+    partial = tmp_path / '.a.json.partial'
+    partial.touch()
+    partial.chmod(0o644)
+    with written_whole(tmp_path / 'a.json', permissions=0o600):
+        pass
+    assert (tmp_path / 'a.json').stat().st_mode & 0o777 == 0o600
 
 
 WRITER = """
@@ -69,7 +85,7 @@ def test_full_disk_is_told_with_the_files_name(tmp_path):
         with pytest.raises(OSError, match=rf'No space .*{re.escape(str(path))}'), written_whole(path):
             pass
         said = re.escape(f'{path}: cannot be written (No space left on device); make room')
-        with pytest.raises(InputError, match=f'^{said}$'), disk_errors_name(path), written_whole(path):
+        with pytest.raises(InputError, match=f'^{said}$'), disk_errors_as_input_errors(path), written_whole(path):
             pass
     assert not names(tmp_path)
 
@@ -106,7 +122,7 @@ def test_longest_names_can_be_written(tmp_path):
 
 
 def test_paths_stay_below_a_folder():
-    assert path_below(Path('/data/../y')) == Path('y') and path_below(Path('a/b')) == Path('a/b')
+    assert without_root(Path('/data/../y')) == Path('y') and without_root(Path('a/b')) == Path('a/b')
 
 
 def test_names_are_printable_whatever_they_are():

@@ -82,7 +82,7 @@ def test_png_is_written_whole_whatever_its_name(tmp_path):
     path = tmp_path / 'new' / os.fsdecode(b'b\xff.png')
     write_png(path, image)
     np.testing.assert_array_equal(decode_image(path.read_bytes()), image)
-    with pytest.raises(InputError, match=r'cannot be written \(File name too long\); choose another folder'):
+    with pytest.raises(InputError, match=r'cannot be written \(File name too long\); give it a shorter name'):
         write_png(tmp_path / f'{"a" * 260}.png', image)
     assert [each.name for each in path.parent.iterdir()] == [path.name]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from wrcan_arch import InputError
-from wrcan_arch.photos.comparison import HEAD
+from wrcan_arch.photos.comparison import HEAD, pictures_of, write_page
 from wrcan_arch.photos.plan import Job, plan, read_list
 from wrcan_arch.photos.read_photo import read_photo
 
@@ -85,6 +85,14 @@ def test_patterns_below_a_folder_with_brackets():
     assert plan(['T* [[]2019]/d*/*'], out=Path('out'))[0].target == 'out/Trip [2019]/d[e]ep/2.jpg'
 
 
+def test_a_pattern_walks_nothing_but_folders():
+    """A file or a broken link may match what stands before `**`."""
+    Path('in/broken.jpg').symlink_to('nowhere')
+    assert plan(['in/*/**/*.tiff'], out=Path('out')) == [Job('in/deep/d.tiff', 'out/deep/d.tiff')]
+    with pytest.raises(InputError, match='no such photograph or folder'):
+        plan(['a.jpg/**'])
+
+
 def test_a_pattern_does_not_follow_links_round():
     Path('in/here').symlink_to('.')
     Path('in/above').symlink_to('..')
@@ -99,17 +107,20 @@ def test_a_pattern_does_not_follow_links_round():
 
 
 def test_pictures_of_an_earlier_comparison_are_no_photographs():
-    for name in ('look/in/b.PNG.jpg', 'in/look/x.JPG.png', 'in/e.jpg.jpg'):
+    """A photograph of such a name, as converters write, stays one."""
+    odd, long = 'in/Zoë & "海".JPG', f'in/{"x" * 250}.jpg'
+    shown = [pictures_of(Path('look'), 'in/b.PNG')[0], pictures_of(Path('look'), long)[0]]
+    shown.append(pictures_of(Path('in/look'), odd)[1])
+    for name in (*map(str, shown), 'look/IMG_1.HEIC.jpg', 'in/e.jpg.jpg'):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).touch()
-    assert len(plan(['.'], out=Path('out'))) == 7
-    for folder in ('look', 'in/look'):
-        Path(folder, 'index.html').write_text(HEAD)
-    expected = ['a.jpg', 'in/b.PNG', 'in/e.jpg.jpg', 'in/deep/c.heic', 'in/deep/d.tiff']
+    assert len(plan(['.'], out=Path('out'))) == 9
+    write_page(Path('look'), ['in/b.PNG', long])
+    write_page(Path('in/look'), [odd])
+    write_page(Path('in'), [])
+    expected = ['a.jpg', 'in/b.PNG', 'in/e.jpg.jpg', 'in/deep/c.heic', 'in/deep/d.tiff', 'look/IMG_1.HEIC.jpg']
     assert [job.source for job in plan(['.'], out=Path('out'))] == expected
-    assert [job.source for job in plan(['**/*.[jp]*'], out=Path('out'))] == ['a.jpg', 'in/e.jpg.jpg']
-    Path('in/index.html').write_text(HEAD)  # `--compare in`: photographs in it stay photographs
-    assert [job.source for job in plan(['in'], out=Path('out'))] == [expected[1], *expected[3:]]
+    assert [job.source for job in plan(['**/*.j*'], out=Path('out'))] == ['a.jpg', 'in/e.jpg.jpg', expected[-1]]
 
 
 def test_a_pattern_can_be_restored_again():

@@ -81,13 +81,17 @@ def _opened_alone(path: Path, permissions: int) -> Iterator[BinaryIO]:
                 fcntl.flock(file, fcntl.LOCK_EX)  # lockf's would end when libvips closes its copy of the descriptor
             if _is_at(path, file):
                 file.truncate()
+                mode = os.fstat(file.fileno()).st_mode & 0o777
+                if mode & ~permissions:  # the file is left of a killed process
+                    with suppress(OSError):  # if the file system has no permissions
+                        os.fchmod(file.fileno(), mode & permissions)
                 yield file
                 return
         # While this process waited, the other one renamed or removed that file.
 
 
 @contextmanager
-def disk_errors_name(path: Path) -> Iterator[None]:
+def disk_errors_as_input_errors(path: Path) -> Iterator[None]:
     """Turn an OSError into an InputError that names `path`."""
     try:
         yield
@@ -98,7 +102,7 @@ def disk_errors_name(path: Path) -> Iterator[None]:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text in UTF-8, whole or not at all, and make its folder if it is missing. InputError if it cannot."""
-    with disk_errors_name(path):
+    with disk_errors_as_input_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_symlink() or (path.exists() and not path.is_file()):  # such as /dev/stdout: do not replace it
             path.write_text(text, encoding='utf-8')
@@ -109,14 +113,14 @@ def write_text(path: Path, text: str) -> None:
 
 def check_writable(folder: Path) -> None:
     """Make the folder if it is missing; InputError if no file can be written in it."""
-    with disk_errors_name(folder):
+    with disk_errors_as_input_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
             pass
 
 
 @contextmanager
-def opened_at_any_size() -> Iterator[None]:
+def without_pillow_size_limit() -> Iterator[None]:
     """Lift Pillow's own limit on pixels, for callers that check the size themselves or read only the header."""
     from PIL import Image
 
@@ -127,7 +131,7 @@ def opened_at_any_size() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def path_below(path: Path) -> Path:
+def without_root(path: Path) -> Path:
     """Return `path` without its root and without '..', so that it can be joined to any folder."""
     inside = path.resolve() if '..' in path.parts else path
     return inside.relative_to(inside.anchor)

@@ -13,7 +13,7 @@ from basicsr.utils.registry import DATASET_REGISTRY
 from PIL import Image
 
 from ..errors import InputError
-from ..files import opened_at_any_size
+from ..files import without_pillow_size_limit
 from .frame_names import is_submitted, number_of
 from .image_files import decode_image, images_under, size_of_image
 from .jpeg_deblur_dataset import JPEGDeblurDataset, roots_of
@@ -222,7 +222,7 @@ def _read_all(root: Path | str) -> list[str]:
 def _image_fault(value: bytes, shape: tuple[int, int, int] | None = None) -> str | None:
     """Return what is wrong with an image file, or None; one whose size is not that of `shape` is not decoded."""
     try:
-        with opened_at_any_size(), Image.open(io.BytesIO(value)) as image:
+        with without_pillow_size_limit(), Image.open(io.BytesIO(value)) as image:
             if shape and image.size != (shape[1], shape[0]):
                 return f'is {image.size[0]} x {image.size[1]}, meta_info.txt says {_text(shape)}'
             if math.prod(image.size) > MOST_PIXELS:

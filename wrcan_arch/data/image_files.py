@@ -11,7 +11,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from ..errors import InputError
-from ..files import disk_errors_name, opened_at_any_size, written_whole
+from ..files import disk_errors_as_input_errors, without_pillow_size_limit, written_whole
 from ..folders import walk
 
 IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
@@ -34,7 +34,7 @@ def images_under(folder: Path) -> list[Path]:
 def size_of_image(path: Path | str) -> tuple[int, ...]:
     """Return (H, W) of the upright image from the file's header; () if Pillow cannot open it."""
     try:
-        with warnings.catch_warnings(), opened_at_any_size():
+        with warnings.catch_warnings(), without_pillow_size_limit():
             warnings.simplefilter('ignore')  # what else is wrong with it is reported when it is decoded
             with Image.open(path) as image:
                 exif = image.getexif() if 'exif' in image.info else {}  # else Pillow decodes a PNG to look for it
@@ -59,7 +59,7 @@ def write_png(path: Path, image: np.ndarray) -> None:
 
     Does not use cv2.imwrite: it too cannot take a path that is not UTF-8, and it reports success on some full disks.
     """
-    with disk_errors_name(path):
+    with disk_errors_as_input_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path) as file:
             file.write(cv2.imencode('.png', image)[1].tobytes())

@@ -21,12 +21,12 @@ from ..inference import Request, restore, window_of
 from ..jpeg_quality import is_far
 from ..processes import Team
 from .comparison import pictures_of, write_page, write_side_by_side
-from .judgement import blend, drifts
+from .drift import blend, colours_drift
 from .photo import Photo
 from .plan import Job
 from .read_photo import MAX_PIXELS, read_photo
 from .summary import Summary
-from .write_photo import DEFAULT_QUALITY, check_fits, what_is_lost, write_photo
+from .write_photo import DEFAULT_QUALITY, check_fits, loss_warnings, write_photo
 
 T = TypeVar('T')
 R = TypeVar('R')
@@ -106,7 +106,7 @@ def _read(options: Options, trained_quality: int | list[int] | None, work: Work)
         return
     target = Path(work.job.target)
     _check_target(work.job, options)
-    work.warnings += what_is_lost(check_fits(target, photo), photo)
+    work.warnings += loss_warnings(check_fits(target, photo), photo)
     if photo.jpeg_quality is not None and trained_quality is not None and is_far(photo.jpeg_quality, trained_quality):
         trained = trained_quality if isinstance(trained_quality, int) else '{} to {}'.format(*trained_quality)
         work.warnings.append(
@@ -140,7 +140,7 @@ def _compute(network: nn.Module, options: Options, progress: Callable[[float], N
     work.warnings += [str(warning.message) for warning in caught if warning.category is RuntimeWarning]
     if options.strength < 1:
         after = blend(before, after, options.strength)
-    if drifts(before, after):
+    if colours_drift(before, after):
         work.warnings.append(
             'the result differs in brightness or colour over large areas; it may be unlike the training data'
         )

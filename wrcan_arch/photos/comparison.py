@@ -2,14 +2,16 @@
 
 import html
 import os
+import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote_to_bytes
 
 import numpy as np
 
 from ..errors import InputError
-from ..files import disk_errors_name, name_that_fits, path_below, printable, written_whole
+from ..files import disk_errors_as_input_errors, name_that_fits, printable, without_root, written_whole
 from .photo import Photo
 from .write_photo import MAX_SIDE, write_photo
 
@@ -61,7 +63,7 @@ TAIL = """<script>
 
 def pictures_of(folder: Path, source: str) -> tuple[Path, Path]:
     """The two possible paths of a photograph's comparison: SOURCE.jpg, and SOURCE.png if it is too large for JPEG."""
-    path = folder / path_below(Path(source))
+    path = folder / without_root(Path(source))
     name = name_that_fits(path.name, '.jpg')
     return path.with_name(f'{name}.jpg'), path.with_name(f'{name}.png')
 
@@ -76,6 +78,14 @@ def has_page(folder: Path) -> bool:
         return False
 
 
+def pictures_on_page(folder: Path) -> set[Path]:
+    """The pictures that the folder's page shows; empty without a page that `write_page` wrote."""
+    if not has_page(folder):
+        return set()
+    links = re.findall(rb'<figcaption><a href="([^"]+)">', (folder / PAGE).read_bytes())
+    return {folder / os.fsdecode(unquote_to_bytes(link)) for link in links}
+
+
 def check_page(folder: Path) -> None:
     """Raise InputError if the folder has a page that `write_page` did not write."""
     if (folder / PAGE).is_file() and not has_page(folder):
@@ -85,11 +95,10 @@ def check_page(folder: Path) -> None:
 def write_side_by_side(folder: Path, source: str, photo: Photo, restored: np.ndarray) -> None:
     """Write one picture of `photo`, whose file is `source`, and its `restored` pixels side by side."""
     pair = np.concatenate([_in_8_bits(photo.pixels), _in_8_bits(restored)], axis=1)  # (H, 2W, 3)
-    if photo.mode == 'cmyk':  # as sRGB: browsers differ in how they show CMYK
-        picture = Photo(pixels=pair, permissions=photo.permissions)
-    else:
+    picture = Photo(pixels=pair, permissions=photo.permissions, group=photo.group)
+    if photo.mode != 'cmyk':  # else as sRGB: browsers differ in how they show CMYK
         profile = {key: value for key, value in photo.metadata.items() if key == 'icc-profile-data'}
-        picture = Photo(pixels=pair, mode=photo.mode, metadata=profile, permissions=photo.permissions)
+        picture = replace(picture, mode=photo.mode, metadata=profile)
     fits = max(pair.shape) <= MAX_SIDE['jpeg']
     write_photo(pictures_of(folder, source)[0 if fits else 1], picture)
 
@@ -101,11 +110,11 @@ def _in_8_bits(pixels: np.ndarray) -> np.ndarray:
 def write_page(folder: Path, sources: Iterable[str]) -> None:
     """Write the page that shows the pictures that `write_side_by_side` made of these photographs."""
     page = folder / PAGE
-    with disk_errors_name(page), written_whole(page) as file:
+    with disk_errors_as_input_errors(page), written_whole(page) as file:
         file.write(HEAD.encode())
         for source in sources:
             for picture in filter(Path.exists, pictures_of(folder, source)):
                 link = quote(os.fsencode(picture.relative_to(folder)))
-                name = html.escape(printable(str(path_below(Path(source)))))
+                name = html.escape(printable(str(without_root(Path(source)))))
                 file.write(FIGURE.format(link=link, name=name).encode())
         file.write(TAIL.encode())

@@ -6,7 +6,7 @@ HEAD = 64  # bytes that are enough to tell the format
 AVIF_BRANDS = {b'avif', b'avis'}
 SRGB_PRIMARIES, SRGB_TRANSFERS = (1, 2, 5, 6), (1, 2, 6, 13)  # H.273: sRGB, near to it, unspecified (2)
 SRGB_NUMBERS = (45_455, 31_270, 32_900, 64_000, 33_000, 30_000, 60_000, 15_000, 6_000)  # of PNG's gAMA and cHRM
-NEAR = 0.05  # relative; libpng takes two gammas for equal up to this difference
+GAMMA_TOLERANCE = 0.05  # relative; libpng takes two gammas for equal up to this difference
 
 
 def format_of_content(head: bytes) -> str | None:
@@ -23,7 +23,7 @@ def format_of_content(head: bytes) -> str | None:
     return next((name for magic, name in magics.items() if head.startswith(magic)), None)
 
 
-def marks_colours(start: bytes, content: str, has_profile: bool) -> bool:
+def declares_non_srgb(start: bytes, content: str, has_profile: bool) -> bool:
     """Whether a file that begins with `start` says, in numbers that count beside its profile, that it is not sRGB."""
     chunks = png_chunks(start) if content == 'png' else {}
     if b'cICP' in chunks:  # takes precedence over a profile
@@ -34,7 +34,7 @@ def marks_colours(start: bytes, content: str, has_profile: bool) -> bool:
         return _are_not_srgb(start.partition(b'colrnclx')[2][1:4:2])  # low bytes of two 16-bit numbers
     said = chunks[b'gAMA'] + chunks.get(b'cHRM', b'') if b'gAMA' in chunks else b''  # browsers ignore cHRM without gAMA
     numbers = (int.from_bytes(said[at : at + 4], 'big') for at in range(0, len(said), 4))
-    return any(abs(number - srgb) > NEAR * srgb for number, srgb in zip(numbers, SRGB_NUMBERS, strict=False))
+    return any(abs(number - srgb) > GAMMA_TOLERANCE * srgb for number, srgb in zip(numbers, SRGB_NUMBERS, strict=False))
 
 
 def _are_not_srgb(numbers: bytes) -> bool:
@@ -48,7 +48,7 @@ def is_lossless(start: bytes) -> bool:
     return kind is not None and kind[0] == b'VP8L'
 
 
-def holds_more(start: bytes, content: str) -> bool:
+def has_further_pictures(start: bytes, content: str) -> bool:
     """Whether a file that begins with `start` has more pictures than the one that libvips reports."""
     if content == 'jpeg':  # one after the other: cameras for 3D, phones for an HDR gain map
         return re.search(rb'\xff\xe2..MPF\0', start, re.DOTALL) is not None  # CIPA DC-007, 5.1

@@ -36,11 +36,12 @@ class Photo:
     texts: bytes = b''  # a PNG file's text chunks, one after the other
     pixels_per_mm: tuple[float, float] = NO_RESOLUTION
     permissions: int = 0o666  # read and write bits of the file, for the result too
+    group: int | None = None  # the file's, by number, which its permissions are about
     jpeg_quality: int | None = None  # estimated, of a JPEG file
     lossless_webp: bool = False
-    marked_colours: bool = False  # the file marks them as other than sRGB, in a way that no result can
+    declares_non_srgb: bool = False  # the file marks them as other than sRGB, in a way that no result can
     pictures: int = 1  # in the file (2 if only known to be several); this is the first, or a HEIC's main one
-    left: tuple[str, ...] = ()  # warnings of what else in the file was not read
+    not_read: tuple[str, ...] = ()  # warnings of what else in the file was not read
 
     def with_pixels(self, pixels: np.ndarray) -> 'Photo':
         """Return the photograph with other pixels of the same shape."""

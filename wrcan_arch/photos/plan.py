@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import InputError
-from ..files import path_below
+from ..files import without_root
 from ..folders import real, walk
-from .comparison import PAGE, check_page, has_page, pictures_of
+from .comparison import PAGE, check_page, pictures_of, pictures_on_page
 from .photo import ENDINGS, PHOTO_ENDINGS, format_of_name
 
 RESTORED = '_restored'  # ends the stem of a result that lies beside its photograph
@@ -121,12 +121,11 @@ def _sources(
 ) -> Iterator[tuple[Path, Path]]:
     """Yield each photograph, and the folder of its result relative to the folder of the results."""
 
-    @cache
-    def is_compared(folder: Path) -> bool:
-        return any(map(has_page, [real(folder), *real(folder).parents]))
+    real_of, shown = cache(real), cache(pictures_on_page)
 
     def is_result(photo: Path) -> bool:
-        if photo.stem.lower().endswith(PHOTO_ENDINGS) and is_compared(photo.parent):  # a.jpg.jpg, from pictures_of
+        folder = real_of(photo.parent)
+        if any(folder / photo.name in shown(above) for above in (folder, *folder.parents)):
             return True
         return out is None and photo.stem.endswith(RESTORED)
 
@@ -160,7 +159,7 @@ def _sources(
                 raise InputError(f'{entry}: no such photograph or folder')
             yield from ((photo, photo.parent.relative_to(fixed)) for photo in found)
     for path in map(Path, listed):
-        yield path, path_below(path).parent
+        yield path, without_root(path).parent
 
 
 def _photos_like(pattern: Path, fixed: Path, avoid: set[Path], unreadable: list[str]) -> Iterator[Path]:
@@ -186,6 +185,12 @@ def _expanded(folder: Path, parts: tuple[str, ...], unreadable: list[str]) -> It
     if not parts:
         yield folder
         return
+    try:
+        if not folder.is_dir():
+            return
+    except OSError as error:
+        _note(unreadable, error)
+        return
     part, *others = parts
     rest = tuple(others)
     if part == '**':
@@ -196,7 +201,7 @@ def _expanded(folder: Path, parts: tuple[str, ...], unreadable: list[str]) -> It
             yield from _expanded(folder / part, rest, unreadable)
     else:
         try:
-            names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+            names = [path.name for path in folder.iterdir()]
         except OSError as error:
             _note(unreadable, error)
             return

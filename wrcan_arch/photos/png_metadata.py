@@ -9,14 +9,15 @@ from typing import BinaryIO
 TEXTS = (b'tEXt', b'zTXt', b'iTXt')
 XMP = b'XML:com.adobe.xmp'
 RAW_PROFILE = b'Raw profile type'  # of ImageMagick's texts with EXIF and others, whose orientation is outdated
-LONGEST = 8_000_000  # bytes of a chunk; libpng refuses longer ones
+LONGEST = 8_000_000  # bytes of a chunk or its text; libpng refuses longer ones
+EXIF_HEAD = b'Exif\0\0'  # begins EXIF in libvips, as in JPEG, but not in PNG
 END = struct.pack('>I4sI', 0, b'IEND', zlib.crc32(b'IEND'))
 
 
 def read_metadata(file: BinaryIO) -> tuple[dict[str, bytes], bytes]:
     """The EXIF and XMP after the pixels, by libvips's names, and all texts, as their chunks one after the other.
 
-    Damaged chunks are left out.
+    What is damaged, empty or too long is left out.
     """
     metadata: dict[str, bytes] = {}
     texts: list[bytes] = []
@@ -30,11 +31,11 @@ def read_metadata(file: BinaryIO) -> tuple[dict[str, bytes], bytes]:
             continue
         keyword, _, rest = body.partition(b'\0')
         if name == b'eXIf':
-            if is_behind:
-                metadata['exif-data'] = b'Exif\0\0' + body
+            if is_behind and body:
+                metadata['exif-data'] = EXIF_HEAD + body.removeprefix(EXIF_HEAD)  # some encoders write it too
         elif keyword == XMP:
-            if is_behind and name == b'iTXt':
-                metadata['xmp-data'] = _text_of_itxt(rest)
+            if is_behind and name == b'iTXt' and (text := _text_of_itxt(rest)):
+                metadata['xmp-data'] = text
         elif not keyword.startswith(RAW_PROFILE):
             texts.append(_chunk(name, body))
     return metadata, b''.join(texts)
@@ -68,11 +69,16 @@ def _check(name: bytes, body: bytes) -> bytes:
 
 
 def _text_of_itxt(rest: bytes) -> bytes:
-    """The text in what follows the keyword: compression flag and method, language, translated keyword, text."""
+    """The text in what follows the keyword: compression flag and method, language, translated keyword, text.
+
+    b'' if it is damaged or longer than LONGEST.
+    """
     text = b''.join(rest[2:].split(b'\0', 2)[2:])
     if rest[:1] != b'\1':
         return text
+    decompressor = zlib.decompressobj()
     try:
-        return zlib.decompressobj().decompress(text, LONGEST)
+        text = decompressor.decompress(text, LONGEST)
     except zlib.error:
         return b''
+    return text if decompressor.eof else b''

@@ -26,9 +26,17 @@ import pyvips
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import InputError
-from ..files import opened_at_any_size
+from ..files import without_pillow_size_limit
 from ..jpeg_quality import estimate_quality
-from .first_bytes import HEAD, format_of_content, has_comment, holds_more, is_lossless, marks_colours, png_chunks
+from .first_bytes import (
+    HEAD,
+    declares_non_srgb,
+    format_of_content,
+    has_comment,
+    has_further_pictures,
+    is_lossless,
+    png_chunks,
+)
 from .photo import NO_RESOLUTION, Photo
 from .png_metadata import read_metadata
 from .tiff_exif import (
@@ -40,7 +48,7 @@ from .tiff_exif import (
     resources_without_thumbnail,
     without_thumbnail,
 )
-from .vips import KEPT, forget_messages, is_out_of_memory, one_line, to_srgb, vips_image
+from .vips import KEPT, clear_messages, is_out_of_memory, one_line, to_srgb, vips_image
 
 MAX_PIXELS = 200_000_000
 DESCRIPTION = 1 << 16  # bytes of a file's start to search, besides as many as its metadata takes
@@ -82,7 +90,7 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
 
 
 def _open_bmp(file: BinaryIO, max_pixels: int) -> pyvips.Image:
-    with opened_at_any_size():
+    with without_pillow_size_limit():
         opened = Image.open(file, formats=['BMP'])
     with opened:
         _check_pixels(*opened.size, max_pixels)
@@ -156,17 +164,17 @@ def _decode(
 # The file's metadata
 
 
-class About(NamedTuple):
+class FileMetadata(NamedTuple):
     metadata: dict[str, bytes]
     texts: bytes
     orientation: int
-    left: list[str]
+    not_read: list[str]
 
 
-def _read_about(file: BinaryIO, content: str, image: pyvips.Image) -> About:
+def _read_metadata(file: BinaryIO, content: str, image: pyvips.Image) -> FileMetadata:
     """Read a file's metadata, corrected for a result: upright, a single picture, without thumbnails."""
     metadata = {name: image.get(name) for name in KEPT if name in image.get_fields()}
-    orientation, texts, left = _field(image, 'orientation', 1), b'', []
+    orientation, texts, not_read = _field(image, 'orientation', 1), b'', []
     if content == 'png':
         behind, texts = read_metadata(file)
         if 'exif-data' in behind and 'exif-data' not in metadata:
@@ -178,10 +186,10 @@ def _read_about(file: BinaryIO, content: str, image: pyvips.Image) -> About:
         if (resources := _field(image, 'photoshop-data', None)) is not None:
             metadata.setdefault('iptc-data', PHOTOSHOP_HEAD + resources)
         if has_layers(file):
-            left.append("Photoshop's layers are not kept; the picture was restored")
+            not_read.append("Photoshop's layers are not kept; the picture was restored")
         file.seek(0)
         if file.read(4) in (b'II+\0', b'MM\0+'):
-            left.append('EXIF is not read from a BigTIFF; the result has none')
+            not_read.append('EXIF is not read from a BigTIFF; the result has none')
     if 'iptc-data' in metadata:
         metadata['iptc-data'] = resources_without_thumbnail(metadata['iptc-data'])
     if 'exif-data' in metadata:
@@ -191,8 +199,8 @@ def _read_about(file: BinaryIO, content: str, image: pyvips.Image) -> About:
         film = rb'((MotionPhoto|MicroVideo)\s*(=\s*["\']|>)\s*)1'
         metadata['xmp-data'], films = re.subn(film, rb'\g<1>0', upright)
         if films:
-            left.append('the file holds a film too; the picture was restored')
-    return About(metadata, texts, orientation, left)
+            not_read.append('the file holds a film too; the picture was restored')
+    return FileMetadata(metadata, texts, orientation, not_read)
 
 
 def _field(image: pyvips.Image, name: str, otherwise: Any) -> Any:
@@ -214,7 +222,7 @@ def _resolution(image: pyvips.Image, start: bytes, content: str) -> tuple[float,
 
 
 def _read(file: BinaryIO, max_pixels: int) -> Photo:
-    forget_messages()
+    clear_messages()
     head = file.read(HEAD)
     if not head:
         raise InputError('the file is empty')
@@ -224,27 +232,27 @@ def _read(file: BinaryIO, max_pixels: int) -> Photo:
     if content == 'tiff' and begins_with_preview(file):
         raise InputError('begins with a small preview, as raw files do; develop it to TIFF or JPEG first')
     image = _open(file, content, max_pixels)
-    about = _read_about(file, content, image)
+    found = _read_metadata(file, content, image)
     file.seek(0)
-    start = file.read(DESCRIPTION + sum(map(len, about.metadata.values())))
+    start = file.read(DESCRIPTION + sum(map(len, found.metadata.values())))
     resolution = _resolution(image, start, content)
     if content == 'jpeg' and has_comment(start):
-        about.left.append('its JPEG comment is not kept')
-    profile = about.metadata.get('icc-profile-data')
-    pixels, alpha, inks = _decode(image, content, about.orientation, profile)
+        found.not_read.append('its JPEG comment is not kept')
+    profile = found.metadata.get('icc-profile-data')
+    pixels, alpha, inks = _decode(image, content, found.orientation, profile)
     return Photo(
         pixels=pixels,
         alpha=alpha,
         inks=inks,
         mode=_mode(image),
-        metadata=about.metadata,
-        texts=about.texts,
-        pixels_per_mm=resolution[::-1] if about.orientation > 4 else resolution,  # a quarter turn
+        metadata=found.metadata,
+        texts=found.texts,
+        pixels_per_mm=resolution[::-1] if found.orientation > 4 else resolution,  # a quarter turn
         jpeg_quality=estimate_quality(file) if content == 'jpeg' else None,
         lossless_webp=content == 'webp' and is_lossless(start),
-        marked_colours=marks_colours(start, content, has_profile=profile is not None),
-        pictures=2 if holds_more(start, content) else _field(image, 'n-pages', 1),
-        left=tuple(about.left),
+        declares_non_srgb=declares_non_srgb(start, content, has_profile=profile is not None),
+        pictures=2 if has_further_pictures(start, content) else _field(image, 'n-pages', 1),
+        not_read=tuple(found.not_read),
     )
 
 
@@ -256,11 +264,12 @@ def read_photo(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Photo:
     """
     path = Path(path)
     try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):  # reading a pipe would wait for data
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for data
             raise InputError('not a file')
         with path.open('rb', buffering=0) as file:
-            return replace(_read(file, max_pixels), permissions=mode & 0o666)
+            photo = _read(file, max_pixels)
+        return replace(photo, permissions=status.st_mode & 0o666, group=status.st_gid)
     except FileNotFoundError as error:
         raise InputError(f'{path}: no such photograph') from error
     except UnidentifiedImageError as error:

@@ -22,8 +22,12 @@ def _text_of_any_bytes(text: Any) -> str:
 pyvips.error._to_string = _text_of_any_bytes
 
 
-def forget_messages() -> None:
-    """Clear libvips's messages, so that those of an earlier file are not reported for this one."""
+def clear_messages() -> None:
+    """Clear libvips's messages, so that those of an earlier file are not reported for this one.
+
+    They are the whole process's: call this in the thread that reads alone. A message of the thread that writes may be
+    lost all the same, so that nothing may depend on it.
+    """
     pyvips.vips_lib.vips_error_clear()
 
 
@@ -35,7 +39,7 @@ def is_out_of_memory(error: Exception) -> bool:
 def one_line(error: Exception) -> str:
     """The last 3 lines of an error as one, at most 200 characters: libvips's first may be of earlier attempts."""
     lines = [line for line in map(str.strip, str(error).splitlines()) if line]
-    return ' '.join(' '.join(lines[-3:]).split())[:200]
+    return ' '.join(' '.join(lines[-3:]).split())[:200] or 'for an unknown reason'
 
 
 def vips_image(samples: np.ndarray, interpretation: str) -> pyvips.Image:

@@ -1,19 +1,19 @@
 """Write photographs, in the format of the name's ending, with all of their metadata that the format can hold."""
 
-import errno
 import os
-import re
+from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyvips
 
 from ..errors import InputError
-from ..files import disk_errors_name, written_whole
+from ..files import disk_errors_as_input_errors, written_whole
 from .photo import ENDINGS, NO_RESOLUTION, Photo, format_of_name
 from .png_metadata import add_texts
 from .tiff_exif import add_metadata, as_jpeg_has_it, has_captions
-from .vips import KEPT, forget_messages, is_out_of_memory, one_line, to_srgb, vips_image
+from .vips import KEPT, is_out_of_memory, one_line, to_srgb, vips_image
 
 MAX_SIDE = {'jpeg': 65_500, 'webp': 16_383, 'avif': 16_384}  # pixels; a limit of the format or its encoder
 DEFAULT_QUALITY = 95
@@ -38,15 +38,15 @@ def check_fits(path: Path, photo: Photo) -> str:
     return name
 
 
-def what_is_lost(name: str, photo: Photo) -> list[str]:
+def loss_warnings(name: str, photo: Photo) -> list[str]:
     """Warnings of what the photograph's file has that a result in the format `name` will not have."""
-    lost = list(photo.left)
+    lost = list(photo.not_read)
     if photo.pictures > 1:
         lost.append('the file holds several pictures; the first was restored')
     if photo.pixels.dtype == np.uint16 and name in ('jpeg', 'webp'):
         lost.append(f'it has more than the 8 bits of {name}; --format png keeps them')
     of_grey = photo.metadata.get('icc-profile-data', b'')[16:20] == b'GRAY'  # the profile's colour space (ICC.1, 7.2.6)
-    if photo.marked_colours or (of_grey and name in ('webp', 'avif')):
+    if photo.declares_non_srgb or (of_grey and name in ('webp', 'avif')):
         lost.append('its colours are other than sRGB, and the result does not say so; convert it to sRGB first')
     held = HELD_BY_JPEG if name == 'jpeg' else {}
     too_long = any(len(photo.metadata.get(key, b'')) > most for key, most in held.items())
@@ -104,15 +104,30 @@ def _image_of(photo: Photo, name: str) -> pyvips.Image:
         metadata['iptc-data'] = as_jpeg_has_it(metadata['iptc-data'])
     image = image.copy(xres=photo.pixels_per_mm[0], yres=photo.pixels_per_mm[1])
     for key, value in metadata.items():
-        image.set_type(pyvips.GValue.blob_type, key, value)
+        if value:  # libvips crashes on empty XMP
+            image.set_type(pyvips.GValue.blob_type, key, value)
     image.set_type(pyvips.GValue.gint_type, 'orientation', 1)
     return image
 
 
-def _error_number(error: pyvips.Error) -> int | None:
-    """The errno of a system error that libvips reports; None for other errors."""
-    said = re.search('system error: (.+)', str(error))
-    return next((number for number in errno.errorcode if said and os.strerror(number) == said[1]), None)
+def _keep_to_group(file: BinaryIO, group: int) -> None:
+    """Give the file to the group if the group may do more with it than everybody; else nobody's group may."""
+    status = os.fstat(file.fileno())
+    more = status.st_mode & ~(status.st_mode << 3) & 0o070
+    if not more or status.st_gid == group:
+        return
+    try:
+        os.fchown(file.fileno(), -1, group)
+    except OSError:  # the owner of the result is no member of the group
+        with suppress(OSError):  # if the file system has no permissions
+            os.fchmod(file.fileno(), status.st_mode & 0o777 & ~more)
+
+
+def _ask_the_disk(file: BinaryIO) -> None:
+    """Raise the disk's own OSError if the file cannot grow: libvips's words for it may be lost (`clear_messages`)."""
+    file.seek(0, os.SEEK_END)
+    file.write(bytes(1 << 16))
+    file.flush()
 
 
 def write_photo(path: Path | str, photo: Photo, *, quality: int = DEFAULT_QUALITY) -> None:
@@ -127,7 +142,6 @@ def write_photo(path: Path | str, photo: Photo, *, quality: int = DEFAULT_QUALIT
     InputError if it cannot be written, or the format cannot hold it. MemoryError if there is not enough memory.
     """
     path = Path(path)
-    forget_messages()
     name = check_fits(path, photo)
     deep = photo.pixels.dtype == np.uint16
     options: dict[str, dict] = {
@@ -146,16 +160,17 @@ def write_photo(path: Path | str, photo: Photo, *, quality: int = DEFAULT_QUALIT
         kept.discard('iptc')  # add_metadata writes it: libvips writes a quarter of it
     keep = '|'.join(kept) or 'none'
     save = getattr(image, {'avif': 'heif'}.get(name, name) + 'save_target')
-    with disk_errors_name(path):
+    with disk_errors_as_input_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path, permissions=photo.permissions) as file:
+            if photo.group is not None:
+                _keep_to_group(file, photo.group)
             try:
                 save(pyvips.Target.new_to_descriptor(file.fileno()), keep=keep, **options[name])
             except pyvips.Error as error:
                 if is_out_of_memory(error):
                     raise MemoryError from error
-                if (number := _error_number(error)) is not None:
-                    raise OSError(number, os.strerror(number)) from error
+                _ask_the_disk(file)
                 raise InputError(f'{path}: cannot be written ({one_line(error)})') from error
             if name == 'tiff':
                 add_metadata(file, *(photo.metadata.get(key, b'') for key in ('exif-data', 'iptc-data')))

@@ -6,7 +6,7 @@ BLOCK = 64  # pixels, side of a block
 # Between 60 sharp photographs and their blurred JPEGs (paths of 5 to 40 pixels), at most a tenth of the blocks' means
 # differed by more than 15.4 levels; between photographs and the results of random networks, by 20 to 202.
 DRIFT = 16  # 8-bit levels
-SHARE = 0.1  # of the blocks that may differ by more
+DRIFTING_SHARE = 0.1  # of the blocks that may differ by more
 
 
 def blend(original: np.ndarray, restored: np.ndarray, strength: float) -> np.ndarray:
@@ -35,6 +35,6 @@ def _edges(size: int) -> np.ndarray:
     return np.arange(count + 1) * size // count
 
 
-def drifts(original: np.ndarray, restored: np.ndarray) -> bool:
+def colours_drift(original: np.ndarray, restored: np.ndarray) -> bool:
     """Whether the local means of result and photograph differ: deblurring moves light over edges, not over blocks."""
-    return bool(np.quantile(np.abs(block_means(original) - block_means(restored)), 1 - SHARE) > DRIFT)
+    return bool(np.quantile(np.abs(block_means(original) - block_means(restored)), 1 - DRIFTING_SHARE) > DRIFT)

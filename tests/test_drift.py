@@ -3,7 +3,7 @@ import pytest
 from conftest import picture
 from skimage.measure import block_reduce
 
-from wrcan_arch.photos.judgement import blend, block_means, drifts
+from wrcan_arch.photos.drift import blend, block_means, colours_drift
 
 
 def test_block_means_are_those_of_scikit_image():
@@ -24,14 +24,14 @@ def test_block_means_cover_images_of_any_size(shape):
 
 def test_shift_over_a_tenth_of_the_blocks_is_drift_and_edges_are_not():
     image = picture(640, 640) // 2
-    assert not drifts(image, image)
-    assert not drifts(image, np.roll(image, 7, axis=1))  # sharp but displaced
+    assert not colours_drift(image, image)
+    assert not colours_drift(image, np.roll(image, 7, axis=1))  # sharp but displaced
     noise = np.random.default_rng(0).integers(0, 100, image.shape, dtype=np.uint8)
-    assert not drifts(image + 50, image + noise)
+    assert not colours_drift(image + 50, image + noise)
     for rows, drifted in ((0, False), (30, False), (192, True)):
         shifted = image.copy()
         shifted[:rows] += 20
-        assert drifts(image, shifted) == drifted
+        assert colours_drift(image, shifted) == drifted
 
 
 @pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
