@@ -2,12 +2,11 @@
 
 import argparse
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
 from pathlib import Path
 
 from pair_writer import store_names
 from pairs import FILE_ENDINGS, GO_ON, errors_in_one_line, out_name, quality_range
-from wrcan_arch.data.lmdb_store import give_name, is_complete, partial_of, writer_lock
+from wrcan_arch.data.lmdb_store import is_complete, partial_of
 from wrcan_arch.errors import InputError
 from wrcan_arch.files import check_writable
 
@@ -20,34 +19,15 @@ def stores_of(arguments: argparse.Namespace) -> list[Path]:
     return [Path(f'{name}.lmdb') for name in store_names(arguments)]
 
 
-def finish_naming(folders: list[Path], stores: list[Path]) -> bool:
-    """Name the rest of what a stopped run had completed and named in part; return whether there was such a run.
-
-    PairWriter names the stores after all folders, and nothing before all is complete.
-    """
-    left_folders, left_stores = ([path for path in paths if not path.exists()] for paths in (folders, stores))
-    named = {*folders, *stores}.difference(left_folders, left_stores)
-    if not (left_folders or left_stores) or not named or any(partial_of(path).exists() for path in named):
-        return False
-    if left_folders and left_stores != stores:  # the folders are those of another run than the stores
-        return False
-    if not all(partial_of(path).is_dir() for path in left_folders) or not all(map(is_complete, left_stores)):
-        return False
-    with ExitStack() as locks:
-        for path in left_stores:
-            locks.enter_context(writer_lock(path))
-        for path in left_folders:
-            partial_of(path).rename(path)
-        for path in left_stores:
-            give_name(path)
-    return True
-
-
 def check_names(arguments: argparse.Namespace) -> None:
     """Raise InputError if what the run is to write exists, its folders cannot be used or nothing can be written."""
-    for path in (*folders_of(arguments), *stores_of(arguments)):
+    names = [*folders_of(arguments), *stores_of(arguments)]
+    left = ', '.join(str(partial) for partial in map(partial_of, names) if partial.exists())
+    is_whole = any(map(is_complete, stores_of(arguments)))
+    stopped = f', or if a run was stopped while it named these, take .partial off {left}' if is_whole else ''
+    for path in names:
         if path.exists():
-            raise InputError(f'{path}: exists already; remove it or choose another name')
+            raise InputError(f'{path}: exists already; remove it or choose another name{stopped}')
     for folder in map(partial_of, folders_of(arguments)):
         for inside in folder.iterdir() if folder.is_dir() else ():
             if inside.is_dir():
@@ -62,7 +42,7 @@ def say_what_is_not_used(arguments: argparse.Namespace) -> None:
     unused = {Path(f'{name}{ending}') for name in names for ending in ('', '.lmdb')}
     unused.difference_update(folders_of(arguments), stores_of(arguments))
     if left := ', '.join(str(path) for path in sorted(map(partial_of, unused)) if path.exists()):
-        print(f'not used, left by a stopped run with other --val or --files: {left}; remove, or run that one again')
+        print(f'not used, of another run (stopped, or at work) with other --val or --files: {left}')
 
 
 def check_common_options(arguments: argparse.Namespace) -> None:
@@ -83,10 +63,7 @@ def check_files_lie_apart(arguments: argparse.Namespace, inputs: Iterable[Path])
 
 
 def run(parser: argparse.ArgumentParser, write_pairs: Callable[[argparse.Namespace], None]) -> None:
-    """Add the common options to `parser`, check them and call `write_pairs`; exit as `errors_in_one_line` does.
-
-    If a stopped run has only names left to give, give them instead.
-    """
+    """Add the common options to `parser`, check them and call `write_pairs`; exit as `errors_in_one_line` does."""
     parser.add_argument('-o', '--out', required=True, help='OUT_blur.lmdb and OUT_sharp.lmdb are written')
     parser.add_argument(
         '--val', type=float, metavar='FRACTION',
@@ -98,9 +75,6 @@ def run(parser: argparse.ArgumentParser, write_pairs: Callable[[argparse.Namespa
     arguments = parser.parse_args()
     with errors_in_one_line(stopped=GO_ON):
         check_common_options(arguments)
-        if finish_naming(folders_of(arguments), stores_of(arguments)):
-            print(f'{arguments.out}: an earlier run made all of it and was stopped while naming it; it is named now')
-            return
         check_names(arguments)
         say_what_is_not_used(arguments)
         write_pairs(arguments)

@@ -136,7 +136,7 @@ class PairWriter:
     def complete(self) -> None:
         """Complete the stores and remove files that are not this run's, then name the folders: the stores come last.
 
-        So if anything has its name, the rest has only to be named, which the next run does if this one is stopped.
+        So all that can fail comes before the first name is given.
         """
         for store in self._stores.values():
             store.complete()

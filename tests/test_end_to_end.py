@@ -96,7 +96,7 @@ def test_train_test_restore_report(workplace):
     assert main(['report', '-opt', 'test.yml', '--experiment', 'experiments/small', '-o', 'page/report.html']) == 0
     page = Path('page/report.html').read_text()
     assert f'{np.mean(psnr):.2f}' in page and page.count('<svg') == 3 and page.count('<h3>') == 6
-    with mock.patch('wrcan_arch.look.report.SHOWN', 2):
+    with mock.patch('wrcan_arch.look.report.MAX_PICTURES', 2):
         assert main(['report', '-opt', 'test.yml', '-o', 'page/short.html']) == 0
     short = Path('page/short.html').read_text()
     assert '2 of 6 images' in short and re.findall('<h3>(.*?)</h3>', short) == ['photo0_000', 'photo5_000']

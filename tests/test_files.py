@@ -36,13 +36,14 @@ def test_file_has_its_name_when_it_is_whole(tmp_path):
     assert path.read_text() == 'half and half' and names(tmp_path) == ['a.json']
 
 
-def test_what_a_killed_writer_left_does_not_widen_the_permissions(tmp_path):
+@pytest.mark.parametrize(('left', 'asked'), [(0o644, 0o600), (0o600, 0o644)])
+def test_what_a_killed_writer_left_does_not_change_the_permissions(tmp_path, left, asked):
     partial = tmp_path / '.a.json.partial'
     partial.touch()
-    partial.chmod(0o644)
-    with written_whole(tmp_path / 'a.json', permissions=0o600):
+    partial.chmod(left)
+    with written_whole(tmp_path / 'a.json', permissions=asked):
         pass
-    assert (tmp_path / 'a.json').stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / 'a.json').stat().st_mode & 0o777 == asked
 
 
 WRITER = """

@@ -76,18 +76,17 @@ def _opened_alone(path: Path, permissions: int) -> Iterator[BinaryIO]:
         return os.open(name, flags | os.O_CREAT, permissions)
 
     while True:
+        is_new = not path.exists()
         with open(path, 'r+b', opener=create) as file:
             with suppress(OSError):  # if the file system has no locks
                 fcntl.flock(file, fcntl.LOCK_EX)  # lockf's would end when libvips closes its copy of the descriptor
             if _is_at(path, file):
-                file.truncate()
-                mode = os.fstat(file.fileno()).st_mode & 0o777
-                if mode & ~permissions:  # the file is left of a killed process
-                    with suppress(OSError):  # if the file system has no permissions
-                        os.fchmod(file.fileno(), mode & permissions)
-                yield file
-                return
-        # While this process waited, the other one renamed or removed that file.
+                if is_new:
+                    file.truncate()  # another process may have made it since, and been killed
+                    yield file
+                    return
+                path.unlink()  # left of a killed process, with other permissions perhaps
+        # Or while this process waited, the other one renamed or removed that file.
 
 
 @contextmanager

@@ -338,10 +338,14 @@ class RecordedModel(SRModel):
         """
         in_file = self._best_of_file(path)
         goes_back = not self.opt.get('auto_resume') and self.last_iter < int(self.opt['train']['total_iter'])
-        is_later = in_file is not None and in_file['iter'] > self.last_iter
-        if in_file and is_later and not goes_back and _is_better(in_file, recalled):
-            self.unrecorded_best = in_file
-        elif in_file is None or in_file['iter'] != recalled['iter']:
+        if in_file and in_file['iter'] > self.last_iter:
+            is_known = in_file['iter'] == recalled['iter']
+            if not goes_back and _is_better(in_file, recalled):
+                self.unrecorded_best = in_file
+            is_lost = goes_back or not (is_known or self.unrecorded_best)
+        else:
+            is_lost = not path.is_file()
+        if is_lost:
             self.best_metric_results.pop(self._best_by()[0])
 
     def _best_of_file(self, path: Path) -> dict[str, Any] | None:
