@@ -37,7 +37,7 @@ def test_doctor_names_the_smallest_picture_that_no_patch_fits_into(workplace, ca
         for name in (f'data_blur/photo{number}_000.jpg', f'data_sharp/photo{number}_000.png'):
             cv2.imwrite(name, picture(height, 40, number))
     assert main(['doctor', '--data', 'train.yml']) == 1
-    said = "'photo3_000' is 40 x 20, smaller than gt_size 32 (and 1 more, none as small); make gt_size smaller"
+    said = "'photo3_000' is 40 x 20, smaller than gt_size 32 (and 1 more); make gt_size smaller"
     assert said in capfd.readouterr().err
 
 
@@ -245,7 +245,7 @@ FAULTS = {
     'cut': (lambda: png(picture(80, 96))[:-600], 'cannot be decoded'),
     'of another size': (lambda: png(picture(80, 95)), 'is 95 x 80, meta_info.txt says 96 x 80'),
     'bomb': (bomb, 'is 60000 x 60000, meta_info.txt says 96 x 80'),
-    'no image': (lambda: b'rubbish', 'cannot be decoded (cannot identify image file'),
+    'no image': (lambda: b'rubbish', 'cannot be decoded (it is no image of a known format)'),
 }
 
 

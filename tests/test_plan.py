@@ -358,3 +358,12 @@ def test_folder_that_is_named_and_takes_the_results_is_not_overwritten():
         plan(['first', 'second'], out=Path('second'))
     os.chdir('second')
     assert plan(['../first/x.jpg'], out=Path()) == [Job('../first/x.jpg', 'x.jpg')], 'no neighbour of the photograph'
+
+
+@pytest.mark.parametrize('option', ['out', 'compare'])
+def test_a_photographs_name_is_no_folder_for_results(tmp_path, option):
+    (tmp_path / 'a.jpg').touch()
+    with pytest.raises(InputError, match=r'f\.JPG: takes the name of a folder, such as restored'):
+        plan([tmp_path / 'a.jpg'], **{option: tmp_path / 'f.JPG'})
+    (tmp_path / 'f.JPG').mkdir()
+    assert plan([tmp_path / 'a.jpg'], **{option: tmp_path / 'f.JPG'})

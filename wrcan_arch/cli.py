@@ -67,6 +67,7 @@ def run_restore(arguments: argparse.Namespace) -> int:
     from .files import printable
     from .inference import Request
     from .photos.bulk_restore import Options, restore_photos
+    from .photos.comparison import PAGE
     from .processes import Team, take_own_gpu
     from .weights import SHIPPED
 
@@ -94,6 +95,10 @@ def run_restore(arguments: argparse.Namespace) -> int:
     with ignore_closed_pipe():
         for line in summary.lines():
             print(printable(line))
+        if summary.restored:
+            print(f'results: {printable(str(arguments.out or "beside the photographs, as NAME_restored"))}')
+        if arguments.compare and (arguments.compare / PAGE).is_file():
+            print(f'page: {printable(str(arguments.compare / PAGE))}')
     return 1 if summary.failures else 0
 
 
@@ -302,7 +307,8 @@ def main(argv: list[str] | None = None) -> int:
         with ignore_closed_pipe():
             code = arguments.run(arguments)
     except KeyboardInterrupt:
-        print_error('basicsr: stopped')
+        advice = '; go on with --skip-existing' if arguments.command == 'restore' else ''
+        print_error(f'basicsr: stopped{advice}')
         return 130
     except Exception as error:
         if is_one_of_several():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from basicsr.utils.registry import DATASET_REGISTRY
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..errors import InputError
 from ..files import without_pillow_size_limit
@@ -162,7 +162,7 @@ def _wrong_sizes(
     small = [(min(size), key, size) for key, size in zip(keys, sizes[guide], strict=True) if min(size) < patch]
     if small:
         _, key, size = min(small)
-        others = f' (and {len(small) - 1} more, none as small)' if small[1:] else ''
+        others = f' (and {len(small) - 1} more)' if small[1:] else ''
         yield (
             f"data set {name}: '{key}' is {_text(size)}, smaller than gt_size {patch}{others}; "
             'make gt_size smaller or leave the image out'
@@ -228,6 +228,8 @@ def _image_fault(value: bytes, shape: tuple[int, int, int] | None = None) -> str
             if math.prod(image.size) > MOST_PIXELS:
                 return f'is {image.size[0]} x {image.size[1]}, more pixels than OpenCV takes; scale it down'
             image.load()
+    except UnidentifiedImageError:
+        return 'cannot be decoded (it is no image of a known format)'
     except (OSError, SyntaxError, ValueError) as error:
         return f'cannot be decoded ({error})'
     if decode_image(value) is None:  # a TIFF of floats, say, or a PNG without its end: Pillow reads both

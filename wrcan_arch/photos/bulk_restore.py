@@ -106,7 +106,10 @@ def _read(options: Options, trained_quality: int | list[int] | None, work: Work)
         return
     target = Path(work.job.target)
     _check_target(work.job, options)
-    work.warnings += loss_warnings(check_fits(target, photo), photo)
+    try:
+        work.warnings += loss_warnings(check_fits(target, photo), photo)
+    except InputError as error:
+        raise InputError(f'{work.job.source}: {error}') from error
     if photo.jpeg_quality is not None and trained_quality is not None and is_far(photo.jpeg_quality, trained_quality):
         trained = trained_quality if isinstance(trained_quality, int) else '{} to {}'.format(*trained_quality)
         work.warnings.append(

@@ -51,11 +51,15 @@ def plan(
         unreadable: receives one message for each folder that cannot be read; None: raise InputError with the first.
 
     Raises:
-        InputError: there is nothing to restore, or a result or picture would overwrite a photograph or another result.
+        InputError: there is nothing to restore, `out` or `compare` has a photograph's name, or a result or
+            picture would overwrite a photograph or another result.
     """
     told: list[str] = [] if unreadable is None else unreadable
     if format is not None:
         format = _format_called(format)
+    for option, folder in (('-o', out), ('--compare', compare)):
+        if folder is not None and format_of_name(folder) and not folder.exists():
+            raise InputError(f'{option} {folder}: takes the name of a folder, such as restored')
     avoid = {real(folder) for folder in (out, compare) if folder is not None}
     jobs: dict[str, Job] = {}
     for source, below in _sources(entries, listed, out, avoid, told, skip_existing):

@@ -286,7 +286,8 @@ class RecordedModel(SRModel):
         if best is None:
             return f'Trained: {run_folder.weights_path(self._folder, "latest")}'
         path = run_folder.weights_path(self._folder, 'best')
-        return f'Best {self._best_by()[1]}: {best["val"]:.4f} at iteration {best["iter"]}, {path}'
+        no_better = '' if best['iter'] else ', the weights that the run began with: no later ones scored better'
+        return f'Best {self._best_by()[1]}: {best["val"]:.4f} at iteration {best["iter"]}{no_better}, {path}'
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         """Resume; the state gives the schedules' progress, the options their initial rates and when these fall."""
