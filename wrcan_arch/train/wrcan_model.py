@@ -46,7 +46,7 @@ def keep_freed_memory() -> None:
     """Have glibc keep the memory that a CPU step frees for the next step, so the process stays at its peak.
 
     By default glibc returns large blocks to the kernel, which clears every page again on reuse: up to an eighth of a
-    step in fp32, a fifth of the shorter step on matrix units (benchmarks/WHY.md).
+    small step in fp32 (benchmarks/WHY.md).
     """
     mallopt = getattr(ctypes.CDLL(None), 'mallopt', None)  # other C libraries lack it
     if mallopt:
