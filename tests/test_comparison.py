@@ -16,7 +16,7 @@ SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
 
 
 def test_halves_are_blurred_and_restored(tmp_path):
-    alpha = np.zeros((40, 30), np.uint8)
+    alpha = np.full((40, 30), 255, np.uint8)
     photo = Photo(
         pixels=picture(40, 30), alpha=alpha, metadata={'icc-profile-data': SRGB, 'exif-data': b'Exif\0\0where'}
     )
@@ -26,6 +26,17 @@ def test_halves_are_blurred_and_restored(tmp_path):
     expected = np.concatenate([photo.pixels, 255 - photo.pixels], axis=1).astype(int)
     assert np.abs(np.asarray(written) - expected).mean() < 4
     assert written.info['icc_profile'] == SRGB and not written.getexif()  # without EXIF, which may tell the place
+
+
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+def test_what_is_transparent_is_shown_over_white(tmp_path, dtype):
+    peak = np.iinfo(dtype).max
+    pixels = np.full((16, 16, 3), peak // 5, dtype)
+    alpha = np.repeat(np.array([0, peak // 2 + 1, peak, peak], dtype), 4) * np.ones((16, 1), dtype)
+    write_side_by_side(tmp_path, 'a.png', Photo(pixels=pixels, alpha=alpha), pixels)
+    written = np.asarray(Image.open(tmp_path / 'a.png.jpg'))
+    for left in (0, 16):
+        assert [int(written[8, left + place, 0]) for place in (1, 6, 12)] == pytest.approx([255, 153, 51], abs=4)
 
 
 def test_a_result_of_another_depth_is_compared_too(tmp_path):

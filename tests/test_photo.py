@@ -989,3 +989,10 @@ def check_damaged(tmp_path, file, data):
 
 
 FILES = small_files()
+
+
+def test_why_a_file_cannot_be_read_is_the_decoders_reason(tmp_path):
+    whole = cv2.imencode('.jpg', picture(200, 200))[1].tobytes()
+    (tmp_path / 'cut.jpg').write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r'cut\.jpg: cannot be read, it may be cut or damaged \(VipsJpeg: '):
+        read_photo(tmp_path / 'cut.jpg')

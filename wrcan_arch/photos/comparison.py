@@ -94,13 +94,23 @@ def check_page(folder: Path) -> None:
 
 def write_side_by_side(folder: Path, source: str, photo: Photo, restored: np.ndarray) -> None:
     """Write one picture of `photo`, whose file is `source`, and its `restored` pixels side by side."""
-    pair = np.concatenate([_in_8_bits(photo.pixels), _in_8_bits(restored)], axis=1)  # (H, 2W, 3)
+    alpha = None if photo.alpha is None else _in_8_bits(photo.alpha)
+    halves = [_over_white(_in_8_bits(pixels), alpha) for pixels in (photo.pixels, restored)]
+    pair = np.concatenate(halves, axis=1)  # (H, 2W, 3)
     picture = Photo(pixels=pair, permissions=photo.permissions, group=photo.group)
     if photo.mode != 'cmyk':  # else as sRGB: browsers differ in how they show CMYK
         profile = {key: value for key, value in photo.metadata.items() if key == 'icc-profile-data'}
         picture = replace(picture, mode=photo.mode, metadata=profile)
     fits = max(pair.shape) <= MAX_SIDE['jpeg']
     write_photo(pictures_of(folder, source)[0 if fits else 1], picture)
+
+
+def _over_white(pixels: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
+    """`pixels` (H, W, 3) as a viewer shows them with the transparency `alpha` (H, W), all uint8."""
+    if alpha is None:
+        return pixels
+    opacity = alpha[:, :, None].astype(np.uint16)
+    return ((pixels * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)
 
 
 def _in_8_bits(pixels: np.ndarray) -> np.ndarray:

@@ -37,8 +37,11 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 def one_line(error: Exception) -> str:
-    """The last 3 lines of an error as one, at most 200 characters: libvips's first may be of earlier attempts."""
-    lines = [line for line in map(str.strip, str(error).splitlines()) if line]
+    """The last 3 lines of an error as one, at most 200 characters: libvips's first may be of earlier attempts.
+
+    pyvips's own line, "unable to write to memory", is left out: it names the call and not the reason.
+    """
+    lines = [line for line in map(str.strip, str(error).splitlines()) if line and not line.startswith('unable to ')]
     return ' '.join(' '.join(lines[-3:]).split())[:200] or 'for an unknown reason'
 
 
