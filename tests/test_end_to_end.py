@@ -87,7 +87,9 @@ def test_train_test_restore_report(workplace):
     assert result['metrics'] == pytest.approx({'psnr': np.mean(psnr), 'ssim': np.mean(ssim)}, rel=1e-9)
     assert (result['images'], result['protocol']) == (6, 'exact x8 fp32')
     sha256 = hashlib.sha256((MODELS / 'net_g_best.pth').read_bytes()).hexdigest()
-    assert result['weights'] == {'path': str(MODELS / 'net_g_best.pth'), 'sha256': sha256, 'key': None}
+    best = read_file(MODELS / 'net_g_best.pth')['metadata']['iter']
+    origin = {'training': 'small', 'iteration': best}
+    assert result['weights'] == {'path': str(MODELS / 'net_g_best.pth'), 'sha256': sha256, 'key': None, **origin}
     rows = list(csv.DictReader(Path('results/small_test/scores_small_set.csv').read_text().splitlines()))
     assert [row['key'] for row in rows] == [f'photo{number}_000' for number in range(6)]
     assert [float(row['psnr']) for row in rows] == pytest.approx(psnr, rel=1e-9)
@@ -96,6 +98,8 @@ def test_train_test_restore_report(workplace):
     assert main(['report', '-opt', 'test.yml', '--experiment', 'experiments/small', '-o', 'page/report.html']) == 0
     page = Path('page/report.html').read_text()
     assert f'{np.mean(psnr):.2f}' in page and page.count('<svg') == 3 and page.count('<h3>') == 6
+    assert f'; weights: {MODELS}/net_g_best.pth, iteration {best} of small.' in page
+    assert '<p>Dotted: the iteration whose weights were tested.</p>' in page
     with mock.patch('wrcan_arch.look.report.MAX_PICTURES', 2):
         assert main(['report', '-opt', 'test.yml', '-o', 'page/short.html']) == 0
     short = Path('page/short.html').read_text()

@@ -187,6 +187,25 @@ def test_each_data_set_has_means_of_its_own_those_of_the_result(finished_test, c
     assert [line.partition(' images')[0] for line in said[:2]] == ['small: PSNR of 1', 'more: PSNR of 9']
 
 
+def test_the_tested_iteration_is_marked_in_the_curves_of_its_own_training(finished_test):
+    log = '2026 INFO: Validated small at iteration {}\n\t # psnr: 20.0\tBest: 20.0 @ 7 iter\n'
+    for training, first in ('own', 7), ('other', 0):
+        Path(training).mkdir()
+        Path(training, 'train_a.log').write_text(log.format(first) + log.format(9))
+    weights = {'path': 'net.pth', 'sha256': '0', 'training': 'own', 'iteration': 9}
+    about = {'protocol': 'exact fp32', 'weights': weights, 'network_g': {}}
+    write_result(Path('results/some'), 'small', {'a': {'psnr': 28.0}}, about)
+    pages = {}
+    for training in ('own', 'other'):
+        write_report(finished_test, Path(training), Path(f'{training}.html'))
+        pages[training] = Path(f'{training}.html').read_text()
+        assert '; weights: net.pth, iteration 9 of own.' in pages[training]
+    assert '<p>At iteration 0: the weights that it began with. </p>' in pages['other']
+    dotted = 'stroke-dasharray'
+    assert pages['own'].count(dotted) == pages['other'].count(dotted) + 1
+    assert '<p>Dotted: the iteration whose weights were tested.</p>' in pages['own']
+
+
 def test_names_of_metrics_are_text_and_those_of_sets_stay_as_they_are(finished_test):
     finished_test['val']['metrics'] = {'<i>': {'type': 'calculate_psnr', 'crop_border': 0}}
     Path('run').mkdir()

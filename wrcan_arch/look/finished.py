@@ -19,7 +19,7 @@ class TestResult:
     """The result of one test on one data set.
 
     `weights` is the SHA-256 of the weight file, None for a test without one; `key` names the set in it that was asked
-    for.
+    for; `weights_path` is where it lay, `training` and `iteration` what it is from, None if it does not say so.
     """
 
     metrics: dict[str, float]
@@ -29,6 +29,9 @@ class TestResult:
     metric_options: Mapping[str, Mapping[str, Any]]
     weights: str | None
     key: str | None
+    weights_path: str | None
+    training: str | None
+    iteration: int | None
 
 
 def options_of_test(result: Path) -> Mapping[str, Any]:
@@ -73,6 +76,7 @@ def read_result(path: Path) -> TestResult:
     try:
         result = json.loads(path.read_text(encoding='utf-8'))
         weights = result['weights']
+        origin = weights or {}
         return TestResult(
             metrics={name: float(value) for name, value in result['metrics'].items()},
             protocol=str(result['protocol']),
@@ -80,7 +84,10 @@ def read_result(path: Path) -> TestResult:
             network=dict(result['network_g']),
             metric_options=dict(result.get('metric_options') or {}),  # earlier versions wrote none
             weights=None if weights is None else str(weights['sha256']),
-            key=(weights or {}).get('key'),  # nor a key
+            key=origin.get('key'),  # nor a key, nor what the weights are from
+            weights_path=origin.get('path'),
+            training=origin.get('training'),
+            iteration=origin.get('iteration'),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # not JSON, or JSON of something else
         reason = f'{type(error).__name__}: {error}'

@@ -22,7 +22,7 @@ from ..files import write_text
 from ..train.lpips_metric import use_gpu
 from ..train.results import key_of, mean_scores, restored_path, result_path
 from .crops import CROP, ZOOM, busiest_crops
-from .finished import check_sizes, open_test_set, read_restored, read_result
+from .finished import TestResult, check_sizes, open_test_set, read_restored, read_result
 from .page import check_page_name, page, picture, rounded
 
 CROPS_PER_PICTURE = 2
@@ -111,10 +111,14 @@ def read_curves(experiment: Path) -> Curves:
     )
 
 
-def plot(title: str, series: Mapping[str, list[tuple[int, float]]], *, scale: str = 'linear') -> str:
-    """Draw curves over iterations as an SVG."""
+def plot(
+    title: str, series: Mapping[str, list[tuple[int, float]]], *, scale: str = 'linear', tested: int | None = None
+) -> str:
+    """Draw curves over iterations as an SVG, with a line at the iteration whose weights were tested."""
     figure = Figure(figsize=(5.2, 2.8), layout='constrained')
     axes = figure.subplots()
+    if tested is not None:
+        axes.axvline(tested, color='0.4', linestyle=':')
     for name, points in series.items():
         axes.plot(*zip(*points, strict=True), label=name, marker='.' if len(points) < 30 else None)
     axes.set(title=title, xlabel='iteration', yscale=scale)
@@ -150,9 +154,14 @@ def _row(image: TestImage) -> str:
     return f'<h3>{html.escape(image.key)}</h3><div class="columns">{"".join(columns)}</div>'
 
 
-def _summary(dataset: str, means: Means, protocol: str) -> str:
+def _summary(dataset: str, means: Means, result: TestResult | None) -> str:
     rows = [f'<tr><td>{"</td><td>".join(map(html.escape, cells))}</td></tr>' for cells in means.rows()]
-    about = f'{dataset}: {means.images} images' + (f'; protocol: {protocol}.' if protocol else '.')
+    about = f'{dataset}: {means.images} images'
+    if result is not None:
+        about += f'; protocol: {result.protocol}'
+        about += f'; weights: {result.weights_path}' if result.weights_path else ''
+        about += f', iteration {result.iteration} of {result.training}' if result.iteration is not None else ''
+    about += '.'
     return (
         f'<p>{html.escape(about)}</p><table class="numbers">'
         '<tr><th>mean</th><th>blurred</th><th>restored</th><th>difference</th></tr>' + ''.join(rows) + '</table>'
@@ -164,10 +173,23 @@ def _validation_title(curve: str) -> str:
     return f'validation {metric.upper()}{place}{name}'
 
 
-def _protocol(opt: Mapping[str, Any], phase: str) -> str:
-    """The protocol of a test; '' if its model writes no result, like the toolbox's own models."""
+def _training(curves: Curves, tested: int | None) -> str:
+    """The HTML of a training's curves; `tested`: the iteration in it whose weights were tested, None if in none."""
+    plots = [plot_losses(curves.losses)] if curves.losses else []
+    plots += [plot(_validation_title(name), {name: points}, tested=tested) for name, points in curves.metrics.items()]
+    said = 'At iteration 0: the weights that it began with. ' if _validated_at_first(curves) else ''
+    said += '' if tested is None else 'Dotted: the iteration whose weights were tested.'
+    return f'<h2>Training</h2><p>{said}</p><div class="plots">{"".join(plots)}</div>'
+
+
+def _validated_at_first(curves: Curves) -> bool:
+    return any(points[0][0] == 0 for points in curves.metrics.values())
+
+
+def _result(opt: Mapping[str, Any], phase: str) -> TestResult | None:
+    """Read what a test wrote of a data set; None if its model writes no result, like the toolbox's own models."""
     path = result_path(Path('results', opt['name']), opt['datasets'][phase]['name'])
-    return read_result(path).protocol if path.is_file() else ''
+    return read_result(path) if path.is_file() else None
 
 
 def write_report(opt: Mapping[str, Any], experiment: Path | None, out: Path) -> dict[str, Means]:
@@ -184,7 +206,7 @@ def write_report(opt: Mapping[str, Any], experiment: Path | None, out: Path) -> 
     count = sum(map(len, datasets.values()))
     shown = {round(each) for each in np.linspace(0, count - 1, min(count, MAX_PICTURES))}
     curves = read_curves(experiment) if experiment is not None else None  # fails early, before the scoring
-    protocols = {phase: _protocol(opt, phase) for phase in datasets}
+    results = {phase: _result(opt, phase) for phase in datasets}
     sections, rows = [], []
     means_of: dict[str, Means] = {}
     numbers = itertools.count()
@@ -200,11 +222,10 @@ def write_report(opt: Mapping[str, Any], experiment: Path | None, out: Path) -> 
             raise InputError(f'{opt["name"]}: {name} holds no images to report on')
         means = {column: mean_scores(each) for column, each in scores.items()}
         means_of[name] = Means(len(scores['restored']), **means)
-        sections.append(_summary(name, means_of[name], protocols[phase]))
-    if curves is not None:
-        plots = [plot_losses(curves.losses)] if curves.losses else []
-        plots += [plot(_validation_title(name), {name: points}) for name, points in curves.metrics.items()]
-        sections.append(f'<h2>Training</h2><div class="plots">{"".join(plots)}</div>')
+        sections.append(_summary(name, means_of[name], results[phase]))
+    if curves is not None and experiment is not None:
+        tested = {each.iteration for each in results.values() if each and each.training == experiment.name}
+        sections.append(_training(curves, tested.pop() if len(tested) == 1 else None))
     of_all = f' {len(rows)} of {count} images, from all over the test.' if len(rows) < count else ''
     what = f'The whole image, then crops at {ZOOM}:1 where the blur cost most.'
     sections.append(f'<h2>Pictures</h2><p>{what}{of_all}</p>')

@@ -145,7 +145,7 @@ class RecordedModel(SRModel):
             'name': self.opt['name'],
             'protocol': self.request.describe(self.device),
             'metric_options': self.opt['val'].get('metrics') or {},
-            'weights': self.tested_weights,
+            'weights': self.tested_weights and {**self.tested_weights, **self._origin_of_weights()},
             'network_g': self.opt['network_g'],
             'seconds_per_image': seconds,
             'options_sha256': self.opt.get('options_sha256'),
@@ -157,6 +157,12 @@ class RecordedModel(SRModel):
             images = {key: self.image_path(dataset_name, key, 0) for key in scores}
             path = folder / f'submission_{dataset_name}.zip'
             results.write_submission(path, images, seconds, self.device.type == 'cpu', submission)
+
+    def _origin_of_weights(self) -> dict[str, Any]:
+        """Return the name and the iteration of the training that the tested weights are from, if their file says so."""
+        metadata = getattr(self.get_bare_model(self.net_g), 'metadata', {})
+        said = (('training', metadata.get('name'), str), ('iteration', metadata.get('iter'), int))
+        return {name: value for name, value, kind in said if type(value) is kind}
 
     def test(self) -> None:
         network = self.get_bare_model(getattr(self, 'net_g_ema', self.net_g))
