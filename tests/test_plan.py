@@ -8,7 +8,8 @@ import pytest
 
 from wrcan_arch import InputError
 from wrcan_arch.photos.comparison import HEAD, pictures_of, write_page
-from wrcan_arch.photos.plan import Job, plan, read_list
+from wrcan_arch.photos.find_photos import read_list
+from wrcan_arch.photos.plan import Job, plan
 from wrcan_arch.photos.read_photo import read_photo
 
 

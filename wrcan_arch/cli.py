@@ -45,7 +45,8 @@ def run_pipeline(arguments: argparse.Namespace) -> int:
 
 
 def run_restore(arguments: argparse.Namespace) -> int:
-    from .photos.plan import plan, read_list
+    from .photos.find_photos import read_list
+    from .photos.plan import plan
 
     if _failures_were_reported():
         return 1
