@@ -26,6 +26,7 @@ from wrcan_arch.checkpoint import write_weights
 from wrcan_arch.inference import Request
 from wrcan_arch.photos import bulk_restore
 from wrcan_arch.photos.bulk_restore import Options, in_thread, restore_photos
+from wrcan_arch.photos.comparison import pictures_on_page
 from wrcan_arch.photos.photo import Photo
 from wrcan_arch.photos.plan import plan
 from wrcan_arch.photos.read_photo import read_photo
@@ -88,6 +89,7 @@ WRITER = """
 import sys, time
 from pathlib import Path
 import numpy as np
+from wrcan_arch.photos.comparison import pictures_on_page
 from wrcan_arch.photos.photo import Photo
 from wrcan_arch.photos.write_photo import write_photo
 Path(sys.argv[2]).touch()
@@ -266,7 +268,8 @@ def test_photograph_is_counted_while_it_is_computed_and_once(tmp_path, monkeypat
     team, counted = Team(), []
     monkeypatch.setattr(team, 'add_done', lambda amount: counted.append(amount) or sum(counted))
     jobs = plan([tmp_path / 'in'], out=tmp_path / 'out')
-    assert restore_photos(network(), jobs, options=Options(), team=team).attempted == 2
+    summary = restore_photos(network(), jobs, options=Options(), team=team)
+    assert summary.lines()[0] == '1 of 2 restored'
     sizes = [Path(job.source).stat().st_size for job in jobs]
     steps = [int(share * bulk_restore.COMPUTING * sizes[0]) for share in (0, 0.25, 0.75, 1)]
     assert sorted(counted) == sorted([*np.diff(steps), sizes[0] - steps[-1], sizes[1]])
@@ -532,7 +535,19 @@ def test_stopped_run_leaves_whole_files_alone(tmp_path, weights, ending):
     photo = save(tmp_path / 'in' / '0.png').read_bytes()
     for number in range(1, 2000):
         (tmp_path / 'in' / f'{number}.png').write_bytes(photo)
-    command = [sys.executable, '-m', 'wrcan_arch', 'restore', 'in', '-o', 'out', '-w', str(weights)]
+    command = [
+        sys.executable,
+        '-m',
+        'wrcan_arch',
+        'restore',
+        'in',
+        '-o',
+        'out',
+        '-w',
+        str(weights),
+        '--compare',
+        'look',
+    ]
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     while len(list((tmp_path / 'out').glob('*.png'))) < 5:
         time.sleep(0.05)
@@ -545,6 +560,9 @@ def test_stopped_run_leaves_whole_files_alone(tmp_path, weights, ending):
     assert 5 <= len(written) < 2000
     for path in written:
         assert path.suffix == '.png' and read_photo(path).pixels.shape == (12, 16, 3)
+    assert {*(tmp_path / 'look' / 'in').iterdir()} == pictures_on_page(tmp_path / 'look'), (
+        'shown, and known as pictures'
+    )
 
 
 # Several processes

@@ -5,8 +5,9 @@ import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -81,12 +82,11 @@ class Work:
 
     def summary(self) -> Summary:
         if self.failure is not None:
-            return Summary(attempted=1, failures=[self.failure], failed=[self.job.source])
+            return Summary(failures=[self.failure], failed=[self.job.source])
         if self.restored_before:
             return Summary(skipped=1)
         quality = self.photo.jpeg_quality
         return Summary(
-            attempted=1,
             restored=1,
             warnings=Counter(self.warnings),
             examples={warning: [self.job.source] for warning in self.warnings},
@@ -172,7 +172,7 @@ def _attempt(step: Callable[[Work], None], work: Work) -> Work:
     return work
 
 
-def in_thread(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+def in_thread(function: Callable[[T], R], items: Iterable[T]) -> Generator[R, None, None]:
     """`map`, one item ahead: a thread runs `function` while the previous result is used and the next item is made."""
     with ThreadPoolExecutor(1) as pool:
         running: Future[R] | None = None
@@ -230,11 +230,18 @@ def restore_photos(
         return _attempt(partial(_write, options), work).summary(), tally  # not `work`, so that its pixels are freed
 
     decoded = in_thread(partial(_attempt, partial(_read, options, trained_quality)), wanted())
-    with bar:
-        for outcome, tally in in_thread(written, map(computed, decoded)):
-            summary.add(outcome)
-            tally.finish()
-        messages = team.gather(summary.to_json(), waiting=lambda: bar.update(team.done() - bar.n))
+    outcomes = in_thread(written, map(computed, decoded))
+    try:
+        with bar, closing(outcomes):
+            for outcome, tally in outcomes:
+                summary.add(outcome)
+                tally.finish()
+            messages = team.gather(summary.to_json(), waiting=lambda: bar.update(team.done() - bar.n))
+    except BaseException:  # stopped: what was made is shown, and the next run takes no picture for a photograph
+        if options.compare is not None and team.rank == 0:
+            with suppress(InputError):
+                write_page(options.compare, (job.source for job in jobs))
+        raise
     if not messages:
         return None
 

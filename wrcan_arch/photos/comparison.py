@@ -9,9 +9,17 @@ from pathlib import Path
 from urllib.parse import quote, unquote_to_bytes
 
 import numpy as np
+from PIL import Image
 
 from ..errors import InputError
-from ..files import disk_errors_as_input_errors, name_that_fits, printable, without_root, written_whole
+from ..files import (
+    disk_errors_as_input_errors,
+    name_that_fits,
+    printable,
+    without_pillow_size_limit,
+    without_root,
+    written_whole,
+)
 from .photo import Photo
 from .write_photo import MAX_SIDE, write_photo
 
@@ -29,7 +37,7 @@ HEAD = """<!doctype html>
   p { margin: .25rem 0 2rem; opacity: .75; }
   figure { margin: 0 0 2.5rem; }
   figcaption { margin-top: .5rem; overflow-wrap: anywhere; }
-  /* As wide as the file, which holds two pictures: at 2:1, or less where there is no room. */
+  /* As wide as the file, which holds two pictures: at 2:1, or less where there is no room. No higher than a window. */
   .pair { --at: 50%; position: relative; overflow: hidden; border-radius: 8px; background: #8883; width: fit-content; }
   .pair img { display: block; width: 200%; }
   .restored { position: absolute; inset: 0; clip-path: inset(0 0 0 var(--at)); }
@@ -45,7 +53,7 @@ HEAD = """<!doctype html>
 <p>Drag over a picture, or choose it with Tab and use the arrow keys. Each picture's file holds both halves.</p>
 """
 FIGURE = """<figure>
-  <div class="pair">
+  <div class="pair" style="max-width: calc(90vh * {width} / {height})">
     <img src="{link}" alt="blurred" loading="lazy">
     <div class="restored"><img src="{link}" alt="restored" loading="lazy"></div>
     <span class="label" style="left: .5rem">blurred</span><span class="label" style="right: .5rem">restored</span>
@@ -124,7 +132,17 @@ def write_page(folder: Path, sources: Iterable[str]) -> None:
         file.write(HEAD.encode())
         for source in sources:
             for picture in filter(Path.exists, pictures_of(folder, source)):
+                width, height = _size_of_half(picture)
                 link = quote(os.fsencode(picture.relative_to(folder)))
                 name = html.escape(printable(str(without_root(Path(source)))))
-                file.write(FIGURE.format(link=link, name=name).encode())
+                file.write(FIGURE.format(link=link, name=name, width=width, height=height).encode())
         file.write(TAIL.encode())
+
+
+def _size_of_half(picture: Path) -> tuple[int, int]:
+    """Width and height of one of a picture's halves; (1, 1) if it cannot be read."""
+    try:
+        with without_pillow_size_limit(), Image.open(picture) as opened:
+            return opened.width // 2, opened.height
+    except (OSError, SyntaxError, ValueError):
+        return 1, 1

@@ -90,7 +90,7 @@ class Finder:
             yield from (here / name for name in names if name.lower().endswith(PHOTO_ENDINGS))
 
     def _photos_like(self, pattern: Path, top: Path) -> Iterator[Path]:
-        """Yield the files that match a pattern, and the photographs in matching folders, sorted.
+        """Yield the photographs that match a pattern, by their endings, and those in matching folders, sorted.
 
         `top` is a folder that the pattern begins with. If it lies in a folder to avoid, that one excludes nothing.
         """
@@ -101,7 +101,7 @@ class Finder:
                 continue
             if path.is_dir():
                 yield from self._photos_in(path, avoid)
-            else:
+            elif path.name.lower().endswith(PHOTO_ENDINGS):
                 yield path
 
     def _expanded(self, folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:

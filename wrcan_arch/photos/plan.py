@@ -111,10 +111,13 @@ def _check_nothing_is_overwritten(jobs: list[Job], compare: Path | None) -> None
     for source, target in jobs:
         place = os.path.realpath(target)
         if place in sources:
-            hint = 'leave that one out, or choose another -o'
+            is_beside = Path(target).stem.endswith(RESTORED)
+            hint = 'leave that one out, or ' + ('add --skip-existing' if is_beside else 'choose another -o')
             raise InputError(f'{source}: its result would overwrite the photograph {target}; {hint}')
         if place in taken:
-            raise InputError(f'{source} and {taken[place]}: both results would be {target}; give each another -o')
+            raise InputError(
+                f'{source} and {taken[place]}: both results would be {target}; rename one, or give each another -o'
+            )
         taken[place] = source
     if compare is None:
         return

@@ -11,7 +11,6 @@ NAMES_SHOWN = 3  # of the photographs that a warning is about
 class Summary:
     """What became of the photographs; its size does not grow with those that were restored."""
 
-    attempted: int = 0
     restored: int = 0
     skipped: int = 0
     failures: list[str] = field(default_factory=list)  # one message each
@@ -21,7 +20,6 @@ class Summary:
     qualities: Counter[int] = field(default_factory=Counter)  # number of JPEGs, by quality
 
     def add(self, other: 'Summary') -> None:
-        self.attempted += other.attempted
         self.restored += other.restored
         self.skipped += other.skipped
         self.failures += other.failures
@@ -42,7 +40,7 @@ class Summary:
 
     def lines(self) -> list[str]:
         """The lines to print, without the failures."""
-        done = f'{self.restored:,} of {self.attempted:,} restored'
+        done = f'{self.restored:,} of {self.restored + len(self.failed):,} restored'
         lines = [f'{done}, {self.skipped:,} had a result already' if self.skipped else done]
         if self.qualities:
             low, high = min(self.qualities), max(self.qualities)
