@@ -37,6 +37,11 @@ def test_damaged_bytes_in_a_message_of_libvips_end_with_their_file(tmp_path):
     np.testing.assert_array_equal(read_photo(tmp_path / 'b.png').pixels, picture(16, 16))
 
 
+def test_damaged_bytes_in_a_warning_of_libvips_can_be_told():
+    """pyvips's handler of warnings prints a traceback for each text that it cannot decode."""
+    assert pyvips._to_string(pyvips.ffi.new('char[]', b'profile \xff')) == 'profile \ufffd'
+
+
 def test_full_memory_is_no_damage(tmp_path):
     write_photo(tmp_path / 'a.png', Photo(pixels=picture(8, 8)))
     said = pyvips.Error('unable to call', 'out of memory -- size == 45MB')

@@ -235,6 +235,10 @@ def test_comments_and_layers_that_are_lost_are_said(tmp_path):
     image = Image.fromarray(picture(8, 8))
     image.save(tmp_path / 'a.jpg', comment=b'mine', icc_profile=SRGB)
     assert loss_warnings('jpeg', read_photo(tmp_path / 'a.jpg')) == ['its JPEG comment is not kept']
+    content = (tmp_path / 'a.jpg').read_bytes()
+    long = (b'\xff\xe4\xff\xff' + bytes(65533)) * 2 + b'\xff'  # and a byte that fills
+    (tmp_path / 'b.jpg').write_bytes(content[:2] + long + content[2:])
+    assert loss_warnings('jpeg', read_photo(tmp_path / 'b.jpg')) == ['its JPEG comment is not kept']
     for tags, said in (({37724: b'layers'}, ["Photoshop's layers are not kept; the picture was restored"]), ({}, [])):
         tifffile.imwrite(
             tmp_path / 'a.tif', picture(8, 8), photometric='rgb', extratags=[(tag, 7, 6, tags[tag]) for tag in tags]

@@ -11,6 +11,7 @@ import tifffile
 from conftest import deep_picture, picture
 from PIL import ExifTags, Image
 
+from wrcan_arch import InputError
 from wrcan_arch.photos.photo import ENDINGS
 from wrcan_arch.photos.read_photo import read_photo
 from wrcan_arch.photos.tiff_exif import begins_with_preview, read_exif
@@ -72,6 +73,43 @@ def test_captions_of_tiff_are_kept_whole(tmp_path, kind):
     write_photo(tmp_path / 'b.tif', read_photo(tmp_path / 'a.tif'))
     assert tifffile.TiffFile(tmp_path / 'b.tif').pages[0].tags[IPTC].value == iptc
     np.testing.assert_array_equal(tifffile.imread(tmp_path / 'b.tif'), picture(8, 9))
+
+
+@pytest.mark.parametrize('kind', ['B', 'I'])
+@pytest.mark.parametrize('order', '<>')
+@pytest.mark.parametrize('alone', [True, False])
+def test_captions_that_stand_twice_are_those_of_photoshops_resources(tmp_path, kind, order, alone):
+    """As Photoshop writes them; as 32-bit numbers libtiff swaps their bytes in a big-endian file."""
+    iptc = b'\x1c\x02\x78\x00\x07a title\x1c\x02\x05\x00\x05hello\0\0'
+    url = b'8BIM\x04\x0b\0\0\0\0\0\x04url!'
+    resources = b'8BIM\x04\x04\0\0\0\0\0\x18' + iptc + url
+    value = iptc if kind == 'B' else np.frombuffer(iptc, '<u4').tolist()
+    if order == '>' and kind == 'I':
+        value = np.frombuffer(iptc, '>u4').tolist()
+    tags = [(IPTC, kind, len(value), value, True)]
+    if not alone:
+        tags.append((PHOTOSHOP, 'B', len(resources), resources, True))
+    tifffile.imwrite(tmp_path / 'a.tif', picture(8, 9), byteorder=order, extratags=tags)
+    found = read_photo(tmp_path / 'a.tif').metadata['iptc-data']
+    assert found == (iptc if alone else b'Photoshop 3.0\0' + resources)
+
+
+def test_resources_without_captions_do_not_replace_those_that_stand_alone(tmp_path):
+    iptc, url = b'\x1c\x02\x78\x00\x01a', b'8BIM\x04\x0b\0\0\0\0\0\x04url!'
+    tags = [(IPTC, 'B', len(iptc), iptc, True), (PHOTOSHOP, 'B', len(url), url, True)]
+    tifffile.imwrite(tmp_path / 'a.tif', picture(8, 9), extratags=tags)
+    assert read_photo(tmp_path / 'a.tif').metadata['iptc-data'] == iptc
+
+
+@pytest.mark.parametrize(('compression', 'refused'), [(None, True), ('tiff_lzw', True), ('jpeg', False)])
+def test_colours_that_libvips_would_take_for_rgb_are_refused(tmp_path, compression, refused):
+    ycbcr = Image.fromarray(picture(16, 16)).convert('YCbCr')
+    ycbcr.save(tmp_path / 'a.tif', compression=compression)
+    if refused:
+        with pytest.raises(InputError, match='a.tif: images of kind YCbCr without subsampling are not read; convert'):
+            read_photo(tmp_path / 'a.tif')
+    else:
+        assert read_photo(tmp_path / 'a.tif').mode == 'rgb'
 
 
 @pytest.mark.parametrize('target', [endings[0] for endings in ENDINGS.values()])

@@ -1,5 +1,6 @@
 """Estimate how strongly a JPEG file was compressed: libjpeg's quality factor, from its quantisation table."""
 
+from collections.abc import Iterator
 from typing import BinaryIO
 
 import numpy as np
@@ -12,7 +13,7 @@ STANDARD = np.array([
     95, 98, 103, 104, 103, 62, 77, 113, 121, 112, 100, 120, 92, 101, 103, 99,
 ])  # fmt: skip
 
-START_OF_SCAN, QUANTISATION = 0xDA, 0xDB
+START_OF_SCAN, QUANTISATION, APP2, COMMENT = 0xDA, 0xDB, 0xE2, 0xFE  # markers of a JPEG's segments
 FAR_RATIO = 2  # quantisation steps this many times coarser or finer than in training are another task for the network
 
 
@@ -32,11 +33,16 @@ def _next_marker(file: BinaryIO) -> int | None:
     return byte[0] if byte and first == b'\xff' else None
 
 
+def segments(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
+    """Yield the marker and the content of each segment of a JPEG stream before its pixels."""
+    file.seek(2)
+    while (marker := _next_marker(file)) is not None and marker != START_OF_SCAN:
+        yield marker, file.read(max(0, int.from_bytes(file.read(2), 'big') - 2))
+
+
 def luminance_table(file: BinaryIO) -> np.ndarray | None:
     """The first quantisation table of a JPEG stream, (64,), in zigzag order; None if there is none."""
-    file.seek(2)
-    while (marker := _next_marker(file)) not in (None, START_OF_SCAN):
-        body = file.read(max(0, int.from_bytes(file.read(2), 'big') - 2))
+    for marker, body in segments(file):
         if marker == QUANTISATION and body:  # one table or several, each after a byte: from 16 up, two bytes a value
             kind = np.dtype('>u2') if body[0] >> 4 else np.dtype(np.uint8)
             values = body[1 : 1 + 64 * kind.itemsize]

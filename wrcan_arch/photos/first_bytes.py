@@ -4,6 +4,7 @@ import re
 
 HEAD = 64  # bytes that are enough to tell the format
 AVIF_BRANDS = {b'avif', b'avis'}
+HEIC_BRANDS = {b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'hevm', b'hevs'}  # ISO/IEC 23008-12, annex B
 SRGB_PRIMARIES, SRGB_TRANSFERS = (1, 2, 5, 6), (1, 2, 6, 13)  # H.273: sRGB, near to it, unspecified (2)
 SRGB_NUMBERS = (45_455, 31_270, 32_900, 64_000, 33_000, 30_000, 60_000, 15_000, 6_000)  # of PNG's gAMA and cHRM
 GAMMA_TOLERANCE = 0.05  # relative; libpng takes two gammas for equal up to this difference
@@ -15,7 +16,9 @@ def format_of_content(head: bytes) -> str | None:
         brands = head[8 : int.from_bytes(head[:4], 'big')]
         own, others = brands[:4], [brands[start : start + 4] for start in range(8, len(brands), 4)]
         general = own in (b'mif1', b'msf1')  # HEIF image or sequence; the other brands say of which codec
-        return 'avif' if own in AVIF_BRANDS or (general and not AVIF_BRANDS.isdisjoint(others)) else 'heic'
+        if own in AVIF_BRANDS or (general and not AVIF_BRANDS.isdisjoint(others)):
+            return 'avif'
+        return 'heic' if general or own in HEIC_BRANDS else None  # else a film, or a camera's raw file
     if head[:4] == b'RIFF' and head[8:12] == b'WEBP':
         return 'webp'
     magics = {b'\xff\xd8\xff': 'jpeg', b'\x89PNG': 'png', b'II*\0': 'tiff', b'MM\0*': 'tiff', b'II+\0': 'tiff',
@@ -48,21 +51,9 @@ def is_lossless(start: bytes) -> bool:
     return kind is not None and kind[0] == b'VP8L'
 
 
-def has_further_pictures(start: bytes, content: str) -> bool:
-    """Whether a file that begins with `start` has more pictures than the one that libvips reports."""
-    if content == 'jpeg':  # one after the other: cameras for 3D, phones for an HDR gain map
-        return re.search(rb'\xff\xe2..MPF\0', start, re.DOTALL) is not None  # CIPA DC-007, 5.1
+def is_sequence(start: bytes, content: str) -> bool:
+    """Whether an AVIF or PNG file that begins with `start` is animated, which libvips does not report."""
     return start[8:12] == b'avis' or (content == 'png' and b'acTL' in png_chunks(start))
-
-
-def has_comment(start: bytes) -> bool:
-    """Whether a JPEG file that begins with `start` has a comment before its pixels."""
-    at = 2
-    while start[at : at + 1] == b'\xff' and start[at + 1 : at + 2] not in (b'\xda', b''):
-        if start[at + 1] == 0xFE:
-            return True
-        at += 2 + int.from_bytes(start[at + 2 : at + 4], 'big')
-    return False
 
 
 def png_chunks(start: bytes) -> dict[bytes, bytes]:

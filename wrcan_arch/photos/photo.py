@@ -40,8 +40,7 @@ class Photo:
     jpeg_quality: int | None = None  # estimated, of a JPEG file
     lossless_webp: bool = False
     declares_non_srgb: bool = False  # the file marks them as other than sRGB, in a way that no result can
-    pictures: int = 1  # in the file (2 if only known to be several); this is the first, or a HEIC's main one
-    not_read: tuple[str, ...] = ()  # warnings of what else in the file was not read
+    not_read: tuple[str, ...] = ()  # warnings of what else is in the file
 
     def with_pixels(self, pixels: np.ndarray) -> 'Photo':
         """Return the photograph with other pixels of the same shape."""

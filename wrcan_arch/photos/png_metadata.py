@@ -1,4 +1,7 @@
-"""Read and write what libvips ignores in PNG files: metadata after the pixels, as exiftool writes it, and texts."""
+"""Read and write what libvips ignores in PNG files: metadata after the pixels or in texts, and texts.
+
+exiftool writes metadata after the pixels; ImageMagick and others as hexadecimal texts.
+"""
 
 import os
 import struct
@@ -6,20 +9,25 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from .tiff_exif import PHOTOSHOP_HEAD
+
 TEXTS = (b'tEXt', b'zTXt', b'iTXt')
 XMP = b'XML:com.adobe.xmp'
-RAW_PROFILE = b'Raw profile type'  # of ImageMagick's texts with EXIF and others, whose orientation is outdated
+RAW_PROFILE = b'Raw profile type '  # begins the keyword of such a text
+RAW_NAMES = {b'exif': 'exif-data', b'xmp': 'xmp-data', b'iptc': 'iptc-data', b'8bim': 'iptc-data'}
 LONGEST = 8_000_000  # bytes of a chunk or its text; libpng refuses longer ones
 EXIF_HEAD = b'Exif\0\0'  # begins EXIF in libvips, as in JPEG, but not in PNG
 END = struct.pack('>I4sI', 0, b'IEND', zlib.crc32(b'IEND'))
 
 
-def read_metadata(file: BinaryIO) -> tuple[dict[str, bytes], bytes]:
-    """The EXIF and XMP after the pixels, by libvips's names, and all texts, as their chunks one after the other.
+def read_metadata(file: BinaryIO) -> tuple[dict[str, bytes], dict[str, bytes], bytes]:
+    """The metadata after the pixels, that in texts, by libvips's names, and all other texts, as chunks in a row.
 
-    What is damaged, empty or too long is left out.
+    What is damaged, empty or too long is left out. The orientation of EXIF in a text is outdated: programs that write
+    it turn the pixels.
     """
     metadata: dict[str, bytes] = {}
+    in_texts: dict[str, bytes] = {}
     texts: list[bytes] = []
     is_behind = False
     for name, length in _chunks(file):
@@ -36,9 +44,11 @@ def read_metadata(file: BinaryIO) -> tuple[dict[str, bytes], bytes]:
         elif keyword == XMP:
             if is_behind and name == b'iTXt' and (text := _text_of_itxt(rest)):
                 metadata['xmp-data'] = text
-        elif not keyword.startswith(RAW_PROFILE):
+        elif keyword.startswith(RAW_PROFILE):
+            in_texts |= _in_raw_profile(keyword, _text(name, rest))
+        else:
             texts.append(_chunk(name, body))
-    return metadata, b''.join(texts)
+    return metadata, in_texts, b''.join(texts)
 
 
 def add_texts(file: BinaryIO, texts: bytes) -> None:
@@ -68,14 +78,34 @@ def _check(name: bytes, body: bytes) -> bytes:
     return zlib.crc32(name + body).to_bytes(4, 'big')
 
 
-def _text_of_itxt(rest: bytes) -> bytes:
-    """The text in what follows the keyword: compression flag and method, language, translated keyword, text.
+def _in_raw_profile(keyword: bytes, text: bytes) -> dict[str, bytes]:
+    """The metadata in a text of a name, a length and hexadecimal digits, a line each or more; none if it is damaged."""
+    name = RAW_NAMES.get(keyword.removeprefix(RAW_PROFILE).lower())
+    try:
+        content = bytes.fromhex(b''.join(text.split(b'\n', 3)[3:]).decode('ascii'))
+    except ValueError:
+        return {}
+    if name == 'exif-data':
+        content = content and EXIF_HEAD + content.removeprefix(EXIF_HEAD)
+    if name == 'iptc-data' and content.startswith(b'8BIM'):
+        content = PHOTOSHOP_HEAD + content
+    return {name: content} if name and content else {}
 
-    b'' if it is damaged or longer than LONGEST.
-    """
+
+def _text(name: bytes, rest: bytes) -> bytes:
+    """The text in what follows a chunk's keyword; b'' if it is damaged or longer than LONGEST."""
+    if name == b'iTXt':
+        return _text_of_itxt(rest)
+    return _inflated(rest[1:]) if name == b'zTXt' else rest
+
+
+def _text_of_itxt(rest: bytes) -> bytes:
+    """The text in what follows the keyword: compression flag and method, language, translated keyword, text."""
     text = b''.join(rest[2:].split(b'\0', 2)[2:])
-    if rest[:1] != b'\1':
-        return text
+    return _inflated(text) if rest[:1] == b'\1' else text
+
+
+def _inflated(text: bytes) -> bytes:
     decompressor = zlib.decompressobj()
     try:
         text = decompressor.decompress(text, LONGEST)

@@ -16,6 +16,7 @@ import re
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,14 +28,13 @@ from PIL import Image, UnidentifiedImageError
 
 from ..errors import InputError
 from ..files import without_pillow_size_limit
-from ..jpeg_quality import estimate_quality
+from ..jpeg_quality import APP2, COMMENT, estimate_quality, segments
 from .first_bytes import (
     HEAD,
     declares_non_srgb,
     format_of_content,
-    has_comment,
-    has_further_pictures,
     is_lossless,
+    is_sequence,
     png_chunks,
 )
 from .photo import NO_RESOLUTION, Photo
@@ -42,7 +42,10 @@ from .png_metadata import read_metadata
 from .tiff_exif import (
     PHOTOSHOP_HEAD,
     begins_with_preview,
+    has_captions,
     has_layers,
+    in_order,
+    is_plain_ycbcr,
     orientation_of,
     read_exif,
     resources_without_thumbnail,
@@ -176,15 +179,18 @@ def _read_metadata(file: BinaryIO, content: str, image: pyvips.Image) -> FileMet
     metadata = {name: image.get(name) for name in KEPT if name in image.get_fields()}
     orientation, texts, not_read = _field(image, 'orientation', 1), b'', []
     if content == 'png':
-        behind, texts = read_metadata(file)
+        behind, in_texts, texts = read_metadata(file)
         if 'exif-data' in behind and 'exif-data' not in metadata:
             orientation = orientation_of(behind['exif-data'])
-        metadata = behind | metadata
+        metadata = in_texts | behind | metadata
     if content == 'tiff':
         if (exif := read_exif(file)) is not None:
             metadata['exif-data'] = exif
         if (resources := _field(image, 'photoshop-data', None)) is not None:
-            metadata.setdefault('iptc-data', PHOTOSHOP_HEAD + resources)
+            if has_captions(PHOTOSHOP_HEAD + resources) or 'iptc-data' not in metadata:
+                metadata['iptc-data'] = PHOTOSHOP_HEAD + resources  # they hold the captions that stand alone too
+        elif 'iptc-data' in metadata:
+            metadata['iptc-data'] = in_order(metadata['iptc-data'])
         if has_layers(file):
             not_read.append("Photoshop's layers are not kept; the picture was restored")
         file.seek(0)
@@ -201,6 +207,17 @@ def _read_metadata(file: BinaryIO, content: str, image: pyvips.Image) -> FileMet
         if films:
             not_read.append('the file holds a film too; the picture was restored')
     return FileMetadata(metadata, texts, orientation, not_read)
+
+
+def _also_in_file(file: BinaryIO, content: str, start: bytes, image: pyvips.Image) -> Iterator[str]:
+    """Yield warnings of further pictures and of a JPEG's comment."""
+    parts = [*segments(file)] if content == 'jpeg' else []
+    # Further JPEGs behind the first: cameras' for 3D, phones' for an HDR gain map (CIPA DC-007, 5.1).
+    of_several = any(marker == APP2 and body.startswith(b'MPF\0') for marker, body in parts)
+    if of_several or is_sequence(start, content) or _field(image, 'n-pages', 1) > 1:
+        yield 'the file holds several pictures; the first was restored'
+    if any(marker == COMMENT for marker, _ in parts):
+        yield 'its JPEG comment is not kept'
 
 
 def _field(image: pyvips.Image, name: str, otherwise: Any) -> Any:
@@ -231,13 +248,13 @@ def _read(file: BinaryIO, max_pixels: int) -> Photo:
         raise UnidentifiedImageError
     if content == 'tiff' and begins_with_preview(file):
         raise InputError('begins with a small preview, as raw files do; develop it to TIFF or JPEG first')
+    if content == 'tiff' and is_plain_ycbcr(file):  # libvips would take Y, Cb, Cr for R, G, B
+        raise InputError('images of kind YCbCr without subsampling are not read; convert it to RGB')
     image = _open(file, content, max_pixels)
     found = _read_metadata(file, content, image)
     file.seek(0)
     start = file.read(DESCRIPTION + sum(map(len, found.metadata.values())))
     resolution = _resolution(image, start, content)
-    if content == 'jpeg' and has_comment(start):
-        found.not_read.append('its JPEG comment is not kept')
     profile = found.metadata.get('icc-profile-data')
     pixels, alpha, inks = _decode(image, content, found.orientation, profile)
     return Photo(
@@ -251,8 +268,7 @@ def _read(file: BinaryIO, max_pixels: int) -> Photo:
         jpeg_quality=estimate_quality(file) if content == 'jpeg' else None,
         lossless_webp=content == 'webp' and is_lossless(start),
         declares_non_srgb=declares_non_srgb(start, content, has_profile=profile is not None),
-        pictures=2 if has_further_pictures(start, content) else _field(image, 'n-pages', 1),
-        not_read=tuple(found.not_read),
+        not_read=(*found.not_read, *_also_in_file(file, content, start, image)),
     )
 
 

@@ -10,6 +10,8 @@ from io import BytesIO
 from typing import Any, BinaryIO
 
 NEW_SUBFILE_TYPE, ORIENTATION = 0x00FE, 0x0112
+COMPRESSION, PHOTOMETRIC, YCBCR_SUBSAMPLING = 0x0103, 0x0106, 0x0212
+YCBCR, JPEG_IN_TIFF = 6, (6, 7)  # values of the photometric interpretation and of the compression
 EXIF, GPS, INTEROPERABILITY = 0x8769, 0x8825, 0xA005  # tags whose value is the offset of another directory
 # Tags that are kept: title, camera, author, rating, Windows's title to subject. All others in the first directory are
 # about how pixels are stored.
@@ -18,6 +20,7 @@ ABOUT = (0x010D, 0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C, 0x4746,
 IPTC, PHOTOSHOP = 0x83BB, 0x8649  # captions alone; Photoshop's resources with captions, as in JPEG
 PHOTOSHOP_HEAD = b'Photoshop 3.0\0'  # begins the resources in a JPEG
 RESOURCES = (b'8BIM', b'PHUT', b'DCSR', b'AgHg', b'MeSa')  # signatures of a resource
+CAPTION = b'\x1c'  # begins a caption, and so all of them (IPTC-IIM, 1.5)
 CAPTIONS, THUMBNAILS = b'8BIM\x04\x04', (b'8BIM\x04\x09', b'8BIM\x04\x0c')  # signature and number of a resource
 LAYERS = 0x935C  # Photoshop's; may be very long
 SIZES = (0xA002, 0xA003)  # width and height in EXIF: for compressed pictures, and outdated if turned
@@ -39,6 +42,18 @@ def begins_with_preview(file: BinaryIO) -> bool:
     """Whether a TIFF file's first picture is marked as a smaller version of another one in it."""
     _, _, kind = _first_directory(file)[0].get(NEW_SUBFILE_TYPE, (0, 0, b'\0'))
     return bool(_number(kind[:4], '<') & 1)
+
+
+def is_plain_ycbcr(file: BinaryIO) -> bool:
+    """Whether a TIFF file's first picture is YCbCr, neither subsampled nor JPEG (TIFF 6.0, section 21)."""
+    first, order = _first_directory(file)
+
+    def said(tag: int, otherwise: int) -> int:
+        return _number(first[tag][2][:2], '<') if tag in first else otherwise
+
+    subsampling = first[YCBCR_SUBSAMPLING][2][:4] if YCBCR_SUBSAMPLING in first else b''
+    is_ycbcr = said(PHOTOMETRIC, 0) == YCBCR and said(COMPRESSION, 1) not in JPEG_IN_TIFF
+    return is_ycbcr and subsampling == b'\1\0\1\0'
 
 
 def has_layers(file: BinaryIO) -> bool:
@@ -76,6 +91,13 @@ def add_metadata(file: BinaryIO, exif: bytes, iptc: bytes) -> None:
 
 def has_captions(iptc: bytes) -> bool:
     return CAPTIONS in iptc if iptc.startswith(PHOTOSHOP_HEAD) else bool(iptc)
+
+
+def in_order(captions: bytes) -> bytes:
+    """Undo what libtiff does to captions that stand alone, as 32-bit numbers, in a big-endian file: it swaps each."""
+    if captions[3:4] != CAPTION or captions[:1] == CAPTION:
+        return captions
+    return b''.join(captions[at : at + 4][::-1] for at in range(0, len(captions), 4))
 
 
 def as_jpeg_has_it(iptc: bytes) -> bytes:

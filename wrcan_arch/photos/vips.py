@@ -18,8 +18,8 @@ def _text_of_any_bytes(text: Any) -> str:
 
 
 # libvips's messages may quote bytes of a damaged file that are not UTF-8. pyvips would raise on them, in this call and
-# in all that follow, because it clears a message only after it has decoded it.
-pyvips.error._to_string = _text_of_any_bytes
+# in all that follow, because it clears a message only after it has decoded it; and print a traceback for a warning.
+pyvips.error._to_string = pyvips._to_string = _text_of_any_bytes
 
 
 def clear_messages() -> None:

@@ -41,8 +41,6 @@ def check_fits(path: Path, photo: Photo) -> str:
 def loss_warnings(name: str, photo: Photo) -> list[str]:
     """Warnings of what the photograph's file has that a result in the format `name` will not have."""
     lost = list(photo.not_read)
-    if photo.pictures > 1:
-        lost.append('the file holds several pictures; the first was restored')
     if photo.pixels.dtype == np.uint16 and name in ('jpeg', 'webp'):
         lost.append(f'it has more than the 8 bits of {name}; --format png keeps them')
     of_grey = photo.metadata.get('icc-profile-data', b'')[16:20] == b'GRAY'  # the profile's colour space (ICC.1, 7.2.6)
