@@ -110,13 +110,16 @@ def test_backend_and_port_may_be_chosen(monkeypatch):
 
 
 @pytest.mark.parametrize(('rank', 'held'), [(0, [mock.call(Path('results/small'))]), (1, [])])
-def test_the_first_of_several_processes_holds_a_test_s_results(rank, held):
+def test_the_first_of_several_processes_holds_a_test_s_results_and_the_others_wait(rank, held):
+    run = pipelines.Run()
     with (
-        joining(rank=rank) as (run, _, _),
         mock.patch.object(pipelines.run_folder, 'only_run_in') as only_run_in,
+        mock.patch.object(pipelines, '_toolbox_make_exp_dirs') as make,
+        mock.patch.object(pipelines.distributed, 'broadcast_object_list') as wait,
+        run.held,
     ):
-        pipelines.init_dist(run, 'pytorch')
-    assert only_run_in.call_args_list == held
+        pipelines.make_exp_dirs(run, {'name': 'small', 'rank': rank, 'dist': True})
+    assert only_run_in.call_args_list == held and make.called is (rank == 0) and wait.called
 
 
 def test_processes_go_on_from_the_same_checkpoint(workplace):

@@ -84,14 +84,6 @@ def init_dist(run: Run, launcher: str, **_: Any) -> None:
         timeout=timedelta(seconds=timeout),
     )
     run.team = team
-    if team.rank == 0:
-        _lock_results(run)
-
-
-def _lock_results(run: Run) -> None:
-    """Lock a test's results folder against a second test of the same name. A training locks its experiment later."""
-    if run.command == 'test':
-        run.held.enter_context(run_folder.only_run_in(Path('results', run.options['name'])))
 
 
 def _shared_inputs(options: dict[str, Any]) -> dict[str, str]:
@@ -319,6 +311,27 @@ def worker_init_fn(worker_id: int, **_: Any) -> None:
     np.random.seed(seed)
 
 
+def make_exp_dirs(run: Run, opt: dict[str, Any]) -> None:
+    """Lock a test's results folder against a second test of its name, then make it, an older one put aside.
+
+    No process goes on before that is done; what refuses it in the first process is raised in all.
+    """
+    refused: list[Exception | None] = [None]
+    if opt['rank'] == 0:
+        try:
+            run.held.enter_context(run_folder.only_run_in(Path('results', opt['name'])))
+            _toolbox_make_exp_dirs(opt)
+        except (InputError, OSError) as error:
+            refused[0] = error
+    if opt['dist']:
+        distributed.broadcast_object_list(refused)
+    if refused[0]:
+        raise refused[0]
+
+
+_toolbox_make_exp_dirs = basicsr.test.make_exp_dirs
+
+
 @dataclass(frozen=True)
 class Replacement:
     """One name of the toolbox that is replaced while a pipeline runs."""
@@ -353,6 +366,12 @@ REPLACEMENTS = (
         why='epochs are rounded up but the last batch is dropped, so runs end early; the order ignores the seed and '
         'starts over on resume',
         until='BasicSR makes as many iterations as asked, from the iteration it resumes at',
+    ),
+    Replacement(
+        target='basicsr.test.make_exp_dirs',
+        by=lambda run: partial(make_exp_dirs, run),
+        why='a second test of one name writes into the results of the first, and processes into what is put aside',
+        until='BasicSR holds the results folder for one test, and its processes wait for it',
     ),
     Replacement(
         target='basicsr.train.build_model',
@@ -457,7 +476,6 @@ def run(
             _forget_logger()
             if launcher == 'none':
                 _check_batch(current, max(1, _gpus_of_one_process(command, options)))
-                _lock_results(current)
             try:
                 getattr(pipeline, f'{command}_pipeline')(str(Path.cwd()))
                 if command == 'test':
