@@ -17,7 +17,7 @@ import torch
 from conftest import set_options, train
 from forked import ended, srun, start
 
-from wrcan_arch import InputError
+from wrcan_arch import InputError, WRCANModel
 from wrcan_arch.checkpoint import read_file
 from wrcan_arch.look.report import read_curves
 from wrcan_arch.train import run_folder
@@ -123,6 +123,30 @@ def test_metric_that_fails_ends_a_run_with_what_is_learnt(quick, capsys):
     assert "val:metrics:psnr of '" in said
     assert 'ArithmeticError: SVD did not converge; leave that metric or image out' in said
     assert run_folder.iterations(FOLDER) == [4], 'the first that is validated'
+
+
+@pytest.mark.parametrize('schedule', [{}, {'warmup_iter': 8}], ids=['', 'warm-up'])
+def test_memory_that_runs_out_costs_no_iteration(quick, capsys, schedule):
+    text = set_options(Path('train.yml').read_text(), save_checkpoint_freq=10, **schedule)
+    Path('train.yml').write_text(text)
+    assert train() == 0
+    expected = outcome()
+    FOLDER.rename('undisturbed')
+    accumulate = WRCANModel._accumulate_gradients
+
+    def accumulate_or_fail(self, parts):
+        losses = accumulate(self, parts)
+        if self.last_iter == 6:  # where MultiStepLR halves the rate
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
+        return losses
+
+    with mock.patch.object(WRCANModel, '_accumulate_gradients', accumulate_or_fail):
+        assert train() == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert 'the memory does not hold 2 patches in 1 part(s)' in said and said.endswith('go on with --auto_resume')
+    assert run_folder.iterations(FOLDER) == [5]
+    assert train(resume=True) == 0
+    assert_equal(outcome(), expected)
 
 
 @pytest.mark.parametrize(('workers', 'prefetch'), [(0, '~'), (1, '~'), (1, 'cpu')])

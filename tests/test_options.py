@@ -8,7 +8,7 @@ import yaml
 
 from wrcan_arch import InputError, inference, precision
 from wrcan_arch.data.lmdb_store import StoreWriter
-from wrcan_arch.train import option_checks, option_schema, options, wrcan_model
+from wrcan_arch.train import option_checks, option_schema, options
 
 ROOT = Path(__file__).parent.parent
 
@@ -126,7 +126,7 @@ def problems_of(text, command='train'):
     [
         (option_schema.Inference, 'mode', inference.MODES),
         (option_schema.Inference, 'precision', ['auto', *precision.PRECISIONS]),
-        (option_schema.Training, 'amp', ['auto', *wrcan_model.AMP_TYPES]),
+        (option_schema.Training, 'amp', {'auto', 'off', *precision.PRECISIONS} - {'fp32'}),
     ],
 )
 def test_schema_takes_what_the_code_does(section, key, taken):
