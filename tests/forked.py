@@ -41,11 +41,6 @@ def srun(processes: int, *command: object, script: str | None = None, **variable
     return [ended(each) for each in started], ''.join(Path(f'said_{rank}.txt').read_text() for rank in range(processes))
 
 
-def basicsr(*command: object) -> tuple[int, str]:
-    """Run the command in one process. Return its exit code and output."""
-    return ended(start(*command)), Path('said.txt').read_text()
-
-
 def start(*command: object, script: str | None = None) -> ForkServerProcess:
     """Start the command, or `script`, in one process beside the test. Its output goes to said.txt."""
     return _start(environment(), 'said.txt', script, command)

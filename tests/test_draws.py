@@ -1,10 +1,14 @@
 import pickle
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from wrcan_arch.data.draws import Draw, DrawSampler, draw_generator
+from wrcan_arch.train.options import read_options
+
+ROOT = Path(__file__).parent.parent
 
 
 def draws_of_run(size=10, processes=1, rank=0, batch=2, start=0, total=25, ratio=1.0, seed=3):
@@ -61,6 +65,15 @@ def test_another_seed_is_another_order():
 def test_epochs_are_whole_batches_that_show_each_item_ratio_times(ratio, batch, length):
     sampler = DrawSampler(range(10), 1, 0, ratio, batch_size=batch, seed=0, start_iter=0, total_iter=100)
     assert len(sampler) == length
+
+
+@pytest.mark.parametrize(('name', 'batch'), [('train_finetune_small', 8), ('train_finetune', 16)])
+def test_few_photographs_are_no_short_epochs(name, batch):
+    """The batch that begins an epoch is not prepared during the step before."""
+    data = read_options(ROOT / 'options' / f'{name}.yml').values['datasets']['train']
+    ratio = data.get('dataset_enlarge_ratio', 1)
+    sampler = DrawSampler(range(18), 1, 0, ratio, batch_size=batch, seed=0, start_iter=0, total_iter=1000)
+    assert sampler.iters_per_epoch > 100
 
 
 @pytest.mark.parametrize(('start', 'total', 'last'), [(0, 5, 0), (0, 10, 1), (0, 11, 2), (10, 10, 2)])

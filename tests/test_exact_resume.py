@@ -17,8 +17,9 @@ import torch
 from conftest import set_options, train
 from forked import ended, srun, start
 
-from wrcan_arch import InputError
+from wrcan_arch import InputError, WRCANModel
 from wrcan_arch.checkpoint import read_file
+from wrcan_arch.errors import RunError
 from wrcan_arch.look.report import read_curves
 from wrcan_arch.train import run_folder
 from wrcan_arch.train.step_guard import StepGuard
@@ -125,6 +126,30 @@ def test_metric_that_fails_ends_a_run_with_what_is_learnt(quick, capsys):
     assert run_folder.iterations(FOLDER) == [4], 'the first that is validated'
 
 
+@pytest.mark.parametrize('schedule', [{}, {'warmup_iter': 8}], ids=['', 'warm-up'])
+def test_memory_that_runs_out_costs_no_iteration(quick, capsys, schedule):
+    text = set_options(Path('train.yml').read_text(), save_checkpoint_freq=10, **schedule)
+    Path('train.yml').write_text(text)
+    assert train() == 0
+    expected = outcome()
+    FOLDER.rename('undisturbed')
+    accumulate = WRCANModel._accumulate_gradients
+
+    def accumulate_or_fail(self, parts):
+        losses = accumulate(self, parts)
+        if self.last_iter == 6:  # where MultiStepLR halves the rate
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
+        return losses
+
+    with mock.patch.object(WRCANModel, '_accumulate_gradients', accumulate_or_fail):
+        assert train() == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert 'the memory does not hold 2 patches in 1 part(s)' in said and said.endswith('go on with --auto_resume')
+    assert run_folder.iterations(FOLDER) == [5]
+    assert train(resume=True) == 0
+    assert_equal(outcome(), expected)
+
+
 @pytest.mark.parametrize(('workers', 'prefetch'), [(0, '~'), (1, '~'), (1, 'cpu')])
 def test_frame_that_turns_out_unreadable_costs_no_iteration(quick, capsys, workers, prefetch):
     text = set_options(Path('train.yml').read_text(), num_worker_per_gpu=workers, save_checkpoint_freq=10)
@@ -196,7 +221,39 @@ def test_state_that_is_named_is_taken_where_auto_resume_finds_none(quick, capsys
     assert train() == 0
     FOLDER.rename('other')
     assert train('path:resume_state=other/training_states/2.state', resume=True) == 2
-    assert 'net_g_2.pth' in capsys.readouterr().err, 'which the toolbox takes from this folder'
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == (
+        'basicsr train: path:resume_state: other/training_states/2.state is of another experiment; give the run the '
+        'name other, or begin a new one with its weights as path:pretrain_network_g'
+    )
+
+
+def test_a_forgotten_flag_does_not_hide_what_was_trained(quick, capsys):
+    """A run without --auto_resume puts the trained one aside; the next with it must not start anew."""
+    assert train('train:total_iter=4') == 0
+    with mock.patch.object(StepGuard, 'verdict', return_value=RunError('stopped')):
+        assert train('train:total_iter=4') == 1
+    (archive,) = Path('experiments').glob('small_archived_*')
+    capsys.readouterr()
+    assert train('train:total_iter=8', resume=True) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.endswith(
+        f'experiments/small has no training state, but {archive.name} beside it has: rename that to small, in its '
+        'place, and run this again; or leave --auto_resume out to start anew'
+    )
+    assert sorted(Path('experiments').glob('s*')) == [FOLDER, archive], 'nothing more was put aside'
+    FOLDER.rename('stopped')
+    archive.rename(FOLDER)
+    assert train('train:total_iter=8', resume=True) == 0
+    assert run_folder.iterations(FOLDER) == [8, 4]
+
+
+def test_muon_may_leave_the_other_weights_and_be_resumed(quick):
+    held = 'train:optim_g={type: Muon, lr: 1e-2, adam_lr: 0.0}'
+    assert train('train:total_iter=4', held) == 0
+    assert train('train:total_iter=6', held, resume=True) == 0
+    groups = read_file(FOLDER / 'training_states/6.state')['optimizers'][0]['param_groups']
+    assert [group['lr'] for group in groups] == [0.5 * 1e-2, 0.0]
 
 
 def test_validation_that_fails_costs_no_iteration(quick, capsys):

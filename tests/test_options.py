@@ -8,7 +8,7 @@ import yaml
 
 from wrcan_arch import InputError, inference, precision
 from wrcan_arch.data.lmdb_store import StoreWriter
-from wrcan_arch.train import option_checks, option_schema, options, wrcan_model
+from wrcan_arch.train import option_checks, option_schema, options
 
 ROOT = Path(__file__).parent.parent
 
@@ -126,7 +126,7 @@ def problems_of(text, command='train'):
     [
         (option_schema.Inference, 'mode', inference.MODES),
         (option_schema.Inference, 'precision', ['auto', *precision.PRECISIONS]),
-        (option_schema.Training, 'amp', ['auto', *wrcan_model.AMP_TYPES]),
+        (option_schema.Training, 'amp', {'auto', 'off', *precision.PRECISIONS} - {'fp32'}),
     ],
 )
 def test_schema_takes_what_the_code_does(section, key, taken):
@@ -302,6 +302,45 @@ def test_what_validation_would_fail_on_is_said_before_the_run(demo, monkeypatch)
     assert 'val:metrics:lpips: calculate_lpips: no ' in lpips
     write(Path('test.yml'), yaml.safe_dump({**values, 'train': None}))
     assert not list(option_checks._unfit_logger(options.read_options('test.yml'))), 'a test may be called that'
+
+
+def test_a_test_scores_what_the_toolbox_knows_how_to(demo):
+    values = yaml.safe_load(demo) | {'train': None}
+    values['datasets'] = {'holiday': values['datasets']['val']}
+    (said,) = problems_of(yaml.safe_dump(values), 'test')
+    assert said.endswith('datasets:holiday: data sets to be scored are called test, test_2 ..., or val')
+    for phase in ('test', 'test_2', 'val'):
+        values['datasets'] = {phase: {**values['datasets'].popitem()[1]}}
+        assert not problems_of(yaml.safe_dump(values), 'test')
+
+
+def test_luma_alone_is_not_for_our_network(demo):
+    values = yaml.safe_load(demo)
+    values['datasets']['val'] |= {'type': 'PairedImageDataset', 'color': 'y'}
+    write(Path('own.yml'), yaml.safe_dump(values))
+    (said,) = option_checks._unfit_network(options.read_options('own.yml'))
+    assert said.endswith('datasets:val:color: WRCAN takes 3 channels, not the luma alone; leave it out')
+
+
+@pytest.mark.parametrize('lacking', ['gone.pth', 'damaged.pth'])
+def test_a_resume_needs_no_pretrained_weights(demo, lacking):
+    Path('damaged.pth').write_bytes(b'damaged')
+    text = demo.replace('pretrain_network_g: small', f'pretrain_network_g: {lacking}')
+    file = options.read_options(write(Path('own.yml'), text))
+    for has_state in (False, True):
+        for auto_resume in (False, True):
+            if has_state and auto_resume:
+                option_checks.check(file, 'train', auto_resume=True)
+                assert file.values['path']['pretrain_network_g'] == lacking
+            else:
+                with pytest.raises(InputError, match=lacking):
+                    option_checks.check(file, 'train', auto_resume=auto_resume)
+        states = Path('experiments/train_wrcan_demo/training_states')
+        states.mkdir(parents=True, exist_ok=True)
+        (states / '7.state').touch()
+    file.values['path']['ignore_resume_networks'] = ['network_g']
+    with pytest.raises(InputError, match=lacking):
+        option_checks.check(file, 'train', auto_resume=True)
 
 
 def test_random_weights_are_not_scored(demo):

@@ -3,6 +3,7 @@
 import logging
 import random
 import re
+import sys
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -110,13 +111,16 @@ def test_backend_and_port_may_be_chosen(monkeypatch):
 
 
 @pytest.mark.parametrize(('rank', 'held'), [(0, [mock.call(Path('results/small'))]), (1, [])])
-def test_the_first_of_several_processes_holds_a_test_s_results(rank, held):
+def test_the_first_of_several_processes_holds_a_test_s_results_and_the_others_wait(rank, held):
+    run = pipelines.Run()
     with (
-        joining(rank=rank) as (run, _, _),
         mock.patch.object(pipelines.run_folder, 'only_run_in') as only_run_in,
+        mock.patch.object(pipelines, '_toolbox_make_exp_dirs') as make,
+        mock.patch.object(pipelines.distributed, 'broadcast_object_list') as wait,
+        run.held,
     ):
-        pipelines.init_dist(run, 'pytorch')
-    assert only_run_in.call_args_list == held
+        pipelines.make_exp_dirs(run, {'name': 'small', 'rank': rank, 'dist': True})
+    assert only_run_in.call_args_list == held and make.called is (rank == 0) and wait.called
 
 
 def test_processes_go_on_from_the_same_checkpoint(workplace):
@@ -128,6 +132,44 @@ def test_processes_go_on_from_the_same_checkpoint(workplace):
     with run.held:
         assert pipelines.load_resume_state(run, opt) is None
     team.agree.assert_called_once_with({'the checkpoint to go on from as': 'None'}, timeout=7)
+
+
+@pytest.mark.parametrize('is_restart', [False, True])
+def test_processes_that_torchrun_restarts_go_on_without_what_their_own_run_put_aside(workplace, is_restart):
+    for folder in ('small', 'small_archived_20261130_010203_000004'):
+        Path('experiments', folder, 'training_states').mkdir(parents=True)
+    Path('experiments', folder, 'training_states', '4.state').touch()
+    team = mock.Mock()
+    team.noted_before_restart.return_value = is_restart
+    opt = resolved(dist=True, rank=1, auto_resume=not is_restart)
+    opt['path'] |= {'experiments_root': 'experiments/small'}
+    run = pipelines.Run(team=team)
+    with run.held:
+        if is_restart:
+            assert pipelines.load_resume_state(run, opt) is None
+        else:
+            with pytest.raises(InputError, match=f'but {folder} beside it has'):
+                pipelines.load_resume_state(run, opt)
+
+
+def test_the_kept_options_name_the_command_that_was_given(tmp_path, monkeypatch):
+    (tmp_path / 'own.yml').write_text('name: a\n')
+    (tmp_path / 'kept').mkdir()
+    monkeypatch.setattr('sys.orig_argv', ['python', '-m', 'wrcan_arch', 'train', '-opt', 'my own.yml'])
+    with pipelines.replaced(pipelines.Run()), pipelines._arguments('-opt', '/tmp/gone.yml'):
+        basicsr.train.copy_opt_file(str(tmp_path / 'own.yml'), str(tmp_path / 'kept'))
+    kept = (tmp_path / 'kept/own.yml').read_text()
+    assert "# python -m wrcan_arch train -opt 'my own.yml'\n" in kept and kept.endswith('name: a\n')
+
+
+def test_an_option_set_to_nothing_is_not_passed_on(workplace, monkeypatch):
+    """The toolbox takes the mapping of dist_params apart."""
+    seen = []
+    monkeypatch.setattr(
+        basicsr.train, 'train_pipeline', lambda _: seen.append(options.read_options(sys.argv[2]).values)
+    )
+    pipelines.run('train', {**options.read_options('train.yml').values, 'dist_params': None}, 'train.yml')
+    assert seen[0]['name'] == 'small' and 'dist_params' not in seen[0]
 
 
 def test_a_batch_that_processes_cannot_share_is_said_before_they_join():

@@ -12,9 +12,10 @@ import yaml
 from basicsr.models import build_model
 from conftest import SMALL_TRAINING
 
+from wrcan_arch import InputError
 from wrcan_arch.cli import main
 from wrcan_arch.train import options, run_folder
-from wrcan_arch.train.step_guard import StepGuard, StopReasons, signals_ask
+from wrcan_arch.train.step_guard import StepGuard, StopReasons, UntilUnreadable, signals_ask
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +32,27 @@ def test_a_signal_is_heard_where_nobody_reads_what_it_prints():
     with signals_ask(stop), mock.patch('os.write', side_effect=BrokenPipeError):
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.asked_by == signal.SIGTERM
+
+
+def test_a_signal_that_is_ignored_stays_ignored():
+    """A shell has its background jobs ignore Ctrl+C, which is for what is in front."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        stop = StopReasons()
+        with signals_ask(stop):
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.asked_by is None
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_first_batch_that_cannot_be_read_is_bad_input():
+    def batches():
+        yield None.astype
+
+    with pytest.raises(InputError, match="^the next batch cannot be read .*no attribute 'astype'"):
+        list(UntilUnreadable(batches(), StopReasons(), saves_first=True))
 
 
 @pytest.fixture

@@ -331,7 +331,7 @@ def group():
 def test_gradients_are_reduced_once_a_step(group, tmp_path, accumulate, compression):
     """However many parts the batch is split into; with compression they are rounded to bf16."""
     opt = yaml.load(SMALL_TRAINING, options.OptionLoader)
-    opt |= {'path': {'experiments_root': str(tmp_path)}, 'dist': True, 'rank': 0, 'world_size': 1, 'is_train': True}
+    opt |= {'path': {'experiments_root': str(tmp_path)}, 'dist': True, 'rank': 0, 'world_size': 2, 'is_train': True}
     opt['train'] |= {'accumulate': accumulate, 'gradient_compression': compression}
     model = build_model(opt)
     reduced = []
@@ -356,6 +356,26 @@ def test_gradients_are_reduced_once_a_step(group, tmp_path, accumulate, compress
         for each in model.net_g.parameters():
             assert torch.equal(each.grad, each.grad.bfloat16().float())
     assert model.net_g.static_graph and model.net_g.gradient_as_bucket_view
+
+
+def test_one_process_alone_splits_its_batch_under_torchrun_too(group, tmp_path):
+    opt = yaml.load(SMALL_TRAINING, options.OptionLoader)
+    opt |= {'path': {'experiments_root': str(tmp_path)}, 'dist': True, 'rank': 0, 'world_size': 1, 'is_train': True}
+    opt['train']['accumulate'] = 'auto'
+    model = build_model(opt)
+    backward = model._backward
+
+    def backward_in_little_memory(share, piece):
+        losses = backward(share, piece)
+        if len(piece['lq']) > 1 and model.last_iter == 2:  # where DDP could not begin a step anew
+            raise torch.cuda.OutOfMemoryError('CUDA out of memory. Tried')
+        return losses
+
+    model._backward = backward_in_little_memory
+    for iteration in (1, 2, 3):
+        model.feed_data({name: torch.rand(4, 3, 16, 16) for name in ('lq', 'gt', 'gt_jpeg')})
+        model.optimize_parameters(iteration)
+        assert model.accumulate == (1 if iteration == 1 else 4)
 
 
 def test_damaged_variables_are_said(monkeypatch):

@@ -22,6 +22,8 @@ from wrcan_arch.errors import RunError
 from wrcan_arch.train import options, scoring
 from wrcan_arch.wrcan_arch import ChannelAttention
 
+HOST_IS_FULL = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
+
 
 @pytest.fixture
 def opt(tmp_path):
@@ -286,14 +288,15 @@ def test_accumulated_parts_are_the_whole_batch(opt, parts):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_auto_accumulation_halves_until_it_fits(opt):
+@pytest.mark.parametrize('error', [torch.cuda.OutOfMemoryError('CUDA out of memory. Tried'), HOST_IS_FULL])
+def test_auto_accumulation_halves_until_it_fits(opt, error):
     opt['train']['accumulate'] = 'auto'
     model = build_model(opt)
     forward = model.net_g.forward
 
     def forward_in_little_memory(lq, gt_jpeg):
         if len(lq) > 2:
-            raise torch.cuda.OutOfMemoryError('too large')
+            raise error
         return forward(lq, gt_jpeg)
 
     torch.manual_seed(0)
@@ -305,16 +308,16 @@ def test_auto_accumulation_halves_until_it_fits(opt):
     model = build_model(opt)
     model.net_g.forward = forward_in_little_memory
     model.feed_data({name: torch.rand(8, 3, 16, 16) for name in ('lq', 'gt', 'gt_jpeg')})
-    with pytest.raises(RunError, match=r'memory does not hold 8 patches in 2 part\(s\); set train:accumulate=auto'):
+    with pytest.raises(InputError, match=r'memory does not hold 8 patches in 2 part\(s\); set train:accumulate=auto'):
         model.optimize_parameters(1)
 
 
 def test_a_single_patch_that_the_gpu_does_not_hold_ends_the_run(opt):
     opt['train']['accumulate'] = 'auto'
     model = build_model(opt)
-    model.net_g.forward = mock.Mock(side_effect=torch.cuda.OutOfMemoryError('full'))
+    model.net_g.forward = mock.Mock(side_effect=torch.cuda.OutOfMemoryError('CUDA out of memory. Tried'))
     model.feed_data(batch())
-    with pytest.raises(RunError, match='; set train:checkpointing=true, or a smaller gt_size'):
+    with pytest.raises(InputError, match='; set train:checkpointing=true, or a smaller gt_size'):
         model.optimize_parameters(1)
 
 
@@ -328,9 +331,9 @@ def test_memory_of_a_batch_from_a_side_stream_is_kept_until_it_is_read(opt):
 
 def test_a_loss_that_runs_out_of_memory_leaves_no_graph(opt):
     model = build_model(opt)
-    model.cri_pix = mock.Mock(side_effect=torch.cuda.OutOfMemoryError('full'))
+    model.cri_pix = mock.Mock(side_effect=torch.cuda.OutOfMemoryError('CUDA out of memory. Tried'))
     model.feed_data(batch())
-    with pytest.raises(RunError):
+    with pytest.raises(InputError):
         model.optimize_parameters(1)
     assert not model.output.requires_grad
 
@@ -338,9 +341,10 @@ def test_a_loss_that_runs_out_of_memory_leaves_no_graph(opt):
 def test_out_of_memory_with_several_processes_asks_for_a_number(opt):
     opt['train']['accumulate'] = 'auto'
     model = build_model(opt)
-    model.opt['dist'] = True
+    model.opt |= {'dist': True, 'world_size': 2}
     model.feed_data(batch())
-    out_of_memory = mock.patch.object(model, '_accumulate_gradients', side_effect=torch.cuda.OutOfMemoryError('full'))
+    full = torch.cuda.OutOfMemoryError('CUDA out of memory. Tried')
+    out_of_memory = mock.patch.object(model, '_accumulate_gradients', side_effect=full)
     with out_of_memory, pytest.raises(InputError, match='set train:accumulate to 2 or more$'):
         model.optimize_parameters(1)
     with (

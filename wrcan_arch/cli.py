@@ -33,7 +33,7 @@ def run_pipeline(arguments: argparse.Namespace) -> int:
     from .processes import launcher_of_environment
     from .train import option_checks, pipelines
 
-    option_checks.check(file, arguments.command)
+    option_checks.check(file, arguments.command, auto_resume=arguments.auto_resume)
     pipelines.run(
         arguments.command,
         file.values,

@@ -21,7 +21,7 @@ def with_own_settings(own: torch.optim.Optimizer, saved: dict[str, Any]) -> dict
     """Return the saved state with the option file's settings; its rate stays the same fraction of the initial one."""
     groups = []
     for asked, group in zip(own.param_groups, saved['param_groups'], strict=False):  # loading checks the number
-        fallen = group['lr'] / group['initial_lr']
+        fallen = group['lr'] / group['initial_lr'] if group['initial_lr'] else 1.0  # Muon's adam_lr may be 0
         settings = {name: value for name, value in asked.items() if name not in ('params', 'amsgrad')}
         unchanged = asked['initial_lr'] == group['initial_lr']  # then keep the rate to the bit
         groups.append({**group, **settings, 'lr': group['lr'] if unchanged else fallen * asked['initial_lr']})

@@ -4,6 +4,7 @@ import difflib
 import importlib.util
 import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from .. import checkpoint, inference
 from ..data import audit
 from ..errors import InputError
 from ..wrcan_arch import WRCAN
+from . import run_folder
 from .muon import Muon
 from .option_schema import wrong_keys
 from .options import Keys, OptionFile, as_overrides, find, kind_of_phase, sections
@@ -33,9 +35,11 @@ LOWER_IS_BETTER = {'calculate_lpips': 'LPIPS', 'calculate_niqe': 'NIQE'}
 REQUIRED_OF_TRAINING_DATA = ('num_worker_per_gpu', 'gt_size')
 
 
-def check(file: OptionFile, command: str) -> None:
+def check(file: OptionFile, command: str, *, auto_resume: bool = False) -> None:
     """Raise InputError, with one line for each problem, if the toolbox cannot run `command` ('train' or 'test')."""
     wrong = list(wrong_keys(file))
+    if auto_resume and not wrong and _resumes(file):
+        file = _without_pretrained(file)
     problems = [
         *file.problems,
         *wrong,
@@ -48,6 +52,17 @@ def check(file: OptionFile, command: str) -> None:
         problems = [each for look in CHECKS_OF_VALID_OPTIONS for each in look(file)]
     if problems:
         raise InputError('\n'.join(problems))
+
+
+def _resumes(file: OptionFile) -> bool:
+    """Whether the experiment has a training state, whose weights are read instead of all pretrained ones."""
+    has_state = run_folder.iterations(Path('experiments', file.values['name']))
+    return bool(has_state) and not find(file.values, ('path', 'ignore_resume_networks'))
+
+
+def _without_pretrained(file: OptionFile) -> OptionFile:
+    paths = {key: path for key, path in file.values['path'].items() if not key.startswith('pretrain_network')}
+    return replace(file, values={**file.values, 'path': paths})
 
 
 def _absent(file: OptionFile, *keys: str) -> Iterator[str]:
@@ -71,6 +86,8 @@ def _missing_of_data_sets(file: OptionFile, command: str) -> Iterator[str]:
             yield f'{file.at(*place)}: data sets are called train, val, val_2 ...'
         if command == 'test' and kind_of_phase(phase) == 'train':
             yield f'{file.at(*place)}: gives random patches to train on; call a data set to be scored test'
+        elif command == 'test' and kind_of_phase(phase) not in ('val', 'test'):
+            yield f'{file.at(*place)}: data sets to be scored are called test, test_2 ..., or val'
         scored = phase != 'train' and _compares_with_sharp_frames(file)
         if (phase == 'train' or scored) and dataset.get('type') in ('JPEGDeblurDataset', 'PairedImageDataset'):
             yield from _absent(file, *place, 'dataroot_gt')
@@ -311,6 +328,9 @@ def _unfit_network(file: OptionFile) -> Iterator[str]:
     for key in ('num_in_ch', 'num_out_ch'):
         if network.get('type') == 'WRCAN' and network.get(key, 3) != 3:
             yield f'{file.at("network_g", key)}: the data sets give frames of 3 channels, not {network[key]}'
+    for phase, dataset in sections(file.values, ('datasets',)).items():
+        if network.get('type') == 'WRCAN' and dataset.get('color') == 'y':
+            yield f'{file.at("datasets", phase, "color")}: WRCAN takes 3 channels, not the luma alone; leave it out'
 
 
 def _unfit_data_sets(file: OptionFile) -> Iterator[str]:

@@ -9,6 +9,7 @@ import importlib
 import logging
 import os
 import random
+import shlex
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -84,14 +85,6 @@ def init_dist(run: Run, launcher: str, **_: Any) -> None:
         timeout=timedelta(seconds=timeout),
     )
     run.team = team
-    if team.rank == 0:
-        _lock_results(run)
-
-
-def _lock_results(run: Run) -> None:
-    """Lock a test's results folder against a second test of the same name. A training locks its experiment later."""
-    if run.command == 'test':
-        run.held.enter_context(run_folder.only_run_in(Path('results', run.options['name'])))
 
 
 def _shared_inputs(options: dict[str, Any]) -> dict[str, str]:
@@ -158,7 +151,8 @@ def _networks(opt: dict[str, Any]) -> list[str]:
 
 
 def _state_to_go_on_from(run: Run, opt: dict[str, Any], folder: Path) -> dict[str, Any] | None:
-    if run.team and run.team.noted_before_restart(f'began {folder}'):
+    is_restart = run.team is not None and run.team.noted_before_restart(f'began {folder}')
+    if is_restart:
         opt['auto_resume'] = True
     named = opt['path'].get('resume_state')
     if opt['auto_resume']:
@@ -169,8 +163,19 @@ def _state_to_go_on_from(run: Run, opt: dict[str, Any], folder: Path) -> dict[st
             return state
         opt['auto_resume'] = False  # from here on the named state counts, if there is one
         if folder.is_dir() and not named:
+            if not is_restart:  # which may be of a run that put an older one aside itself
+                _check_not_forgotten(folder)
             run.warnings.append(f'{folder} had no training state to go on from: the run starts at iteration 0.')
     return run_folder.read_state(named) if named else None
+
+
+def _check_not_forgotten(folder: Path) -> None:
+    """Raise InputError if what is to be resumed was put aside, as by a run without --auto_resume that made no state."""
+    if archive := run_folder.newest_archive(folder):
+        raise InputError(
+            f'{folder} has no training state, but {archive.name} beside it has: rename that to {folder.name}, in its '
+            'place, and run this again; or leave --auto_resume out to start anew'
+        )
 
 
 def _go_on_from(run: Run, opt: dict[str, Any], state: dict[str, Any], folder: Path) -> None:
@@ -182,7 +187,14 @@ def _go_on_from(run: Run, opt: dict[str, Any], state: dict[str, Any], folder: Pa
         run.warnings.append(f'{message}: nothing is trained.')
     ignored = opt['path'].get('ignore_resume_networks') or ()
     if not opt['auto_resume'] and 'network_g' in opt and 'network_g' not in ignored:
-        run_folder.check_weights(state, Path(opt['path']['pretrain_network_g']))
+        weights, named = Path(opt['path']['pretrain_network_g']), opt['path']['resume_state']
+        its_folder = Path(named).resolve().parent.parent
+        if not weights.is_file() and its_folder != folder.resolve():
+            raise InputError(
+                f'path:resume_state: {named} is of another experiment; give the run the name {its_folder.name}, '
+                'or begin a new one with its weights as path:pretrain_network_g'
+            )
+        run_folder.check_weights(state, weights)
     keep = opt['logger'].get('keep_last')
     if keep and opt['auto_resume'] and opt['rank'] == 0:  # the last save may have been killed before this
         run_folder.remove_old(folder, state['iter'], keep)
@@ -319,6 +331,36 @@ def worker_init_fn(worker_id: int, **_: Any) -> None:
     np.random.seed(seed)
 
 
+def make_exp_dirs(run: Run, opt: dict[str, Any]) -> None:
+    """Lock a test's results folder against a second test of its name, then make it, an older one put aside.
+
+    No process goes on before that is done; what refuses it in the first process is raised in all.
+    """
+    refused: list[Exception | None] = [None]
+    if opt['rank'] == 0:
+        try:
+            run.held.enter_context(run_folder.only_run_in(Path('results', opt['name'])))
+            _toolbox_make_exp_dirs(opt)
+        except (InputError, OSError) as error:
+            refused[0] = error
+    if opt['dist']:
+        distributed.broadcast_object_list(refused)
+    if refused[0]:
+        raise refused[0]
+
+
+_toolbox_make_exp_dirs = basicsr.test.make_exp_dirs
+
+
+def copy_opt_file(*arguments: Any) -> None:
+    """Copy the option file as the toolbox does, under the command that was given instead of `_arguments`."""
+    with mock.patch.object(sys, 'argv', [shlex.join(sys.orig_argv)]):
+        _toolbox_copy_opt_file(*arguments)
+
+
+_toolbox_copy_opt_file = basicsr.train.copy_opt_file
+
+
 @dataclass(frozen=True)
 class Replacement:
     """One name of the toolbox that is replaced while a pipeline runs."""
@@ -348,11 +390,23 @@ REPLACEMENTS = (
         until='BasicSR resumes on a CPU, from root_path',
     ),
     Replacement(
+        target='basicsr.train.copy_opt_file',
+        by=lambda run: copy_opt_file,
+        why='the command that it keeps with the options is of `_arguments`, whose file is gone after the run',
+        until='BasicSR takes its arguments from a caller',
+    ),
+    Replacement(
         target='basicsr.train.create_train_val_dataloader',
         by=lambda run: partial(create_train_val_dataloader, run),
         why='epochs are rounded up but the last batch is dropped, so runs end early; the order ignores the seed and '
         'starts over on resume',
         until='BasicSR makes as many iterations as asked, from the iteration it resumes at',
+    ),
+    Replacement(
+        target='basicsr.test.make_exp_dirs',
+        by=lambda run: partial(make_exp_dirs, run),
+        why='a second test of one name writes into the results of the first, and processes into what is put aside',
+        until='BasicSR holds the results folder for one test, and its processes wait for it',
     ),
     Replacement(
         target='basicsr.train.build_model',
@@ -443,6 +497,7 @@ def run(
         auto_resume: resume from the newest training state, if there is one.
     """
     pipeline = importlib.import_module(f'basicsr.{command}')
+    options = {key: value for key, value in options.items() if value is not None}  # `dist_params: ~`, say
     use_gpu(options['num_gpu'] != 0)
     flags = ['--auto_resume'] if auto_resume else []
     with tempfile.TemporaryDirectory(prefix='basicsr-options-') as folder:
@@ -457,7 +512,6 @@ def run(
             _forget_logger()
             if launcher == 'none':
                 _check_batch(current, max(1, _gpus_of_one_process(command, options)))
-                _lock_results(current)
             try:
                 getattr(pipeline, f'{command}_pipeline')(str(Path.cwd()))
                 if command == 'test':

@@ -4,6 +4,7 @@ A pair is `training_states/N.state` and `models/net_g_N.pth`. The weights are wr
 checksum, so if a state exists and is whole, its weights are too. Each is written whole or not at all.
 """
 
+import glob
 import logging
 import shutil
 import time
@@ -55,6 +56,12 @@ def iterations(folder: Path) -> list[int]:
     """The iterations of the training states in an experiment's folder, newest first."""
     states = (path.stem for path in (folder / 'training_states').glob('*.state'))
     return sorted((int(stem) for stem in states if stem.isdecimal()), reverse=True)
+
+
+def newest_archive(folder: Path) -> Path | None:
+    """The newest run of this name that was put aside and has training states; None if there is none."""
+    archives = folder.parent.glob(f'{glob.escape(folder.name)}_archived_*')
+    return max((each for each in archives if iterations(each)), default=None)  # the name ends in the time
 
 
 def state_path(folder: Path, iteration: int | str) -> Path:

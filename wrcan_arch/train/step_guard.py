@@ -29,7 +29,10 @@ class StopReasons:
 
 @contextmanager
 def signals_ask(stop: StopReasons) -> Iterator[None]:
-    """Have SIGTERM and Ctrl+C request an end at a point that can be resumed from, instead of ending the run at once."""
+    """Have SIGTERM and Ctrl+C request an end at a point that can be resumed from, instead of ending the run at once.
+
+    A signal that the run was started with as ignored, as Ctrl+C in a script's background job, stays ignored.
+    """
 
     def ask(number: int, _: Any) -> None:
         is_first, stop.asked_by = stop.asked_by is None, signal.Signals(number)
@@ -37,7 +40,8 @@ def signals_ask(stop: StopReasons) -> Iterator[None]:
             with suppress(OSError):  # Ctrl+C also ends a tee that reads this
                 os.write(2, STOP_NOTICE)  # print is not safe in here
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
+    handled = [each for each in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(each) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, ask) for number in handled}
     try:
         yield
     finally:
@@ -104,11 +108,12 @@ class UntilUnreadable:
                 self.last = batch
                 yield batch
         except Exception as error:
+            unreadable = as_input_error(error)
             if self.last is None:
-                raise
+                raise unreadable from unreadable.__cause__
             if not self.saves_first:
-                raise ending_error(as_input_error(error)) from error
-            self.stop.unreadable = as_input_error(error)
+                raise ending_error(unreadable) from error
+            self.stop.unreadable = unreadable
             yield self.last
             raise
 

@@ -17,14 +17,13 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 
 from .. import precision
 from ..convolution import set_channels_last
-from ..errors import InputError, RunError
+from ..errors import InputError, RunError, is_out_of_memory
 from ..wrcan_arch import WRCAN, ResidualBlock, start_from_image
 from .muon import Muon
 from .recorded_model import RecordedModel
 from .step_guard import StepGuard
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of mallopt, from glibc's malloc.h
-AMP_TYPES = {'off': torch.float32, 'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 
 def is_wrcan_model(model_type: str) -> bool:
@@ -129,9 +128,7 @@ class WRCANModel(RecordedModel):
     def amp_dtype(self) -> torch.dtype:
         """The type that a training step computes in."""
         amp = self.opt['train'].get('amp', 'auto')
-        if amp != 'auto' and amp not in AMP_TYPES:
-            raise InputError(f"train:amp '{amp}' is not one of auto, {', '.join(AMP_TYPES)}")
-        return precision.autocast_dtype(amp, self.device) if amp == 'auto' else AMP_TYPES[amp]
+        return precision.autocast_dtype({'off': 'fp32'}.get(amp, amp), self.device)
 
     @cached_property
     def keeps_channels_last(self) -> bool:
@@ -158,7 +155,7 @@ class WRCANModel(RecordedModel):
         else:  # without gradients channels_last is faster on every device
             set_channels_last(net)
         net = net.to(self.device)
-        return self._data_parallel(net) if self.is_train and self.opt['dist'] else net
+        return self._data_parallel(net) if self.is_train and self.opt['dist'] and self.opt['world_size'] > 1 else net
 
     def _data_parallel(self, net: nn.Module) -> nn.parallel.DistributedDataParallel:
         """Wrap `net` in DDP, on CPUs too, which the toolbox cannot.
@@ -192,11 +189,24 @@ class WRCANModel(RecordedModel):
         if reason := self.guard.verdict(made=current_iter - 1):
             self.save_progress(current_iter - 1)
             raise reason
+        self.rates_before = self._rates()
         super().update_learning_rate(current_iter, warmup_iter)
         if current_iter == warmup_iter:  # the toolbox's MultiStepLR would continue from the warm-up's last rate
             for scheduler in self.schedulers:
                 if isinstance(scheduler, MultiStepRestartLR):
                     _end_warmup(scheduler)
+
+    def _rates(self) -> tuple[list[dict[str, Any]], list[float]]:
+        """Return the schedulers' states and the learning rates that they have set."""
+        rates = [group['lr'] for group in self.optimizer_g.param_groups]
+        return [each.state_dict() for each in self.schedulers], rates
+
+    def _take_rates(self, states: list[dict[str, Any]], rates: list[float]) -> None:
+        """Set what `_rates` returned."""
+        for scheduler, state in zip(self.schedulers, states, strict=True):
+            scheduler.load_state_dict(state)
+        for group, rate in zip(self.optimizer_g.param_groups, rates, strict=True):
+            group['lr'] = rate
 
     def feed_data(self, data: dict[str, Any]) -> None:
         if 'gt' not in data and hasattr(self, 'gt'):
@@ -219,10 +229,14 @@ class WRCANModel(RecordedModel):
         while losses is None:
             try:
                 losses = self._accumulate_gradients(self.accumulate)
-            except torch.cuda.OutOfMemoryError as error:
-                self._split_further(error)
-            if losses is None:  # outside `except`: the error no longer holds its tensors
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                lacking = error.with_traceback(None)  # which holds the step's tensors
+            if losses is None:
+                self.optimizer_g.zero_grad(set_to_none=True)
                 torch.cuda.empty_cache()
+                self._split_further(lacking)
         self.losses = losses
         gradients = [each.grad for each in self.net_g.parameters() if each.grad is not None]
         broken = self.guard.check(current_iter, [*losses.values(), *gradients], self.keys)
@@ -250,24 +264,30 @@ class WRCANModel(RecordedModel):
         for averaged, weight in zip(self.net_g_ema.parameters(), weights, strict=True):
             averaged.lerp_(weight, share)
 
-    def _split_further(self, error: torch.cuda.OutOfMemoryError) -> None:
-        """Double the number of parts after running out of memory; raise if that is not possible."""
-        if not self.accumulate_auto or 2 * self.accumulate > len(self.lq):
-            in_parts = '' if self.accumulate_auto else 'train:accumulate=auto, '
-            raise RunError(
-                f"the GPU's memory does not hold {len(self.lq)} patches in {self.accumulate} part(s); "
-                f'set {in_parts}train:checkpointing=true, or a smaller gt_size'
-            ) from error
-        if self.opt['dist']:  # the other processes already wait for this one's gradients
-            advice = (
+    def _split_further(self, error: Exception) -> None:
+        """Double the number of parts after running out of memory; if that is not possible, save and raise."""
+        alone = self.opt['world_size'] == 1
+        if self.accumulate_auto and 2 * self.accumulate <= len(self.lq):
+            if alone:
+                self.accumulate *= 2
+                get_root_logger().info(f'Out of memory: the batch goes in {self.accumulate} parts from here on.')
+                return
+            advice = (  # the other processes already wait for this one's gradients
                 f'out of memory with {self.accumulate} part(s); several processes cannot find the number out together: '
                 f'set train:accumulate to {2 * self.accumulate} or more'
             )
-            if self.last_iter > self.first_iter + 1:
-                raise RunError(f'{advice}, and go on with --auto_resume') from error
+        else:
+            in_parts = '' if self.accumulate_auto else 'train:accumulate=auto, '
+            advice = (
+                f'the memory does not hold {len(self.lq)} patches in {self.accumulate} part(s); '
+                f'set {in_parts}train:checkpointing=true, or a smaller gt_size'
+            )
+        if self.last_iter == self.first_iter + 1:
             raise InputError(advice) from error
-        self.accumulate *= 2
-        get_root_logger().info(f'Out of memory: the batch goes in {self.accumulate} parts from here on.')
+        if alone:
+            self._take_rates(*self.rates_before)
+            self.save_progress(self.last_iter - 1)
+        raise RunError(f'{advice}, and go on with --auto_resume') from error
 
     def _accumulate_gradients(self, parts: int) -> OrderedDict[str, Tensor]:
         """Compute the gradients of the batch's mean losses in `parts` and return these losses.
@@ -279,7 +299,8 @@ class WRCANModel(RecordedModel):
         batch = {'lq': self.lq, 'gt': self.gt, 'gt_jpeg': self.gt_jpeg}
         pieces = {name: whole.chunk(parts) for name, whole in batch.items() if whole is not None}
         count = len(pieces['lq'])
-        if self.opt['dist'] and not self.ddp_is_warmed_up:
+        shared = isinstance(self.net_g, nn.parallel.DistributedDataParallel)
+        if shared and not self.ddp_is_warmed_up:
             self._backward(1, {name: chunks[0] for name, chunks in pieces.items()})
             self.ddp_is_warmed_up = True
         self.optimizer_g.zero_grad(set_to_none=True)
@@ -287,7 +308,7 @@ class WRCANModel(RecordedModel):
         for part in range(count):
             piece = {name: chunks[part] for name, chunks in pieces.items()}
             share = len(piece['lq']) / len(self.lq)
-            exchange = part == count - 1 or not self.opt['dist']
+            exchange = part == count - 1 or not shared
             with nullcontext() if exchange else self.net_g.no_sync():
                 losses = self._backward(share, piece)
             for name, loss in losses.items():
