@@ -1,6 +1,7 @@
 """Read from a file's first bytes its format, and what libvips does not report."""
 
 import re
+from collections.abc import Mapping
 
 HEAD = 64  # bytes that are enough to tell the format
 AVIF_BRANDS = {b'avif', b'avis'}
@@ -26,9 +27,11 @@ def format_of_content(head: bytes) -> str | None:
     return next((name for magic, name in magics.items() if head.startswith(magic)), None)
 
 
-def declares_non_srgb(start: bytes, content: str, has_profile: bool) -> bool:
-    """Whether a file that begins with `start` says, in numbers that count beside its profile, that it is not sRGB."""
-    chunks = png_chunks(start) if content == 'png' else {}
+def declares_non_srgb(start: bytes, content: str, chunks: Mapping[bytes, bytes], has_profile: bool) -> bool:
+    """Whether a file that begins with `start` says, in numbers that count beside its profile, that it is not sRGB.
+
+    `chunks`: those of a PNG file before its pixels, by chunk name.
+    """
     if b'cICP' in chunks:  # takes precedence over a profile
         return _are_not_srgb(chunks[b'cICP'][:2])
     if has_profile or b'sRGB' in chunks:
@@ -49,18 +52,3 @@ def is_lossless(start: bytes) -> bool:
     """Whether the first picture of a WebP file that begins with `start` is lossless."""
     kind = re.search(b'VP8[L ]', start)  # lossy or lossless; VP8X is only a header
     return kind is not None and kind[0] == b'VP8L'
-
-
-def is_sequence(start: bytes, content: str) -> bool:
-    """Whether an AVIF or PNG file that begins with `start` is animated, which libvips does not report."""
-    return start[8:12] == b'avis' or (content == 'png' and b'acTL' in png_chunks(start))
-
-
-def png_chunks(start: bytes) -> dict[bytes, bytes]:
-    """The content of each chunk before the pixels of a PNG file that begins with `start`, by chunk name."""
-    chunks, at = {}, 8
-    while start[at + 4 : at + 8] not in (b'IDAT', b''):
-        length = int.from_bytes(start[at : at + 4], 'big')
-        chunks[start[at + 4 : at + 8]] = start[at + 8 : at + 8 + length]
-        at += length + 12  # length, name and checksum: 4 bytes each
-    return chunks

@@ -7,10 +7,11 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from .tiff_exif import PHOTOSHOP_HEAD
 
+MARKS = (b'cICP', b'sRGB', b'gAMA', b'cHRM', b'pHYs', b'acTL')  # colours, resolution, animation
 TEXTS = (b'tEXt', b'zTXt', b'iTXt')
 XMP = b'XML:com.adobe.xmp'
 RAW_PROFILE = b'Raw profile type '  # begins the keyword of such a text
@@ -20,25 +21,39 @@ EXIF_HEAD = b'Exif\0\0'  # begins EXIF in libvips, as in JPEG, but not in PNG
 END = struct.pack('>I4sI', 0, b'IEND', zlib.crc32(b'IEND'))
 
 
-def read_metadata(file: BinaryIO) -> tuple[dict[str, bytes], dict[str, bytes], bytes]:
-    """The metadata after the pixels, that in texts, by libvips's names, and all other texts, as chunks in a row.
+class PngMetadata(NamedTuple):
+    """What libvips does not read of a PNG file.
 
-    What is damaged, empty or too long is left out. The orientation of EXIF in a text is outdated: programs that write
-    it turn the pixels.
+    `marks` has the chunks before the pixels that say how they are shown, by chunk name. `behind` is metadata after the
+    pixels and `in_texts` that in texts, by libvips's names; `texts` are all other texts, as chunks in a row. The
+    orientation of EXIF in a text is outdated: programs that write it turn the pixels.
     """
+
+    marks: dict[bytes, bytes]
+    behind: dict[str, bytes]
+    in_texts: dict[str, bytes]
+    texts: bytes
+
+
+def read_metadata(file: BinaryIO) -> PngMetadata:
+    """Read what libvips does not; leave out what is damaged, empty or too long."""
+    marks: dict[bytes, bytes] = {}
     metadata: dict[str, bytes] = {}
     in_texts: dict[str, bytes] = {}
     texts: list[bytes] = []
     is_behind = False
     for name, length in _chunks(file):
         is_behind = is_behind or name == b'IDAT'
-        if name not in (b'eXIf', *TEXTS) or length > LONGEST:
+        if name not in (b'eXIf', *TEXTS, *MARKS) or length > LONGEST:
             continue
         body, check = file.read(length), file.read(4)
         if check != _check(name, body):
             continue
         keyword, _, rest = body.partition(b'\0')
-        if name == b'eXIf':
+        if name in MARKS:
+            if not is_behind:
+                marks[name] = body
+        elif name == b'eXIf':
             if is_behind and body:
                 metadata['exif-data'] = EXIF_HEAD + body.removeprefix(EXIF_HEAD)  # some encoders write it too
         elif keyword == XMP:
@@ -48,7 +63,7 @@ def read_metadata(file: BinaryIO) -> tuple[dict[str, bytes], dict[str, bytes], b
             in_texts |= _in_raw_profile(keyword, _text(name, rest))
         else:
             texts.append(_chunk(name, body))
-    return metadata, in_texts, b''.join(texts)
+    return PngMetadata(marks, metadata, in_texts, b''.join(texts))
 
 
 def add_texts(file: BinaryIO, texts: bytes) -> None:

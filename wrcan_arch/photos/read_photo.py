@@ -34,11 +34,9 @@ from .first_bytes import (
     declares_non_srgb,
     format_of_content,
     is_lossless,
-    is_sequence,
-    png_chunks,
 )
 from .photo import NO_RESOLUTION, Photo
-from .png_metadata import read_metadata
+from .png_metadata import PngMetadata, read_metadata
 from .tiff_exif import (
     PHOTOSHOP_HEAD,
     begins_with_preview,
@@ -169,7 +167,7 @@ def _decode(
 
 class FileMetadata(NamedTuple):
     metadata: dict[str, bytes]
-    texts: bytes
+    png: PngMetadata
     orientation: int
     not_read: list[str]
 
@@ -177,12 +175,11 @@ class FileMetadata(NamedTuple):
 def _read_metadata(file: BinaryIO, content: str, image: pyvips.Image) -> FileMetadata:
     """Read a file's metadata, corrected for a result: upright, a single picture, without thumbnails."""
     metadata = {name: image.get(name) for name in KEPT if name in image.get_fields()}
-    orientation, texts, not_read = _field(image, 'orientation', 1), b'', []
-    if content == 'png':
-        behind, in_texts, texts = read_metadata(file)
-        if 'exif-data' in behind and 'exif-data' not in metadata:
-            orientation = orientation_of(behind['exif-data'])
-        metadata = in_texts | behind | metadata
+    orientation, not_read = _field(image, 'orientation', 1), []
+    png = read_metadata(file) if content == 'png' else PngMetadata({}, {}, {}, b'')
+    if 'exif-data' in png.behind and 'exif-data' not in metadata:
+        orientation = orientation_of(png.behind['exif-data'])
+    metadata = png.in_texts | png.behind | metadata
     if content == 'tiff':
         if (exif := read_exif(file)) is not None:
             metadata['exif-data'] = exif
@@ -206,15 +203,15 @@ def _read_metadata(file: BinaryIO, content: str, image: pyvips.Image) -> FileMet
         metadata['xmp-data'], films = re.subn(film, rb'\g<1>0', upright)
         if films:
             not_read.append('the file holds a film too; the picture was restored')
-    return FileMetadata(metadata, texts, orientation, not_read)
+    return FileMetadata(metadata, png, orientation, not_read)
 
 
-def _also_in_file(file: BinaryIO, content: str, start: bytes, image: pyvips.Image) -> Iterator[str]:
+def _also_in_file(file: BinaryIO, content: str, is_animated: bool, image: pyvips.Image) -> Iterator[str]:
     """Yield warnings of further pictures and of a JPEG's comment."""
     parts = [*segments(file)] if content == 'jpeg' else []
     # Further JPEGs behind the first: cameras' for 3D, phones' for an HDR gain map (CIPA DC-007, 5.1).
     of_several = any(marker == APP2 and body.startswith(b'MPF\0') for marker, body in parts)
-    if of_several or is_sequence(start, content) or _field(image, 'n-pages', 1) > 1:
+    if of_several or is_animated or _field(image, 'n-pages', 1) > 1:
         yield 'the file holds several pictures; the first was restored'
     if any(marker == COMMENT for marker, _ in parts):
         yield 'its JPEG comment is not kept'
@@ -224,12 +221,12 @@ def _field(image: pyvips.Image, name: str, otherwise: Any) -> Any:
     return image.get(name) if name in image.get_fields() else otherwise
 
 
-def _resolution(image: pyvips.Image, start: bytes, content: str) -> tuple[float, float]:
+def _resolution(image: pyvips.Image, content: str, png: PngMetadata) -> tuple[float, float]:
     """Pixels per mm, across and down; when libvips writes, the resolution in EXIF overrides it."""
     said = image.xres, image.yres
     unsaid = content == 'tiff' and 'resolution-unit' not in image.get_fields()
     if content == 'png':
-        unsaid = png_chunks(start).get(b'pHYs', b'')[8:9] != b'\1'  # unit 1 is the metre; 0: only an aspect ratio
+        unsaid = png.marks.get(b'pHYs', b'')[8:9] != b'\1'  # unit 1 is the metre; 0: only an aspect ratio
     if unsaid or said == (1, 1) or np.allclose(said, NO_RESOLUTION, rtol=1e-3):  # libvips's defaults; PNG: 2.834
         return NO_RESOLUTION
     return said
@@ -254,7 +251,8 @@ def _read(file: BinaryIO, max_pixels: int) -> Photo:
     found = _read_metadata(file, content, image)
     file.seek(0)
     start = file.read(DESCRIPTION + sum(map(len, found.metadata.values())))
-    resolution = _resolution(image, start, content)
+    resolution = _resolution(image, content, found.png)
+    is_animated = start[8:12] == b'avis' or b'acTL' in found.png.marks  # AVIF, PNG: libvips reports one picture
     profile = found.metadata.get('icc-profile-data')
     pixels, alpha, inks = _decode(image, content, found.orientation, profile)
     return Photo(
@@ -263,12 +261,12 @@ def _read(file: BinaryIO, max_pixels: int) -> Photo:
         inks=inks,
         mode=_mode(image),
         metadata=found.metadata,
-        texts=found.texts,
+        texts=found.png.texts,
         pixels_per_mm=resolution[::-1] if found.orientation > 4 else resolution,  # a quarter turn
         jpeg_quality=estimate_quality(file) if content == 'jpeg' else None,
         lossless_webp=content == 'webp' and is_lossless(start),
-        declares_non_srgb=declares_non_srgb(start, content, has_profile=profile is not None),
-        not_read=(*found.not_read, *_also_in_file(file, content, start, image)),
+        declares_non_srgb=declares_non_srgb(start, content, found.png.marks, has_profile=profile is not None),
+        not_read=(*found.not_read, *_also_in_file(file, content, is_animated, image)),
     )
 
 
