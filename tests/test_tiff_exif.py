@@ -35,6 +35,21 @@ def test_exif_of_tiff_is_kept_in_either_byte_order(tmp_path, order):
     np.testing.assert_array_equal(tifffile.imread(tmp_path / 'b.tif'), deep_picture(8, 9))
 
 
+@pytest.mark.parametrize('order', '<>')
+def test_the_place_on_a_map_is_kept(tmp_path, order):
+    tags = {
+        33550: ('d', 3, (0.5, 0.5, 0.0)),
+        33922: ('d', 6, (0.0, 0.0, 0.0, 450000.0, 5000000.0, 0.0)),
+        34735: ('H', 8, (1, 1, 0, 1, 1024, 0, 1, 1)),
+        34737: ('s', 0, 'WGS 84|'),
+    }
+    extra = [(tag, kind, count, value, True) for tag, (kind, count, value) in tags.items()]
+    tifffile.imwrite(tmp_path / 'a.tif', picture(16, 24), photometric='rgb', byteorder=order, extratags=extra)
+    write_photo(tmp_path / 'b.tif', read_photo(tmp_path / 'a.tif'))
+    written = tifffile.TiffFile(tmp_path / 'b.tif').pages[0].tags
+    assert {tag: written[tag].value for tag in tags} == {tag: value for tag, (_, _, value) in tags.items()}
+
+
 def test_values_that_say_they_are_the_same_bytes_do_not_fill_the_memory():
     entries = 2000
     rows = b''.join(struct.pack('<HHII', MAKE + number, 7, 100_000, 8) for number in range(entries))
