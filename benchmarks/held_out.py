@@ -4,6 +4,7 @@ Two sets: coffee and chelsea of scikit-image, and dead leaves of a held-out seed
 (12 random exposures of each picture, JPEG quality 25); `still`, an unblurred JPEG of quality 90, which must not get
 worse; `clean`, the sharp picture itself, whose colours must not drift. Everything is drawn from fixed seeds and
 restored in fp32, so that other machines agree to 0.02 dB. The shipped weights are checked against the stored scores.
+`--photos FOLDER` also scores sharp pictures of your own.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from torch import nn
 from tqdm import tqdm
 
 from wrcan_arch import load_network, restore
+from wrcan_arch.data.image_files import images_under
 from wrcan_arch.data.jpeg import jpeg_roundtrip
 from wrcan_arch.weights import SHIPPED
 
@@ -28,11 +30,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent / 'datasets_prep'))
 
 import exposure
 from dead_leaves import dead_leaves
+from pairs import read_image
 
 WEIGHTS = SHIPPED['small'].resolve()
 STORED = Path(__file__).with_name('held_out.json')
 TOLERANCE = 0.02  # dB
 PATHS = 12  # exposures of each picture
+FURTHER_PATHS = 2  # of each of --photos
 SEED = 2021  # of the exposures; those of training and validation are 1 to 7
 LEAVES_SEED, LEAVES_COUNT, LEAVES_SIZE = 7, 4, 320  # the seed of training is 1, of validation 2
 
@@ -48,19 +52,20 @@ class Sample(NamedTuple):
     sharp: np.ndarray
 
 
-def held_out_pictures() -> dict[str, dict[str, np.ndarray]]:
-    """Return the sharp pictures, by set and name."""
+def held_out_pictures(further: Path | None = None) -> dict[str, dict[str, np.ndarray]]:
+    """Return the sharp pictures, by set and name; those of the folder `further` are a set of their own."""
     shipped = Path(skimage.__file__).parent / 'data'
     photos = {name: cv2.imread(str(shipped / f'{name}.png'), cv2.IMREAD_COLOR) for name in ('coffee', 'chelsea')}
     leaves = {f'leaves{index}': dead_leaves(LEAVES_SEED, index, LEAVES_SIZE) for index in range(LEAVES_COUNT)}
-    return {'photos': photos, 'leaves': leaves}
+    sets = {'photos': photos, 'leaves': leaves}
+    return sets | {'further': {path.stem: read_image(path) for path in images_under(further)}} if further else sets
 
 
-def draw_samples() -> Iterator[Sample]:
+def draw_samples(further: Path | None = None) -> Iterator[Sample]:
     """Yield all samples; their exposures have make_blur.py's default parameters."""
-    for set_name, pictures in held_out_pictures().items():
+    for set_name, pictures in held_out_pictures(further).items():
         for number, (name, sharp) in enumerate(pictures.items()):
-            for path in range(PATHS):
+            for path in range(FURTHER_PATHS if set_name == 'further' else PATHS):
                 rng = np.random.default_rng((SEED, number, path))
                 blurred = exposure.expose_at_random(rng, sharp)
                 yield Sample(f'{set_name} blurred', f'{name}_{path:03d}', jpeg_roundtrip(blurred, 25), sharp)
@@ -142,19 +147,20 @@ def differences(found: dict[str, Scores], stored: dict[str, Scores]) -> list[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('-w', '--weights', type=Path, default=WEIGHTS, help='by default, those that ship')
+    parser.add_argument('--photos', type=Path, help='also score the pictures in this folder, as the set `further`')
     parser.add_argument('-o', '--out', type=Path, help="also write each picture's scores and the means as JSON")
     parser.add_argument('--pictures', type=Path, help='also write given, restored and sharp, side by side, in a folder')
     parser.add_argument('--store', action='store_true', help=f'make these scores the stored ones, in {STORED.name}')
     arguments = parser.parse_args()
-    if arguments.store and arguments.weights.resolve() != WEIGHTS:
-        parser.error('--store is for the weights that ship; leave -w out, or take -o')
+    if arguments.store and (arguments.photos or arguments.weights.resolve() != WEIGHTS):
+        parser.error('--store is for the weights that ship and the pictures that all have; leave -w and --photos out')
     network = load_network(arguments.weights)
     if arguments.pictures:
         arguments.pictures.mkdir(parents=True, exist_ok=True)
 
     each: dict[str, list[Scores]] = defaultdict(list)
     named: dict[str, Scores] = {}
-    samples = list(draw_samples())
+    samples = list(draw_samples(arguments.photos))
     for sample in tqdm(samples, unit='picture', disable=None):
         scores, restored = score(network, sample)
         each[sample.group].append(scores)

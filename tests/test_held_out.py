@@ -6,6 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import picture
+
+from wrcan_arch.data.image_files import write_png
 
 PATH = Path(__file__).parent.parent / 'benchmarks' / 'held_out.py'
 
@@ -57,3 +60,13 @@ def test_samples_are_the_same_each_time_and_never_of_training_seeds(held_out, mo
     leaves_seeds = re.findall(r'dead_leaves\.py.* --seed (\d+)', script)
     assert leaves_seeds == ['1', '2'] and str(held_out.LEAVES_SEED) not in leaves_seeds
     assert f'--seed {held_out.SEED}' not in script  # of exposures; theirs may be 7, as LEAVES_SEED is of leaves
+
+
+def test_pictures_of_a_folder_are_a_set_of_their_own(held_out, monkeypatch, tmp_path):
+    monkeypatch.setattr(held_out, 'PATHS', 1)
+    monkeypatch.setattr(held_out, 'LEAVES_COUNT', 0)
+    write_png(tmp_path / 'mine.png', picture(40, 50))
+    samples = [sample for sample in held_out.draw_samples(tmp_path) if sample.group.startswith('further')]
+    named = ['further blurred mine_000', 'further blurred mine_001', 'further still mine', 'further clean mine']
+    assert [f'{sample.group} {sample.name}' for sample in samples] == named
+    assert all((sample.sharp == picture(40, 50)).all() for sample in samples)
