@@ -104,6 +104,13 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
         assert '\n' not in str(caught.value)
 
 
+@pytest.mark.parametrize('brand', [b'isom', b'qt  ', b'crx '])
+def test_films_and_raw_files_are_no_damaged_heic(tmp_path, brand):
+    (tmp_path / 'film.heic').write_bytes(b'\0\0\0\x14ftyp' + brand + b'\0\0\0\0mp42' + bytes(64))
+    with pytest.raises(InputError, match='film.heic: not an image that can be read; convert it to PNG or JPEG'):
+        read_photo(tmp_path / 'film.heic')
+
+
 def test_bomb_is_refused_before_it_is_decoded(tmp_path):
     pyvips.Image.black(30_000, 30_000).pngsave(str(tmp_path / 'a.png'), compression=9)
     assert (tmp_path / 'a.png').stat().st_size < 2_000_000

@@ -206,6 +206,19 @@ def test_colours_are_noticed_behind_long_metadata(tmp_path):
     assert read_photo(tmp_path / 'a.png').declares_non_srgb
 
 
+def test_marks_behind_the_pixels_or_with_a_wrong_checksum_do_not_count(tmp_path):
+    content = io.BytesIO()
+    Image.fromarray(picture(8, 8)).save(content, 'PNG')
+    plain, mark = content.getvalue(), (b'acTL', bytes(8))
+    for file, counts in (
+        (with_chunks(plain, mark), True),
+        (with_chunks(plain, mark, at=BEHIND), False),
+        (with_chunks(plain, mark)[:52] + b'!' + with_chunks(plain, mark)[53:], False),
+    ):
+        (tmp_path / 'a.png').write_bytes(file)
+        assert bool(read_photo(tmp_path / 'a.png').not_read) == counts
+
+
 def test_the_mark_of_an_animated_png_is_not_looked_for_among_its_pixels(tmp_path):
     Image.fromarray(picture(8, 8)).save(tmp_path / 'a.png')
     with (tmp_path / 'a.png').open('ab') as file:
