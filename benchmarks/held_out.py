@@ -24,6 +24,7 @@ from tqdm import tqdm
 from wrcan_arch import load_network, restore
 from wrcan_arch.data.image_files import images_under
 from wrcan_arch.data.jpeg import jpeg_roundtrip
+from wrcan_arch.photos.drift import blend
 from wrcan_arch.weights import SHIPPED
 
 sys.path.insert(0, str(Path(__file__).parent.parent / 'datasets_prep'))
@@ -73,9 +74,10 @@ def draw_samples(further: Path | None = None) -> Iterator[Sample]:
             yield Sample(f'{set_name} clean', name, sharp, sharp)
 
 
-def restored_by(network: nn.Module, given: np.ndarray, *, ensemble: bool) -> np.ndarray:
+def restored_by(network: nn.Module, given: np.ndarray, strength: float, *, ensemble: bool) -> np.ndarray:
     rgb = np.ascontiguousarray(given[:, :, ::-1])
-    return restore(network, rgb, ensemble=ensemble, precision='fp32')[:, :, ::-1]
+    restored = restore(network, rgb, ensemble=ensemble, precision='fp32')[:, :, ::-1]
+    return restored if strength == 1 else blend(given, restored, strength)
 
 
 def compare(picture: np.ndarray, sharp: np.ndarray) -> tuple[float, float]:
@@ -85,16 +87,16 @@ def compare(picture: np.ndarray, sharp: np.ndarray) -> tuple[float, float]:
     return float(calculate_psnr(picture, sharp, crop_border=0)), float(calculate_ssim(picture, sharp, crop_border=0))
 
 
-def score(network: nn.Module, sample: Sample) -> tuple[Scores, np.ndarray]:
+def score(network: nn.Module, sample: Sample, strength: float = 1) -> tuple[Scores, np.ndarray]:
     """Return the sample's scores and the restored picture."""
-    restored = restored_by(network, sample.given, ensemble=False)
+    restored = restored_by(network, sample.given, strength, ensemble=False)
     if sample.group.endswith('clean'):
         drift = restored.mean((0, 1)) - sample.sharp.mean((0, 1))
         scores = {f'drift {channel}': float(value) for channel, value in zip('BGR', drift, strict=True)}
         return scores | {'psnr restored': compare(restored, sample.sharp)[0]}, restored
     pictures = {'input': sample.given, 'restored': restored}
     if sample.group.endswith('blurred'):
-        pictures['x8'] = restored_by(network, sample.given, ensemble=True)
+        pictures['x8'] = restored_by(network, sample.given, strength, ensemble=True)
     scores = {}
     for name, picture in pictures.items():
         scores[f'psnr {name}'], scores[f'ssim {name}'] = compare(picture, sample.sharp)
@@ -148,12 +150,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('-w', '--weights', type=Path, default=WEIGHTS, help='by default, those that ship')
     parser.add_argument('--photos', type=Path, help='also score the pictures in this folder, as the set `further`')
+    parser.add_argument('--strength', type=float, default=1, help="as `basicsr restore`'s, from 0 to 1 (default 1)")
     parser.add_argument('-o', '--out', type=Path, help="also write each picture's scores and the means as JSON")
     parser.add_argument('--pictures', type=Path, help='also write given, restored and sharp, side by side, in a folder')
     parser.add_argument('--store', action='store_true', help=f'make these scores the stored ones, in {STORED.name}')
     arguments = parser.parse_args()
-    if arguments.store and (arguments.photos or arguments.weights.resolve() != WEIGHTS):
-        parser.error('--store is for the weights that ship and the pictures that all have; leave -w and --photos out')
+    if not 0 <= arguments.strength <= 1:
+        parser.error(f'--strength must be from 0 to 1, not {arguments.strength}')
+    is_default = arguments.strength == 1 and arguments.weights.resolve() == WEIGHTS
+    if arguments.store and (arguments.photos or not is_default):
+        parser.error('--store is for the defaults and the pictures of all; leave -w, --strength and --photos out')
     network = load_network(arguments.weights)
     if arguments.pictures:
         arguments.pictures.mkdir(parents=True, exist_ok=True)
@@ -162,7 +168,7 @@ def main() -> None:
     named: dict[str, Scores] = {}
     samples = list(draw_samples(arguments.photos))
     for sample in tqdm(samples, unit='picture', disable=None):
-        scores, restored = score(network, sample)
+        scores, restored = score(network, sample, arguments.strength)
         each[sample.group].append(scores)
         named[f'{sample.group} {sample.name}'] = scores
         if arguments.pictures:
@@ -174,7 +180,7 @@ def main() -> None:
         arguments.out.write_text(json.dumps({'means': means, 'pictures': named}, indent=1) + '\n')
     if arguments.store:
         STORED.write_text(json.dumps(means, indent=1) + '\n')
-    elif arguments.weights.resolve() == WEIGHTS:
+    elif is_default:
         wrong = differences(means, json.loads(STORED.read_text()))
         print('\n'.join(wrong) or f'All PSNRs are the stored ones, to {TOLERANCE} dB.')
         sys.exit(1 if wrong else 0)

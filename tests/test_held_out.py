@@ -45,6 +45,14 @@ def test_what_differs_by_more_than_the_tolerance_is_named(held_out):
     assert held_out.differences(found, stored) == ['photos blurred, psnr x8: 26.280 dB, stored are 26.250']
 
 
+def test_strength_blends_the_restored_picture_and_x8(held_out, monkeypatch):
+    monkeypatch.setattr(held_out, 'restore', lambda network, image, **_: np.full_like(image, 100))
+    given = np.full((8, 8, 3), 60, np.uint8)
+    scores, restored = held_out.score(None, held_out.Sample('photos blurred', 'a', given, given + 20), 0.75)
+    assert (restored == 90).all()
+    assert scores['psnr restored'] == scores['psnr x8'] == pytest.approx(20 * np.log10(255 / 10), abs=1e-4)
+
+
 def test_samples_are_the_same_each_time_and_never_of_training_seeds(held_out, monkeypatch):
     monkeypatch.setattr(held_out, 'PATHS', 1)
     monkeypatch.setattr(held_out, 'LEAVES_SIZE', 64)

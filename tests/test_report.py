@@ -181,10 +181,10 @@ def test_each_data_set_has_means_of_its_own_those_of_the_result(finished_test, c
     result = json.loads(Path('results/some/result_more.json').read_text())
     assert means['more'].restored == result['metrics'] and list(means) == ['small', 'more']
     page = Path('report.html').read_text()
-    assert page.index('small: 1 images; protocol: chop x8 bf16.') < page.index('more: 9 images; protocol: exact fp32.')
+    assert page.index('small: 1 image; protocol: chop x8 bf16.') < page.index('more: 9 images; protocol: exact fp32.')
     assert main(['report', '-opt', 'test.yml']) == 0
     said = capsys.readouterr().out.splitlines()
-    assert [line.partition(' images')[0] for line in said[:2]] == ['small: PSNR of 1', 'more: PSNR of 9']
+    assert [line.partition(': blurred')[0] for line in said[:2]] == ['small: PSNR of 1 image', 'more: PSNR of 9 images']
 
 
 def test_the_tested_iteration_is_marked_in_the_curves_of_its_own_training(finished_test):

@@ -169,7 +169,7 @@ def run_report(arguments: argparse.Namespace) -> int:
     for dataset, means in means_of.items():
         for metric, blurred, restored, difference in means.rows():
             scores = f'blurred {blurred}, restored {restored} ({difference})'
-            print(f'{dataset}: {metric} of {means.images} images: {scores}')
+            print(f'{dataset}: {metric} of {means.counted}: {scores}')
     print(f'wrote {arguments.out}')
     return 0
 

@@ -16,6 +16,7 @@ import numpy as np
 from basicsr.metrics import calculate_metric
 from basicsr.utils import tensor2img
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ..errors import InputError
 from ..files import write_text
@@ -45,6 +46,10 @@ class Means:
     images: int
     blurred: dict[str, float]
     restored: dict[str, float]
+
+    @property
+    def counted(self) -> str:
+        return f'{self.images} image' + ('s' if self.images > 1 else '')
 
     def rows(self) -> Iterator[tuple[str, str, str, str]]:
         """Yield each metric, its scores before and after, and the difference, as texts."""
@@ -122,6 +127,7 @@ def plot(
     for name, points in series.items():
         axes.plot(*zip(*points, strict=True), label=name, marker='.' if len(points) < 30 else None)
     axes.set(title=title, xlabel='iteration', yscale=scale)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     if len(series) > 1:
         axes.legend()
@@ -156,7 +162,7 @@ def _row(image: TestImage) -> str:
 
 def _summary(dataset: str, means: Means, result: TestResult | None) -> str:
     rows = [f'<tr><td>{"</td><td>".join(map(html.escape, cells))}</td></tr>' for cells in means.rows()]
-    about = f'{dataset}: {means.images} images'
+    about = f'{dataset}: {means.counted}'
     if result is not None:
         about += f'; protocol: {result.protocol}'
         about += f'; weights: {result.weights_path}' if result.weights_path else ''
