@@ -155,7 +155,7 @@ def test_what_is_missing_or_damaged_is_said_before_anything_is_scored(finished_t
 def test_test_of_the_toolboxs_own_model_which_writes_no_result_has_a_page(finished_test):
     Path('results/some/result_small.json').unlink()
     assert write_report(finished_test, None, Path('report.html'))['small'].images == 1
-    assert '<p>small: 1 images.</p>' in Path('report.html').read_text()
+    assert '<p>small: 1 image.</p>' in Path('report.html').read_text()
 
 
 def test_each_data_set_has_means_of_its_own_those_of_the_result(finished_test, capsys):
@@ -240,7 +240,7 @@ def test_report_reads_what_was_tested(finished_test, capsys):
         'name: other\npath: {pretrain_network_g: gone.pth}\ndatasets: {test: {name: else, type: JPEGDeblurDataset}}\n'
     )
     assert main(['report', '-opt', 'test.yml', '--force_yml', 'name=some']) == 0
-    assert 'PSNR of 1 images: blurred' in capsys.readouterr().out and Path('report.html').is_file()
+    assert 'PSNR of 1 image: blurred' in capsys.readouterr().out and Path('report.html').is_file()
     assert main(['report', '-opt', 'test.yml']) == 2
     assert 'results/other: no options.yml in it' in capsys.readouterr().err
     Path('results/some/options.yml').write_text('')
