@@ -312,13 +312,16 @@ def test_auto_accumulation_halves_until_it_fits(opt, error):
         model.optimize_parameters(1)
 
 
-def test_a_single_patch_that_the_gpu_does_not_hold_ends_the_run(opt):
+@pytest.mark.parametrize('size', [2, 6])
+def test_a_single_patch_that_the_gpu_does_not_hold_ends_the_run(opt, size):
     opt['train']['accumulate'] = 'auto'
     model = build_model(opt)
     model.net_g.forward = mock.Mock(side_effect=torch.cuda.OutOfMemoryError('CUDA out of memory. Tried'))
-    model.feed_data(batch())
-    with pytest.raises(InputError, match='; set train:checkpointing=true, or a smaller gt_size'):
+    model.feed_data({name: torch.rand(size, 3, 16, 16) for name in ('lq', 'gt', 'gt_jpeg')})
+    message = rf'not hold {size} patches in {size} part\(s\); set train:checkpointing=true, or a smaller gt_size'
+    with pytest.raises(InputError, match=message):
         model.optimize_parameters(1)
+    assert len(model.net_g.forward.call_args.args[0]) == 1
 
 
 def test_memory_of_a_batch_from_a_side_stream_is_kept_until_it_is_read(opt):

@@ -265,16 +265,17 @@ class WRCANModel(RecordedModel):
             averaged.lerp_(weight, share)
 
     def _split_further(self, error: Exception) -> None:
-        """Double the number of parts after running out of memory; if that is not possible, save and raise."""
+        """Double the number of parts, at most to single patches, after running out of memory; else save and raise."""
         alone = self.opt['world_size'] == 1
-        if self.accumulate_auto and 2 * self.accumulate <= len(self.lq):
+        more = min(2 * self.accumulate, len(self.lq))
+        if self.accumulate_auto and more > self.accumulate:
             if alone:
-                self.accumulate *= 2
+                self.accumulate = more
                 get_root_logger().info(f'Out of memory: the batch goes in {self.accumulate} parts from here on.')
                 return
             advice = (  # the other processes already wait for this one's gradients
                 f'out of memory with {self.accumulate} part(s); several processes cannot find the number out together: '
-                f'set train:accumulate to {2 * self.accumulate} or more'
+                f'set train:accumulate to {more} or more'
             )
         else:
             in_parts = '' if self.accumulate_auto else 'train:accumulate=auto, '
