@@ -217,11 +217,13 @@ def test_paths_may_begin_with_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', '/home/me')
     (tmp_path / 'a.yml').write_text(
         'name: ~\npath: {pretrain_network_g: ~/w.pth, resume_state: ~, strict_load_g: true}\n'
-        'datasets: {val: {name: ~x, dataroot_lq: ~/blur, dataroot_gt: sharp/}}\n'
+        'datasets: {val: {name: ~x, dataroot_lq: ~/blur, dataroot_gt: sharp/, dataroot_gt_jpeg: ~nosuchuser/x}}\n'
     )
     values = options.read_options(tmp_path / 'a.yml').values
     assert values['path'] == {'pretrain_network_g': '/home/me/w.pth', 'resume_state': None, 'strict_load_g': True}
-    assert values['datasets']['val'] == {'name': '~x', 'dataroot_lq': '/home/me/blur', 'dataroot_gt': 'sharp/'}
+    assert values['datasets']['val'] == {
+        'name': '~x', 'dataroot_lq': '/home/me/blur', 'dataroot_gt': 'sharp/', 'dataroot_gt_jpeg': '~nosuchuser/x'
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize('wrong', ['-1', '1e3', '~'])
@@ -452,3 +454,19 @@ def test_show_prints_valid_yaml_with_each_origin(demo):
     origins = {line.split(':')[0].strip(): line.partition('# ')[2] for line in text.splitlines()}
     assert origins['total_iter'] == 'own.yml:3' and origins['val_freq'] == '--force_yml val:val_freq=3'
     assert origins['gt_size'].startswith('base.yml:') and origins['scale'] == 'default'
+
+
+def test_keys_inside_an_override_are_the_overrides(demo):
+    override = 'train:optim_g={type: Adam, lr: 5e-5, wd: 0}'
+    Path('demo.yml').write_text(demo)
+    file = options.read_options('demo.yml', [override])
+    (lr,) = (line for line in options.show(file).splitlines() if line.strip().startswith('lr:'))
+    assert lr.endswith(f'  # --force_yml {override}')
+    with pytest.raises(InputError, match=f'^{re.escape(f"--force_yml {override}: train:optim_g:wd: Adam does not")}'):
+        option_checks.check(file, 'train')
+    scheduler = 'train:scheduler={type: CosineAnnealingRestartLR}'
+    shown = options.show(options.read_options('demo.yml', [scheduler]))
+    assert re.search(r' periods: .*  # default$', shown, re.MULTILINE)
+    shortened = options.read_options('demo.yml', ['train:optim_g={type: Adam}'])
+    with pytest.raises(InputError, match=r'^--force_yml train:optim_g={type: Adam}: train:optim_g:lr: is missing$'):
+        option_checks.check(shortened, 'train')

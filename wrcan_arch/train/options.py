@@ -4,6 +4,7 @@ option_schema.py and option_checks.py find what is wrong with them.
 """
 
 import copy
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -97,12 +98,13 @@ class _Reader:
         return values
 
 
-def parse_value(text: str, source: str) -> Any:
-    """Parse `text` as a plain YAML value; `source` names it in errors."""
+def _parse_value(text: str, keys: Keys, source: str) -> tuple[Any, dict[Keys, str]]:
+    """Parse `text` as the plain YAML value of `keys`; return it with `source` as the origin of `keys` and all below."""
     try:
-        return _Reader(source).read(f'value: {text}').values['value']
+        parsed = _Reader(source).read(f'value: {text}')
     except InputError as error:
         raise InputError(f'{error}; a text with such characters needs quotes of its own, "{text}"') from error
+    return parsed.values['value'], {(*keys, *inner): source for _, *inner in parsed.origins}
 
 
 DEFAULTS = {'num_gpu': 'auto', 'manual_seed': 0, 'scale': 1, 'path': {}}  # keys that the toolbox requires
@@ -126,12 +128,12 @@ def read_options(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) 
         section = find(file.values, keys[:-1])
         if not equals or not isinstance(section, dict):
             raise InputError(f'--force_yml {override}: write SECTION:OPTION=VALUE, of a section that is in {path}')
-        value = parse_value(text, f'--force_yml {override}')
+        value, origins = _parse_value(text, keys, f'--force_yml {override}')
         if value is None and isinstance(section.get(keys[-1]), dict):
             del section[keys[-1]]  # as in a file with a base
         else:
             section[keys[-1]] = value
-        file.origins[keys] = f'--force_yml {override}'
+        file.origins = {place: each for place, each in file.origins.items() if place[: len(keys)] != keys} | origins
     weights = find(file.values, ('path', 'pretrain_network_g'))
     if isinstance(weights, str) and weights in SHIPPED:
         file.values['path']['pretrain_network_g'] = str(SHIPPED[weights])
@@ -153,7 +155,7 @@ PATHS = ('dataroot', 'pretrain_network', 'resume_state')  # what the keys begin 
 def _expand_home(section: dict[str, Any]) -> None:
     for key, value in section.items():
         if str(key).startswith(PATHS) and str(value).startswith('~'):
-            section[key] = str(Path(value).expanduser())
+            section[key] = os.path.expanduser(value)  # noqa: PTH111  (Path's raises for a user who is not there)
 
 
 def _read_with_bases(path: Path, above: tuple[Path, ...]) -> OptionFile:
