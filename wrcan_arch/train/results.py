@@ -61,7 +61,7 @@ def write_scores(folder: Path, dataset: str, scores: Scores) -> None:
 
 def _write_csv(path: Path, header: list[str], rows: Iterable[list]) -> None:
     text = io.StringIO(newline='')
-    writer = csv.writer(text)
+    writer = csv.writer(text, lineterminator='\n')
     writer.writerow(header)
     writer.writerows(rows)
     write_text(path, text.getvalue())
