@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from basicsr.utils import registry
 
 from .. import checkpoint, inference
 from ..data import audit
 from ..errors import InputError
 from ..wrcan_arch import WRCAN
 from . import run_folder
+from .lpips_metric import find_backbone
 from .muon import Muon
 from .option_schema import wrong_keys
 from .options import Keys, OptionFile, as_overrides, find, kind_of_phase, sections
+from .wrcan_model import is_wrcan_model
 
 REQUIRED = {
     'train': ('datasets train', 'train', 'logger'),
@@ -121,17 +124,13 @@ def _missing_of_training(file: OptionFile) -> Iterator[str]:
 
 def _compares_with_sharp_frames(file: OptionFile) -> bool:
     """Whether any metric compares with the sharp frame; NIQE, for one, takes only the restored image."""
-    from basicsr.utils.registry import METRIC_REGISTRY
-
     names = {str(metric.get('type')) for metric in sections(file.values, ('val', 'metrics')).values()}
-    known = [METRIC_REGISTRY.get(name) for name in names if name in METRIC_REGISTRY]
+    known = [registry.METRIC_REGISTRY.get(name) for name in names if name in registry.METRIC_REGISTRY]
     return len(known) < len(names) or any('img2' in inspect.signature(each).parameters for each in known)
 
 
 def _wrong_classes(file: OptionFile, *, build: bool) -> Iterator[str]:
     """Yield names that no registry knows, arguments that a class does not take, and errors raised when it is built."""
-    from basicsr.utils import registry
-
     yield from _unknown(file, file.values.get('model_type'), ('model_type',), registry.MODEL_REGISTRY)
     for phase, dataset in sections(file.values, ('datasets',)).items():
         yield from _unknown(file, dataset.get('type'), ('datasets', phase, 'type'), registry.DATASET_REGISTRY)
@@ -241,12 +240,6 @@ def _unfit_logger(file: OptionFile) -> Iterator[str]:
             yield f'{file.at("logger", "wandb")}: needs wandb; pip install wandb, or leave it out'
 
 
-def _is_for_our_model(file: OptionFile) -> bool:
-    from .wrcan_model import is_wrcan_model  # imported here, as it loads the toolbox
-
-    return is_wrcan_model(file.values['model_type'])
-
-
 def _unfit_losses(file: OptionFile) -> Iterator[str]:
     train = file.values.get('train') or {}
     data = file.values['datasets'].get('train') or {}
@@ -255,18 +248,18 @@ def _unfit_losses(file: OptionFile) -> Iterator[str]:
     if train.get('autoencoder_opt') and not (data.get('jpeg_quality') or data.get('dataroot_gt_jpeg')):
         hint = 'set jpeg_quality in datasets:train of a JPEGDeblurDataset, or leave the loss out'
         yield f'{file.at("train", "autoencoder_opt")}: needs the sharp frames after JPEG: {hint}'
+    if not is_wrcan_model(file.values['model_type']):
+        return
     for name, loss in sections(file.values, ('train',)).items():
-        if name.endswith('_opt') and loss.get('reduction', 'mean') != 'mean' and _is_for_our_model(file):
+        if name.endswith('_opt') and loss.get('reduction', 'mean') != 'mean':
             reason = 'parts of a batch and processes are averaged, so a loss is to be a mean'
             yield f'{file.at("train", name, "reduction")}: {reason}; leave it out'
     criterion = find(file.values, ('train', 'perceptual_opt', 'criterion'))
-    if criterion not in (None, 'l1') and _is_for_our_model(file):  # fro is a norm of the whole batch; l2 fails there
+    if criterion not in (None, 'l1'):  # fro is a norm of the whole batch; l2 fails there
         yield f"{file.at('train', 'perceptual_opt', 'criterion')}: l1 alone is a mean, not '{criterion}'; leave it out"
 
 
 def _unfit_validation(file: OptionFile) -> Iterator[str]:
-    from .lpips_metric import find_backbone
-
     try:
         inference.Request(**(find(file.values, ('val', 'inference')) or {}))
     except (InputError, TypeError) as error:  # the schema does not check other models' options
@@ -290,9 +283,9 @@ def _unfit_validation(file: OptionFile) -> Iterator[str]:
 
 def _unfit_model(file: OptionFile) -> Iterator[str]:
     """Yield options that fail with another model than ours, and those that SRModel would silently ignore."""
-    if _is_for_our_model(file):
-        return
     model = file.values['model_type']
+    if is_wrcan_model(model):
+        return
     if find(file.values, ('datasets', 'train', 'as_bytes')):
         yield f'{file.at("datasets", "train", "as_bytes")}: {model} takes floats alone; leave it out'
     for keys in WRCAN_MODEL_ONLY if model == 'SRModel' else ():
