@@ -22,20 +22,23 @@ from .option_schema import wrong_keys
 from .options import Keys, OptionFile, as_overrides, find, kind_of_phase, sections
 from .wrcan_model import is_wrcan_model
 
-REQUIRED = {
-    'train': ('datasets train', 'train', 'logger'),
-    'test': ('val',),
+REQUIRED: dict[str, tuple[Keys, ...]] = {
+    'train': (('datasets', 'train'), ('train',), ('logger',)),
+    'test': (('val',),),
 }
-WRCAN_MODEL_ONLY = [
-    tuple(keys.split(':'))
-    for keys in (
-        'train:amp train:accumulate train:channels_last train:checkpointing train:start_from_image '
-        'train:autoencoder_opt train:gradient_compression train:max_skipped_steps val:inference val:best_metric '
-        'val:submission logger:keep_last deterministic'
-    ).split()
-]
+TRAINING_OF_OURS = (
+    'amp accumulate channels_last checkpointing start_from_image autoencoder_opt gradient_compression max_skipped_steps'
+)
+WRCAN_MODEL_ONLY: tuple[Keys, ...] = (
+    *(('train', key) for key in TRAINING_OF_OURS.split()),
+    *(('val', key) for key in ('inference', 'best_metric', 'submission')),
+    ('logger', 'keep_last'),
+    ('deterministic',),
+)
+PAIRED = ('JPEGDeblurDataset', 'PairedImageDataset')
+# The toolbox's models that raise without a pixel or a perceptual loss; others can learn from a GAN's alone.
+NEED_PIXELS = 'SRModel SwinIRModel RealESRNetModel HiFaceGANModel EDVRModel VideoBaseModel VideoRecurrentModel'.split()
 LOWER_IS_BETTER = {'calculate_lpips': 'LPIPS', 'calculate_niqe': 'NIQE'}
-REQUIRED_OF_TRAINING_DATA = ('num_worker_per_gpu', 'gt_size')
 
 
 def check(file: OptionFile, command: str, *, auto_resume: bool = False) -> None:
@@ -75,7 +78,7 @@ def _absent(file: OptionFile, *keys: str) -> Iterator[str]:
 
 def _missing(file: OptionFile, command: str) -> Iterator[str]:
     for keys in REQUIRED[command]:
-        yield from _absent(file, *keys.split())
+        yield from _absent(file, *keys)
     yield from _missing_of_data_sets(file, command)
     yield from _missing_of_training(file) if command == 'train' else _missing_of_test(file)
     if find(file.values, ('val', 'submission')) and not find(file.values, ('val', 'save_img')):
@@ -91,9 +94,10 @@ def _missing_of_data_sets(file: OptionFile, command: str) -> Iterator[str]:
             yield f'{file.at(*place)}: gives random patches to train on; call a data set to be scored test'
         elif command == 'test' and kind_of_phase(phase) not in ('val', 'test'):
             yield f'{file.at(*place)}: data sets to be scored are called test, test_2 ..., or val'
-        scored = phase != 'train' and _compares_with_sharp_frames(file)
-        if (phase == 'train' or scored) and dataset.get('type') in ('JPEGDeblurDataset', 'PairedImageDataset'):
+        if dataset.get('type') in PAIRED and (phase == 'train' or _compares_with_sharp_frames(file)):
             yield from _absent(file, *place, 'dataroot_gt')
+        if phase == 'train' and dataset.get('type') in PAIRED:
+            yield from _absent(file, *place, 'gt_size')
         if phase == 'train' and dataset.get('type') == 'PairedImageDataset':  # without these its first item fails
             yield from _absent(file, *place, 'use_hflip')
             yield from _absent(file, *place, 'use_rot')
@@ -111,8 +115,7 @@ def _missing_of_test(file: OptionFile) -> Iterator[str]:
 
 def _missing_of_training(file: OptionFile) -> Iterator[str]:
     if find(file.values, ('datasets', 'train')) is not None:
-        for key in REQUIRED_OF_TRAINING_DATA:
-            yield from _absent(file, 'datasets', 'train', key)
+        yield from _absent(file, 'datasets', 'train', 'num_worker_per_gpu')
         if find(file.values, ('datasets', 'train', 'batch_size_total')) is None:
             yield from _absent(file, 'datasets', 'train', 'batch_size_per_gpu')
         elif find(file.values, ('datasets', 'train', 'batch_size_per_gpu')) is not None:
@@ -243,12 +246,14 @@ def _unfit_logger(file: OptionFile) -> Iterator[str]:
 def _unfit_losses(file: OptionFile) -> Iterator[str]:
     train = file.values.get('train') or {}
     data = file.values['datasets'].get('train') or {}
-    if train and not (train.get('pixel_opt') or train.get('perceptual_opt')):
+    model = file.values['model_type']
+    has_loss = train.get('pixel_opt') or train.get('perceptual_opt')
+    if train and not has_loss and (is_wrcan_model(model) or model in NEED_PIXELS):
         yield f'{file.at("train")}: needs pixel_opt or perceptual_opt'
     if train.get('autoencoder_opt') and not (data.get('jpeg_quality') or data.get('dataroot_gt_jpeg')):
         hint = 'set jpeg_quality in datasets:train of a JPEGDeblurDataset, or leave the loss out'
         yield f'{file.at("train", "autoencoder_opt")}: needs the sharp frames after JPEG: {hint}'
-    if not is_wrcan_model(file.values['model_type']):
+    if not is_wrcan_model(model):
         return
     for name, loss in sections(file.values, ('train',)).items():
         if name.endswith('_opt') and loss.get('reduction', 'mean') != 'mean':
@@ -289,7 +294,8 @@ def _unfit_model(file: OptionFile) -> Iterator[str]:
     if find(file.values, ('datasets', 'train', 'as_bytes')):
         yield f'{file.at("datasets", "train", "as_bytes")}: {model} takes floats alone; leave it out'
     for keys in WRCAN_MODEL_ONLY if model == 'SRModel' else ():
-        if find(file.values, keys) not in (None, False, 'off'):
+        asked = find(file.values, keys)
+        if asked is not False and asked not in (None, 'off', 'none'):  # 0 is not off
             yield f'{file.at(*keys)}: SRModel does not know it; leave it out, or set model_type: WRCANModel'
     if model == 'SRModel' and find(file.values, ('train', 'optim_g', 'type')) == 'Muon':
         at = file.at('train', 'optim_g', 'type')

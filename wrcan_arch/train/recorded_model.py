@@ -41,7 +41,7 @@ class RecordedModel(SRModel):
     def __init__(self, opt: dict[str, Any]) -> None:
         asked = dict((opt.get('val') or {}).get('inference') or {})
         if asked.get('mode') == 'local' and 'train' in opt['datasets']:
-            asked['patch_size'] = asked.get('patch_size') or opt['datasets']['train']['gt_size']
+            asked['patch_size'] = asked.get('patch_size') or opt['datasets']['train'].get('gt_size')
         try:
             self.request = inference.Request(**asked)
         except TypeError as error:
