@@ -6,9 +6,10 @@ import pytest
 import torch
 import yaml
 
-from wrcan_arch import InputError, inference, precision
+from wrcan_arch import InputError, checkpoint, inference, precision
 from wrcan_arch.data.lmdb_store import StoreWriter
 from wrcan_arch.train import option_checks, option_schema, options
+from wrcan_arch.weights import SHIPPED
 
 ROOT = Path(__file__).parent.parent
 
@@ -378,7 +379,8 @@ def test_local_is_refused_where_a_gpu_is_to_be_deterministic(demo, monkeypatch, 
 
 
 def test_options_of_another_model_are_left_to_it(demo):
-    text = demo.replace('WRCANModel', 'SRGANModel') + '\nnetwork_d: {type: VGGStyleDiscriminator}\n'
+    text = demo.replace('WRCANModel', 'SRGANModel').replace('network_g: small', 'network_g: ~')
+    text += '\nnetwork_d: {type: VGGStyleDiscriminator}\n'
     said = problems_of(text.replace('inference: {', 'inference: {tiles: 4, '))
     assert "val:inference: Request.__init__() got an unexpected keyword argument 'tiles'" in said[0]
     (said,) = problems_of(text)
@@ -422,6 +424,20 @@ def test_which_of_two_sets_of_weights_is_asked_of_any_network(demo):
     assert any('two.pth: holds two sets of weights; set path:param_key_g' in each for each in problems_of(text))
     chosen = text.replace('two.pth', 'two.pth\n  param_key_g: params')
     assert not any('two.pth' in each for each in problems_of(chosen))
+
+
+def test_weights_that_the_toolboxs_own_model_cannot_read_are_said_before_the_run(demo):
+    text = demo.replace('WRCANModel', 'SRModel')
+    tensors, _ = checkpoint.read_weights(SHIPPED['small'])
+    torch.save(tensors, 'bare.pth')
+    checkpoint.convert(SHIPPED['small'], 'converted.pth')
+    for name, path in (('small', SHIPPED['small']), ('bare.pth', 'bare.pth')):
+        said = problems_of(text.replace('network_g: small', f'network_g: {name}'))
+        hint = f'basicsr convert {path} -o NAME.pth makes one'
+        expected = f"path:pretrain_network_g: {path}: SRModel reads a .pth with 'params' alone; {hint}"
+        assert len([line for line in said if line.endswith(expected)]) == 1
+    said = problems_of(text.replace('network_g: small', 'network_g: converted.pth'))
+    assert not any('path:' in line for line in said)
 
 
 def test_what_an_optimizer_cannot_be_is_one_of_the_mistakes(demo):

@@ -3,12 +3,13 @@
 import difflib
 import importlib.util
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from basicsr.models.base_model import BaseModel
 from basicsr.utils import registry
 
 from .. import checkpoint, inference
@@ -344,6 +345,14 @@ def _unfit_data_sets(file: OptionFile) -> Iterator[str]:
             yield f'{file.at("datasets", phase, "type")}: {message}'
 
 
+def _is_readable(weights: str, content: Any, model: str, key: str | None) -> bool:
+    """Whether `model` reads such a file: the toolbox's own take the weights under `key`, else 'params', of a .pth."""
+    if registry.MODEL_REGISTRY.get(model).load_network is not BaseModel.load_network:
+        return True
+    held = {key, 'params'} & content.keys() if isinstance(content, Mapping) else ()
+    return Path(weights).suffix != '.safetensors' and (key is None or bool(held))
+
+
 def _unfit_weights(file: OptionFile) -> Iterator[str]:
     """Yield a problem if the weight file cannot be read, fits another network, or holds two sets and none is chosen."""
     paths, network = file.values.get('path') or {}, dict(file.values.get('network_g') or {})
@@ -357,9 +366,14 @@ def _unfit_weights(file: OptionFile) -> Iterator[str]:
             hint = 'set path:param_key_g to params_ema, which is averaged and what restore takes, or to params'
             yield f'{place}: {weights}: holds two sets of weights; {hint}'
             return
-        if network.pop('type', None) != 'WRCAN' or not paths.get('strict_load_g', True):
+        model, key, kind = file.values['model_type'], paths.get('param_key_g', 'params'), network.pop('type', None)
+        if not _is_readable(weights, content, model, key):
+            hint = f'; basicsr convert {weights} -o NAME.pth makes one' if kind == 'WRCAN' else ''
+            yield f"{place}: {weights}: {model} reads a .pth with '{key}' alone{hint}"
             return
-        tensors, _ = checkpoint.weights_in(content, weights, paths.get('param_key_g', 'params'))
+        if kind != 'WRCAN' or not paths.get('strict_load_g', True):
+            return
+        tensors, _ = checkpoint.weights_in(content, weights, key)
         found = checkpoint.network_of(tensors, weights).config
     except InputError as error:
         yield f'{place}: {error}'
