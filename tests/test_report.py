@@ -50,6 +50,17 @@ def test_validations_stand_at_their_own_iteration_and_set(tmp_path):
     assert read_curves(tmp_path).metrics == {'psnr (one)': [(7, 20.0), (9, 21.0)], 'psnr (two)': [(7, 30.0)]}
 
 
+def test_sets_of_the_toolboxs_own_model_have_curves_of_their_own(tmp_path):
+    """It logs the scores alone, under the iteration that was printed last."""
+    first = LOG.splitlines()[0]
+    said = ''.join(f'2026 INFO: Validation {name}\n\t # psnr: {psnr}\tBest: 1 @ 1 iter\n\n' for name, psnr in (
+        ('my photos', 20.0), ('two', 30.0)))  # fmt: skip
+    (tmp_path / 'train_a.log').write_text(f'{first}\n{said}{first.replace("1, lr", "2, lr")}\n{said}')
+    assert read_curves(tmp_path).metrics == {
+        'psnr (my photos)': [(1, 20.0), (2, 20.0)], 'psnr (two)': [(1, 30.0), (2, 30.0)]
+    }  # fmt: skip
+
+
 def test_sets_and_metrics_may_be_called_anything(tmp_path):
     said = (
         '2026 INFO: Validated my photos at iteration 7\n2026 INFO: Validation\n\t # psnr-y: 20.5\tBest: 20.5 @ 7 iter\n'

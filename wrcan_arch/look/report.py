@@ -105,6 +105,9 @@ def read_curves(experiment: Path) -> Curves:
         elif match := re.search(r'Validated (.+) at iteration (\d+)', line):
             sets.add(match[1])
             place, iteration = match[1], int(match[2])
+        elif match := re.search(r' INFO: Validation (.+)', line):  # all that the toolbox's own models log before scores
+            sets.add(match[1])
+            place = match[1]
         elif match := re.match(r'\s+# (.+?): (\S+)\s+Best: ', line):
             metrics.setdefault((match[1], place), {})[iteration] = float(match[2])
     return Curves(
