@@ -81,7 +81,8 @@ def test_several_gpus_of_one_process_are_one(workplace):
 @contextmanager
 def joining(*, rank=1, **options):
     """Let init_dist run as one of two processes on a machine with GPUs, without the other one."""
-    run = pipelines.Run(command='test', options={'name': 'small', 'num_gpu': 0, 'datasets': {}, **options})
+    options = pipelines.with_hash({'name': 'small', 'num_gpu': 0, 'datasets': {}, **options})
+    run = pipelines.Run(command='test', options=options)
     with (
         mock.patch.object(pipelines.Team, 'from_environment', lambda **_: mock.Mock(rank=rank, size=2)),
         mock.patch.object(pipelines, 'take_own_gpu') as take,
@@ -173,7 +174,8 @@ def test_an_option_set_to_nothing_is_not_passed_on(workplace, monkeypatch):
 
 
 def test_a_batch_that_processes_cannot_share_is_said_before_they_join():
-    run = pipelines.Run(command='train', options={'num_gpu': 0, 'datasets': {'train': {'batch_size_total': 3}}})
+    options = {'num_gpu': 0, 'options_sha256': '0', 'datasets': {'train': {'batch_size_total': 3}}}
+    run = pipelines.Run(command='train', options=options)
     with (
         mock.patch.object(pipelines.Team, 'from_environment', lambda **_: mock.Mock(rank=0, size=2)),
         mock.patch('torch.distributed.init_process_group') as init,

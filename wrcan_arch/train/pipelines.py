@@ -39,7 +39,6 @@ from ..files import write_text
 from ..processes import STARTED_BY_TORCHRUN, Team, take_own_gpu, take_slurms_environment
 from . import results, run_folder
 from .lpips_metric import use_gpu
-from .recorded_model import RecordedModel
 from .step_guard import StopReasons, UntilUnreadable, ending_data_workers, ignore_signals, signals_ask
 from .wrcan_model import WRCANModel, is_wrcan_model
 
@@ -89,7 +88,7 @@ def init_dist(run: Run, launcher: str, **_: Any) -> None:
 
 def _shared_inputs(options: dict[str, Any]) -> dict[str, str]:
     """Map a description of each thing that must be the same in all processes to a short fingerprint of it."""
-    seen = {'the options with SHA-256': with_hash(options)['options_sha256'][:16]}
+    seen = {'the options with SHA-256': options['options_sha256'][:16]}
     for phase, dataset in options['datasets'].items():
         for key, root in dataset.items():
             if key.startswith('dataroot') and root:
@@ -248,10 +247,11 @@ def create_train_val_dataloader(run: Run, opt: dict[str, Any], logger: Any) -> t
     for warning in run.warnings:
         logger.warning(warning)
     train = opt['datasets']['train']
-    train['batch_size_per_gpu'] = share_of_batch(train, opt['world_size'] if opt['dist'] else max(1, opt['num_gpu']))
+    gpus = 1 if opt['dist'] else max(1, opt['num_gpu'])  # of this process
+    train['batch_size_per_gpu'] = share_of_batch(train, opt['world_size'] * gpus)
     sampler = partial(
         DrawSampler,
-        batch_size=train['batch_size_per_gpu'] * (1 if opt['dist'] else max(1, opt['num_gpu'])),
+        batch_size=train['batch_size_per_gpu'] * gpus,
         seed=opt['manual_seed'],
         start_iter=run.resume_state['iter'] if run.resume_state else 0,
         total_iter=int(opt['train']['total_iter']),
@@ -281,12 +281,12 @@ _toolbox_create_loaders = basicsr.train.create_train_val_dataloader
 def build_model(run: Run, opt: dict[str, Any]) -> Any:
     """Build the toolbox's model; validate pretrained weights first, so that the best network is at least as good."""
     model = run.model = _toolbox_build_model(opt)
-    if isinstance(model, WRCANModel) and model.is_train:
-        model.guard.stop = run.stop
-    if isinstance(model, RecordedModel):
-        model.check_disk_space(run.resume_state['iter'] if run.resume_state else 0)
+    if not isinstance(model, WRCANModel):
+        return model
+    model.guard.stop = run.stop
+    model.check_disk_space(run.resume_state['iter'] if run.resume_state else 0)
     trains_on = opt['path'].get('pretrain_network_g') and not run.resume_state
-    if trains_on and (opt.get('val') or {}).get('metrics') and isinstance(model, RecordedModel):
+    if trains_on and (opt.get('val') or {}).get('metrics'):
         get_root_logger().info('Validating the weights that the training goes on from.')
         for val_loader in run.val_loaders:
             model.validation(val_loader, 0, None, opt['val']['save_img'])
@@ -475,8 +475,7 @@ def with_hash(options: dict[str, Any]) -> dict[str, Any]:
 @master_only
 def _keep_test_options(options: dict[str, Any]) -> None:
     """Write results/NAME/options.yml; the toolbox keeps only a training's options."""
-    text = yaml.safe_dump(with_hash(options), sort_keys=False)
-    write_text(Path('results', options['name'], 'options.yml'), text)
+    write_text(Path('results', options['name'], 'options.yml'), yaml.safe_dump(options, sort_keys=False))
 
 
 def run(
@@ -497,12 +496,12 @@ def run(
         auto_resume: resume from the newest training state, if there is one.
     """
     pipeline = importlib.import_module(f'basicsr.{command}')
-    options = {key: value for key, value in options.items() if value is not None}  # `dist_params: ~`, say
+    options = with_hash({key: value for key, value in options.items() if value is not None})  # no `dist_params: ~`
     use_gpu(options['num_gpu'] != 0)
     flags = ['--auto_resume'] if auto_resume else []
     with tempfile.TemporaryDirectory(prefix='basicsr-options-') as folder:
         path = Path(folder, name)
-        path.write_text(yaml.safe_dump(with_hash(options), sort_keys=False), encoding='utf-8')
+        path.write_text(yaml.safe_dump(options, sort_keys=False), encoding='utf-8')
         with ExitStack() as held:
             current = Run(command, options, held)
             for context in (replaced(current), _arguments('-opt', str(path), '--launcher', launcher, *flags)):
@@ -516,7 +515,7 @@ def run(
                 getattr(pipeline, f'{command}_pipeline')(str(Path.cwd()))
                 if command == 'test':
                     _keep_test_options(options)
-                elif isinstance(current.model, RecordedModel):
+                elif isinstance(current.model, WRCANModel):
                     get_root_logger().info(current.model.outcome())
                 if distributed.is_initialized():
                     distributed.barrier()  # processes that leave one by one can take the others down
