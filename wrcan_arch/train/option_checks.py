@@ -20,7 +20,7 @@ from . import run_folder
 from .lpips_metric import find_backbone
 from .muon import Muon
 from .option_schema import wrong_keys
-from .options import Keys, OptionFile, as_overrides, find, kind_of_phase, sections
+from .options import Keys, OptionFile, as_overrides, data_paths, find, kind_of_phase, sections, weight_paths
 from .wrcan_model import is_wrcan_model
 
 REQUIRED: dict[str, tuple[Keys, ...]] = {
@@ -68,7 +68,8 @@ def _resumes(file: OptionFile) -> bool:
 
 
 def _without_pretrained(file: OptionFile) -> OptionFile:
-    paths = {key: path for key, path in file.values['path'].items() if not key.startswith('pretrain_network')}
+    weights = weight_paths(file.values)
+    paths = {key: path for key, path in file.values['path'].items() if ('path', key) not in weights}
     return replace(file, values={**file.values, 'path': paths})
 
 
@@ -217,17 +218,13 @@ def _unfit_values(file: OptionFile, made: Callable, arguments: dict[str, Any], k
 
 
 def _missing_data(file: OptionFile) -> Iterator[str]:
-    for phase, dataset in sections(file.values, ('datasets',)).items():
-        for key, root in dataset.items():
-            if key.startswith('dataroot') and isinstance(root, str) and not Path(root).exists():
-                place = ('datasets', phase, key)
-                hint = 'prepare it (see datasets_prep/) or name another'
-                yield f"{file.at(*place)}: there is no '{root}'; {hint}"
-    paths = find(file.values, ('path',))
-    for key, path in paths.items() if isinstance(paths, dict) else ():
-        is_path = key.startswith(('pretrain_network', 'resume_state')) and isinstance(path, str)
-        if is_path and not Path(path).is_file():
-            yield f"{file.at('path', key)}: there is no file '{path}'"
+    for keys, root in data_paths(file.values).items():
+        if not Path(root).exists():
+            yield f"{file.at(*keys)}: there is no '{root}'; prepare it (see datasets_prep/) or name another"
+    state = ('path', 'resume_state')
+    for keys, path in {**weight_paths(file.values), state: find(file.values, state)}.items():
+        if isinstance(path, str) and not Path(path).is_file():
+            yield f"{file.at(*keys)}: there is no file '{path}'"
 
 
 def _unfit_logger(file: OptionFile) -> Iterator[str]:

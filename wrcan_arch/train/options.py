@@ -149,7 +149,26 @@ def read_options(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) 
     return file
 
 
-PATHS = ('dataroot', 'pretrain_network', 'resume_state')  # what the keys begin with whose values are paths
+DATA, WEIGHTS = 'dataroot', 'pretrain_network'
+PATHS = (DATA, WEIGHTS, 'resume_state')  # what the keys begin with whose values are paths
+
+
+def data_paths(values: dict[str, Any]) -> dict[Keys, str]:
+    """Return the stores and folders of all data sets, by their keys."""
+    return {
+        ('datasets', phase, key): root
+        for phase, dataset in sections(values, ('datasets',)).items()
+        for key, root in dataset.items()
+        if key.startswith(DATA) and root and isinstance(root, str)
+    }
+
+
+def weight_paths(values: dict[str, Any]) -> dict[Keys, str]:
+    """Return the files of pretrained weights, by their keys."""
+    named = sections(values, ()).get('path', {})
+    return {
+        ('path', key): path for key, path in named.items() if key.startswith(WEIGHTS) and path and isinstance(path, str)
+    }
 
 
 def _expand_home(section: dict[str, Any]) -> None:

@@ -39,6 +39,7 @@ from ..files import write_text
 from ..processes import STARTED_BY_TORCHRUN, Team, take_own_gpu, take_slurms_environment
 from . import results, run_folder
 from .lpips_metric import use_gpu
+from .options import data_paths, weight_paths
 from .step_guard import StopReasons, UntilUnreadable, ending_data_workers, ignore_signals, signals_ask
 from .wrcan_model import WRCANModel, is_wrcan_model
 
@@ -89,13 +90,11 @@ def init_dist(run: Run, launcher: str, **_: Any) -> None:
 def _shared_inputs(options: dict[str, Any]) -> dict[str, str]:
     """Map a description of each thing that must be the same in all processes to a short fingerprint of it."""
     seen = {'the options with SHA-256': options['options_sha256'][:16]}
-    for phase, dataset in options['datasets'].items():
-        for key, root in dataset.items():
-            if key.startswith('dataroot') and root:
-                seen[f'datasets:{phase}:{key} {root} with'] = _describe_data(Path(root))
-    for key, path in (options.get('path') or {}).items():
-        if path and key.startswith('pretrain_network') and Path(path).is_file():
-            seen[f'path:{key} {path} with SHA-256'] = results.describe_weights(path)['sha256'][:16]
+    for keys, root in data_paths(options).items():
+        seen[f'{":".join(keys)} {root} with'] = _describe_data(Path(root))
+    for keys, path in weight_paths(options).items():
+        if Path(path).is_file():
+            seen[f'{":".join(keys)} {path} with SHA-256'] = results.describe_weights(path)['sha256'][:16]
     return seen
 
 
@@ -201,11 +200,11 @@ def _go_on_from(run: Run, opt: dict[str, Any], state: dict[str, Any], folder: Pa
 
 def _check_weights_stay(opt: dict[str, Any], folder: Path) -> None:
     """Raise InputError if the pretrained weights lie in the folder that this new run would archive."""
-    for key, path in opt['path'].items():
-        if key.startswith('pretrain_network') and path and folder.resolve() in Path(path).resolve().parents:
+    for keys, path in weight_paths(opt).items():
+        if folder.resolve() in Path(path).resolve().parents:
             raise InputError(
-                f"path:{key}: {path} is in this run's own folder, which a new run puts aside; give the run another "
-                'name, or go on with --auto_resume'
+                f"{':'.join(keys)}: {path} is in this run's own folder, which a new run puts aside; give the run "
+                'another name, or go on with --auto_resume'
             )
 
 
