@@ -163,7 +163,7 @@ def test_other_optimizers_make_steps_too(gpu, optim_g):
 def test_commands_use_it(gpu, quick):
     train_yml, test_yml = Path('train.yml'), Path('test.yml')
     text = set_options(train_yml.read_text(), num_gpu=1, amp='auto', total_iter=6)
-    loading = 'as_bytes: true\n    pin_memory: true\n    prefetch_mode: cuda\n'
+    loading = 'pin_memory: true\n    prefetch_mode: cuda\n'
     train_yml.write_text(text.replace('    gt_size', f'    {loading}    gt_size'))
     test_yml.write_text(set_options(test_yml.read_text(), num_gpu=1))
     weights = 'experiments/small/models/net_g_best.pth'

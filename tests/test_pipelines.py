@@ -12,6 +12,7 @@ from unittest import mock
 import basicsr.train
 import numpy as np
 import pytest
+import torch
 from basicsr.data import build_dataloader, worker_init_fn
 from basicsr.utils.misc import mkdir_and_rename
 from fresh import run_python
@@ -50,6 +51,15 @@ def test_loader_replacement_is_needed(workplace, batch, stock):
     assert iterations_of(opt, pipelines._toolbox_create_loaders) == stock
     ours = partial(pipelines.create_train_val_dataloader, pipelines.Run())
     assert iterations_of(opt, ours) == 10
+
+
+@pytest.mark.parametrize(('model_type', 'dtype'), [('WRCANModel', torch.uint8), ('SRModel', torch.float32)])
+def test_patches_are_bytes_for_the_model_that_makes_floats_of_them(workplace, model_type, dtype):
+    opt = resolved(model_type=model_type)
+    for phase, dataset in opt['datasets'].items():
+        dataset |= {'phase': phase, 'scale': 1}
+    loader = pipelines.create_train_val_dataloader(pipelines.Run(), opt, logging.getLogger('test'))[0]
+    assert loader.loader.dataset[0]['lq'].dtype == dtype
 
 
 def last_line_without_a_gpu(code):

@@ -131,8 +131,8 @@ class JPEGDeblurDataset(Dataset):
         gt_size: side of the square patches.
         hflip_prob, vflip_prob, transpose_prob, rgb_permute_prob, noise_prob, noise_sigma: see `augment`; the paper's
             by default.
-        as_bytes: leave patches uint8, a quarter of the bytes to copy and send; `WRCANModel` converts them to float on
-            its device. False by default: the toolbox's own models take only floats.
+        as_bytes: leave patches uint8, a quarter of the bytes to copy and send; the trainer sets it for `WRCANModel`,
+            which converts them to float on its device. False by default: the toolbox's own models take only floats.
         phase: 'train' for patches; anything else for whole frames.
         manual_seed: the seed of all draws; the trainer sets it.
 

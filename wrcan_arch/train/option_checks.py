@@ -285,17 +285,14 @@ def _unfit_validation(file: OptionFile) -> Iterator[str]:
 
 
 def _unfit_model(file: OptionFile) -> Iterator[str]:
-    """Yield options that fail with another model than ours, and those that SRModel would silently ignore."""
-    model = file.values['model_type']
-    if is_wrcan_model(model):
+    """Yield options of WRCANModel's that SRModel would silently ignore."""
+    if file.values['model_type'] != 'SRModel':
         return
-    if find(file.values, ('datasets', 'train', 'as_bytes')):
-        yield f'{file.at("datasets", "train", "as_bytes")}: {model} takes floats alone; leave it out'
-    for keys in WRCAN_MODEL_ONLY if model == 'SRModel' else ():
+    for keys in WRCAN_MODEL_ONLY:
         asked = find(file.values, keys)
         if asked is not False and asked not in (None, 'off', 'none'):  # 0 is not off
             yield f'{file.at(*keys)}: SRModel does not know it; leave it out, or set model_type: WRCANModel'
-    if model == 'SRModel' and find(file.values, ('train', 'optim_g', 'type')) == 'Muon':
+    if find(file.values, ('train', 'optim_g', 'type')) == 'Muon':
         at = file.at('train', 'optim_g', 'type')
         yield f'{at}: SRModel does not know it; take Adam, or set model_type: WRCANModel'
 

@@ -87,7 +87,6 @@ class JPEGDeblurData(PairData):
     rgb_permute_prob: Probability = OPTIONAL
     noise_prob: Probability = OPTIONAL
     noise_sigma: NotNegative = OPTIONAL
-    as_bytes: bool = OPTIONAL
 
 
 class PairedImageData(PairData):

@@ -256,6 +256,7 @@ def create_train_val_dataloader(run: Run, opt: dict[str, Any], logger: Any) -> t
         total_iter=int(opt['train']['total_iter']),
     )
     train['manual_seed'] = opt['manual_seed']
+    train['as_bytes'] = is_wrcan_model(opt['model_type'])  # which makes floats of them on its device
     # Workers start once, before the backward pass has threads: forking beside threads can leave a worker deadlocked.
     train['persistent_workers'] = train['num_worker_per_gpu'] > 0
     if train.get('prefetch_mode') == 'cpu':  # its thread would wait forever once a worker has failed
