@@ -1,6 +1,7 @@
 """A model that records a run: scores, the best network, checkpoints to resume from."""
 
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +83,10 @@ class RecordedModel(SRModel):
             keep=self.opt['logger'].get('keep_last'),
         )
 
-    def validation(self, dataloader: Any, current_iter: int, tb_logger: Any, save_img: bool = False) -> None:
+    def validation(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool = False) -> None:
         """Score a data set, its images shared out over the processes; a test also writes its results."""
         name = dataloader.dataset.opt['name']
+        current_iter = int(current_iter) if self.is_train else 0  # of a test the toolbox gives the name
         if (name, current_iter) in self.validated:  # the toolbox validates once more at the end of a run
             return
         try:
@@ -132,7 +134,7 @@ class RecordedModel(SRModel):
             self._write_results(name, scores, seconds, save_img)
 
     def image_path(self, dataset_name: str, key: str, current_iter: int) -> Path:
-        """The path at which the toolbox saves a restored image, in training or in a test."""
+        """The path of a restored image, the toolbox's; of several sets in training each has a folder of its own."""
         folder = Path(self.opt['path']['visualization'])
         if self.is_train:
             folder = folder / dataset_name if len(self._validation_sets()) > 1 else folder
@@ -173,7 +175,7 @@ class RecordedModel(SRModel):
 
     def _keep_if_best(self, dataset_name: str, current_iter: int) -> None:
         """Write net_g_best.pth if this validation is of the set that chooses it, and its best so far."""
-        chooser, metric = self._best_by()
+        chooser, metric = self.best_by
         if dataset_name != chooser:
             return
         best = self.best_metric_results[chooser][metric]
@@ -182,10 +184,11 @@ class RecordedModel(SRModel):
             if current_iter >= min(last, self.unrecorded_best['iter']):  # earlier records match an undisturbed run's
                 best.update(self.unrecorded_best)
         elif (best['iter'], best['val']) == (current_iter, self.metric_results[metric]):
-            about = {'iter': current_iter, 'best_by': [chooser, metric], 'metrics': dict(self.metric_results)}
+            about = {'iter': current_iter, 'best_by': self.best_by, 'metrics': dict(self.metric_results)}
             self._save_networks('best', about)
 
-    def _best_by(self) -> list[str]:
+    @cached_property
+    def best_by(self) -> list[str]:
         """The validation set and the metric that choose the best network; [] if nothing is scored."""
         metrics = (self.opt.get('val') or {}).get('metrics')
         if not (metrics and self._validation_sets()):
@@ -278,7 +281,7 @@ class RecordedModel(SRModel):
             'optimizers': [optimizer.state_dict() for optimizer in self.optimizers],
             'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
             'best_metric_results': getattr(self, 'best_metric_results', {}),
-            'best_by': self._best_by(),
+            'best_by': self.best_by,
             **self.extra_state(),
         }
         path = run_folder.state_path(self._folder, current_iter)
@@ -288,12 +291,12 @@ class RecordedModel(SRModel):
 
     def outcome(self) -> str:
         """Report the training's outcome in one line: the best score, and the weights to use."""
-        best = _record(getattr(self, 'best_metric_results', {}), self._best_by())
+        best = _record(getattr(self, 'best_metric_results', {}), self.best_by)
         if best is None:
             return f'Trained: {run_folder.weights_path(self._folder, "latest")}'
         path = run_folder.weights_path(self._folder, 'best')
         no_better = '' if best['iter'] else ', the weights that the run began with: no later ones scored better'
-        return f'Best {self._best_by()[1]}: {best["val"]:.4f} at iteration {best["iter"]}{no_better}, {path}'
+        return f'Best {self.best_by[1]}: {best["val"]:.4f} at iteration {best["iter"]}{no_better}, {path}'
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         """Resume; the state gives the schedules' progress, the options their initial rates and when these fall."""
@@ -313,28 +316,29 @@ class RecordedModel(SRModel):
         for optimizer in self.optimizers:
             match_weight_layout(optimizer)
         self.last_iter = resume_state['iter']
-        self._restore_records(resume_state.get('best_metric_results', {}), resume_state.get('best_by', self._best_by()))
+        self._restore_records(resume_state.get('best_metric_results', {}), resume_state.get('best_by', self.best_by))
 
     def _restore_records(self, saved: Records, saved_by: list[str]) -> None:
         """Restore the records of what is still scored. Rename a best network that another set or metric chose."""
-        for name in self._validation_sets() if self._best_by() else ():
+        for name in self._validation_sets() if self.best_by else ():
             if name in saved:
                 self._initialize_best_metric_results(name)
                 for metric, record in self.best_metric_results[name].items():
                     earlier = saved[name].get(metric, {})
-                    chooses_anew = self._best_by() == [name, metric] != saved_by
+                    chooses_anew = self.best_by == [name, metric] != saved_by
                     if earlier.get('better') == record['better'] and not chooses_anew:
                         record.update(earlier)
-        recalled = _record(getattr(self, 'best_metric_results', {}), self._best_by())
+        recalled = _record(getattr(self, 'best_metric_results', {}), self.best_by)
         path = run_folder.weights_path(self._folder, 'best')
         if recalled:
             self._compare_with_best_file(recalled, path)
-        if self._best_by() and _record(saved, saved_by) and not recalled and self.opt['rank'] == 0 and path.is_file():
+        if self.best_by and _record(saved, saved_by) and not recalled and self.opt['rank'] == 0 and path.is_file():
+            chooser, metric = self.best_by
             aside = run_folder.weights_path(self._folder, f'best_until_{self.last_iter}')
             path.rename(aside)
             get_root_logger().warning(
                 f'{aside} is the best by {saved_by[1]} of {saved_by[0]}; from here on {path.name} is the best by '
-                f'{self._best_by()[1]} of {self._best_by()[0]}.'
+                f'{metric} of {chooser}.'
             )
 
     def _compare_with_best_file(self, recalled: dict[str, Any], path: Path) -> None:
@@ -353,14 +357,14 @@ class RecordedModel(SRModel):
         else:
             is_lost = not path.is_file()
         if is_lost:
-            self.best_metric_results.pop(self._best_by()[0])
+            self.best_metric_results.pop(self.best_by[0])
 
     def _best_of_file(self, path: Path) -> dict[str, Any] | None:
         """The record of the best network in a file; None if it is missing, damaged or was chosen in another way."""
         with suppress(InputError):
             about = checkpoint.read_weights(path)[1]
-            if about.get('best_by') == self._best_by():
-                return {'val': about['metrics'][self._best_by()[1]], 'iter': about['iter']}
+            if about.get('best_by') == self.best_by:
+                return {'val': about['metrics'][self.best_by[1]], 'iter': about['iter']}
         return None
 
     def load_network(
