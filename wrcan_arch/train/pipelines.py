@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,7 @@ import basicsr.utils.logger
 import numpy as np
 import torch
 import yaml
-from basicsr.utils import check_resume, get_root_logger
+from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
 from torch import distributed
 
@@ -38,28 +38,11 @@ from ..errors import InputError
 from ..files import write_text
 from ..processes import STARTED_BY_TORCHRUN, Team, take_own_gpu, take_slurms_environment
 from . import results, run_folder
+from .current_run import TIMEOUT, Run, begin_run, load_resume_state
 from .lpips_metric import use_gpu
 from .options import data_paths, weight_paths
-from .step_guard import StopReasons, UntilUnreadable, ending_data_workers, ignore_signals, signals_ask
+from .step_guard import UntilUnreadable, ending_data_workers, ignore_signals
 from .wrcan_model import WRCANModel, is_wrcan_model
-
-TIMEOUT = 600  # seconds that processes wait for each other, unless dist_params:timeout says otherwise
-
-
-@dataclass
-class Run:
-    """What the toolbox's replaced functions share during one run."""
-
-    command: str = ''
-    options: dict[str, Any] = field(default_factory=dict)
-    held: ExitStack = field(default_factory=ExitStack)  # contexts that stay open until the run ends
-    team: Team | None = None  # None in a single process
-    timeout: float = TIMEOUT  # seconds that processes wait for each other
-    stop: StopReasons = field(default_factory=StopReasons)
-    resume_state: dict[str, Any] | None = None  # creating the loaders corrects its epoch
-    warnings: list[str] = field(default_factory=list)  # issued before the log is open
-    val_loaders: list[Any] = field(default_factory=list)
-    model: Any = None
 
 
 def init_dist(run: Run, launcher: str, **_: Any) -> None:
@@ -109,103 +92,6 @@ def _describe_data(root: Path) -> str:
 
 def _sha256(*parts: bytes) -> str:
     return hashlib.sha256(b'\n'.join(parts)).hexdigest()[:16]
-
-
-def load_resume_state(run: Run, opt: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the training state to resume from, or None for a new run; also take the run's signals, GPU and folder.
-
-    With auto_resume it is the state of the experiment's newest whole pair of state and weights (InputError if it has
-    pairs and none is whole); if it has none, or without auto_resume, the one that the options name. Processes that
-    torchrun restarts resume from what their predecessors saved, if those had begun to train.
-    """
-    folder = Path(opt['path']['experiments_root'])
-    _take_over(run, opt, folder)
-    state = _state_to_go_on_from(run, opt, folder)
-    if run.team:
-        run.team.agree({'the checkpoint to go on from as': str(state and state['iter'])}, timeout=run.timeout)
-    if state:
-        _go_on_from(run, opt, state, folder)
-    else:
-        _check_weights_stay(opt, folder)
-    run.resume_state = state
-    return state
-
-
-def _take_over(run: Run, opt: dict[str, Any], folder: Path) -> None:
-    """Take what this process works with: signal handlers, one GPU and, at rank 0, the experiment folder's lock."""
-    if is_wrcan_model(opt['model_type']):  # it can be asked to end; any other model's run ends at once
-        run.held.enter_context(signals_ask(run.stop))
-        if not opt['dist'] and opt['num_gpu'] > 1:
-            hint = f'torchrun --nproc_per_node={opt["num_gpu"]} -m wrcan_arch train ... takes all'
-            run.warnings.append(f'One of {opt["num_gpu"]} GPUs is taken; {hint}.')
-            opt['num_gpu'] = 1
-    if opt['rank'] == 0:
-        run.held.enter_context(run_folder.only_run_in(folder))
-        run_folder.remove_partial(folder)
-
-
-def _networks(opt: dict[str, Any]) -> list[str]:
-    return [key.removeprefix('network_') for key in opt if key.startswith('network_')]
-
-
-def _state_to_go_on_from(run: Run, opt: dict[str, Any], folder: Path) -> dict[str, Any] | None:
-    is_restart = run.team is not None and run.team.noted_before_restart(f'began {folder}')
-    if is_restart:
-        opt['auto_resume'] = True
-    named = opt['path'].get('resume_state')
-    if opt['auto_resume']:
-        state, passed_over = run_folder.newest_pair(folder, _networks(opt))
-        run.warnings += [f'Passed over: {damaged}' for damaged in passed_over]
-        if state:
-            opt['path']['resume_state'] = str(run_folder.state_path(folder, state['iter']))
-            return state
-        opt['auto_resume'] = False  # from here on the named state counts, if there is one
-        if folder.is_dir() and not named:
-            if not is_restart:  # which may be of a run that put an older one aside itself
-                _check_not_forgotten(folder)
-            run.warnings.append(f'{folder} had no training state to go on from: the run starts at iteration 0.')
-    return run_folder.read_state(named) if named else None
-
-
-def _check_not_forgotten(folder: Path) -> None:
-    """Raise InputError if what is to be resumed was put aside, as by a run without --auto_resume that made no state."""
-    if archive := run_folder.newest_archive(folder):
-        raise InputError(
-            f'{folder} has no training state, but {archive.name} beside it has: rename that to {folder.name}, in its '
-            'place, and run this again; or leave --auto_resume out to start anew'
-        )
-
-
-def _go_on_from(run: Run, opt: dict[str, Any], state: dict[str, Any], folder: Path) -> None:
-    """Have the toolbox load the weights of `state`; InputError if they are not those that it was saved with."""
-    check_resume(opt, state['iter'])
-    total_iter = int(opt['train']['total_iter'])
-    if state['iter'] >= total_iter:
-        message = f'The run is at iteration {state["iter"]} already, train:total_iter is {total_iter}'
-        run.warnings.append(f'{message}: nothing is trained.')
-    ignored = opt['path'].get('ignore_resume_networks') or ()
-    if not opt['auto_resume'] and 'network_g' in opt and 'network_g' not in ignored:
-        weights, named = Path(opt['path']['pretrain_network_g']), opt['path']['resume_state']
-        its_folder = Path(named).resolve().parent.parent
-        if not weights.is_file() and its_folder != folder.resolve():
-            raise InputError(
-                f'path:resume_state: {named} is of another experiment; give the run the name {its_folder.name}, '
-                'or begin a new one with its weights as path:pretrain_network_g'
-            )
-        run_folder.check_weights(state, weights)
-    keep = opt['logger'].get('keep_last')
-    if keep and opt['auto_resume'] and opt['rank'] == 0:  # the last save may have been killed before this
-        run_folder.remove_old(folder, state['iter'], keep)
-
-
-def _check_weights_stay(opt: dict[str, Any], folder: Path) -> None:
-    """Raise InputError if the pretrained weights lie in the folder that this new run would archive."""
-    for keys, path in weight_paths(opt).items():
-        if folder.resolve() in Path(path).resolve().parents:
-            raise InputError(
-                f"{':'.join(keys)}: {path} is in this run's own folder, which a new run puts aside; give the run "
-                'another name, or go on with --auto_resume'
-            )
 
 
 def share_of_batch(train: dict[str, Any], parts: int) -> int:
@@ -296,25 +182,9 @@ def build_model(run: Run, opt: dict[str, Any]) -> Any:
 _toolbox_build_model = basicsr.train.build_model
 
 
-def _begin_run(run: Run, opt: dict[str, Any]) -> None:
-    """Prepare the experiment's folder right before the first iteration of this run.
-
-    From here on a process that torchrun restarts resumes from what this run saves. So must --auto_resume: if the run
-    resumes from a named state, newer ones beside it are renamed.
-    """
-    folder, state = Path(opt['path']['experiments_root']), run.resume_state
-    if state and not opt['auto_resume'] and state['iter'] < int(opt['train']['total_iter']) and opt['rank'] == 0:
-        newer = run_folder.rename_newer(folder, state['iter'], _networks(opt))
-        what = f'{", ".join(newer)} as *.after_{state["iter"]}'
-        if newer:
-            get_root_logger().warning(f'Put aside, for --auto_resume to go on from this run: {what}')
-    if run.team and opt['rank'] == 0:
-        run.team.note_for_restarts(f'began {folder}')
-
-
 def message_logger(run: Run, opt: dict[str, Any], *arguments: Any, **options: Any) -> Any:
     """Return the toolbox's logger, its time left corrected by one iteration. It is made last, so begin the run here."""
-    _begin_run(run, opt)
+    begin_run(run, opt)
     logger = _toolbox_message_logger(opt, *arguments, **options)
     logger.max_iters += 1
     return logger
