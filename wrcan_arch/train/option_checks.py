@@ -285,7 +285,7 @@ def _unfit_validation(file: OptionFile) -> Iterator[str]:
 
 
 def _unfit_model(file: OptionFile) -> Iterator[str]:
-    """Yield options of WRCANModel's that SRModel would silently ignore."""
+    """Yield options of WRCANModel that SRModel would silently ignore."""
     if file.values['model_type'] != 'SRModel':
         return
     for keys in WRCAN_MODEL_ONLY:
