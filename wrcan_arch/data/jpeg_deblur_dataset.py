@@ -32,14 +32,15 @@ BRIGHTEST = 255
 
 
 @cache
-def rounded_noise(sigma: float) -> np.ndarray:
-    """Return equally likely pairs of Gaussian noise, rounded to whole grey levels: int16 (NOISE_PAIRS, 2).
+def whole_noise(sigma: float) -> np.ndarray:
+    """Return equally likely pairs of Gaussian noise, cut to whole grey levels towards zero: int16 (NOISE_PAIRS, 2).
 
-    The pairs are quantiles of the joint distribution of two independent values. A patch has whole levels, so rounding
-    the sum is rounding the noise. A lookup takes a tenth of the time of drawing normals, and at the paper's sigma no
-    level's probability is off by more than 5e-5.
+    The authors' code cuts, so at the paper's sigma of 2 the noise has a standard deviation of 1.64 and two values in
+    five are 0. The pairs are quantiles of the joint distribution of two independent values. A lookup takes a tenth of
+    the time of drawing normals, and at that sigma no level's probability is off by more than 5e-5.
     """
-    borders = torch.arange(-BRIGHTEST, BRIGHTEST, dtype=torch.float64) + 0.5  # between the levels
+    levels = torch.arange(-BRIGHTEST, BRIGHTEST, dtype=torch.float64)
+    borders = levels + (levels >= 0)  # where each level ends: those below 0 at themselves, the others at the next
     below = torch.special.ndtr(borders / sigma)
     likelihood = torch.cat([below, torch.ones(1)]).diff(prepend=torch.zeros(1))  # of each level
     joint = torch.outer(likelihood, likelihood).flatten().cumsum(0)
@@ -49,10 +50,10 @@ def rounded_noise(sigma: float) -> np.ndarray:
 
 
 def draw_noise(shape: tuple[int, ...], sigma: float, rng: np.random.Generator) -> np.ndarray:
-    """Draw rounded Gaussian noise: int16 of `shape`."""
+    """Draw Gaussian noise as of `whole_noise`: int16 of `shape`."""
     count = math.prod(shape)
     words = rng.bit_generator.random_raw(-(-count // 8))  # 64 bits each, for four pairs
-    pairs = rounded_noise(sigma).view(np.int32).ravel()  # one int32 per pair
+    pairs = whole_noise(sigma).view(np.int32).ravel()  # one int32 per pair
     return pairs.take(words.view(np.uint16), mode='wrap').view(np.int16)[:count].reshape(shape)  # no index is too large
 
 
@@ -80,8 +81,8 @@ def augment(
         patches: uint8 (H, W, 3), BGR, by role.
         rng: the draw's generator.
         hflip_prob, vflip_prob, transpose_prob, rgb_permute_prob: the probability of each.
-        noise_prob: the probability that 'lq' gets Gaussian noise, rounded and clipped to 8 bit.
-        noise_sigma: its standard deviation, on the 0-255 scale.
+        noise_prob: the probability that 'lq' gets Gaussian noise, cut to whole levels and clipped to 8 bit.
+        noise_sigma: its standard deviation before the cut, on the 0-255 scale.
 
     Returns:
         uint8 (3, H, W), RGB except for the permutation, by role.
