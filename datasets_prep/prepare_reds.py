@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import pairs
 from workers import Workers, add_workers_option, check_workers
-from wrcan_arch.data.lmdb_store import RAW_ENDING, StoreWriter, in_own_process, open_store, verify_store
+from wrcan_arch.data.lmdb_store import RAW_ENDING, StoreWriter, in_own_process, open_store, stores_in, verify_store
 from wrcan_arch.errors import InputError
 from wrcan_arch.folders import walk
 
@@ -274,8 +274,7 @@ def find_stores(places: list[Path]) -> list[Path]:
     """Return the stores that are given or lie in a given folder."""
     stores: list[Path] = []
     for place in places:
-        is_store = (place / 'data.mdb').exists() or (place.suffix == '.lmdb' and place.is_dir())
-        found = [place] if is_store else sorted(place.glob('*.lmdb'))
+        found = stores_in(place)
         if not found:
             raise InputError(f'{place}: no store and no folder of stores; give one, such as datasets/REDS')
         stores += found

@@ -31,6 +31,18 @@ def test_doctor_examines_stores_value_by_value(workplace, capfd):
     assert "data_blur.lmdb: 'photo3_000' was changed: 7 bytes with CRC-32" in said.err
 
 
+def test_doctor_takes_a_folder_of_stores_and_what_else_is_in_it(workplace, capfd):
+    """As prepare_reds.py --verify does, and makes it."""
+    Path('REDS').mkdir()
+    STORE.rename('REDS/a.lmdb')
+    assert main(['doctor', '--data', 'REDS']) == 0
+    assert capfd.readouterr().out == 'REDS/a.lmdb: sound\n'
+    Path('REDS/b.png').write_bytes(b'rubbish')
+    assert main(['doctor', '--data', 'REDS']) == 1
+    said = capfd.readouterr()
+    assert said.out == 'REDS/a.lmdb: sound\nREDS: 1 problem\n' and 'REDS/b.png: cannot be decoded' in said.err
+
+
 def test_doctor_names_the_smallest_picture_that_no_patch_fits_into(workplace, capfd):
     folders()
     for number, height in ((1, 30), (3, 20)):

@@ -106,20 +106,24 @@ def examine_data(sources: Iterable[str], found: Callable[[str], None]) -> list[s
     """Decode all data of stores, folders and option files, and compare the sizes of pairs.
 
     Args:
-        sources: paths.
+        sources: paths; of a folder that holds stores, such as datasets/REDS, each is examined.
         found: is given one line on each store or folder once it has been read.
 
     Returns:
         What is wrong, each problem once.
     """
-    from .data import audit, jpeg_deblur_dataset  # not above: `basicsr doctor` reports what cannot be imported
+    # Not above: `basicsr doctor` reports what cannot be imported.
+    from .data import audit, image_files, jpeg_deblur_dataset, lmdb_store
     from .train import option_schema, options
 
     roots: dict[str, None] = {}  # each once, in their order
     problems: dict[str, None] = {}
     for source in sources:
         if Path(source).is_dir():
-            roots[source] = None
+            stores = lmdb_store.stores_in(Path(source))
+            roots |= dict.fromkeys(map(str, stores))
+            if not stores or image_files.images_under(Path(source)):
+                roots[source] = None
         elif not Path(source).exists():
             raise InputError(f'{source}: there is no such store, folder or option file')
         else:

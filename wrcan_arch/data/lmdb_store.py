@@ -462,6 +462,12 @@ def _identity(path: str) -> Identity:
     return os.getpid(), data.st_dev, data.st_ino
 
 
+def stores_in(folder: Path) -> list[Path]:
+    """Return the stores that lie in a folder, sorted; the folder itself if it is one."""
+    is_store = (folder / 'data.mdb').exists() or (folder.suffix == '.lmdb' and folder.is_dir())
+    return [folder] if is_store else sorted(folder.glob('*.lmdb'))
+
+
 def verify_store(path: Path | str, progress: Callable[[list[str]], Iterable[str]] = iter) -> list[str]:
     """Return a line for each thing wrong with the store at `path`; none if every value has its manifest's checksum.
 
