@@ -287,7 +287,7 @@ def test_a_stopped_run_goes_on_where_it_was(scenes, run, tmp_path, monkeypatch, 
     assert printed.err.splitlines()[-1] == 'average_frames: stopped; run it again to go on'
     if change:
         os.utime(videos / 'v0.avi', (0, 0))
-    with mock.patch.object(average_frames, 'tqdm', wraps=average_frames.tqdm) as shown:
+    with mock.patch.object(average_frames, 'progress_bar', wraps=average_frames.progress_bar) as shown:
         printed = run(*arguments, '-o', 'a')
     assert shown.call_args.kwargs['initial'] == (0 if change else 9), 'the time left would be that of copying'
     assert 'a: 28 pairs (7 of 7 scenes)' + ('' if change else ', 9 of them from an earlier run') + '\n' in printed.out
