@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -146,7 +146,7 @@ def _compute(network: nn.Module, options: Options, progress: Callable[[float], N
         work.warnings.append(
             'the result differs in brightness or colour over large areas; it may be unlike the training data'
         )
-    work.restored = work.photo.with_pixels(after)
+    work.restored = replace(work.photo, pixels=after)
 
 
 def _write(options: Options, work: Work) -> None:
