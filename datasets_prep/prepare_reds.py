@@ -23,7 +23,8 @@ import numpy as np
 
 import pairs
 from workers import Workers, add_workers_option, check_workers
-from wrcan_arch.data.lmdb_store import RAW_ENDING, StoreWriter, in_own_process, open_store, stores_in, verify_store
+from wrcan_arch.data.lmdb_store import RAW_ENDING, in_own_process, open_store, stores_in, verify_store
+from wrcan_arch.data.store_writer import StoreWriter
 from wrcan_arch.errors import InputError
 from wrcan_arch.folders import walk
 from wrcan_arch.progress_bar import progress_bar

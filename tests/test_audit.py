@@ -16,7 +16,8 @@ from PIL import ExifTags, Image
 from wrcan_arch.cli import main
 from wrcan_arch.data import lmdb_store
 from wrcan_arch.data.audit import quick_problems
-from wrcan_arch.data.lmdb_store import StoreWriter, open_store
+from wrcan_arch.data.lmdb_store import open_store
+from wrcan_arch.data.store_writer import StoreWriter
 
 
 def test_doctor_examines_stores_value_by_value(workplace, capfd):

@@ -15,8 +15,9 @@ from conftest import picture
 
 import average_frames
 import pair_writer
-from wrcan_arch.data import lmdb_store
-from wrcan_arch.data.lmdb_store import StoreWriter, open_store
+from wrcan_arch.data import store_writer
+from wrcan_arch.data.lmdb_store import open_store
+from wrcan_arch.data.store_writer import StoreWriter
 from wrcan_arch.errors import InputError
 
 PREP = Path(__file__).parent.parent / 'datasets_prep'
@@ -270,7 +271,7 @@ def test_what_is_there_is_found_before_any_video_is_read(scenes, run, tmp_path, 
 
 @pytest.mark.parametrize('change', [False, True])
 def test_a_stopped_run_goes_on_where_it_was(scenes, run, tmp_path, monkeypatch, change):
-    monkeypatch.setattr(lmdb_store, 'BATCH_SIZE', 1)
+    monkeypatch.setattr(store_writer, 'BATCH_SIZE', 1)
     put, calls = StoreWriter.put, []
 
     def stopping(*arguments):

@@ -16,7 +16,7 @@ from wrcan_arch import InputError, JPEGDeblurDataset
 from wrcan_arch.data.draws import Draw, DrawSampler
 from wrcan_arch.data.jpeg import jpeg_roundtrip
 from wrcan_arch.data.jpeg_deblur_dataset import augment, draw_noise, planes, whole_noise
-from wrcan_arch.data.lmdb_store import StoreWriter
+from wrcan_arch.data.store_writer import StoreWriter
 
 NO_AUGMENTATION = dict.fromkeys(['hflip_prob', 'vflip_prob', 'transpose_prob', 'rgb_permute_prob', 'noise_prob'], 0)
 
