@@ -16,7 +16,7 @@ from wrcan_arch import InputError, JPEGDeblurDataset
 from wrcan_arch.data.draws import Draw, DrawSampler
 from wrcan_arch.data.jpeg import jpeg_roundtrip
 from wrcan_arch.data.jpeg_deblur_dataset import augment, draw_noise, planes, whole_noise
-from wrcan_arch.data.lmdb_store import StoreWriter
+from wrcan_arch.data.store_writer import StoreWriter
 
 NO_AUGMENTATION = dict.fromkeys(['hflip_prob', 'vflip_prob', 'transpose_prob', 'rgb_permute_prob', 'noise_prob'], 0)
 
@@ -103,7 +103,8 @@ def test_patches_show_one_place_of_frame_and_of_its_whole_jpeg(options):
 
 def test_patches_lie_anywhere_in_a_frame_and_are_as_large_as_it(options):
     place = np.add.outer(np.arange(60) * 4, np.zeros(72, int)), np.add.outer(np.zeros(60, int), np.arange(72) * 3)
-    with mock.patch.object(JPEGDeblurDataset, 'decode', lambda *_: np.dstack([*place, place[0]]).astype(np.uint8)):
+    decode = 'wrcan_arch.data.jpeg_deblur_dataset.decode_frame'
+    with mock.patch(decode, lambda *_: np.dstack([*place, place[0]]).astype(np.uint8)):
         dataset = JPEGDeblurDataset({**options, **NO_AUGMENTATION, 'jpeg_quality': None})
         corners = {tuple(as_bgr(dataset[Draw(0, number)]['gt'])[0, 0, :2] // (4, 3)) for number in range(600)}
         whole = JPEGDeblurDataset({**options, **NO_AUGMENTATION, 'gt_size': 60, 'jpeg_quality': None})[Draw(0, 0)]
