@@ -40,7 +40,8 @@ def score_share(model: Any, dataset: Any, current_iter: int, save_img: bool) -> 
     mine: dict[str, dict[str, float]] = {}
     seconds = 0.0
     share = range(rank, len(dataset), world_size)
-    for index in progress_bar(share, disable=rank > 0 or not model.opt['val'].get('pbar')):
+    hidden = rank > 0 or not model.opt['val'].get('pbar')
+    for index in progress_bar(share, desc=dataset.opt['name'], unit='image', disable=hidden):
         try:
             item = dataset[index]
         except Exception as error:
