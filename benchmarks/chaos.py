@@ -39,7 +39,7 @@ import make_blur
 import prepare_reds
 from wrcan_arch import WRCAN, InputError, cli
 from wrcan_arch.checkpoint import read_file, source_commit, write_weights
-from wrcan_arch.data import lmdb_store
+from wrcan_arch.data import store_writer
 from wrcan_arch.data.lmdb_store import verify_store
 from wrcan_arch.look.report import read_curves
 from wrcan_arch.train import run_folder
@@ -422,7 +422,7 @@ def main() -> int:
     random.seed(arguments.seed)
     source_commit()  # cached here for all children
     started = time.monotonic()
-    lmdb_store.BATCH_SIZE = 20_000  # else a store this small would be written in one batch
+    store_writer.BATCH_SIZE = 20_000  # else a store this small would be written in one batch
     with tempfile.TemporaryDirectory(prefix='chaos-') as place:
         folder = Path(place)
         folder.chmod(0o755)

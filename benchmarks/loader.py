@@ -19,7 +19,8 @@ from skimage import data
 
 from wrcan_arch import JPEGDeblurDataset
 from wrcan_arch.data.draws import Draw
-from wrcan_arch.data.lmdb_store import RAW_ENDING, StoreWriter
+from wrcan_arch.data.lmdb_store import RAW_ENDING
+from wrcan_arch.data.store_writer import StoreWriter
 
 PATCH = 256
 QUALITY = 25

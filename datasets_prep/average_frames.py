@@ -26,6 +26,7 @@ from pair_writer import PairWriter, pair_stores
 from wrcan_arch.data.image_files import is_image, key_for
 from wrcan_arch.errors import InputError
 from wrcan_arch.folders import walk
+from wrcan_arch.progress_bar import progress_bar
 
 VIDEO_ENDINGS = ('.mp4', '.mov', '.m4v', '.avi', '.mkv', '.webm', '.mpg', '.mpeg', '.mts', '.m2ts', '.wmv', '.3gp')
 
@@ -255,7 +256,7 @@ def plan_windows(videos: dict[str, Path], arguments: argparse.Namespace) -> tupl
     counts = {name: count_frames(video) for name, video in videos.items()}
     left_out = Counter({'over a cut': 0, 'standing still': 0, 'too short': 0})
     planned, notes = [], []
-    with tqdm(total=sum(counts.values()), unit='frame', desc='find cuts') as progress:
+    with progress_bar(total=sum(counts.values()), unit='frame', desc='find cuts') as progress:
         for number, (name, video) in enumerate(videos.items()):
             changes, over_window, cut_short = survey(read_frames(video), place_windows(arguments, number), progress)
             found, longest = len(changes), arguments.frames[-1]
@@ -334,7 +335,7 @@ def write_pairs(arguments: argparse.Namespace) -> None:
             for number, (video, windows) in enumerate(planned)
         }
         kept = writer.kept.total()
-        with tqdm(total=sizes.total(), initial=kept, unit='pair', desc=arguments.out.name) as progress:
+        with progress_bar(total=sizes.total(), initial=kept, unit='pair', desc=arguments.out.name) as progress:
             for video in missing:
                 if lost := write_video(video, missing[video], writer, progress):
                     less = pairs.counted(lost, 'pair')

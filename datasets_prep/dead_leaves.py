@@ -14,12 +14,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 import pairs
 from wrcan_arch.data.image_files import size_of_image, write_png
 from wrcan_arch.errors import InputError
 from wrcan_arch.files import check_writable
+from wrcan_arch.progress_bar import progress_bar
 
 MIN_RADIUS = 2.5  # pixels, of the smallest leaf in the busiest image
 COVER = 3.0  # leaves' area over the image's: about e^-3 of the ground stays visible
@@ -214,7 +214,7 @@ def write_images(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) < least:
             raise InputError(f'--{name} {getattr(arguments, name)}: at least {least}')
     check_writable(arguments.out)
-    for index in tqdm(range(arguments.count), unit='image', desc=str(arguments.out)):
+    for index in progress_bar(range(arguments.count), unit='image', desc=str(arguments.out)):
         path = arguments.out / f'leaves_{arguments.seed}_{index:06d}.png'
         if path.exists():
             if size_of_image(path) != (arguments.size, arguments.size):

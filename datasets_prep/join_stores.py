@@ -10,13 +10,13 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 import pairs
 from pair_writer import written_together
 from wrcan_arch.data.image_files import decode_image, key_for
 from wrcan_arch.data.lmdb_store import RAW_ENDING, Record, Store, open_store, read_manifest
 from wrcan_arch.errors import InputError
+from wrcan_arch.progress_bar import progress_bar
 
 
 def open_pair(source: Path) -> dict[str, Store]:
@@ -68,7 +68,7 @@ def join(sources: list[Path], out: Path, *, raw: bool) -> int:
     with written_together(kinds) as joined:
         for source, stores in found.items():
             records = {role: records_of(store) for role, store in stores.items()}
-            for key in tqdm(stores['blur'].keys(), unit='pair', desc=source.name, leave=False):
+            for key in progress_bar(stores['blur'].keys(), unit='pair', desc=source.name, leave=False):
                 for role, store in stores.items():
                     value, ending, shape = checked_value(store, key, records[role]), store.ending(key), store.shape(key)
                     if kinds[f'{out}_{role}'] == 'raw':

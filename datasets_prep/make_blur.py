@@ -13,7 +13,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 import exposure
 import pair_script
@@ -22,6 +21,7 @@ from pair_writer import pair_stores
 from workers import Workers, add_workers_option, check_workers
 from wrcan_arch.data.image_files import IMAGE_ENDINGS, images_under, is_image, key_for
 from wrcan_arch.errors import InputError
+from wrcan_arch.progress_bar import progress_bar
 
 WIDEST = 32766  # pixels a side, the limit of OpenCV's remap
 LARGE = 4_000_000  # pixels
@@ -81,7 +81,7 @@ def check_photos(photos: dict[str, Path], largest: int | None, *, grid: int, far
         workers: decode the photographs.
     """
     looked = workers.in_order(look_at, ((photo, largest, grid, farthest) for photo in photos.values()))
-    found = list(tqdm(looked, total=len(photos), unit='photograph', desc='look at each'))
+    found = list(progress_bar(looked, total=len(photos), unit='photograph', desc='look at each'))
     if faults := [fault for fault, _ in found if fault]:
         more = [f'and {len(faults) - SHOWN_FAULTS} more'] if len(faults) > SHOWN_FAULTS else []
         raise InputError('\n'.join([*faults[:SHOWN_FAULTS], *more]))
@@ -208,7 +208,9 @@ def write_pairs(arguments: argparse.Namespace) -> None:
                         missing.append((name, key, source))
                         calls.append((photo, number, copy, options))
             made = workers.in_order(make_pair, calls)
-            progress = tqdm(made, total=total, initial=total - len(missing), unit='pair', desc=arguments.out.name)
+            progress = progress_bar(
+                made, total=total, initial=total - len(missing), unit='pair', desc=arguments.out.name
+            )
             for (name, key, source), (pair, shape) in zip(missing, progress, strict=True):
                 writer.put(name, key, pair, shape, source)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pair_writer import store_names
 from pairs import FILE_ENDINGS, GO_ON, errors_in_one_line, out_name, quality_range
-from wrcan_arch.data.lmdb_store import is_complete, partial_of
+from wrcan_arch.data.store_writer import is_complete, partial_of
 from wrcan_arch.errors import InputError
 from wrcan_arch.files import check_writable
 

@@ -12,8 +12,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from pairs import FILE_ENDINGS, counted
-from wrcan_arch.data import lmdb_store
-from wrcan_arch.data.lmdb_store import StoreWriter, partial_of
+from wrcan_arch.data import store_writer
+from wrcan_arch.data.store_writer import StoreWriter, partial_of
 from wrcan_arch.errors import InputError
 
 
@@ -124,7 +124,7 @@ class PairWriter:
             self._files.add(file)
         self.made[scene] += 1
         self._waiting += sum(map(len, pair.values()))
-        if self._waiting >= lmdb_store.BATCH_SIZE:
+        if self._waiting >= store_writer.BATCH_SIZE:
             self.flush()
 
     def flush(self) -> None:

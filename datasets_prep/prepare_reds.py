@@ -20,13 +20,14 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from tqdm import tqdm
 
 import pairs
 from workers import Workers, add_workers_option, check_workers
-from wrcan_arch.data.lmdb_store import RAW_ENDING, StoreWriter, in_own_process, open_store, verify_store
+from wrcan_arch.data.lmdb_store import RAW_ENDING, in_own_process, open_store, stores_in, verify_store
+from wrcan_arch.data.store_writer import StoreWriter
 from wrcan_arch.errors import InputError
 from wrcan_arch.folders import walk
+from wrcan_arch.progress_bar import progress_bar
 
 SEQUENCES = {'train': 240, 'val': 30, 'test': 30}
 FRAMES = 100  # in each sequence
@@ -227,7 +228,7 @@ def write_store(path: Path, frames: dict[str, Frame], ending: str, size: tuple[i
             else:
                 missing.append(frame)
         kept = len(frames) - len(missing)
-        with tqdm(total=len(frames), initial=kept, unit='frame', desc=path.name) as progress:
+        with progress_bar(total=len(frames), initial=kept, unit='frame', desc=path.name) as progress:
             loaded = workers.in_order(load_frame, ((frame, size, kind == 'raw') for frame in missing))
             for frame, (value, shape) in zip(missing, loaded, strict=True):
                 store.put(frame.key, ending, value, shape, frame.source)
@@ -274,8 +275,7 @@ def find_stores(places: list[Path]) -> list[Path]:
     """Return the stores that are given or lie in a given folder."""
     stores: list[Path] = []
     for place in places:
-        is_store = (place / 'data.mdb').exists() or (place.suffix == '.lmdb' and place.is_dir())
-        found = [place] if is_store else sorted(place.glob('*.lmdb'))
+        found = stores_in(place)
         if not found:
             raise InputError(f'{place}: no store and no folder of stores; give one, such as datasets/REDS')
         stores += found
@@ -286,7 +286,7 @@ def verify(stores: list[Path]) -> int:
     """Print what is wrong with each store; return how many are not sound."""
     failed = 0
     for path in stores:
-        read = partial(verify_store, progress=partial(tqdm, unit='value', desc=path.name))
+        read = partial(verify_store, progress=partial(progress_bar, unit='value', desc=path.name))
         problems = in_own_process(read, path)
         for problem in problems[:SHOWN_PROBLEMS]:
             print(f'prepare_reds: {problem}', file=sys.stderr)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from wrcan_arch import InputError  # first, as its repairs make basicsr importable in every test
 from wrcan_arch.cli import main
+from wrcan_arch.data.store_writer import StoreWriter
 
 if 'PYTEST_XDIST_WORKER' in os.environ:  # one of several processes, which share the cores
     os.environ['OMP_NUM_THREADS'] = '1'
@@ -53,6 +54,14 @@ def golden() -> dict[str, torch.Tensor]:
 @pytest.fixture(scope='session')
 def official_weights() -> Path:
     return DATA / 'official_small.pt'
+
+
+def write_store(path: Path, count: int = 5, size: int = 1000) -> Path:
+    """Write a store of `count` values of `size` bytes, none of them an image."""
+    with StoreWriter(path) as store:
+        for number in range(count):
+            store.put(f'{number:03d}_00000000', '.jpg', bytes([number]) * size, (72, 128, 3))
+    return path
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:

@@ -16,7 +16,8 @@ from PIL import ExifTags, Image
 from wrcan_arch.cli import main
 from wrcan_arch.data import lmdb_store
 from wrcan_arch.data.audit import quick_problems
-from wrcan_arch.data.lmdb_store import StoreWriter, open_store
+from wrcan_arch.data.lmdb_store import open_store
+from wrcan_arch.data.store_writer import StoreWriter
 
 
 def test_doctor_examines_stores_value_by_value(workplace, capfd):
@@ -29,6 +30,18 @@ def test_doctor_examines_stores_value_by_value(workplace, capfd):
     said = capfd.readouterr()
     assert said.out.splitlines() == ['data_blur.lmdb: 1 problem', 'data_sharp.lmdb: sound']
     assert "data_blur.lmdb: 'photo3_000' was changed: 7 bytes with CRC-32" in said.err
+
+
+def test_doctor_takes_a_folder_of_stores_and_what_else_is_in_it(workplace, capfd):
+    """As prepare_reds.py --verify does, and makes it."""
+    Path('REDS').mkdir()
+    STORE.rename('REDS/a.lmdb')
+    assert main(['doctor', '--data', 'REDS']) == 0
+    assert capfd.readouterr().out == 'REDS/a.lmdb: sound\n'
+    Path('REDS/b.png').write_bytes(b'rubbish')
+    assert main(['doctor', '--data', 'REDS']) == 1
+    said = capfd.readouterr()
+    assert said.out == 'REDS/a.lmdb: sound\nREDS: 1 problem\n' and 'REDS/b.png: cannot be decoded' in said.err
 
 
 def test_doctor_names_the_smallest_picture_that_no_patch_fits_into(workplace, capfd):
@@ -153,7 +166,7 @@ def one_folder_further_down():
             one_folder_further_down,
             'finds no images in data_blur; of a folder it takes no folders inside',
         ),
-        (lambda: Path('data_sharp/photo3_000.png').write_text('x'), 'data_sharp/photo3_000.png is not a readable'),
+        (lambda: Path('data_sharp/photo3_000.png').write_text('x'), "photo3_000.png' in data_sharp is not a readable"),
     ],
 )
 def test_pairs_of_the_toolboxs_data_set_are_checked_as_ours_are(workplace, capfd, prepare, expected):

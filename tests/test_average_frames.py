@@ -15,8 +15,9 @@ from conftest import picture
 
 import average_frames
 import pair_writer
-from wrcan_arch.data import lmdb_store
-from wrcan_arch.data.lmdb_store import StoreWriter, open_store
+from wrcan_arch.data import store_writer
+from wrcan_arch.data.lmdb_store import open_store
+from wrcan_arch.data.store_writer import StoreWriter
 from wrcan_arch.errors import InputError
 
 PREP = Path(__file__).parent.parent / 'datasets_prep'
@@ -270,7 +271,7 @@ def test_what_is_there_is_found_before_any_video_is_read(scenes, run, tmp_path, 
 
 @pytest.mark.parametrize('change', [False, True])
 def test_a_stopped_run_goes_on_where_it_was(scenes, run, tmp_path, monkeypatch, change):
-    monkeypatch.setattr(lmdb_store, 'BATCH_SIZE', 1)
+    monkeypatch.setattr(store_writer, 'BATCH_SIZE', 1)
     put, calls = StoreWriter.put, []
 
     def stopping(*arguments):
@@ -287,7 +288,7 @@ def test_a_stopped_run_goes_on_where_it_was(scenes, run, tmp_path, monkeypatch, 
     assert printed.err.splitlines()[-1] == 'average_frames: stopped; run it again to go on'
     if change:
         os.utime(videos / 'v0.avi', (0, 0))
-    with mock.patch.object(average_frames, 'tqdm', wraps=average_frames.tqdm) as shown:
+    with mock.patch.object(average_frames, 'progress_bar', wraps=average_frames.progress_bar) as shown:
         printed = run(*arguments, '-o', 'a')
     assert shown.call_args.kwargs['initial'] == (0 if change else 9), 'the time left would be that of copying'
     assert 'a: 28 pairs (7 of 7 scenes)' + ('' if change else ', 9 of them from an earlier run') + '\n' in printed.out

@@ -17,7 +17,7 @@ from damage import STORE, add, bomb, change, folders, png, swap, value, write
 from wrcan_arch import WRCAN
 from wrcan_arch.checkpoint import write_atomically, write_weights
 from wrcan_arch.cli import main
-from wrcan_arch.data.lmdb_store import StoreWriter
+from wrcan_arch.data.store_writer import StoreWriter
 from wrcan_arch.train.options import read_options
 
 TRAIN = ['train', '-opt', 'train.yml']

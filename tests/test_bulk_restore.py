@@ -284,7 +284,7 @@ def test_what_has_a_result_can_be_left_out(tmp_path):
     summary = restore_photos(Same(), plan([tmp_path / 'in'], out=tmp_path / 'out'), options=options)
     assert (summary.restored, summary.skipped) == (2, 1)
     assert (tmp_path / 'out' / '1.png').read_text() == 'done before'
-    assert summary.lines()[0] == '2 of 2 restored, 1 had a result already'
+    assert summary.lines()[0] == '2 of 3 restored, 1 had a result already'
 
 
 def test_time_left_is_of_what_is_not_done(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from damage import swap
 from fresh import run_python
 from packaging.requirements import Requirement
 
-from wrcan_arch import cli
+from wrcan_arch import cli, doctor
 from wrcan_arch.errors import RunError
 
 
@@ -220,6 +220,10 @@ def test_doctor_prints_versions_repairs_and_what_is_missing(capsys, monkeypatch)
     text = capsys.readouterr().out
     for part in ('basicsr', '1.4.2', 'torch', 'GPU', 'functional_tensor', 'load_resume_state', 'Nothing is missing'):
         assert part in text
+    monkeypatch.setenv('COLUMNS', '60')  # of a terminal
+    assert cli.main(['doctor']) == 0
+    narrow = capsys.readouterr().out
+    assert max(map(len, narrow.splitlines())) <= 60 and narrow.split() == text.split()
     asked = [Requirement('torch>=99'), Requirement('no-such-package'), Requirement('numpy')]
     monkeypatch.setattr('wrcan_arch.doctor.requirements', lambda: asked)
     assert cli.main(['doctor']) == 1
@@ -238,6 +242,19 @@ def test_doctor_tries_what_is_installed(capsys, monkeypatch, error):
     assert cli.main(['doctor']) == 1
     said = capsys.readouterr().out
     assert f'UNUSABLE: {error}\n' in said and 'Missing, unfit or unusable: opencv-python\n' in said
+
+
+@pytest.mark.parametrize(
+    ('package', 'advice'),
+    [
+        ('wrcan-arch', 'pip install --no-build-isolation .'),
+        ('basicsr==1.4.2', 'pip install --no-build-isolation "basicsr==1.4.2"'),
+        ('lmdb>=1.4', 'pip install "lmdb>=1.4"'),
+    ],
+)
+def test_doctor_says_how_to_install_what_is_missing(monkeypatch, package, advice):
+    monkeypatch.setattr(metadata, 'version', mock.Mock(side_effect=metadata.PackageNotFoundError))
+    assert doctor._row_of(Requirement(package))[1:] == ('MISSING', advice)
 
 
 def test_doctor_tells_of_heic(capsys, monkeypatch):

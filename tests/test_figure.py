@@ -10,7 +10,7 @@ from basicsr.metrics import calculate_psnr
 from conftest import picture
 
 from wrcan_arch import InputError
-from wrcan_arch.data.lmdb_store import StoreWriter
+from wrcan_arch.data.store_writer import StoreWriter
 from wrcan_arch.look.figure import PAPER_FRAMES, draw, make_figure, read_rows
 
 FRAMES = [f'{sequence:03}_{frame:08}' for sequence in range(5) for frame in range(2)]

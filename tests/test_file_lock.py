@@ -1,4 +1,4 @@
-"""Tests the file lock. test_lmdb_store.py and test_run_folder.py test it between two processes."""
+"""Tests the file lock. test_store_writer.py and test_run_folder.py test it between two processes."""
 
 import errno
 import os

@@ -9,7 +9,8 @@ import pytest
 from conftest import picture
 
 import join_stores
-from wrcan_arch.data.lmdb_store import Store, StoreWriter, open_store, verify_store
+from wrcan_arch.data.lmdb_store import Store, open_store, verify_store
+from wrcan_arch.data.store_writer import StoreWriter
 
 
 @pytest.mark.parametrize('store', ['encoded', 'raw'])

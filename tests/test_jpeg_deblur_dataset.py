@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader
 from wrcan_arch import InputError, JPEGDeblurDataset
 from wrcan_arch.data.draws import Draw, DrawSampler
 from wrcan_arch.data.jpeg import jpeg_roundtrip
-from wrcan_arch.data.jpeg_deblur_dataset import augment, draw_noise, planes, rounded_noise
-from wrcan_arch.data.lmdb_store import StoreWriter
+from wrcan_arch.data.jpeg_deblur_dataset import augment, draw_noise, planes, whole_noise
+from wrcan_arch.data.store_writer import StoreWriter
 
 NO_AUGMENTATION = dict.fromkeys(['hflip_prob', 'vflip_prob', 'transpose_prob', 'rgb_permute_prob', 'noise_prob'], 0)
 
@@ -103,7 +103,8 @@ def test_patches_show_one_place_of_frame_and_of_its_whole_jpeg(options):
 
 def test_patches_lie_anywhere_in_a_frame_and_are_as_large_as_it(options):
     place = np.add.outer(np.arange(60) * 4, np.zeros(72, int)), np.add.outer(np.zeros(60, int), np.arange(72) * 3)
-    with mock.patch.object(JPEGDeblurDataset, 'decode', lambda *_: np.dstack([*place, place[0]]).astype(np.uint8)):
+    decode = 'wrcan_arch.data.jpeg_deblur_dataset.decode_frame'
+    with mock.patch(decode, lambda *_: np.dstack([*place, place[0]]).astype(np.uint8)):
         dataset = JPEGDeblurDataset({**options, **NO_AUGMENTATION, 'jpeg_quality': None})
         corners = {tuple(as_bgr(dataset[Draw(0, number)]['gt'])[0, 0, :2] // (4, 3)) for number in range(600)}
         whole = JPEGDeblurDataset({**options, **NO_AUGMENTATION, 'gt_size': 60, 'jpeg_quality': None})[Draw(0, 0)]
@@ -273,15 +274,17 @@ def test_noise_is_on_the_blurred_patch_alone_with_its_sigma():
     grey = np.full((200, 200, 3), 128, np.uint8)
     turned = augment({'lq': grey, 'gt': grey}, np.random.default_rng(0), **{**NO_AUGMENTATION, 'noise_prob': 1})
     assert (turned['gt'] == 128).all()
-    assert turned['lq'].std() == pytest.approx(np.sqrt(4 + 1 / 12), abs=0.02)  # sigma 2, and the rounding
+    cut = np.random.default_rng(1).normal(0, 2, 10**6).astype(int)  # as the authors' code does; rounded it has 2.02
+    assert turned['lq'].std() == pytest.approx(cut.std(), abs=0.02)
     black = augment({'lq': grey * 0}, np.random.default_rng(0), **{**NO_AUGMENTATION, 'noise_prob': 1})['lq']
     assert black.max() < 20, 'clipped, not wrapped'
 
 
 @pytest.mark.parametrize('sigma', [0.5, 2, 8.0])
-def test_rounded_noise_is_the_normal_distributions(sigma):
-    levels, pairs = np.arange(-60, 61), rounded_noise(sigma)
-    expected = norm.cdf(levels + 0.5, scale=sigma) - norm.cdf(levels - 0.5, scale=sigma)
+def test_noise_is_the_normal_distributions_cut_towards_zero(sigma):
+    levels, pairs = np.arange(-60, 61), whole_noise(sigma)
+    above = norm.cdf(np.arange(1, 62), scale=sigma) - norm.cdf(np.arange(61), scale=sigma)
+    expected = np.concatenate([above[:0:-1], [2 * above[0]], above[1:]])
     joint = np.zeros((len(levels), len(levels)))
     np.add.at(joint, tuple(pairs.T + 60), 1 / len(pairs))
     np.testing.assert_allclose(joint, np.outer(expected, expected), atol=2e-5)
@@ -291,7 +294,7 @@ def test_rounded_noise_is_the_normal_distributions(sigma):
 
 @pytest.mark.parametrize(('sigma', 'most'), [(0.0, 0), (1e4, 255)])
 def test_noise_without_and_beyond_all_measure_stays_in_range(sigma, most):
-    assert abs(rounded_noise(sigma)).max() == most
+    assert abs(whole_noise(sigma)).max() == most
     for shape in ((1, 1, 3), (3, 5, 3), (0, 4, 3)):
         noise = draw_noise(shape, sigma, np.random.default_rng(0))
         assert noise.shape == shape and noise.dtype == np.int16

@@ -17,8 +17,9 @@ from PIL import Image
 import make_blur
 import pairs
 import skimage_photos
-from wrcan_arch.data import lmdb_store
-from wrcan_arch.data.lmdb_store import StoreWriter, open_store
+from wrcan_arch.data import store_writer
+from wrcan_arch.data.lmdb_store import open_store
+from wrcan_arch.data.store_writer import StoreWriter
 from wrcan_arch.errors import InputError
 from wrcan_arch.train import option_checks, options
 
@@ -402,7 +403,7 @@ def stop_at(count, how):
 
 
 def run_and_die(count, batch, arguments):
-    lmdb_store.BATCH_SIZE = batch
+    store_writer.BATCH_SIZE = batch
     sys.argv = ['make_blur.py', *arguments]
     with stop_at(count, lambda: os.kill(os.getpid(), signal.SIGKILL)):
         make_blur.main()

@@ -7,7 +7,7 @@ import torch
 import yaml
 
 from wrcan_arch import InputError, checkpoint, inference, precision
-from wrcan_arch.data.lmdb_store import StoreWriter
+from wrcan_arch.data.store_writer import StoreWriter
 from wrcan_arch.train import option_checks, option_schema, options
 from wrcan_arch.weights import SHIPPED
 

@@ -18,8 +18,9 @@ from basicsr.data import build_dataset
 from conftest import picture
 
 import prepare_reds
-from wrcan_arch.data import lmdb_store
-from wrcan_arch.data.lmdb_store import StoreWriter, open_store, verify_store
+from wrcan_arch.data import store_writer
+from wrcan_arch.data.lmdb_store import open_store, verify_store
+from wrcan_arch.data.store_writer import StoreWriter
 
 SCRIPT = Path(__file__).parent.parent / 'datasets_prep' / 'prepare_reds.py'
 
@@ -242,7 +243,7 @@ def kill_at(name, count):
 
 
 def run_and_die(place, batch, arguments):
-    lmdb_store.BATCH_SIZE = batch
+    store_writer.BATCH_SIZE = batch
     kill_at(*place)
     sys.argv = ['prepare_reds.py', '--workers', '2', *arguments]
     prepare_reds.main()
@@ -288,15 +289,15 @@ def test_killed_program_leaves_no_process_and_no_store(downloads, method, count)
     """The real program, killed from outside while its workers run; a slow disk stands for a long run."""
     program = (
         'import multiprocessing, time, prepare_reds as p\n'
-        'from wrcan_arch.data import lmdb_store\n'
+        'from wrcan_arch.data import store_writer\n'
         "if __name__ == '__main__':\n"
         f'    multiprocessing.set_start_method({method!r})\n'
-        '    put = lmdb_store.StoreWriter.put\n'
+        '    put = store_writer.StoreWriter.put\n'
         '    def slow_put(*a):\n'
         '        put(*a)\n'
         '        print([process.pid for process in multiprocessing.active_children()], flush=True)\n'
         '        time.sleep(60)\n'
-        '    lmdb_store.StoreWriter.put = slow_put\n'
+        '    store_writer.StoreWriter.put = slow_put\n'
         '    p.main()\n'
     )
     Path('slow.py').write_text(program)
@@ -450,7 +451,7 @@ def test_reds_own_numbers_and_size_are_expected(reds, tmp_path, monkeypatch, cap
 
 def test_run_after_a_repaired_frame_takes_only_what_is_missing(reds, downloads, monkeypatch, capsys):
     """Frames stored before the damaged one are kept, but for one that changed since: it is read again."""
-    monkeypatch.setattr(lmdb_store, 'BATCH_SIZE', 1)
+    monkeypatch.setattr(store_writer, 'BATCH_SIZE', 1)
     good, bad = Path(FIRST), Path('tree/train/train_sharp/002/00000001.png')
     shutil.copy(LAST, good)
     bad.rename('kept')
@@ -469,7 +470,7 @@ def test_run_after_a_repaired_frame_takes_only_what_is_missing(reds, downloads, 
 
 
 def test_partial_store_of_the_other_kind_or_cut_is_started_anew(reds, downloads, monkeypatch, capsys):
-    monkeypatch.setattr(lmdb_store, 'BATCH_SIZE', 1)
+    monkeypatch.setattr(store_writer, 'BATCH_SIZE', 1)
     partial = downloads / 'out' / 'train_sharp.lmdb.partial'
     arguments = ['tree/train/train_sharp', '-o', 'out']
     last = Path('tree/train/train_sharp/002/00000003.png')
@@ -490,7 +491,7 @@ def test_full_disk_is_named_and_the_next_run_goes_on(reds, downloads, monkeypatc
     """A limit on file size stands for a full disk: the same system call of the writer fails."""
     import resource
 
-    monkeypatch.setattr(lmdb_store, 'BATCH_SIZE', 1)
+    monkeypatch.setattr(store_writer, 'BATCH_SIZE', 1)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, limits[1]))
     try:

@@ -8,8 +8,9 @@ import cv2
 import pytest
 from conftest import picture
 
-from wrcan_arch.cli import build_parser
+from wrcan_arch.cli import build_parser, main
 from wrcan_arch.train import option_checks, options
+from wrcan_arch.weights import SHIPPED
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,12 +41,13 @@ def test_there_are_commands_of_each_kind():
     assert {'basicsr', 'wrcan_arch', 'python'} <= found
 
 
-def test_option_file_of_readme_is_sound(tmp_path, monkeypatch):
-    (text,) = re.findall('```yaml\n(.*?)```', (ROOT / 'README.md').read_text(encoding='utf-8'), re.DOTALL)
+def test_option_files_of_readme_are_sound(tmp_path, monkeypatch):
+    texts = re.findall('```yaml\n(.*?)```', (ROOT / 'README.md').read_text(encoding='utf-8'), re.DOTALL)
     monkeypatch.chdir(tmp_path)
     Path('options').symlink_to(ROOT / 'options')
-    Path('mine.yml').write_text(text)
-    for part in ('train', 'val'):
+    for name, text in zip(('mine.yml', 'test_mine.yml'), texts, strict=True):
+        Path(name).write_text(text)
+    for part in ('train', 'val', 'test'):
         for role, ending in (('blurred', 'jpg'), ('sharp', 'png')):
             Path(part, role).mkdir(parents=True)
             for number in range(2):
@@ -53,6 +55,9 @@ def test_option_file_of_readme_is_sound(tmp_path, monkeypatch):
     file = options.read_options('mine.yml')
     option_checks.check(file, 'train')
     assert file.values['name'] == 'mine' and file.values['datasets']['train']['blurred_quality'] == [40, 90]
+    Path('experiments/mine/models').mkdir(parents=True)
+    assert main(['convert', str(SHIPPED['small']), '-o', 'experiments/mine/models/net_g_best.pth']) == 0
+    option_checks.check(options.read_options('test_mine.yml'), 'test')
 
 
 def test_page_of_options_names_those_that_there_are():

@@ -34,7 +34,7 @@ HASH = '0123456789abcdef' * 4
 
 def write(
     folder, name, metrics, dataset='REDS_val', weights=HASH, images=3000, network=None, protocol=None, scored=None,
-    more=None, key=None,
+    more=None, key=None, training=None,
 ):  # fmt: skip
     """Write a result as a test with the row's option file does; `network` and `scored` change its options."""
     (folder / name).mkdir(exist_ok=True)
@@ -43,7 +43,7 @@ def write(
     about = {
         'name': name,
         'protocol': protocol or Request(**opt['val']['inference']).describe(torch.device('cpu')),
-        'weights': weights and {'path': 'w.pth', 'sha256': weights, 'key': key},
+        'weights': weights and {'path': 'w.pth', 'sha256': weights, 'key': key, 'training': training},
         'network_g': opt['network_g'] | (network or {}),
         'metric_options': {name: each | (scored or {}) for name, each in opt['val'].get('metrics', {}).items()}
         | (more or {}),
@@ -114,11 +114,18 @@ def test_result_of_other_images_another_network_or_protocol_is_not_set_against_t
     assert found['test_table2_row7']['PSNR measured'] == '4.76'
 
 
-def test_further_metrics_and_the_set_of_weights_are_no_difference(tmp_path):
+def test_further_metrics_and_the_origin_of_the_weights_are_no_difference(tmp_path):
     more = {'psnr_y': {'type': 'calculate_psnr', 'crop_border': 4, 'test_y_channel': True}}
-    write(tmp_path, 'test_table2_row3', {'psnr': 28.93, 'ssim': 0.81, 'psnr_y': 30.0}, more=more, key='params_ema')
+    write(
+        tmp_path,
+        'test_table2_row3',
+        {'psnr': 28.93, 'ssim': 0.81, 'psnr_y': 30.0},
+        more=more,
+        key='params_ema',
+        training='mine',
+    )
     row = cells(compare(tmp_path))['test_table2_row3']
-    assert (row['note'], row['PSNR difference'], row['weights']) == ('', '+0.00', '0123456789ab params_ema')
+    assert (row['note'], row['PSNR difference'], row['weights']) == ('', '+0.00', '0123456789ab params_ema a')
 
 
 def test_scores_that_no_test_measures_have_no_columns(tmp_path):

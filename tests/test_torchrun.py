@@ -205,7 +205,7 @@ def test_restoring_survives_a_death_and_tells_everything_once(job):
     assert Path('dies').exists() and Path('attempts_0').read_text().split() == ['0', '1', '2']
     assert sorted(path.name for path in Path('out').iterdir()) == sorted(f'{number}.png' for number in range(12))
     assert ended.stderr.count('many/bad.png') == 1
-    bars = [each for each in ended.stderr.split('\r') if 'restore: 100%' in each]
+    bars = [each for each in ended.stderr.splitlines() if 'restore: 100%' in each]
     assert len(bars) <= 2 and len(re.findall(r'\d of \d+ restored', ended.stdout)) == 1, ended.stdout
     assert '/wrcan_arch/' not in ended.stderr, 'no traceback of ours'
 

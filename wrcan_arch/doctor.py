@@ -1,6 +1,8 @@
-"""Report what is installed, missing or repaired: the table of `basicsr doctor`."""
+"""Report what is installed, missing or repaired, or whether data is whole: `basicsr doctor`."""
 
 import platform
+import shutil
+import textwrap
 from collections.abc import Callable, Iterable
 from importlib import import_module, metadata
 from pathlib import Path
@@ -32,11 +34,18 @@ def _installed() -> list[Row]:
     return [*rows, ('pi-heif', 'none', f'for HEIC: {HEIC}') if heic[1] == 'MISSING' else heic]
 
 
+def _how_to_install(package: Requirement) -> str:
+    if package.name == 'wrcan-arch':  # on no index
+        return 'pip install --no-build-isolation .'
+    # basicsr's set-up needs torch: an isolated build would fetch one, for CUDA.
+    return f'pip install {"--no-build-isolation " * (package.name == "basicsr")}"{package}"'
+
+
 def _row_of(package: Requirement) -> Row:
     try:
         version = metadata.version(package.name)
     except metadata.PackageNotFoundError:
-        return package.name, 'MISSING', f'pip install "{package}"'
+        return package.name, 'MISSING', _how_to_install(package)
     if not package.specifier.contains(version, prereleases=True):
         return package.name, version, f'UNFIT: {package.specifier} is needed'
     try:
@@ -83,6 +92,12 @@ def _repairs() -> list[Row]:
     return rows
 
 
+def _wrapped(line: str) -> str:
+    """The line in lines that fit the terminal; unchanged if stdout is none, as for a search in a file."""
+    width = shutil.get_terminal_size(fallback=(len(line) + 1, 0)).columns
+    return textwrap.fill(line, width, subsequent_indent=' ' * 6, break_long_words=False, break_on_hyphens=False)
+
+
 def report() -> tuple[str, bool]:
     """Return the table, and whether all requirements are met."""
     installed = _installed()
@@ -96,7 +111,7 @@ def report() -> tuple[str, bool]:
     for title, rows in sections.items():
         widths = [max(len(row[column]) for row in rows) for column in range(2)]
         lines += ['', title]
-        lines += [f'  {name:{widths[0]}}  {value:{widths[1]}}  {note}'.rstrip() for name, value, note in rows]
+        lines += [_wrapped(f'  {name:{widths[0]}}  {value:{widths[1]}}  {note}'.rstrip()) for name, value, note in rows]
     wrong = [name for name, value, note in installed if value == 'MISSING' or note.startswith(('UNFIT', 'UNUSABLE'))]
     lines += ['', f'Missing, unfit or unusable: {", ".join(wrong)}' if wrong else 'Nothing is missing.']
     return '\n'.join(lines[1:]), not wrong
@@ -106,20 +121,24 @@ def examine_data(sources: Iterable[str], found: Callable[[str], None]) -> list[s
     """Decode all data of stores, folders and option files, and compare the sizes of pairs.
 
     Args:
-        sources: paths.
+        sources: paths; of a folder that holds stores, such as datasets/REDS, each is examined.
         found: is given one line on each store or folder once it has been read.
 
     Returns:
         What is wrong, each problem once.
     """
-    from .data import audit, jpeg_deblur_dataset  # not above: `basicsr doctor` reports what cannot be imported
+    # Not above: `basicsr doctor` reports what cannot be imported.
+    from .data import audit, image_files, jpeg_deblur_dataset, lmdb_store
     from .train import option_schema, options
 
     roots: dict[str, None] = {}  # each once, in their order
     problems: dict[str, None] = {}
     for source in sources:
         if Path(source).is_dir():
-            roots[source] = None
+            stores = lmdb_store.stores_in(Path(source))
+            roots |= dict.fromkeys(map(str, stores))
+            if not stores or image_files.images_under(Path(source)):
+                roots[source] = None
         elif not Path(source).exists():
             raise InputError(f'{source}: there is no such store, folder or option file')
         else:

@@ -1,4 +1,4 @@
-"""Write files whole or not at all, and handle any file name: too long, unprintable, anywhere."""
+"""Write files whole or not at all, open images of any size, and handle any name: too long, unprintable, anywhere."""
 
 import errno
 import fcntl

@@ -13,7 +13,7 @@ STANDARD = np.array([
     95, 98, 103, 104, 103, 62, 77, 113, 121, 112, 100, 120, 92, 101, 103, 99,
 ])  # fmt: skip
 
-START_OF_SCAN, QUANTISATION, APP2, COMMENT = 0xDA, 0xDB, 0xE2, 0xFE  # markers of a JPEG's segments
+START_OF_SCAN, QUANTISATION = 0xDA, 0xDB  # markers of a JPEG's segments
 FAR_RATIO = 2  # quantisation steps this many times coarser or finer than in training are another task for the network
 
 

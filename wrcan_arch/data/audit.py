@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..files import without_pillow_size_limit
 from .frame_names import is_submitted, number_of
 from .image_files import decode_image, images_under, size_of_image
-from .jpeg_deblur_dataset import JPEGDeblurDataset, roots_of
+from .jpeg_deblur_dataset import JPEGDeblurDataset, decode_frame, error_in, reads_stores, roots_of
 from .lmdb_store import in_own_process, open_store, verify_store
 
 MOST_PIXELS = 1 << 30  # OpenCV's limit
@@ -36,11 +36,9 @@ def quick_problems(
         scale: the option file's: how much larger sharp frames are, for the toolbox's own classes.
         every: val:submission's, if there is one: names must then end in the frame's number, as in 000_00000012.
     """
-    backend = dataset.get('io_backend')
-    stored = isinstance(backend, Mapping) and backend.get('type') == 'lmdb'
     try:
         for root in roots_of(dataset).values():
-            if stored:
+            if reads_stores(dataset):
                 store = open_store(root)
                 yield from (f'{root}: {each}; prepare it again' for each in store.disagreements())
                 if store.kind == 'raw' and dataset['type'] != 'JPEGDeblurDataset':
@@ -52,12 +50,12 @@ def quick_problems(
             keys = [frame['key'] for frame in frames.frames]
             if every:
                 yield from _unfit_for_submission(dataset['name'], keys, every)
-            sizes = _sizes(frames, stored)
+            sizes = _sizes(dataset, {role: [frame[role] for frame in frames.frames] for role in frames.roots})
             yield from _wrong_sizes(dataset, phase, keys, sizes, agree=operator.eq)
         elif dataset['type'] in TOOLBOX_DATASETS:
             paths = _paths_of_toolbox_dataset(dataset, phase)
-            sizes = _sizes_of_toolbox_dataset(dataset, paths, stored)
-            yield from _wrong_sizes(dataset, phase, paths['lq'], sizes, agree=_agreement(phase, scale))
+            agree = _agreement(phase, scale)
+            yield from _wrong_sizes(dataset, phase, paths['lq'], _sizes(dataset, paths), agree=agree)
     except InputError as error:
         yield str(error)
 
@@ -81,32 +79,31 @@ def _check_folder(folder: Path) -> None:
 Sizes = Mapping[str, list[tuple[int, ...]]]  # (H, W) of each frame, by role
 
 
-def _sizes(dataset: JPEGDeblurDataset, stored: bool) -> Sizes:
-    """Return the sizes of all frames, by role; InputError for a file that is no image."""
+def _sizes(dataset: Mapping[str, Any], frames: Mapping[str, list[str]]) -> Sizes:
+    """Return the sizes of frames, given by role as keys or paths; InputError for a file that is no image."""
+    roots, stored = roots_of(dataset), reads_stores(dataset)
 
     def size(role: str, frame: str) -> tuple[int, ...]:
         if stored:
-            return open_store(dataset.roots[role]).shape(frame)[:2]
-        return size_of_image(frame) or dataset.decode(role, frame).shape[:2]  # OpenCV may know what Pillow does not
+            return open_store(roots[role]).shape(frame)[:2]
+        return size_of_image(frame) or decode_frame(dataset, role, frame).shape[:2]  # OpenCV may know other formats
 
-    return {role: [size(role, frame[role]) for frame in dataset.frames] for role in dataset.roots}
+    return {role: [size(role, frame) for frame in own] for role, own in frames.items()}
 
 
 def _paths_of_toolbox_dataset(dataset: Mapping[str, Any], phase: str) -> dict[str, list[str]]:
     """Return what the toolbox's own data set reads, by role: files, or keys of its stores; InputError if it cannot."""
-    name, kind = dataset['name'], dataset['type']
+    kind = dataset['type']
     if kind == 'PairedImageDataset' and not dataset.get('dataroot_gt'):  # it would list the current folder
-        raise InputError(f'data set {name}: a {kind} needs dataroot_gt; name it, or take a SingleImageDataset')
+        raise error_in(dataset, f'a {kind} needs dataroot_gt; name it, or take a SingleImageDataset')
     try:
         paths = DATASET_REGISTRY.get(kind)(deepcopy({**dataset, 'phase': phase})).paths
     except Exception as error:  # it checks little before it uses its options
         reason = ' '.join(f'{type(error).__name__}: {error}'.split())
-        raise InputError(
-            f'data set {name}: {kind} cannot read it ({reason}); correct the names or the options'
-        ) from error
+        raise error_in(dataset, f'{kind} cannot read it ({reason}); correct the names or the options') from error
     if not paths:
         hint = 'of a folder it takes no folders inside, which a JPEGDeblurDataset does'
-        raise InputError(f'data set {name}: {kind} finds no images in {dataset["dataroot_lq"]}; {hint}')
+        raise error_in(dataset, f'{kind} finds no images in {dataset["dataroot_lq"]}; {hint}')
     if kind == 'SingleImageDataset':
         return {'lq': paths}
     return {role: [pair[f'{role}_path'] for pair in paths] for role in ('lq', 'gt')}
@@ -119,26 +116,6 @@ def _agreement(phase: str, scale: int) -> Callable[[tuple[int, ...], tuple[int, 
     """
     compare = operator.eq if phase == 'train' else operator.ge
     return lambda blurred, sharp: all(compare(s, scale * b) for b, s in zip(blurred, sharp, strict=True))
-
-
-def _sizes_of_toolbox_dataset(dataset: Mapping[str, Any], paths: Mapping[str, list[str]], stored: bool) -> Sizes:
-    """Return the sizes of all frames, by role; InputError for a file that is no image."""
-    roots = roots_of(dataset)
-
-    def size(role: str, path: str) -> tuple[int, ...]:
-        if stored:
-            return open_store(roots[role]).shape(path)[:2]
-        if known := size_of_image(path):
-            return known
-        try:
-            image = decode_image(Path(path).read_bytes())
-        except OSError as error:
-            raise InputError(f'data set {dataset["name"]}: {path} cannot be read ({error.strerror})') from error
-        if image is None:
-            raise InputError(f'data set {dataset["name"]}: {path} is not a readable image')
-        return image.shape[:2]
-
-    return {role: [size(role, path) for path in own] for role, own in paths.items()}
 
 
 def _wrong_sizes(

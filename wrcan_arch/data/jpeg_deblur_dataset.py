@@ -32,14 +32,15 @@ BRIGHTEST = 255
 
 
 @cache
-def rounded_noise(sigma: float) -> np.ndarray:
-    """Return equally likely pairs of Gaussian noise, rounded to whole grey levels: int16 (NOISE_PAIRS, 2).
+def whole_noise(sigma: float) -> np.ndarray:
+    """Return equally likely pairs of Gaussian noise, cut to whole grey levels towards zero: int16 (NOISE_PAIRS, 2).
 
-    The pairs are quantiles of the joint distribution of two independent values. A patch has whole levels, so rounding
-    the sum is rounding the noise. A lookup takes a tenth of the time of drawing normals, and at the paper's sigma no
-    level's probability is off by more than 5e-5.
+    The authors' code cuts, so at the paper's sigma of 2 the noise has a standard deviation of 1.64 and two values in
+    five are 0. The pairs are quantiles of the joint distribution of two independent values. A lookup takes a tenth of
+    the time of drawing normals, and at that sigma no level's probability is off by more than 5e-5.
     """
-    borders = torch.arange(-BRIGHTEST, BRIGHTEST, dtype=torch.float64) + 0.5  # between the levels
+    levels = torch.arange(-BRIGHTEST, BRIGHTEST, dtype=torch.float64)
+    borders = levels + (levels >= 0)  # where each level ends: those below 0 at themselves, the others at the next
     below = torch.special.ndtr(borders / sigma)
     likelihood = torch.cat([below, torch.ones(1)]).diff(prepend=torch.zeros(1))  # of each level
     joint = torch.outer(likelihood, likelihood).flatten().cumsum(0)
@@ -49,10 +50,10 @@ def rounded_noise(sigma: float) -> np.ndarray:
 
 
 def draw_noise(shape: tuple[int, ...], sigma: float, rng: np.random.Generator) -> np.ndarray:
-    """Draw rounded Gaussian noise: int16 of `shape`."""
+    """Draw Gaussian noise as of `whole_noise`: int16 of `shape`."""
     count = math.prod(shape)
     words = rng.bit_generator.random_raw(-(-count // 8))  # 64 bits each, for four pairs
-    pairs = rounded_noise(sigma).view(np.int32).ravel()  # one int32 per pair
+    pairs = whole_noise(sigma).view(np.int32).ravel()  # one int32 per pair
     return pairs.take(words.view(np.uint16), mode='wrap').view(np.int16)[:count].reshape(shape)  # no index is too large
 
 
@@ -80,8 +81,8 @@ def augment(
         patches: uint8 (H, W, 3), BGR, by role.
         rng: the draw's generator.
         hflip_prob, vflip_prob, transpose_prob, rgb_permute_prob: the probability of each.
-        noise_prob: the probability that 'lq' gets Gaussian noise, rounded and clipped to 8 bit.
-        noise_sigma: its standard deviation, on the 0-255 scale.
+        noise_prob: the probability that 'lq' gets Gaussian noise, cut to whole levels and clipped to 8 bit.
+        noise_sigma: its standard deviation before the cut, on the 0-255 scale.
 
     Returns:
         uint8 (3, H, W), RGB except for the permutation, by role.
@@ -112,6 +113,32 @@ def roots_of(opt: Mapping[str, Any]) -> dict[str, str]:
     """Return a data set's stores or folders, by role."""
     roots = {role: opt.get(f'dataroot_{role}') for role in ROLES}
     return {role: str(root) for role, root in roots.items() if root}
+
+
+def reads_stores(opt: Mapping[str, Any]) -> bool:
+    """Whether a data set's frames are in stores, not in folders."""
+    backend = opt.get('io_backend')
+    return isinstance(backend, Mapping) and backend.get('type') == 'lmdb'
+
+
+def error_in(opt: Mapping[str, Any], text: str) -> InputError:
+    return InputError(f'data set {opt["name"]}: {text}')
+
+
+def content_of(opt: Mapping[str, Any], role: str, frame: str) -> bytes:
+    """Read what is stored for a frame, given by its key in the store or its path."""
+    return open_store(opt[f'dataroot_{role}']).get(frame) if reads_stores(opt) else Path(frame).read_bytes()
+
+
+def decode_frame(opt: Mapping[str, Any], role: str, frame: str) -> np.ndarray:
+    """Decode a frame of a folder or an encoded store: uint8 (H, W, 3) in BGR. InputError if that fails."""
+    try:
+        image = decode_image(content_of(opt, role, frame))
+    except OSError as error:
+        raise error_in(opt, f"'{frame}' cannot be read ({error.strerror})") from error
+    if image is None:
+        raise error_in(opt, f"'{frame}' in {opt[f'dataroot_{role}']} is not a readable image")
+    return image
 
 
 @DATASET_REGISTRY.register()
@@ -152,48 +179,47 @@ class JPEGDeblurDataset(Dataset):
         self.roots = roots_of(opt)
         self.guide = 'gt' if 'gt' in self.roots else 'lq'  # the others must have its names and sizes
         if self.training and self.guide == 'lq':
-            raise InputError(f'data set {opt["name"]}: training needs dataroot_gt, the sharp frames')
+            raise error_in(opt, 'training needs dataroot_gt, the sharp frames')
         names = {role: self._names(root) for role, root in self.roots.items()}
         if opt.get('names') and names[self.guide]:
             names = {role: {key: own[key] for key in own if fnmatch(key, opt['names'])} for role, own in names.items()}
             if not names[self.guide]:
-                raise InputError(
-                    f"data set {opt['name']}: nothing in {self.roots[self.guide]} is named '{opt['names']}'"
-                )
+                raise error_in(opt, f"nothing in {self.roots[self.guide]} is named '{opt['names']}'")
         self._check_pairing(names)
         self.frames = [{'key': key, **{role: names[role][key] for role in names}} for key in sorted(names[self.guide])]
 
     def _names(self, root: str) -> dict[str, str]:
         """Map the name that pairs a frame to its key in the store or its path."""
-        if self.opt['io_backend']['type'] == 'lmdb':
+        if reads_stores(self.opt):
             called = [(key, key) for key in open_store(root).keys()]
         elif Path(root).is_dir():
             called = [(str(path.relative_to(root).with_suffix('')), str(path)) for path in images_under(Path(root))]
         else:
-            raise InputError(f"data set {self.opt['name']}: no folder '{root}'")
+            raise error_in(self.opt, f"no folder '{root}'")
         names: dict[str, str] = {}
         for name, frame in called:
             key = printable(name.replace('/', '_'))  # results are files in one folder, and rows of a table
             other = names.setdefault(key, frame)
             if other != frame:
-                raise InputError(f'data set {self.opt["name"]}: {other} and {frame} are one name; remove one of them')
+                raise error_in(self.opt, f'{other} and {frame} are one name; remove one of them')
         return names
 
     def _check_pairing(self, names: dict[str, dict[str, str]]) -> None:
         guide = self.roots[self.guide]
         if not names[self.guide]:
-            raise InputError(f'data set {self.opt["name"]}: there are no images in {guide}')
+            raise error_in(self.opt, f'there are no images in {guide}')
         for role in names:
             if unpaired := sorted(names[role].keys() ^ names[self.guide].keys()):
-                raise InputError(
-                    f'data set {self.opt["name"]}: {self.roots[role]} and {guide} must hold the same names; '
-                    f"{len(unpaired)} are in one alone, the first is '{unpaired[0]}'"
+                raise error_in(
+                    self.opt,
+                    f'{self.roots[role]} and {guide} must hold the same names; '
+                    f"{len(unpaired)} are in one alone, the first is '{unpaired[0]}'",
                 )
 
     def likely_mistakes(self) -> Iterator[str]:
         """Yield likely mistakes, seen in the first pair: blurred and sharp swapped, quality unlike the options'."""
         name, first = self.opt['name'], self.frames[0]
-        contents = {role: bytes(self._content(role, first[role])) for role in ('lq', 'gt') if role in first}
+        contents = {role: content_of(self.opt, role, first[role]) for role in ('lq', 'gt') if role in first}
         is_jpeg = {role: content.startswith(START_OF_JPEG) for role, content in contents.items()}
         if is_jpeg.get('gt') and not is_jpeg['lq']:
             yield f'data set {name}: the sharp frames are JPEG, the blurred ones are not; are the two swapped?'
@@ -228,18 +254,20 @@ class JPEGDeblurDataset(Dataset):
         sharp = images[self.guide]
         for role, image in images.items():
             if image.shape != sharp.shape:
-                raise InputError(
-                    f"data set {self.opt['name']}: '{frame[role]}' is {image.shape[1]} x {image.shape[0]} but the "
-                    f"sharp '{frame[self.guide]}' is {sharp.shape[1]} x {sharp.shape[0]}"
+                raise error_in(
+                    self.opt,
+                    f"'{frame[role]}' is {image.shape[1]} x {image.shape[0]} but the "
+                    f"sharp '{frame[self.guide]}' is {sharp.shape[1]} x {sharp.shape[0]}",
                 )
 
     def _patches(self, images: dict[str, np.ndarray], name: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
         size = self.opt['gt_size']
         height, width = images['gt'].shape[:2]
         if size > min(height, width):
-            raise InputError(
-                f"data set {self.opt['name']}: '{name}' is {width} x {height}, smaller than gt_size {size}; "
-                'make gt_size smaller or leave the image out'
+            raise error_in(
+                self.opt,
+                f"'{name}' is {width} x {height}, smaller than gt_size {size}; "
+                'make gt_size smaller or leave the image out',
             )
         top, left = int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1))
         patches = {role: image[top : top + size, left : left + size] for role, image in images.items()}
@@ -250,23 +278,8 @@ class JPEGDeblurDataset(Dataset):
     @contextmanager
     def _open(self, role: str, name: str) -> Iterator[np.ndarray]:
         """Yield a frame, uint8 (H, W, 3) in BGR: decoded, or mapped from a raw store, so that only a crop is read."""
-        if self.opt['io_backend']['type'] == 'lmdb' and (store := open_store(self.roots[role])).kind == 'raw':
+        if reads_stores(self.opt) and (store := open_store(self.roots[role])).kind == 'raw':
             with store.view(name) as image:
                 yield image
         else:
-            yield self.decode(role, name)
-
-    def decode(self, role: str, name: str) -> np.ndarray:
-        """Decode a frame of a folder or an encoded store: uint8 (H, W, 3) in BGR. InputError if that fails."""
-        try:
-            image = decode_image(self._content(role, name))
-        except OSError as error:
-            raise InputError(f"data set {self.opt['name']}: '{name}' cannot be read ({error.strerror})") from error
-        if image is None:
-            raise InputError(f"data set {self.opt['name']}: '{name}' in {self.roots[role]} is not a readable image")
-        return image
-
-    def _content(self, role: str, name: str) -> bytes:
-        if self.opt['io_backend']['type'] == 'lmdb':
-            return open_store(self.roots[role]).get(name)
-        return Path(name).read_bytes()
+            yield decode_frame(self.opt, role, name)

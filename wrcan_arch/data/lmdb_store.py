@@ -1,4 +1,4 @@
-"""Reads and writes stores: BasicSR's LMDB folders, written whole or not at all.
+"""Reads stores, BasicSR's LMDB folders; store_writer.py writes them.
 
 `NAME.lmdb/` holds `data.mdb`; `meta_info.txt`, as BasicSR's data sets read it, with one line for each image:
 `key.ext (height,width,channels) 0`; and `manifest.json`, with a checksum of every value. There are two kinds. In an
@@ -14,30 +14,23 @@ import json
 import math
 import os
 import re
-import shutil
 import zlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import cache, cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 
 import lmdb
 import numpy as np
 
 from ..errors import InputError
-from ..file_lock import locked
 from .image_files import images_under
 
 FORMAT = 1  # of manifest.json and of the records
 RAW_ENDING = '.raw'
-FIRST_MAP_SIZE = 64 << 20  # bytes; doubled whenever it is full
-BATCH_SIZE = 32 << 20  # bytes written to the disk at a time, the most that a killed writer loses
-LONGEST_KEY = 511  # bytes, in LMDB
-LOCK = 'writer.lock'  # in a store that is not complete
 UNLISTED = 'meta_info.txt does not list what manifest.json does'
 RECORDS = b'.records'  # a database beside the values; no key of an image has a dot, so BasicSR never asks for it
 
@@ -87,220 +80,11 @@ def read_manifest(path: Path | str) -> tuple[str, dict[str, Record]]:
     raise InputError(f'{file}: has format {manifest["format"]}, this program reads {FORMAT}; prepare the store again')
 
 
-def _missing_bytes(environment: lmdb.Environment, path: Path) -> str | None:
+def missing_bytes(environment: lmdb.Environment, path: Path) -> str | None:
     """Report a truncated data.mdb: LMDB maps it into memory, and reading past its end kills the process (SIGBUS)."""
     needed = (environment.info()['last_pgno'] + 1) * environment.stat()['psize']
     found = (path / 'data.mdb').stat().st_size
     return f'data.mdb has {found} of {needed} bytes, it was cut' if found < needed else None
-
-
-def partial_of(path: Path) -> Path:
-    """Return the temporary name that `path` has until it is complete."""
-    return path.with_name(f'{path.name}.partial')
-
-
-def is_complete(path: Path) -> bool:
-    """Whether the store at `path` has only to be named: its writer was stopped after all was written."""
-    return (partial_of(path) / 'manifest.json').is_file()
-
-
-def writer_lock(path: Path) -> AbstractContextManager[None]:
-    """Hold the store that is written for `path`; InputError if another process does."""
-    what = f'{path}: another process is writing it'
-    return locked(partial_of(path) / LOCK, what, 'wait for it, or choose another name')
-
-
-def give_name(path: Path) -> None:
-    """Give the complete store its name; inside `writer_lock`, or another writer would begin in it."""
-    partial = partial_of(path)
-    # Readers do not lock. lmdb would remember the lock file's inode, and once the store is deleted and another store's
-    # file gets that number, would take it for one that is already open.
-    (partial / 'lock.mdb').unlink(missing_ok=True)
-    partial.rename(path)
-    (path / LOCK).unlink()
-
-
-class StoreWriter:
-    """Write a store under a temporary name, NAME.lmdb.partial, and rename it once it is complete.
-
-    ::
-
-        with StoreWriter('train_blur.lmdb') as store:
-            store.put('000_00000000', '.jpg', jpeg_bytes, (720, 1280, 3))
-
-    With `resume`, a writer that fails or is killed leaves the temporary store, and the next writer finds the record of
-    each value in it in `resumed`. `keep` keeps one; values that are neither kept nor put again are deleted. A value and
-    its record are flushed to the disk in one LMDB transaction, so they cannot disagree.
-
-    For two stores that belong together, call complete() on both before the first is closed: all that can fail happens
-    there.
-
-    Raises InputError if the store exists or another process writes it, a key is put twice or is too long, or the disk
-    cannot be written.
-    """
-
-    def __init__(self, path: Path | str, *, kind: str = 'encoded', resume: bool = False) -> None:
-        self.path = Path(path)
-        if self.path.suffix != '.lmdb':
-            raise InputError(f'{self.path}: BasicSR reads only stores whose name ends in .lmdb')
-        self._refuse_to_overwrite()
-        if kind not in ('encoded', 'raw'):
-            raise InputError(f"{self.path}: a store's kind is 'encoded' or 'raw', not '{kind}'")
-        self.kind = kind
-        self.resumed: dict[str, Record] = {}
-        self._resume = resume
-        self._partial = partial_of(self.path)
-        self._records: dict[str, Record] = {}
-        self._waiting: dict[str, bytes] = {}
-        self._waiting_size = 0
-        self._committed = False
-        self._whole = False
-        self._lock = ExitStack()
-
-    def _refuse_to_overwrite(self) -> None:
-        if self.path.exists():
-            raise InputError(f'{self.path}: exists already; remove it or choose another name')
-
-    def __enter__(self) -> 'StoreWriter':
-        is_new = not self._partial.exists()
-        self._partial.mkdir(parents=True, exist_ok=True)
-        self._lock.enter_context(writer_lock(self.path))
-        try:
-            self._refuse_to_overwrite()  # another process may just have finished it
-            if not (self._resume and self._continue()):
-                for left in self._partial.iterdir():
-                    if left.name != LOCK:
-                        left.unlink()
-                self._environment = lmdb.open(str(self._partial), map_size=FIRST_MAP_SIZE, max_dbs=1)
-                self._record_db = self._environment.open_db(RECORDS)
-        except (InputError, OSError, lmdb.Error) as error:
-            if is_new or {left.name for left in self._partial.iterdir()} <= {LOCK}:
-                shutil.rmtree(self._partial)
-            self._lock.close()
-            if isinstance(error, lmdb.Error):
-                raise self._disk_error(error) from error
-            raise
-        return self
-
-    def _continue(self) -> bool:
-        """Open what an earlier writer left, if it is intact and of this format; InputError if it is of another kind."""
-        if not (self._partial / 'data.mdb').is_file():
-            return False
-        try:
-            environment = lmdb.open(str(self._partial), map_size=FIRST_MAP_SIZE, max_dbs=1)
-        except (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError):
-            return False
-        kinds: set[str] = set()
-        try:
-            if not _missing_bytes(environment, self._partial):
-                self._record_db = environment.open_db(RECORDS, create=False)
-                with environment.begin(db=self._record_db) as transaction:
-                    entries = {key.decode(): json.loads(entry) for key, entry in transaction.cursor()}
-                kinds = {entry['kind'] for entry in entries.values()}
-                if all(entry['format'] == FORMAT for entry in entries.values()) and kinds <= {self.kind}:
-                    self.resumed = {key: Record.from_entry(entry) for key, entry in entries.items()}
-                    self._environment = environment
-                    self._committed = bool(self.resumed)
-                    return True
-        except (lmdb.Error, ValueError, KeyError):
-            self.resumed = {}
-        environment.close()
-        if kinds - {self.kind}:
-            hint = f'give --store {kinds.pop()} again, or remove it'
-            raise InputError(f'{self._partial}: an interrupted run was writing it in another way; {hint}')
-        return False
-
-    def keep(self, key: str) -> None:
-        """Keep the value that an earlier writer stored under `key`."""
-        self._records[key] = self.resumed[key]
-
-    def put(self, key: str, ending: str, value: bytes, shape: tuple[int, ...], source: str = '') -> None:
-        """Store `value` under `key`.
-
-        Args:
-            key: ASCII, no dots.
-            ending: for meta_info: the image file's ending, such as '.jpg', or RAW_ENDING.
-            value: the bytes of an image file, or rows of uint8 in BGR.
-            shape: (H, W, C) of the image.
-            source: what the value is made from, for a resumed writer.
-        """
-        if key in self._records:
-            raise InputError(f"{self.path}: two images have the key '{key}'; rename one of them")
-        if len(key) > LONGEST_KEY:
-            raise InputError(
-                f"{self.path}: the key '{key[:20]}…' has {len(key)} letters, {LONGEST_KEY} fit; rename the file"
-            )
-        self._records[key] = Record(ending, tuple(shape), len(value), zlib.crc32(value), source)
-        self._waiting[key] = value
-        self._waiting_size += len(value)
-        if self._waiting_size >= BATCH_SIZE:
-            self._commit()
-
-    def flush(self) -> None:
-        """Write to the disk what was put, so that it is found by the next writer that resumes."""
-        if self._waiting:
-            self._commit()
-
-    def _commit(self, stale: Collection[str] = ()) -> None:
-        if self._waiting or stale:  # another request than that of the writer that completed it
-            (self._partial / 'manifest.json').unlink(missing_ok=True)
-        while True:
-            try:
-                with self._environment.begin(write=True) as transaction:
-                    for key, value in self._waiting.items():
-                        record = self._records[key]
-                        entry = {
-                            'format': FORMAT, 'kind': self.kind, **record.manifest_entry(), 'source': record.source,
-                        }  # fmt: skip
-                        transaction.put(key.encode('ascii'), value)
-                        transaction.put(key.encode('ascii'), json.dumps(entry).encode(), db=self._record_db)
-                    for key in stale:
-                        transaction.delete(key.encode('ascii'))
-                        transaction.delete(key.encode('ascii'), db=self._record_db)
-                break
-            except lmdb.MapFullError:
-                self._environment.set_mapsize(2 * self._environment.info()['map_size'])
-            except lmdb.Error as error:
-                raise self._disk_error(error) from error
-        self._committed = True
-        self._waiting.clear()
-        self._waiting_size = 0
-
-    def _write_text(self, name: str, text: str) -> None:
-        try:
-            with (self._partial / name).open('w', encoding='ascii') as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise self._disk_error(error) from error
-
-    def _disk_error(self, error: Exception) -> InputError:
-        free = shutil.disk_usage(self.path.parent).free / 1e9  # LMDB raises one of several errors on a full disk
-        return InputError(
-            f'{self._partial}: cannot be written ({error}); its disk has {free:.1f} GB free; '
-            'make room or choose another disk, and run it again'
-        )
-
-    def complete(self) -> None:
-        """Write what is left, so that the store only has to be renamed."""
-        if not self._whole:
-            self._commit(stale=self.resumed.keys() - self._records.keys())
-            self._write_text('meta_info.txt', meta_info_text(self._records))
-            self._write_text('manifest.json', manifest_text(self.kind, self._records))
-            self._whole = True
-
-    def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        try:
-            if kind is None:
-                self.complete()
-        finally:
-            self._environment.close()
-            if kind is None and self._whole:
-                give_name(self.path)
-            elif not (self._resume and self._committed):
-                shutil.rmtree(self._partial)
-            self._lock.close()
 
 
 class Store:
@@ -321,7 +105,7 @@ class Store:
             )
         except lmdb.Error as error:
             raise InputError(f'{self.path}: not a readable LMDB ({error}); prepare it again') from error
-        if cut := _missing_bytes(self._environment, self.path):
+        if cut := missing_bytes(self._environment, self.path):
             self._environment.close()
             raise InputError(f'{self.path}: {cut}; copy or prepare it again')
 
@@ -460,6 +244,12 @@ def _identity(path: str) -> Identity:
     except OSError:  # Store reports it, with what is missing
         return os.getpid(), 0, 0
     return os.getpid(), data.st_dev, data.st_ino
+
+
+def stores_in(folder: Path) -> list[Path]:
+    """Return the stores that lie in a folder, sorted; the folder itself if it is one."""
+    is_store = (folder / 'data.mdb').exists() or (folder.suffix == '.lmdb' and folder.is_dir())
+    return [folder] if is_store else sorted(folder.glob('*.lmdb'))
 
 
 def verify_store(path: Path | str, progress: Callable[[list[str]], Iterable[str]] = iter) -> list[str]:

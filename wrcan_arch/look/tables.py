@@ -188,7 +188,7 @@ def _cells(table: Table, line: Line) -> list[str]:
         cells += [shown.get(source, '') for source in _sources(table)]
     if line.found is None:
         return [*cells, '', '', '']
-    weights = ' '.join(filter(None, [(line.found.weights or 'none')[:12], line.found.key]))
+    weights = ' '.join(filter(None, [(line.found.weights or 'none')[:12], line.found.key, line.found.training]))
     return [*cells, line.found.protocol, str(line.found.images), weights]
 
 

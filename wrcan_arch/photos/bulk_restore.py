@@ -1,14 +1,13 @@
 """Restore many photographs: one is computed while the next is decoded and the previous one is encoded."""
 
 import os
-import sys
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -21,6 +20,7 @@ from ..files import check_writable, name_is_too_long, printable
 from ..inference import Request, restore, window_of
 from ..jpeg_quality import is_far
 from ..processes import Team
+from ..progress_bar import progress_bar
 from .comparison import pictures_of, write_page, write_side_by_side
 from .drift import blend, colours_drift
 from .photo import Photo
@@ -32,8 +32,7 @@ from .write_photo import DEFAULT_QUALITY, check_fits, loss_warnings, write_photo
 T = TypeVar('T')
 R = TypeVar('R')
 
-TELL_AFTER = 0.2  # seconds between updates of the bar
-LOG_AFTER = 30  # seconds between updates if stderr is not a terminal: each is a line
+TELL_AFTER = 0.2  # seconds between updates of the bar in a terminal
 COMPUTING = 0.98  # approximate share of a photograph's work; the rest is writing it
 
 
@@ -147,7 +146,7 @@ def _compute(network: nn.Module, options: Options, progress: Callable[[float], N
         work.warnings.append(
             'the result differs in brightness or colour over large areas; it may be unlike the training data'
         )
-    work.restored = work.photo.with_pixels(after)
+    work.restored = replace(work.photo, pixels=after)
 
 
 def _write(options: Options, work: Work) -> None:
@@ -296,11 +295,11 @@ class _Tally:
 def _progress_bar(team: Team, jobs: Sequence[Job]) -> tqdm:
     """The bar for all processes, shown by the first; its length is the total of the photographs' `_size`."""
     total = sum(map(_size, jobs)) if team.rank == 0 else 0
-    return tqdm(
+    return progress_bar(
         total=total,
-        disable=not total or sys.stderr is None,
+        disable=not total,
         miniters=1,
-        mininterval=TELL_AFTER if sys.stderr and sys.stderr.isatty() else LOG_AFTER,
+        mininterval=TELL_AFTER,
         bar_format='restore: {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left{postfix}',
     )
 

@@ -1,6 +1,6 @@
 """A photograph in memory, and the endings of photographs' files."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -41,10 +41,6 @@ class Photo:
     lossless_webp: bool = False
     declares_non_srgb: bool = False  # the file marks them as other than sRGB, in a way that no result can
     not_read: tuple[str, ...] = ()  # warnings of what else is in the file
-
-    def with_pixels(self, pixels: np.ndarray) -> 'Photo':
-        """Return the photograph with other pixels of the same shape."""
-        return replace(self, pixels=pixels)
 
 
 def format_of_name(path: Path) -> str | None:

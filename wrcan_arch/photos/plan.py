@@ -70,7 +70,9 @@ def plan(
     if skip_existing and out is None:
         results = {os.path.realpath(target) for _, target in wanted}
         wanted = [job for job in wanted if os.path.realpath(job.source) not in results]
-    _check_nothing_is_overwritten(wanted, compare)
+    _check_results(wanted)
+    if compare is not None:
+        _check_pictures(wanted, compare)
     if out is not None and not skip_existing:
         hint = 'choose another -o, or leave it with --skip-existing'
         _check_no_photograph_is_overwritten(wanted, out, 'its result', hint)
@@ -105,7 +107,8 @@ def _check_no_photograph_is_overwritten(made: Iterable[tuple[str, str]], folder:
                 raise InputError(f'{source}: {what} would overwrite {target}, which may be a photograph; {hint}')
 
 
-def _check_nothing_is_overwritten(jobs: list[Job], compare: Path | None) -> None:
+def _check_results(jobs: list[Job]) -> None:
+    """Raise InputError if a result would overwrite a photograph or another result."""
     sources = {os.path.realpath(job.source) for job in jobs}
     taken: dict[str, str] = {}
     for source, target in jobs:
@@ -119,15 +122,18 @@ def _check_nothing_is_overwritten(jobs: list[Job], compare: Path | None) -> None
                 f'{source} and {taken[place]}: both results would be {target}; rename one, or give each another -o'
             )
         taken[place] = source
-    if compare is None:
-        return
+
+
+def _check_pictures(jobs: list[Job], compare: Path) -> None:
+    """Raise InputError if `compare` is not fit for the pictures, or one would overwrite a photograph or a result."""
     if compare.exists() and not compare.is_dir():
         raise InputError(f'{compare}: is no folder; choose another --compare')
     check_page(compare)
     folder = real(compare)
+    taken = {os.path.realpath(path) for job in jobs for path in job}
     for source, _ in jobs:
-        for picture in pictures_of(folder, source):
-            if str(picture) in sources or str(picture) in taken:
+        for picture in map(str, pictures_of(folder, source)):
+            if picture in taken:
                 hint = 'choose another --compare'
                 raise InputError(f'{source}: its picture of before and after would overwrite {picture}; {hint}')
-            taken[str(picture)] = source
+            taken.add(picture)

@@ -28,7 +28,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..errors import InputError
 from ..files import without_pillow_size_limit
-from ..jpeg_quality import APP2, COMMENT, estimate_quality, segments
+from ..jpeg_quality import estimate_quality, segments
 from .first_bytes import (
     HEAD,
     declares_non_srgb,
@@ -49,10 +49,11 @@ from .tiff_exif import (
     resources_without_thumbnail,
     without_thumbnail,
 )
-from .vips import KEPT, clear_messages, is_out_of_memory, one_line, to_srgb, vips_image
+from .vips import KEPT, clear_messages, reason_of, to_srgb, vips_image, vips_lacks_memory
 
 MAX_PIXELS = 200_000_000
 DESCRIPTION = 1 << 16  # bytes of a file's start to search, besides as many as its metadata takes
+APP2, COMMENT = 0xE2, 0xFE  # markers of a JPEG's segments
 
 HEIC_DECODER = Path(__file__).with_name('heic_decoder.py')
 
@@ -293,6 +294,6 @@ def read_photo(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Photo:
     except PermissionError as error:
         raise InputError(f'{path}: cannot be read ({error.strerror})') from error
     except (OSError, pyvips.Error, SyntaxError, ValueError, OverflowError) as error:
-        if is_out_of_memory(error):
+        if vips_lacks_memory(error):
             raise MemoryError from error
-        raise InputError(f'{path}: cannot be read, it may be cut or damaged ({one_line(error)})') from error
+        raise InputError(f'{path}: cannot be read, it may be cut or damaged ({reason_of(error)})') from error

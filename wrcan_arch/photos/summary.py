@@ -40,7 +40,7 @@ class Summary:
 
     def lines(self) -> list[str]:
         """The lines to print, without the failures."""
-        done = f'{self.restored:,} of {self.restored + len(self.failed):,} restored'
+        done = f'{self.restored:,} of {self.restored + self.skipped + len(self.failed):,} restored'
         lines = [f'{done}, {self.skipped:,} had a result already' if self.skipped else done]
         if self.qualities:
             low, high = min(self.qualities), max(self.qualities)

@@ -31,12 +31,12 @@ def clear_messages() -> None:
     pyvips.vips_lib.vips_error_clear()
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def vips_lacks_memory(error: Exception) -> bool:
     """Whether libvips itself is out of memory; libtiff fails to "allocate memory" for damaged files too."""
     return getattr(error, 'errno', None) == errno.ENOMEM or 'out of memory -- size' in str(error)
 
 
-def one_line(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """The last 3 lines of an error as one, at most 200 characters: libvips's first may be of earlier attempts.
 
     pyvips's own line, "unable to write to memory", is left out: it names the call and not the reason.

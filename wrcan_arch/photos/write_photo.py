@@ -13,7 +13,7 @@ from ..files import disk_errors_as_input_errors, written_whole
 from .photo import ENDINGS, NO_RESOLUTION, Photo, format_of_name
 from .png_metadata import add_texts
 from .tiff_exif import add_metadata, as_jpeg_has_it, has_captions
-from .vips import KEPT, is_out_of_memory, one_line, to_srgb, vips_image
+from .vips import KEPT, reason_of, to_srgb, vips_image, vips_lacks_memory
 
 MAX_SIDE = {'jpeg': 65_500, 'webp': 16_383, 'avif': 16_384}  # pixels; a limit of the format or its encoder
 DEFAULT_QUALITY = 95
@@ -166,10 +166,10 @@ def write_photo(path: Path | str, photo: Photo, *, quality: int = DEFAULT_QUALIT
             try:
                 save(pyvips.Target.new_to_descriptor(file.fileno()), keep=keep, **options[name])
             except pyvips.Error as error:
-                if is_out_of_memory(error):
+                if vips_lacks_memory(error):
                     raise MemoryError from error
                 _ask_the_disk(file)
-                raise InputError(f'{path}: cannot be written ({one_line(error)})') from error
+                raise InputError(f'{path}: cannot be written ({reason_of(error)})') from error
             if name == 'tiff':
                 add_metadata(file, *(photo.metadata.get(key, b'') for key in ('exif-data', 'iptc-data')))
             if name == 'png' and photo.texts:

@@ -9,10 +9,10 @@ from basicsr.metrics import calculate_metric
 from basicsr.utils import tensor2img
 from torch import distributed
 from torch.utils.data import default_collate
-from tqdm import tqdm
 
 from ..data.image_files import write_png
 from ..errors import InputError, is_out_of_memory
+from ..progress_bar import progress_bar
 from . import results
 from .step_guard import as_input_error
 
@@ -39,7 +39,9 @@ def score_share(model: Any, dataset: Any, current_iter: int, save_img: bool) -> 
     rank, world_size = model.opt['rank'], model.opt['world_size']
     mine: dict[str, dict[str, float]] = {}
     seconds = 0.0
-    for index in tqdm(range(rank, len(dataset), world_size), disable=rank > 0 or not model.opt['val'].get('pbar')):
+    share = range(rank, len(dataset), world_size)
+    hidden = rank > 0 or not model.opt['val'].get('pbar')
+    for index in progress_bar(share, desc=dataset.opt['name'], unit='image', disable=hidden):
         try:
             item = dataset[index]
         except Exception as error:

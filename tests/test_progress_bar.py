@@ -1,0 +1,22 @@
+"""Progress is a bar in a terminal and lines in a log."""
+
+import io
+
+import pytest
+
+from wrcan_arch import progress_bar
+
+
+@pytest.mark.parametrize('leave', [True, False])
+@pytest.mark.parametrize('is_terminal', [True, False])
+def test_updates_are_lines_unless_a_terminal_can_draw_over_them(monkeypatch, is_terminal, leave):
+    said = io.StringIO()
+    said.isatty = lambda: is_terminal
+    monkeypatch.setattr('sys.stderr', said)
+    monkeypatch.setattr(progress_bar, 'LOG_AFTER', 0)
+    for _ in progress_bar.progress_bar(range(2), mininterval=0, desc='a', leave=leave):
+        pass
+    lines = said.getvalue().split('\n')
+    assert ('\r' in said.getvalue()) == is_terminal
+    if not is_terminal:
+        assert [line[:8] for line in lines] == ['a:   0%|', 'a:  50%|', 'a: 100%|', *['a: 100%|'] * leave, '']

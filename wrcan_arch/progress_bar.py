@@ -1,0 +1,27 @@
+"""Show progress on stderr: as a bar in a terminal, as a line now and then in a log."""
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from tqdm import tqdm
+from tqdm.utils import ObjectWrapper
+
+LOG_AFTER = 30  # seconds between the lines of a log
+
+
+class _Log(ObjectWrapper):
+    """A file in which each update is a line: tqdm begins it with a carriage return, to draw over the one before."""
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            self._wrapped.write(f'{text.strip()}\n')
+
+
+def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> tqdm:
+    """Return tqdm's bar; its options are tqdm's."""
+    if sys.stderr is None:
+        options['disable'] = True
+    elif not sys.stderr.isatty():
+        options |= {'file': _Log(sys.stderr), 'mininterval': LOG_AFTER}
+    return tqdm(iterable, **options)
