@@ -20,7 +20,7 @@ from wrcan_arch.precision import autocast_dtype
 from wrcan_arch.strips import restore_in_strips
 from wrcan_arch.train import options
 
-LARGEST_ERROR = {'fp32': 1e-5, 'bf16': 0.01, 'fp16': 0.002}  # of a result in [0, 1]
+LARGEST_ERROR = {'fp32': 5e-5, 'bf16': 0.01, 'fp16': 0.002}  # of a result in [0, 1]; a GPU's fp32 may be Winograd's
 UPDATE_ERROR = 0.15  # Adam divides by the gradients' size, so rounding shows where they are small: 0.06 in bf16
 
 
