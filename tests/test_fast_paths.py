@@ -69,7 +69,8 @@ def errors(model):
 @pytest.mark.parametrize('train', [{}, {'channels_last': True}, {'checkpointing': True}, {'optim_g': {'fused': False}}])
 def test_in_fp32_it_is_the_plain_step(train):
     output, gradients, largest = errors(model_with(amp='off', **train))
-    assert output < 1e-5 and gradients < 3e-5 and largest < 1e-5
+    assert output < 1e-5 and largest < 1e-5
+    assert gradients < 3e-5, "a bias's is a sum over all pixels, in another order: 6e-6"
 
 
 @pytest.mark.parametrize('train', [{}, {'channels_last': False}, {'checkpointing': True}])
