@@ -1,5 +1,6 @@
 """Bad input is one line and exit code 2; a defect shows its traceback."""
 
+import dataclasses
 import io
 import os
 import re
@@ -19,6 +20,8 @@ from packaging.requirements import Requirement
 
 from wrcan_arch import cli, doctor
 from wrcan_arch.errors import RunError
+from wrcan_arch.inference import Request
+from wrcan_arch.photos.bulk_restore import Options
 
 
 def basicsr(capsys, *arguments):
@@ -123,6 +126,13 @@ def test_wrong_restore_is_one_line(tmp_path, monkeypatch, capsys, official_weigh
     assert code == 2 and lines == [f'basicsr restore: {lines[0].removeprefix("basicsr restore: ")}']
     assert message in lines[0]
     assert not list(Path().glob('out/*'))
+
+
+def test_each_flag_of_restore_is_named_as_what_it_sets():
+    """Flags of other names would be left out."""
+    of_the_command = {'command', 'run', 'debug', 'local_rank', 'photos', 'list', 'weights', 'format'}
+    fields = {field.name for kind in (Request, Options) for field in dataclasses.fields(kind)} - {'request'}
+    assert vars(cli.build_parser().parse_args(['restore'])).keys() == fields | of_the_command
 
 
 def test_several_processes_cannot_share_standard_input(monkeypatch, capsys):
