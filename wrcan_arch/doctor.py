@@ -87,9 +87,7 @@ def _repairs() -> list[Row]:
         (repair.target, 'applied' if repair in applied else 'not needed', f'{repair.why}; until {repair.until}')
         for repair in REPAIRS
     ]
-    rows += [
-        (each.target, 'replaced in train and test', f'{each.why}; until {each.until}') for each in REPLACEMENTS
-    ]
+    rows += [(each.target, 'replaced in train and test', f'{each.why}; until {each.until}') for each in REPLACEMENTS]
     return rows
 
 
