@@ -21,6 +21,7 @@ from wrcan_arch.data import store_writer
 from wrcan_arch.data.lmdb_store import open_store
 from wrcan_arch.data.store_writer import StoreWriter
 from wrcan_arch.errors import InputError
+from wrcan_arch.jpeg_quality import estimate_quality
 from wrcan_arch.train import option_checks, options
 
 PREP = Path(__file__).parent.parent / 'datasets_prep'
@@ -77,6 +78,19 @@ def test_a_range_of_qualities_and_of_grids(prepared, run, tmp_path):
         assert 65 <= height <= 80 and 81 <= width <= 96 and cv2.PSNR(*pair) > 20
         shapes.add(pair[0].shape)
     assert len(tables) == len(shapes) == 6
+
+
+def test_all_that_is_drawn_is_what_it_was(prepared, run, tmp_path):
+    """If this changes with the same OpenCV and NumPy, raise GENERATION: else a resumed run mixes two kinds of pairs."""
+    options = '--copies 4 --quality 15-95 --grid 15 --seed 1 --zoom 0.5 2 --dim 0.5 --soft 2 --objects 1'.split()
+    run(prepared / 'photos' / 'photo1.png', '-o', 'a', '--files', *options)
+    found = []
+    for path in sorted((tmp_path / 'a_blur').iterdir()):
+        pair = cv2.imread(str(path)), cv2.imread(str(tmp_path / 'a_sharp' / f'{path.stem}.png'))
+        with path.open('rb') as file:
+            found.append((estimate_quality(file), *pair[0].shape[:2], cv2.PSNR(*pair)))
+    expected = [(41, 45, 45, 21.68), (78, 80, 93, 30.99), (94, 39, 54, 27.55), (76, 69, 86, 31.24)]
+    np.testing.assert_allclose(found, expected, atol=0.05)  # quality, height, width, PSNR
 
 
 def view(sharp, seed=0, **options):
