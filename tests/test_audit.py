@@ -34,14 +34,14 @@ def test_doctor_examines_stores_value_by_value(workplace, capfd):
 
 def test_doctor_takes_a_folder_of_stores_and_what_else_is_in_it(workplace, capfd):
     """As prepare_reds.py --verify does, and makes it."""
-    Path('REDS').mkdir()
-    STORE.rename('REDS/a.lmdb')
-    assert main(['doctor', '--data', 'REDS']) == 0
-    assert capfd.readouterr().out == 'REDS/a.lmdb: sound\n'
-    Path('REDS/b.png').write_bytes(b'rubbish')
-    assert main(['doctor', '--data', 'REDS']) == 1
+    Path('all/REDS').mkdir(parents=True)
+    STORE.rename('all/REDS/a.lmdb')
+    assert main(['doctor', '--data', 'all']) == 0
+    assert capfd.readouterr().out == 'all/REDS/a.lmdb: sound\n'
+    Path('all/b.png').write_bytes(b'rubbish')
+    assert main(['doctor', '--data', 'all']) == 1
     said = capfd.readouterr()
-    assert said.out == 'REDS/a.lmdb: sound\nREDS: 1 problem\n' and 'REDS/b.png: cannot be decoded' in said.err
+    assert said.out == 'all/REDS/a.lmdb: sound\nall: 1 problem\n' and 'all/b.png: cannot be decoded' in said.err
 
 
 def test_doctor_names_the_smallest_picture_that_no_patch_fits_into(workplace, capfd):

@@ -1,5 +1,6 @@
 """Bad input is one line and exit code 2; a defect shows its traceback."""
 
+import dataclasses
 import io
 import os
 import re
@@ -19,6 +20,8 @@ from packaging.requirements import Requirement
 
 from wrcan_arch import cli, doctor
 from wrcan_arch.errors import RunError
+from wrcan_arch.inference import Request
+from wrcan_arch.photos.bulk_restore import Options
 
 
 def basicsr(capsys, *arguments):
@@ -125,6 +128,13 @@ def test_wrong_restore_is_one_line(tmp_path, monkeypatch, capsys, official_weigh
     assert not list(Path().glob('out/*'))
 
 
+def test_each_flag_of_restore_is_named_as_what_it_sets():
+    """Flags of other names would be left out."""
+    of_the_command = {'command', 'run', 'debug', 'local_rank', 'photos', 'list', 'weights', 'format'}
+    fields = {field.name for kind in (Request, Options) for field in dataclasses.fields(kind)} - {'request'}
+    assert vars(cli.build_parser().parse_args(['restore'])).keys() == fields | of_the_command
+
+
 def test_several_processes_cannot_share_standard_input(monkeypatch, capsys):
     monkeypatch.setenv('WORLD_SIZE', '2')
     monkeypatch.setattr(cli, 'exit_code_of_several', lambda error, *_, **options: print(error) or 2)
@@ -220,10 +230,12 @@ def test_doctor_prints_versions_repairs_and_what_is_missing(capsys, monkeypatch)
     text = capsys.readouterr().out
     for part in ('basicsr', '1.4.2', 'torch', 'GPU', 'functional_tensor', 'load_resume_state', 'Nothing is missing'):
         assert part in text
-    monkeypatch.setenv('COLUMNS', '60')  # of a terminal
+    assert max(map(len, text.splitlines())) > 120, 'in a pipe a row is a line'
+    monkeypatch.setenv('COLUMNS', '80')
+    monkeypatch.setattr('sys.stdout.isatty', lambda: True)
     assert cli.main(['doctor']) == 0
     narrow = capsys.readouterr().out
-    assert max(map(len, narrow.splitlines())) <= 60 and narrow.split() == text.split()
+    assert max(map(len, narrow.splitlines())) <= 80 and narrow.split() == text.split()
     asked = [Requirement('torch>=99'), Requirement('no-such-package'), Requirement('numpy')]
     monkeypatch.setattr('wrcan_arch.doctor.requirements', lambda: asked)
     assert cli.main(['doctor']) == 1

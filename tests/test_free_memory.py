@@ -28,12 +28,13 @@ def test_this_machine_has_some():
     assert 1 << 20 < memory.free_memory(torch.device('cpu')) < 1 << 50
 
 
-@pytest.mark.parametrize(('said', 'share'), [
-    ({}, 12), ({'LOCAL_WORLD_SIZE': '4'}, 3), ({'SLURM_STEP_TASKS_PER_NODE': '3(x2),2'}, 4),
+@pytest.mark.parametrize(('said', 'groups', 'share'), [
+    ({}, [], 12), ({'LOCAL_WORLD_SIZE': '4'}, [], 3), ({'SLURM_STEP_TASKS_PER_NODE': '3(x2),2'}, [], 4),
+    ({}, [6 * GB, 24 * GB], 6), ({'LOCAL_WORLD_SIZE': '2'}, [6 * GB], 3), ({}, [24 * GB], 12),
 ])  # fmt: skip
-def test_processes_of_one_machine_share_its_memory(monkeypatch, said, share):
+def test_processes_of_one_machine_share_its_memory(monkeypatch, said, groups, share):
     monkeypatch.setattr(memory, '_free_in_machine', lambda: [12 * GB])
-    monkeypatch.setattr(memory, '_free_in_groups', list)
+    monkeypatch.setattr(memory, '_free_in_groups', lambda: groups)
     for name, value in said.items():
         monkeypatch.setenv(name, value)
     assert memory.free_memory(torch.device('cpu')) == share * GB

@@ -1,6 +1,8 @@
 """The inference modes against the authors' code's results and against their definitions."""
 
+import re
 from contextlib import ExitStack
+from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
@@ -117,8 +119,10 @@ def test_arrays_of_either_order_of_bytes_are_taken():
 
 @pytest.mark.parametrize('size', [(1, 1), (1, 7), (9, 2), (33, 47)])
 def test_chop_and_ensemble_take_any_size(size):
+    image = torch.rand(1, 3, *size)
+    assert torch.equal(inference.restore_chop(lambda part: part, image), image)
     for options in ({'mode': 'chop'}, {'ensemble': True}):
-        restored = restore(small_network(), torch.rand(1, 3, *size), precision='fp32', **options)
+        restored = restore(small_network(), image, precision='fp32', **options)
         assert restored.shape == (1, 3, *size) and restored.isfinite().all()
 
 
@@ -150,6 +154,18 @@ def test_fp32_is_not_rounded_to_tf32_on_a_gpu(monkeypatch, newer, name, tf32, ex
     assert getattr(switch, name) == tf32
     with precision.exact_convolutions(torch.device('cpu')):
         assert getattr(switch, name) == tf32
+
+
+@pytest.mark.parametrize('image', [torch.rand(1, 3, 8, 8), np.zeros((8, 8, 3), np.uint8)], ids=['tensor', 'array'])
+def test_a_network_runs_without_tf32(image):
+    seen = set()
+
+    def note(_):
+        seen.add((exact.return_value.__enter__.called, exact.return_value.__exit__.called))
+
+    with mock.patch.object(inference, 'exact_convolutions') as exact:
+        restore(small_network(), image, progress=note)
+    assert exact.call_args.args == (CPU,) and seen == {(True, False)}
 
 
 def test_fp32_is_exact_until_the_last_thread_has_left(monkeypatch):
@@ -320,11 +336,10 @@ def test_arrays_come_back_rounded_and_clipped_in_their_own_type(dtype, peak):
     np.testing.assert_array_equal(restored, expected.astype(dtype))
 
 
-@pytest.mark.parametrize('precision', ['bf16', 'auto'])
-def test_lower_precision_stays_near_fp32(golden, official_weights, precision):
+def test_lower_precision_stays_near_fp32(golden, official_weights):
     network = load_network(official_weights)
     exact = restore(network, golden['in.blurred'], precision='fp32')
-    near = restore(network, golden['in.blurred'], precision=precision)
+    near = restore(network, golden['in.blurred'], precision='bf16')
     assert near.dtype == torch.float32
     assert (near - exact).norm() / exact.norm() < 0.01
     assert (near - exact).abs().max() < 0.01
@@ -347,6 +362,16 @@ def test_lower_precision_leaves_a_photograph_its_depth(precision):
     exact, near = (restore(network, image, precision=each).astype(int) for each in ('fp32', precision))
     assert len(np.unique(near[..., 1])) > 0.9 * len(np.unique(exact[..., 1])) > 3000
     assert np.abs(near - exact).mean() < 0.1 * 257, 'a tenth of a grey level'
+
+
+def test_units_for_bf16_are_those_that_the_kernel_tells_of():
+    cpuinfo = Path('/proc/cpuinfo')
+    flags = re.search(r'^flags\b.*', cpuinfo.read_text() if cpuinfo.exists() else '', re.MULTILINE)
+    if not flags:
+        pytest.skip('no x86 processor, or no Linux')
+    asks = {'amx_tile': '_is_amx_tile_supported', 'avx512_bf16': '_is_avx512_bf16_supported'}  # not in every release
+    has_units = any(flag in flags[0].split() and hasattr(torch.cpu, name) for flag, name in asks.items())
+    assert precision.has_bf16_units(CPU) == has_units
 
 
 def test_auto_precision_is_bf16_where_there_are_units(monkeypatch):

@@ -313,8 +313,13 @@ def test_lost_contact_is_no_defect():
     assert contact_lost(dist.DistStoreError('wait timeout')) and contact_lost(RuntimeError('shape mismatch')) is None
 
 
-def test_process_without_a_gpu_of_its_own(monkeypatch):
-    monkeypatch.setattr(processes, 'torch', SimpleNamespace(cuda=SimpleNamespace(device_count=lambda: 2)))
+def test_each_process_takes_its_own_gpu(monkeypatch):
+    taken = []
+    two = SimpleNamespace(device_count=lambda: 2, set_device=taken.append)
+    monkeypatch.setattr(processes, 'torch', SimpleNamespace(cuda=two))
+    monkeypatch.setenv('LOCAL_RANK', '1')
+    processes.take_own_gpu()
+    assert taken == [1]
     monkeypatch.setenv('LOCAL_RANK', '2')
     with pytest.raises(InputError, match='process 2 of this machine has no GPU, there are 2; start as many'):
         processes.take_own_gpu()

@@ -1,6 +1,7 @@
 """WRCANModel alone: the joint step, its losses, what it saves. Whole runs are in test_end_to_end.py."""
 
 import json
+import os
 import re
 import shutil
 from copy import deepcopy
@@ -71,7 +72,7 @@ def test_averaged_weights_go_a_part_of_the_way(opt, channels_last):
 
 
 def test_step_is_equation_9(opt):
-    """The reference computes L1 + 0.1 MSE in two plain passes through a copy of the network, with torch's Adam."""
+    """The reference computes L1 + 0.1 MSE in two passes through a copy of the network, with torch's Adam."""
     torch.manual_seed(0)
     model = build_model(opt)
     network = deepcopy(model.net_g)
@@ -81,7 +82,9 @@ def test_step_is_equation_9(opt):
         model.feed_data(data)
         model.optimize_parameters(1)
 
-        restored, autoencoded = network(data['lq'], data['gt_jpeg'])
+        restored = network(data['lq'])
+        with mock.patch.object(network.body_conv, 'forward', torch.zeros_like):  # f_NLT := f_EXP
+            autoencoded = network(data['gt_jpeg'])
         l_pix = (restored - data['gt']).abs().mean()
         l_ae = 0.1 * ((autoencoded - data['gt']) ** 2).mean()
         optimizer.zero_grad()
@@ -90,6 +93,19 @@ def test_step_is_equation_9(opt):
         assert model.get_current_log() == pytest.approx({'l_pix': l_pix.item(), 'l_ae': l_ae.item()}, rel=1e-5)
     for ours, plain in zip(model.net_g.parameters(), network.parameters(), strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-6)
+
+
+def test_perceptual_losses_are_added_and_logged(opt):
+    model = build_model(opt)
+    model.cri_pix = model.cri_ae = None
+    for percep, style in ((3, None), (None, 6), (3, 6)):
+        weights = {name: weight for name, weight in (('l_percep', percep), ('l_style', style)) if weight}
+        model.cri_perceptual = lambda output, _, each=(percep, style): [w and w * output.mean() for w in each]
+        model.feed_data(batch())
+        model.optimize_parameters(1)
+        mean, sums = model.output.mean().item(), sum(weights.values())
+        assert model.get_current_log() == pytest.approx({name: weight * mean for name, weight in weights.items()})
+        assert model.net_g.tail.bias.grad.tolist() == pytest.approx(3 * [sums / 3])
 
 
 def test_freed_memory_is_kept_for_the_next_step():
@@ -254,13 +270,15 @@ def test_loss_without_its_input_is_an_error(opt):
 
 
 def test_deterministic_kernels_are_taken_where_asked_for(opt, monkeypatch):
-    monkeypatch.delenv('CUBLAS_WORKSPACE_CONFIG', raising=False)
+    monkeypatch.setenv('CUBLAS_WORKSPACE_CONFIG', '')  # so that monkeypatch restores it
+    monkeypatch.delenv('CUBLAS_WORKSPACE_CONFIG')
     monkeypatch.setattr(torch.backends.cudnn, 'benchmark', True)  # like the toolbox
     build_model(opt)
     assert torch.backends.cudnn.benchmark and not torch.are_deterministic_algorithms_enabled()
     try:
         model = build_model({**opt, 'deterministic': True})
         assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+        assert os.environ['CUBLAS_WORKSPACE_CONFIG'] == ':4096:8'
         model.feed_data(batch())
         model.optimize_parameters(1)
     finally:
@@ -485,12 +503,36 @@ def test_validation_image_that_cannot_be_read_is_named(opt):
         scoring.score_images(build_model(opt), Frames(), 4, save_img=False)
 
 
+@pytest.mark.parametrize('error', [MemoryError(), HOST_IS_FULL, torch.cuda.OutOfMemoryError('CUDA out of memory.')])
+def test_validation_image_that_the_memory_does_not_hold_is_named(opt, error):
+    class Frames(list):
+        opt = {'name': 'paired'}
+
+    model, frames = build_model(opt), Frames([{'lq': torch.rand(3, 8, 8), 'lq_path': 'REDS/a.png'}])
+    for raised, expected, said in (
+        (error, InputError, "'REDS_a' is too large for the memory; scale it down"),
+        (RuntimeError('a defect'), RuntimeError, '^a defect$'),
+    ):
+        with mock.patch.object(model, 'test', side_effect=raised), pytest.raises(expected, match=said):
+            scoring.score_images(model, frames, 4, save_img=False)
+
+
 def test_validation_of_no_images_is_an_error(opt):
     class Frames(list):
         opt = {'name': 'paired', 'dataroot_lq': 'REDS'}
 
     with pytest.raises(InputError, match='data set paired: there are no images in REDS'):
         scoring.score_images(build_model(opt), Frames(), 4, save_img=False)
+
+
+def test_averaged_weights_are_validated(opt):
+    opt['train']['ema_decay'] = 0.9
+    model = build_model(opt)
+    model.feed_data(batch())
+    model.optimize_parameters(1)
+    model.test()
+    averaged, last = (restore(network, model.lq, precision='fp32') for network in (model.net_g_ema, model.net_g))
+    assert torch.equal(model.output, averaged) and not torch.equal(averaged, last)
 
 
 def test_local_validation_takes_the_patch_of_this_training(opt):

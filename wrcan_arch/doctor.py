@@ -2,6 +2,7 @@
 
 import platform
 import shutil
+import sys
 import textwrap
 from collections.abc import Callable, Iterable
 from importlib import import_module, metadata
@@ -86,16 +87,23 @@ def _repairs() -> list[Row]:
         (repair.target, 'applied' if repair in applied else 'not needed', f'{repair.why}; until {repair.until}')
         for repair in REPAIRS
     ]
-    rows += [
-        (each.target, 'replaced while training and testing', f'{each.why}; until {each.until}') for each in REPLACEMENTS
-    ]
+    rows += [(each.target, 'replaced in train and test', f'{each.why}; until {each.until}') for each in REPLACEMENTS]
     return rows
 
 
-def _wrapped(line: str) -> str:
-    """The line in lines that fit the terminal; unchanged if stdout is none, as for a search in a file."""
-    width = shutil.get_terminal_size(fallback=(len(line) + 1, 0)).columns
-    return textwrap.fill(line, width, subsequent_indent=' ' * 6, break_long_words=False, break_on_hyphens=False)
+def _lines(rows: list[Row]) -> list[str]:
+    """Rows as aligned lines; in a terminal that is too narrow the note has lines of its own."""
+    name_width, value_width = (max(len(row[column]) for row in rows) for column in range(2))
+    lines = []
+    for name, value, note in rows:
+        start = f'  {name:{name_width}}  {value:{value_width}}'
+        whole = f'{start}  {note}'.rstrip()
+        if sys.stdout.isatty() and len(whole) > (width := shutil.get_terminal_size().columns):
+            wrapped = textwrap.fill(note, width - 6, break_long_words=False, break_on_hyphens=False)
+            lines += [start.rstrip(), textwrap.indent(wrapped, ' ' * 6)]
+        else:
+            lines.append(whole)
+    return lines
 
 
 def report() -> tuple[str, bool]:
@@ -109,9 +117,7 @@ def report() -> tuple[str, bool]:
             sections[title] = [('not known', str(error), '')]
     lines = []
     for title, rows in sections.items():
-        widths = [max(len(row[column]) for row in rows) for column in range(2)]
-        lines += ['', title]
-        lines += [_wrapped(f'  {name:{widths[0]}}  {value:{widths[1]}}  {note}'.rstrip()) for name, value, note in rows]
+        lines += ['', title, *_lines(rows)]
     wrong = [name for name, value, note in installed if value == 'MISSING' or note.startswith(('UNFIT', 'UNUSABLE'))]
     lines += ['', f'Missing, unfit or unusable: {", ".join(wrong)}' if wrong else 'Nothing is missing.']
     return '\n'.join(lines[1:]), not wrong

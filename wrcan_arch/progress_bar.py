@@ -23,5 +23,6 @@ def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> tqdm:
     if sys.stderr is None:
         options['disable'] = True
     elif not sys.stderr.isatty():
-        options |= {'file': _Log(sys.stderr), 'mininterval': LOG_AFTER}
+        # miniters: with tqdm's own its monitor would write in between; leave: else the last line would be an early one.
+        options |= {'file': _Log(sys.stderr), 'mininterval': LOG_AFTER, 'miniters': 1, 'leave': True}
     return tqdm(iterable, **options)

@@ -247,9 +247,9 @@ def _identity(path: str) -> Identity:
 
 
 def stores_in(folder: Path) -> list[Path]:
-    """Return the stores that lie in a folder, sorted; the folder itself if it is one."""
+    """Return the stores in a folder and the folders in it, sorted; the folder itself if it is one."""
     is_store = (folder / 'data.mdb').exists() or (folder.suffix == '.lmdb' and folder.is_dir())
-    return [folder] if is_store else sorted(folder.glob('*.lmdb'))
+    return [folder] if is_store else sorted(folder.rglob('*.lmdb'))
 
 
 def verify_store(path: Path | str, progress: Callable[[list[str]], Iterable[str]] = iter) -> list[str]:
