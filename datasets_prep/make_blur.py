@@ -142,14 +142,21 @@ def draw_view(
     return pairs.from_linear(out_of_focus(rng, light, soft) if soft else light)
 
 
+def is_still(copy: int, share: float) -> bool:
+    """Whether nothing moves in this copy, as in `share` of all: at 0.25 in the copies 3, 7, 11 and so on."""
+    return int((copy + 1) * share) > int(copy * share)
+
+
 def make_pair(photo: Path, number: int, copy: int, options: argparse.Namespace) -> tuple[dict[str, bytes], tuple]:
     """Make pair `copy` of photograph `number`; return the encoded images by role, and their shape (H, W, 3)."""
     sharp = scaled_photo(photo, options.largest)
     view_rng = np.random.default_rng((options.seed, number, copy, 1))  # its own stream: exposures stay the same
     view = draw_view(view_rng, sharp, zoom=options.zoom, dim=options.dim, soft=options.soft)
     rng = np.random.default_rng((options.seed, number, copy))
-    names = ('length', 'rotation', 'depth', 'objects', 'noise', 'glare')
-    blurred = exposure.expose_at_random(rng, view, **{name: getattr(options, name) for name in names})
+    exposed = {name: getattr(options, name) for name in ('length', 'rotation', 'depth', 'objects', 'noise', 'glare')}
+    if is_still(copy, options.still):
+        exposed['length'] = (0, 0)
+    blurred = exposure.expose_at_random(rng, view, **exposed)
     quality = pairs.draw_quality(rng, options.quality)
     top, left = rng.integers(options.grid + 1, size=2)  # moves the grid of JPEG's blocks
     pair = {
@@ -175,6 +182,8 @@ def check(arguments: argparse.Namespace) -> None:
         raise InputError(f'--dim {arguments.dim}: from 0 to less than 1')
     if not 0 <= arguments.objects <= 1:
         raise InputError(f'--objects {arguments.objects}: a probability, from 0 to 1')
+    if not 0 <= arguments.still <= 1:
+        raise InputError(f'--still {arguments.still}: a share of the copies, from 0 to 1')
     for name in ('soft', 'rotation', 'noise', 'glare', 'grid'):
         if not 0 <= getattr(arguments, name) < math.inf:
             raise InputError(f'--{name} {getattr(arguments, name)}: a number from 0 up')
@@ -232,6 +241,7 @@ def main() -> None:
         help='see the photograph by a random factor smaller, or a part of it larger and softer (default 1 1)',
     )  # fmt: skip
     for name, default, meaning in (
+        ('still', 0, 'share of the copies in which nothing moves, to train on: sharp photographs are to stay sharp'),
         ('soft', 0, 'how far parts of the sharp picture are out of focus, at most: standard deviation in pixels'),
         ('dim', 0, 'how much of the light is missing, at most: 0.8 for a fifth of it'),
         ('rotation', 0.5, f'degrees that the camera rolls, at most; up to {WIDEST_ROLL}'),

@@ -179,6 +179,21 @@ def test_same_seed_same_bytes(prepared, run, tmp_path):
     assert values['a'] == values['b'] and not set(values['a']) & set(values['c']) and len(set(values['a'])) == 2
 
 
+def test_in_a_share_of_the_copies_nothing_moves(prepared, run, tmp_path):
+    photo = prepared / 'photos' / 'photo1.png'
+    for name, still in (('moved', '0'), ('mixed', '0.5')):
+        run(photo, '-o', name, '--copies', '4', '--noise', '0', '--quality', '95', '--still', still)
+    moved, mixed = (open_store(tmp_path / f'{name}_blur.lmdb') for name in ('moved', 'mixed'))
+    assert [moved.get(key) == mixed.get(key) for key in moved.keys()] == [True, False, True, False]
+    still = pairs.encode(cv2.imread(str(photo)), 'blur', 95)
+    assert [mixed.get(key) == still for key in mixed.keys()] == [False, True, False, True]
+
+
+@pytest.mark.parametrize(('share', 'still'), [(0, []), (0.25, [3, 7]), (0.4, [2, 4, 7]), (1, [*range(8)])])
+def test_copies_that_do_not_move_are_spread(share, still):
+    assert [copy for copy in range(8) if make_blur.is_still(copy, share)] == still
+
+
 def test_split_keeps_the_copies_of_a_photograph_together(prepared, run, tmp_path):
     def split(name, *arguments):
         printed = run(prepared / 'photos', '-o', name, '--copies', '3', '--val', '0.4', '--files', *arguments)
