@@ -23,6 +23,7 @@ from wrcan_arch.data.store_writer import StoreWriter
 if 'PYTEST_XDIST_WORKER' in os.environ:  # one of several processes, which share the cores
     os.environ['OMP_NUM_THREADS'] = '1'
     torch.set_num_threads(1)
+os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # of the processes that tests start, as of the command's
 
 # Results are compared bit for bit with a CPU's, so only on_gpu.py sees the GPUs of this machine.
 GPUS, VISIBLE = 'GPUS_OF_ON_GPU', 'CUDA_VISIBLE_DEVICES'

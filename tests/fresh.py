@@ -26,8 +26,15 @@ for line in sys.stdin:
     for place, path in enumerate((os.devnull, out, err)):
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), place)
     sys.stdin = open(os.devnull)
-    exec(compile(code, '<string>', 'exec'), {'__name__': '__main__'})
-    break
+    status = 0
+    try:
+        exec(compile(code, '<string>', 'exec'), {'__name__': '__main__'})
+    except Exception:
+        sys.excepthook(*sys.exc_info())
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # to clear away all that is loaded takes two seconds
 """
 
 

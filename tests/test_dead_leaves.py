@@ -1,6 +1,5 @@
 """Synthetic images: the same from the same seed, with the intended sizes and colours."""
 
-import time
 from functools import partial
 from unittest import mock
 
@@ -100,14 +99,6 @@ def test_patterns_repeat_and_use_both_inks(name):
 def test_any_size(size):
     image = dead_leaves.dead_leaves(1, 1, size)
     assert image.shape == (size, size, 3) and image.std() > 5
-
-
-@pytest.mark.slow
-def test_an_image_of_512_takes_well_under_a_second():
-    started = time.process_time()
-    for index in range(4):
-        dead_leaves.dead_leaves(0, index, 512)
-    assert (time.process_time() - started) / 4 < 2  # 0.4 measured; the bound allows for a busy machine
 
 
 @pytest.mark.parametrize(

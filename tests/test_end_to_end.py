@@ -117,34 +117,6 @@ def test_metrics_of_the_toolbox_are_scikit_images():
     assert calculate_ssim(first, second, 0) == pytest.approx(reference, abs=1e-9)
 
 
-def weights(label):
-    return read_file(MODELS / f'net_g_{label}.pth')['params']
-
-
-def same_weights(first, second):
-    return all(torch.equal(first[name], second[name]) for name in first)
-
-
-def test_resumed_run_ends_as_the_uninterrupted_one(workplace):
-    assert train() == 0
-    whole, whole_state = weights('12'), read_file('experiments/small/training_states/12.state')
-    curves = read_curves(Path('experiments/small'))
-    Path('experiments').rename('uninterrupted')
-
-    assert train('logger:save_checkpoint_freq=5', 'train:total_iter=5') == 0
-    assert train('datasets:train:num_worker_per_gpu=2', resume=True) == 0, 'with one more, too'
-    assert 'Resuming training from epoch: 2, iter: 5.' in log_text()
-    assert same_weights(weights('12'), whole)
-    state = read_file('experiments/small/training_states/12.state')
-    for name, value in whole_state['optimizers'][0]['state'].items():
-        for key in ('exp_avg', 'exp_avg_sq'):
-            assert torch.equal(state['optimizers'][0]['state'][name][key], value[key])
-    assert state['schedulers'] == whole_state['schedulers']
-    assert state['best_metric_results'] == whole_state['best_metric_results']
-    resumed = read_curves(Path('experiments/small'))
-    assert resumed.losses == curves.losses and resumed.metrics['psnr'][-1] == curves.metrics['psnr'][-1]
-
-
 def test_resume_at_a_validation_keeps_the_best_network(workplace):
     """The best network is that of the iteration that the run resumes from; a huge step makes the later ones worse."""
     worse = ['logger:save_checkpoint_freq=4', 'train:scheduler:milestones=[4]', 'train:scheduler:gamma=1000']
@@ -336,17 +308,7 @@ def test_options_of_srmodel_still_work(workplace):
     assert train() == 0
     saved = read_file(MODELS / 'net_g_12.pth')
     assert saved['params'].keys() == saved['params_ema'].keys()
-    assert not same_weights(saved['params'], saved['params_ema'])
-
-
-def test_mixed_precision_trains_near_fp32(workplace):
-    losses = {}
-    for amp in ('off', 'bf16', 'auto'):
-        assert train(f'train:amp={amp}') == 0
-        losses[amp] = [value for _, value in read_curves(Path('experiments/small')).losses['l_pix']]
-    assert losses['bf16'] != losses['off']
-    for amp in ('bf16', 'auto'):
-        np.testing.assert_allclose(losses[amp], losses['off'], rtol=0.05)
+    assert not all(torch.equal(value, saved['params_ema'][name]) for name, value in saved['params'].items())
 
 
 def test_first_metric_chooses_where_none_is_psnr(workplace):

@@ -27,7 +27,6 @@ CHECK = (
     'first',
     [
         'import wrcan_arch, basicsr',
-        'import wrcan_arch; from basicsr.archs import build_network',
         'import wrcan_arch; wrcan_arch.WRCANModel',
         'import wrcan_arch; from wrcan_arch.data import jpeg_deblur_dataset',
         'import wrcan_arch.train.toolbox as t; t.make_importable(); sys.meta_path.pop(0); import basicsr; '

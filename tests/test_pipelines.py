@@ -147,9 +147,11 @@ def test_processes_go_on_from_the_same_checkpoint(workplace):
 
 @pytest.mark.parametrize('is_restart', [False, True])
 def test_processes_that_torchrun_restarts_go_on_without_what_their_own_run_put_aside(workplace, is_restart):
-    for folder in ('small', 'small_archived_20261130_010203_000004'):
-        Path('experiments', folder, 'training_states').mkdir(parents=True)
-    Path('experiments', folder, 'training_states', '4.state').touch()
+    older, folder = 'small_archived_20261029_010203_000004', 'small_archived_20261130_010203_000004'
+    for each in ('small', older, folder):
+        Path('experiments', each, 'training_states').mkdir(parents=True)
+    for each in (older, folder):
+        Path('experiments', each, 'training_states', '4.state').touch()
     team = mock.Mock()
     team.noted_before_restart.return_value = is_restart
     opt = resolved(dist=True, rank=1, auto_resume=not is_restart)

@@ -469,7 +469,7 @@ def test_run_after_a_repaired_frame_takes_only_what_is_missing(reds, downloads, 
     assert content(path) == content(reds / 'stores' / path.name)
 
 
-def test_partial_store_of_the_other_kind_or_cut_is_started_anew(reds, downloads, monkeypatch, capsys):
+def test_partial_store_of_the_other_kind_is_refused_and_a_cut_one_is_started_anew(reds, downloads, monkeypatch, capsys):
     monkeypatch.setattr(store_writer, 'BATCH_SIZE', 1)
     partial = downloads / 'out' / 'train_sharp.lmdb.partial'
     arguments = ['tree/train/train_sharp', '-o', 'out']
@@ -478,7 +478,9 @@ def test_partial_store_of_the_other_kind_or_cut_is_started_anew(reds, downloads,
     last.write_bytes(b'')
     assert run(monkeypatch, *arguments, '--store', 'raw') == 2
     assert partial.exists()
+    capsys.readouterr()
     assert run(monkeypatch, *arguments) == 2
+    assert 'give --store raw again, or remove it' in message(capsys)
     os.truncate(partial / 'data.mdb', (partial / 'data.mdb').stat().st_size // 2)
     last.write_bytes(whole)
     capsys.readouterr()

@@ -1,6 +1,7 @@
 """The commands in README and the scripts exist, and README's option file is valid."""
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -17,20 +18,28 @@ ROOT = Path(__file__).parent.parent
 
 def commands():
     """Yield the documented command lines of basicsr, python and torchrun, as words."""
-    for name in ('README.md', 'docs/cluster.md', 'demo.sh', 'small.sh'):
-        text = (ROOT / name).read_text(encoding='utf-8').replace('\\\n', ' ').replace('$project/', '')
+    for name in ('README.md', 'docs/cluster.md', 'demo.sh', 'small.sh', 'datasets_prep/small_data.sh'):
+        text = (ROOT / name).read_text(encoding='utf-8').replace('\\\n', ' ')
+        text = text.replace('$project/', '').replace('$prep/', 'datasets_prep/')
         for line in re.findall(r'^ *(?:srun (?:--\S+ +)*)?((?:basicsr|python|torchrun) .+)$', text, re.MULTILINE):
             words = shlex.split(line, comments=True)
-            if words[0] == 'torchrun' and 'wrcan_arch' in words:
+            if words[0] != 'basicsr' and 'wrcan_arch' in words:
                 words = words[words.index('wrcan_arch') :]
             yield pytest.param(words, id=f'{name}: {line[:60]}')
 
 
 @pytest.mark.parametrize('words', commands())
-def test_every_command_is_one(words):
+def test_every_command_is_one(words, monkeypatch, capsys):
     program, *arguments = words
     if program in ('basicsr', 'wrcan_arch'):
         build_parser().parse_args([each for each in arguments if each != '...'])
+    elif program == 'python':
+        script, *arguments = arguments
+        monkeypatch.setattr('sys.argv', [script, '--help'])
+        with pytest.raises(SystemExit, match='^0$'):
+            runpy.run_path(str(ROOT / script), run_name='__main__')
+        known = re.findall(r'(?<!\S)--?[a-z-]+', capsys.readouterr().out.replace('[', ''))
+        assert {each for each in arguments if each.startswith('-')} <= {*known}
     for named in words:
         if named.startswith(('options/', 'datasets_prep/', 'benchmarks/')) and '$' not in named:
             assert (ROOT / named).exists()

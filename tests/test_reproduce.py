@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import cv2
-import pytest
 from test_prepare_reds import SCRIPT, SIZE, make_reds
 
 from wrcan_arch.cli import main
@@ -19,11 +18,10 @@ SHORT = [
 WEIGHTS = 'path:pretrain_network_g=experiments/train_wrcan_320/models/net_g_best.pth'
 
 
-@pytest.mark.parametrize('store', ['encoded', 'raw'])
-def test_from_the_download_to_the_tables_and_the_figure(tmp_path, monkeypatch, capsys, store):
+def test_from_the_download_to_the_tables_and_the_figure(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     make_reds(tmp_path / 'downloads')
-    prepare = [sys.executable, SCRIPT, 'downloads', '-o', 'datasets/REDS', '--any-size', '--store', store]
+    prepare = [sys.executable, SCRIPT, 'downloads', '-o', 'datasets/REDS', '--any-size']
     subprocess.run(prepare, check=True, capture_output=True)
 
     assert main(['train', '-opt', str(OPTIONS / 'train_wrcan_320.yml'), '--force_yml', *SMALL, *SHORT]) == 0

@@ -159,7 +159,7 @@ def test_second_run_in_the_folder_is_refused(quick, capsys):
     """A resume is refused too. The lock is the kernel's: a killed run leaves none."""
     context = multiprocessing.get_context('fork')
     locked = context.Event()
-    holder = context.Process(target=hold, args=(locked,))
+    holder = context.Process(target=hold, args=(locked,), daemon=True)  # ends with the tests if one fails
     holder.start()
     assert locked.wait(60)
     for resume in (False, True):

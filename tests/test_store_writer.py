@@ -75,7 +75,7 @@ def test_two_processes_cannot_write_one_store(tmp_path, resume):
     """Else the first to end would rename what the other still writes."""
     context = multiprocessing.get_context('fork')
     done = context.Event()
-    other = context.Process(target=hold, args=(tmp_path / 'a.lmdb', done, resume))
+    other = context.Process(target=hold, args=(tmp_path / 'a.lmdb', done, resume), daemon=True)
     other.start()
     partial = tmp_path / 'a.lmdb.partial'
     while not (partial / 'data.mdb').is_file():

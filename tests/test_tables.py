@@ -125,7 +125,7 @@ def test_further_metrics_and_the_origin_of_the_weights_are_no_difference(tmp_pat
         training='mine',
     )
     row = cells(compare(tmp_path))['test_table2_row3']
-    assert (row['note'], row['PSNR difference'], row['weights']) == ('', '+0.00', '0123456789ab params_ema a')
+    assert (row['note'], row['PSNR difference'], row['weights']) == ('', '+0.00', '0123456789ab params_ema mine')
 
 
 def test_scores_that_no_test_measures_have_no_columns(tmp_path):
