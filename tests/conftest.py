@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from wrcan_arch import InputError  # first, as its repairs make basicsr importable in every test
 from wrcan_arch.cli import main
 from wrcan_arch.data.store_writer import StoreWriter
+from wrcan_arch.train import options
 
 if 'PYTEST_XDIST_WORKER' in os.environ:  # one of several processes, which share the cores
     os.environ['OMP_NUM_THREADS'] = '1'
@@ -226,6 +227,12 @@ def quick(workplace):
     torch.set_num_threads(1)  # with networks this small more threads only wait for each other
     yield workplace
     torch.set_num_threads(threads)
+
+
+def resolved_options(command='train', **top):
+    """The options of the test workplace's run as the toolbox passes them on."""
+    opt = options.read_options(f'{command}.yml').values
+    return {**opt, 'dist': False, 'rank': 0, 'world_size': 1, 'auto_resume': False, 'is_train': True, **top}
 
 
 def train(*overrides, resume=False):

@@ -15,16 +15,12 @@ import pytest
 import torch
 from basicsr.data import build_dataloader, worker_init_fn
 from basicsr.utils.misc import mkdir_and_rename
+from conftest import resolved_options
 from fresh import run_python
 from torch.utils.data import Dataset
 
 from wrcan_arch.errors import InputError
 from wrcan_arch.train import options, pipelines
-
-
-def resolved(command='train', **top):
-    opt = options.read_options(f'{command}.yml').values
-    return {**opt, 'dist': False, 'rank': 0, 'world_size': 1, 'auto_resume': False, 'is_train': True, **top}
 
 
 def iterations_of(opt, create):
@@ -45,7 +41,7 @@ def iterations_of(opt, create):
 @pytest.mark.parametrize(('batch', 'stock'), [(4, 6), (8, 0)])
 def test_loader_replacement_is_needed(workplace, batch, stock):
     """With six images the toolbox rounds epochs up, but its loader drops the last batch."""
-    opt = resolved()
+    opt = resolved_options()
     opt['datasets']['train'] |= {'batch_size_per_gpu': batch, 'num_worker_per_gpu': 0}
     opt['train']['total_iter'] = 10
     assert iterations_of(opt, pipelines._toolbox_create_loaders) == stock
@@ -55,7 +51,7 @@ def test_loader_replacement_is_needed(workplace, batch, stock):
 
 @pytest.mark.parametrize(('model_type', 'dtype'), [('WRCANModel', torch.uint8), ('SRModel', torch.float32)])
 def test_patches_are_bytes_for_the_model_that_makes_floats_of_them(workplace, model_type, dtype):
-    opt = resolved(model_type=model_type)
+    opt = resolved_options(model_type=model_type)
     for phase, dataset in opt['datasets'].items():
         dataset |= {'phase': phase, 'scale': 1}
     loader = pipelines.create_train_val_dataloader(pipelines.Run(), opt, logging.getLogger('test'))[0]
@@ -77,15 +73,6 @@ def test_resume_replacement_is_needed():
 def test_init_dist_replacement_is_needed():
     said = last_line_without_a_gpu("basicsr.utils.dist_util.init_dist('pytorch')")
     assert re.match('ZeroDivisionError|AssertionError', said)
-
-
-def test_several_gpus_of_one_process_are_one(workplace):
-    opt = resolved(num_gpu=2)
-    opt['path'] |= {'experiments_root': 'experiments/small'}
-    run = pipelines.Run()
-    with run.held:
-        assert pipelines.load_resume_state(run, opt) is None and opt['num_gpu'] == 1
-    assert run.warnings == ['One of 2 GPUs is taken; torchrun --nproc_per_node=2 -m wrcan_arch train ... takes all.']
 
 
 @contextmanager
@@ -132,37 +119,6 @@ def test_the_first_of_several_processes_holds_a_test_s_results_and_the_others_wa
     ):
         pipelines.make_exp_dirs(run, {'name': 'small', 'rank': rank, 'dist': True})
     assert only_run_in.call_args_list == held and make.called is (rank == 0) and wait.called
-
-
-def test_processes_go_on_from_the_same_checkpoint(workplace):
-    team = mock.Mock()
-    team.noted_before_restart.return_value = False
-    opt = resolved(dist=True, rank=1)
-    opt['path'] |= {'experiments_root': 'experiments/small'}
-    run = pipelines.Run(team=team, timeout=7)
-    with run.held:
-        assert pipelines.load_resume_state(run, opt) is None
-    team.agree.assert_called_once_with({'the checkpoint to go on from as': 'None'}, timeout=7)
-
-
-@pytest.mark.parametrize('is_restart', [False, True])
-def test_processes_that_torchrun_restarts_go_on_without_what_their_own_run_put_aside(workplace, is_restart):
-    older, folder = 'small_archived_20261029_010203_000004', 'small_archived_20261130_010203_000004'
-    for each in ('small', older, folder):
-        Path('experiments', each, 'training_states').mkdir(parents=True)
-    for each in (older, folder):
-        Path('experiments', each, 'training_states', '4.state').touch()
-    team = mock.Mock()
-    team.noted_before_restart.return_value = is_restart
-    opt = resolved(dist=True, rank=1, auto_resume=not is_restart)
-    opt['path'] |= {'experiments_root': 'experiments/small'}
-    run = pipelines.Run(team=team)
-    with run.held:
-        if is_restart:
-            assert pipelines.load_resume_state(run, opt) is None
-        else:
-            with pytest.raises(InputError, match=f'but {folder} beside it has'):
-                pipelines.load_resume_state(run, opt)
 
 
 def test_the_kept_options_name_the_command_that_was_given(tmp_path, monkeypatch):

@@ -1,0 +1,50 @@
+"""Tests what a run takes and goes on from; test_exact_resume.py and test_torchrun.py test whole runs."""
+
+from pathlib import Path
+from unittest import mock
+
+import pytest
+from conftest import resolved_options
+
+from wrcan_arch.errors import InputError
+from wrcan_arch.train.current_run import Run, load_resume_state
+
+
+def test_several_gpus_of_one_process_are_one(workplace):
+    opt = resolved_options(num_gpu=2)
+    opt['path'] |= {'experiments_root': 'experiments/small'}
+    run = Run()
+    with run.held:
+        assert load_resume_state(run, opt) is None and opt['num_gpu'] == 1
+    assert run.warnings == ['One of 2 GPUs is taken; torchrun --nproc_per_node=2 -m wrcan_arch train ... takes all.']
+
+
+def test_processes_go_on_from_the_same_checkpoint(workplace):
+    team = mock.Mock()
+    team.noted_before_restart.return_value = False
+    opt = resolved_options(dist=True, rank=1)
+    opt['path'] |= {'experiments_root': 'experiments/small'}
+    run = Run(team=team, timeout=7)
+    with run.held:
+        assert load_resume_state(run, opt) is None
+    team.agree.assert_called_once_with({'the checkpoint to go on from as': 'None'}, timeout=7)
+
+
+@pytest.mark.parametrize('is_restart', [False, True])
+def test_processes_that_torchrun_restarts_go_on_without_what_their_own_run_put_aside(workplace, is_restart):
+    older, folder = 'small_archived_20261029_010203_000004', 'small_archived_20261130_010203_000004'
+    for each in ('small', older, folder):
+        Path('experiments', each, 'training_states').mkdir(parents=True)
+    for each in (older, folder):
+        Path('experiments', each, 'training_states', '4.state').touch()
+    team = mock.Mock()
+    team.noted_before_restart.return_value = is_restart
+    opt = resolved_options(dist=True, rank=1, auto_resume=not is_restart)
+    opt['path'] |= {'experiments_root': 'experiments/small'}
+    run = Run(team=team)
+    with run.held:
+        if is_restart:
+            assert load_resume_state(run, opt) is None
+        else:
+            with pytest.raises(InputError, match=f'but {folder} beside it has'):
+                load_resume_state(run, opt)
