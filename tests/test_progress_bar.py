@@ -14,8 +14,9 @@ def test_updates_are_lines_unless_a_terminal_can_draw_over_them(monkeypatch, is_
     said.isatty = lambda: is_terminal
     monkeypatch.setattr('sys.stderr', said)
     monkeypatch.setattr(progress_bar, 'LOG_AFTER', 0)
-    for _ in progress_bar.progress_bar(range(2), mininterval=0, desc='a', leave=leave):
-        pass
+    bar = progress_bar.progress_bar(range(2), mininterval=0, desc='a', leave=leave)
+    assert bar.dynamic_miniters == is_terminal, "in a log tqdm's monitor would write stale lines"
+    list(bar)
     lines = said.getvalue().split('\n')
     assert ('\r' in said.getvalue()) == is_terminal
     if not is_terminal:
