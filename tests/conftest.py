@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from wrcan_arch import InputError  # first, as its repairs make basicsr importable in every test
@@ -227,6 +228,16 @@ def quick(workplace):
     torch.set_num_threads(1)  # with networks this small more threads only wait for each other
     yield workplace
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def opt(tmp_path):
+    """The options of SMALL_TRAINING for a model that is built by itself."""
+    opt = yaml.load(SMALL_TRAINING, options.OptionLoader)
+    paths = {'experiments_root': str(tmp_path)}
+    for folder in ('models', 'training_states'):
+        (tmp_path / folder).mkdir()
+    return {**opt, 'path': paths, 'dist': False, 'rank': 0, 'world_size': 1, 'is_train': True}
 
 
 def resolved_options(command='train', **top):
