@@ -1,6 +1,7 @@
 """What RecordedModel keeps of a run: weights, states, scores, results. Whole runs are in test_end_to_end.py."""
 
 import json
+import math
 import re
 import shutil
 from hashlib import sha256
@@ -8,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from basicsr.models import build_model
@@ -59,6 +61,14 @@ def test_best_network_is_of_the_metric_and_set_asked_for(opt):
         ('best', 1, 0.5),
         ('best', 3, 0.6),
     ]
+
+
+@pytest.mark.filterwarnings('ignore:Mean of empty slice', 'ignore:invalid value')
+def test_a_border_that_leaves_no_pixels_is_an_error():
+    images = dict.fromkeys(('img', 'img2'), np.zeros((8, 9, 3), np.uint8))
+    assert scoring._score('psnr', {'type': 'calculate_psnr', 'crop_border': 3}, 'a', images) == math.inf
+    with pytest.raises(InputError, match="val:metrics:psnr of 'a': ValueError: the result is not a number"):
+        scoring._score('psnr', {'type': 'calculate_psnr', 'crop_border': 4}, 'a', images)
 
 
 def test_full_disk_ends_the_run_and_keeps_the_old_file(opt, tmp_path):

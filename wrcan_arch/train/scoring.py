@@ -1,5 +1,6 @@
 """Restore and score each image of a data set once, shared out over the processes, for validation and tests."""
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -28,7 +29,10 @@ def _duplicate_key_error(dataset: Any, key: str) -> InputError:
 
 def _score(name: str, opt: Mapping[str, Any], key: str, images: Mapping[str, np.ndarray]) -> float:
     try:
-        return float(calculate_metric(images, opt))
+        value = float(calculate_metric(images, opt))
+        if math.isnan(value):
+            raise ValueError('the result is not a number, as of no pixels within crop_border')
+        return value
     except Exception as error:  # such as NIQE's for a picture without detail; an InputError saves what is learnt
         reason = ' '.join(f'{type(error).__name__}: {error}'.split())
         raise InputError(f"val:metrics:{name} of '{key}': {reason}; leave that metric or image out") from error
