@@ -1,4 +1,4 @@
-"""The commands in README and the scripts exist, and README's option file is valid."""
+"""The commands in README, its pages and the scripts exist, and the pages' option files are valid."""
 
 import re
 import runpy
@@ -14,18 +14,22 @@ from wrcan_arch.train import option_checks, options
 from wrcan_arch.weights import SHIPPED
 
 ROOT = Path(__file__).parent.parent
+PAGES = sorted(
+    each for folder in ('', 'docs', 'benchmarks', 'wrcan_arch/weights') for each in (ROOT / folder).glob('*.md')
+)
 
 
 def commands():
     """Yield the documented command lines of basicsr, python and torchrun, as words."""
-    for name in ('README.md', 'docs/cluster.md', 'demo.sh', 'small.sh', 'datasets_prep/small_data.sh'):
-        text = (ROOT / name).read_text(encoding='utf-8').replace('\\\n', ' ')
+    scripts = [ROOT / name for name in ('demo.sh', 'small.sh', 'datasets_prep/small_data.sh')]
+    for path in (*PAGES, *scripts):
+        text = path.read_text(encoding='utf-8').replace('\\\n', ' ')
         text = text.replace('$project/', '').replace('$prep/', 'datasets_prep/')
         for line in re.findall(r'^ *(?:srun (?:--\S+ +)*)?((?:basicsr|python|torchrun) .+)$', text, re.MULTILINE):
             words = shlex.split(line, comments=True)
             if words[0] != 'basicsr' and 'wrcan_arch' in words:
                 words = words[words.index('wrcan_arch') :]
-            yield pytest.param(words, id=f'{name}: {line[:60]}')
+            yield pytest.param(words, id=f'{path.name}: {line[:60]}')
 
 
 @pytest.mark.parametrize('words', commands())
@@ -50,8 +54,23 @@ def test_there_are_commands_of_each_kind():
     assert {'basicsr', 'wrcan_arch', 'python'} <= found
 
 
-def test_option_files_of_readme_are_sound(tmp_path, monkeypatch):
-    texts = re.findall('```yaml\n(.*?)```', (ROOT / 'README.md').read_text(encoding='utf-8'), re.DOTALL)
+def anchors_of(page):
+    titles = re.findall('^#+ (.*)$', page.read_text(encoding='utf-8'), re.MULTILINE)
+    return {re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in titles}
+
+
+@pytest.mark.parametrize('page', [each.relative_to(ROOT) for each in PAGES], ids=str)
+def test_links_lead_somewhere(page):
+    text = re.sub(r'\s+', ' ', (ROOT / page).read_text(encoding='utf-8'))
+    for target in re.findall(r'\]\((?!http)([^) ]+)\)', text):
+        name, _, anchor = target.partition('#')
+        leads_to = (ROOT / page).parent / name if name else ROOT / page
+        assert leads_to.exists(), target
+        assert not anchor or anchor in anchors_of(leads_to), target
+
+
+def test_option_files_of_the_pages_are_sound(tmp_path, monkeypatch):
+    texts = re.findall('```yaml\n(.*?)```', (ROOT / 'docs' / 'fine-tuning.md').read_text(encoding='utf-8'), re.DOTALL)
     monkeypatch.chdir(tmp_path)
     Path('options').symlink_to(ROOT / 'options')
     for name, text in zip(('mine.yml', 'test_mine.yml'), texts, strict=True):
