@@ -129,12 +129,22 @@ def draw_motion(
 
 
 def behind(light: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return `light` with the part that the object hides filled in from its surroundings; the rest is unchanged."""
-    hidden = (mask == 1).astype(np.float32)[:, :, None]  # (H, W, 1); the object's soft edge lets the ground through
-    side = 2 * int(np.sqrt(hidden.sum()) / 2) + 3
-    seen = cv2.blur(1 - hidden, (side, side))[:, :, None] + 1e-4
-    around = (cv2.blur(light * (1 - hidden), (side, side)) + 1e-4 * light.mean((0, 1))) / seen
-    return light * (1 - hidden) + around * hidden
+    """Return `light`, with each pixel that the object hides as the nearest one that it does not hide.
+
+    So the ground that the object uncovers goes on as it is beside it. Another colour there would be a line along the
+    object's outline, which the sharp picture does not have.
+    """
+    hidden = mask == 1  # (H, W); the object's soft edge lets the ground through
+    if hidden.all():
+        return light
+    _, nearest = cv2.distanceTransformWithLabels(
+        hidden.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    return light[~hidden][nearest - 1]  # pixels that are not hidden are numbered from 1, row by row
+
+
+def _sampled(image: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return cv2.remap(image, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
 
 
 def average_light(light: np.ndarray, motion: Motion) -> np.ndarray:
@@ -150,15 +160,11 @@ def average_light(light: np.ndarray, motion: Motion) -> np.ndarray:
     ground = behind(light, mask) if has_object else light
     in_front = np.dstack([light * mask[:, :, None], mask])  # (H, W, 4)
     total = np.zeros_like(light)
-    for moment in moments:
-        right, down, roll = moment[:3].astype(np.float32)
-        from_x = x - right * motion.nearness + roll * from_middle_y
-        from_y = y - down * motion.nearness - roll * from_middle_x
-        seen = cv2.remap(ground, from_x, from_y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+    for right, down, roll, own_right, own_down in moments.astype(np.float32):
+        from_x, from_y = x + roll * from_middle_y, y - roll * from_middle_x
+        seen = _sampled(ground, from_x - right * motion.nearness, from_y - down * motion.nearness)
         if has_object:
-            shift = moment[:2] + moment[3:]
-            move = np.array([[1, 0, shift[0]], [0, 1, shift[1]]], np.float32)
-            front = cv2.warpAffine(in_front, move, (width, height), borderMode=cv2.BORDER_REFLECT_101)
+            front = _sampled(in_front, from_x - right - own_right, from_y - down - own_down)
             seen = front[:, :, :3] + (1 - front[:, :, 3:]) * seen
         total += seen
     return total / len(moments)

@@ -21,7 +21,7 @@ from wrcan_arch.folders import walk
 FILE_ENDINGS = {'blur': '.jpg', 'sharp': '.png'}
 ENCODED = np.arange(256) / 255
 LIGHT = np.where(ENCODED <= 0.04045, ENCODED / 12.92, ((ENCODED + 0.055) / 1.055) ** 2.4).astype(np.float32)
-GENERATION = 1  # raised by hand whenever the scripts make other pairs of the same photographs or videos and options
+GENERATION = 2  # raised by hand whenever the scripts make other pairs of the same photographs or videos and options
 GO_ON = 'stopped; run it again to go on'
 
 
