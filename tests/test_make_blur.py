@@ -187,11 +187,17 @@ def test_in_a_share_of_the_copies_nothing_moves(prepared, run, tmp_path):
     assert [moved.get(key) == mixed.get(key) for key in moved.keys()] == [True, False, True, False]
     still = pairs.encode(cv2.imread(str(photo)), 'blur', 95)
     assert [mixed.get(key) == still for key in mixed.keys()] == [False, True, False, True]
+    options = '--copies 1 --noise 0 --quality 95 --still 0.5'.split()
+    run(prepared / 'photos', '-o', 'one', *options)  # the share is of all copies, not of those of each photograph
+    one = open_store(tmp_path / 'one_blur.lmdb')
+    photos = [cv2.imread(str(path)) for path in sorted((prepared / 'photos').iterdir())]
+    found = [one.get(key) == pairs.encode(sharp, 'blur', 95) for key, sharp in zip(one.keys(), photos, strict=True)]
+    assert found == [False, True] * 3
 
 
 @pytest.mark.parametrize(('share', 'still'), [(0, []), (0.25, [3, 7]), (0.4, [2, 4, 7]), (1, [*range(8)])])
 def test_copies_that_do_not_move_are_spread(share, still):
-    assert [copy for copy in range(8) if make_blur.is_still(copy, share)] == still
+    assert [index for index in range(8) if make_blur.is_still(index, share)] == still
 
 
 def test_split_keeps_the_copies_of_a_photograph_together(prepared, run, tmp_path):
