@@ -96,7 +96,8 @@ def find_videos(inputs: list[Path]) -> dict[str, Path]:
                 raise InputError(f'{path}: given twice; leave it out once')
             real.add(os.path.realpath(path))
             if name in videos:
-                raise InputError(f'{videos[name]} and {path} have the same name; rename one of them')
+                advice = 'leave one out if it is the same video, else rename it'
+                raise InputError(f'{videos[name]} and {path} have the same name; {advice}')
             videos[name] = path
     if not videos:
         raise InputError(f'{", ".join(map(str, inputs))}: no videos ({" ".join(VIDEO_ENDINGS)}) and no frames found')

@@ -46,8 +46,10 @@ def find_photos(inputs: list[Path]) -> dict[str, Path]:
             found.add(os.path.realpath(path))
             other = photos.setdefault(key_for('_'.join(inside.with_suffix('').parts)), path)
             if other is not path:
-                advice = 'rename one' if other.parent == path.parent else 'rename one, or give the folder around both'
-                raise InputError(f'{other} and {path} have the same name; {advice}')
+                # renamed, one picture could be in both parts of --val
+                advice = 'leave one out if they show the same picture, else rename it'
+                more = '' if other.parent == path.parent else ', or give the folder around both'
+                raise InputError(f'{other} and {path} have the same name; {advice}{more}')
     if not photos:
         raise InputError(f'{", ".join(map(str, inputs))}: no photographs ({" ".join(IMAGE_ENDINGS)}) found')
     return photos

@@ -336,7 +336,7 @@ def test_what_is_added_later_hardly_changes_the_draw():
         (['good', '--stride', '0'], '--stride 0: at least 1'),
         (['good', '--val', '1'], '--val 1.0: give a fraction between 0 and 1'),
         (['good', '--val', '0.1'], '--val 0.1: there is only one scene, good_000'),
-        (['good', 'other/good'], 'good and other/good have the same name'),
+        (['good', 'other/good'], 'good and other/good have the same name; leave one out if it is the same'),
         (['other', 'other/good'], 'other/good: given twice'),
         (['.', '-o', 'other/mine', '--files'], '-o other/mine: its --files would lie in .; choose a folder elsewhere'),
         (['good', '-o', 'empty'], '-o empty: a folder; give a name in it, such as empty/mine'),

@@ -278,8 +278,16 @@ def test_finetuning_takes_what_is_written_with_a_split(prepared, run, tmp_path, 
         (['photo.png', '--val', '0'], '--val 0.0: give a fraction between 0 and 1'),
         (['photo.png', '--val', '0.5'], '--val 0.5: there is only one scene, photo'),
         (['photo.png', 'broken', '--val', '0.5'], 'broken.png: not a readable image'),
-        (['photo.png', 'other'], 'photo.png and other/photo.jpg have the same name; rename one, or give the folder'),
-        (['twins'], 'twins/a.jpg and twins/a.png have the same name; rename one\n'),
+        (
+            ['photo.png', 'other'],
+            'photo.png and other/photo.jpg have the same name; leave one out if they show the same picture, '
+            'else rename it, or give the folder around both\n',
+        ),
+        (
+            ['twins'],
+            'twins/a.jpg and twins/a.png have the same name; leave one out if they show the same picture, '
+            'else rename it\n',
+        ),
         (['photo.png', '-o', 'new/'], '-o new/: a folder; give a name in it, such as new/mine'),
         (['photo.png', '-o', 'other'], '-o other: a folder; give a name in it, such as other/mine'),
         (['photo.png', '-o', '.'], '-o .: a folder; give a name in it, such as mine'),
