@@ -67,7 +67,8 @@ def run(parser: argparse.ArgumentParser, write_pairs: Callable[[argparse.Namespa
     parser.add_argument('-o', '--out', required=True, help='OUT_blur.lmdb and OUT_sharp.lmdb are written')
     parser.add_argument(
         '--val', type=float, metavar='FRACTION',
-        help='keep whole scenes, about this fraction of the pairs, for validation: writes OUT_train_* and OUT_val_*',
+        help='keep whole photographs or videos (of a single video its scenes), about this fraction of the pairs, for '
+        'validation: writes OUT_train_* and OUT_val_*',
     )  # fmt: skip
     parser.add_argument('--quality', default='25', help='JPEG quality, 25, or a range to draw from, 15-95 (default 25)')
     parser.add_argument('--seed', type=int, default=0, help='of all that is drawn at random (default 0)')
