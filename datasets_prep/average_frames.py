@@ -334,6 +334,7 @@ def write_pairs(arguments: argparse.Namespace) -> None:
     check(arguments)
     pair_script.check_files_lie_apart(arguments, arguments.videos)
     videos = find_videos(arguments.videos)
+    pair_script.check_names_fit(arguments, videos, '_000_00000000')
     taken = [file for video in videos.values() for file in files_of(video)]
     advice = 'convert those that are videos to MP4, and put frames into a folder without videos'
     pairs.say_what_is_left_out(arguments.videos, taken, advice)

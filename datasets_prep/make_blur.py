@@ -202,6 +202,7 @@ def write_pairs(arguments: argparse.Namespace) -> None:
     check(arguments)
     pair_script.check_files_lie_apart(arguments, arguments.photos)
     photos = find_photos(arguments.photos)
+    pair_script.check_names_fit(arguments, photos, f'_{arguments.copies - 1:03d}')
     pairs.say_what_is_left_out(arguments.photos, photos.values(), 'convert those that are pictures to JPEG or PNG')
     photos = pairs.without_copies(photos, 'picture')
     sizes = dict.fromkeys(photos, arguments.copies)

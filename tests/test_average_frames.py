@@ -382,6 +382,15 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, tmp_path, arguments, mess
     assert sorted(tmp_path.rglob('*')) == before
 
 
+def test_names_that_are_too_long_are_found_before_any_video_is_read(run, tmp_path):
+    for letters in (238, 239):
+        write_folder(tmp_path / ('a' * letters), moving(20))
+    run('a' * 238, '-o', 'out', '--frames', '5', '--files')
+    with mock.patch('average_frames.read_frames', side_effect=AssertionError('read')):
+        printed = run('a' * 239, '-o', 'more', '--frames', '5', '--files', exit_code=2)
+    assert "aa: its pairs would have names of 252 letters, 251 fit; shorten its name, or its folders'\n" in printed.err
+
+
 def test_short_clips_and_pictures_beside_videos_are_no_obstacle(scenes, run, tmp_path):
     folder = tmp_path / 'clips'
     folder.mkdir()

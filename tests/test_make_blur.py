@@ -323,6 +323,23 @@ def test_names_of_any_letters_and_folders_are_taken(run, tmp_path):
     assert len(keys) == 5 and {'2020_DSC_1_000', '2021_DSC_1_000'} < set(keys)
 
 
+@pytest.mark.parametrize(
+    ('longest', 'options', 'fit'),
+    [(f'{"a" * 247}.png', ['--files'], 251), (f'{"a" * 200}/{"a" * 200}/{"a" * 105}.png', [], 511)],
+)
+def test_names_that_are_too_long_are_found_before_anything_is_made(run, tmp_path, longest, options, fit):
+    for name in (f'long/{longest}', f'too_long/{longest.replace(".", "a.")}'):
+        (tmp_path / name).parent.mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / name), np.zeros((8, 8, 3), np.uint8))
+    run('long', '-o', 'a', '--copies', '1', *options)
+    with mock.patch('make_blur.check_photos', side_effect=AssertionError('refused after work')):
+        printed = run('too_long', '-o', 'b', *options, exit_code=2)
+    assert printed.err.endswith(
+        f"a.png: its pairs would have names of {fit + 1} letters, {fit} fit; shorten its name, or its folders'\n"
+    )
+    assert not list(tmp_path.glob('b*'))
+
+
 def test_what_cannot_be_read_is_found_before_anything_is_made(run, tmp_path):
     for number in range(3):
         cv2.imwrite(str(tmp_path / f'{number}.png'), np.zeros((8, 8, 3), np.uint8))
