@@ -1,6 +1,7 @@
 import re
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -159,6 +160,20 @@ def test_figure_is_a_png_and_a_page_at_2_to_1(frames):
     assert text.count('PSNR ') == 7, 'six images have one, and the page says whose it is'
     psnr = calculate_psnr(frames['first']['001_00000000'], frames['sharp']['001_00000000'], 0)
     assert f'PSNR {psnr:.2f}' in text
+
+
+def test_each_psnr_stands_below_its_crop(frames):
+    rows = read_rows(RESULTS, ['000/00000000:0,0', '001/00000000:40,80'])
+    with mock.patch('wrcan_arch.look.figure.ImageDraw.Draw') as pen:
+        draw(rows)
+    written = [(text, place) for place, text, *_ in (call.args for call in pen.return_value.text.call_args_list)]
+    captions = [[cell.psnr and f'PSNR {cell.psnr:.2f}' or '' for cell in row.cells] for row in rows]
+    titles = [cell.title for cell in rows[0].cells]
+    assert [text for text, _ in written] == [*titles, rows[0].crop, *captions[0], rows[1].crop, *captions[1]]
+    columns = [left for _, (left, _) in written[: len(titles)]]
+    for first in (5, 10):
+        assert [left for _, (left, _) in written[first : first + 4]] == columns
+        assert {top - written[first - 1][1][1] for _, (_, top) in written[first : first + 4]} == {30 + 320 + 4}
 
 
 def test_columns_of_the_papers_rows_are_headed_as_in_the_paper(frames):
