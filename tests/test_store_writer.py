@@ -13,7 +13,7 @@ from conftest import write_store
 
 from wrcan_arch import InputError
 from wrcan_arch.data import store_writer
-from wrcan_arch.data.lmdb_store import open_store, read_manifest, verify_store
+from wrcan_arch.data.lmdb_store import RECORDS, open_store, read_manifest, verify_store
 from wrcan_arch.data.store_writer import FIRST_MAP_SIZE, StoreWriter
 
 
@@ -195,6 +195,15 @@ def make_old(partial):
         transaction.put(b'a', b'a')
 
 
+def make_newer(partial):
+    """Let the records say that they are of another format."""
+    with lmdb.open(str(partial), map_size=FIRST_MAP_SIZE, max_dbs=1) as environment:
+        records = environment.open_db(RECORDS)
+        with environment.begin(write=True, db=records) as transaction:
+            for key, entry in [*transaction.cursor()]:
+                transaction.put(key, entry.replace(b'"format": 1', b'"format": 2'))
+
+
 def test_rest_of_another_kind_is_not_thrown_away(tmp_path, monkeypatch):
     """A partial store of the other kind may be hours of work."""
     monkeypatch.setattr(store_writer, 'BATCH_SIZE', 1)
@@ -208,7 +217,7 @@ def test_rest_of_another_kind_is_not_thrown_away(tmp_path, monkeypatch):
         writer.keep('a')
 
 
-@pytest.mark.parametrize('spoil', [cut, make_rubbish, make_old])
+@pytest.mark.parametrize('spoil', [cut, make_rubbish, make_old, make_newer])
 def test_rest_that_is_not_sound_is_not_resumed(tmp_path, monkeypatch, spoil):
     monkeypatch.setattr(store_writer, 'BATCH_SIZE', 1)
     with pytest.raises(KeyboardInterrupt), StoreWriter(tmp_path / 'a.lmdb', kind='raw', resume=True) as writer:
