@@ -197,6 +197,7 @@ def test_columns_of_the_papers_rows_are_headed_as_in_the_paper(frames):
             "--crops 009/00000000: the data set has no such frame; there are '000/00000000' and",
         ),
         (['first'], ['000/00000000:41,0'], 'not inside 240 x 200; TOP is 40 at most, LEFT 80'),
+        (['first'], ['000/00000000:0,81'], 'not inside 240 x 200; TOP is 40 at most, LEFT 80'),
         (['first'], ['000/00000000:1'], "no such frame; there are '000/00000000' and '000/00000000:TOP,LEFT'"),
         (['first', 'first'], [], 'need names that differ'),
         (['absent'], [], 'no options.yml in it; give the folder that basicsr test wrote'),
