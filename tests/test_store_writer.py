@@ -100,6 +100,12 @@ def test_store_is_complete_until_another_writer_changes_it(tmp_path):
             store.complete() if complete else store.flush()
             raise KeyboardInterrupt
         assert store_writer.is_complete(path) == complete
+    with pytest.raises(KeyboardInterrupt), StoreWriter(path, resume=True) as store:
+        store.put('b', '.png', b'3', (1, 1, 3))
+        store.complete()
+        raise KeyboardInterrupt
+    with StoreWriter(path, resume=True) as store:
+        assert store.resumed.keys() == {'b'}, 'what was deleted left no record'
 
 
 def test_stores_that_belong_together_get_their_names_together(tmp_path):
@@ -131,7 +137,7 @@ def test_kind_is_encoded_or_raw(tmp_path):
         StoreWriter(tmp_path / 'a.lmdb', kind='rows')
 
 
-def test_what_an_earlier_writer_left_outlives_an_error_at_opening(tmp_path):
+def test_what_an_earlier_writer_left_outlives_an_error_before_the_first_value(tmp_path):
     path = tmp_path / 'a.lmdb'
     with pytest.raises(KeyboardInterrupt), StoreWriter(path, resume=True) as writer:
         writer.put('a', '.png', b'value', (1, 1, 3))
@@ -143,6 +149,8 @@ def test_what_an_earlier_writer_left_outlives_an_error_at_opening(tmp_path):
         StoreWriter(path, resume=True),
     ):
         pass
+    with pytest.raises(KeyboardInterrupt), StoreWriter(path, resume=True):
+        raise KeyboardInterrupt
     with StoreWriter(path, resume=True) as writer:
         assert writer.resumed.keys() == {'a'}
         writer.keep('a')
