@@ -396,6 +396,16 @@ def test_local_is_refused_where_a_gpu_is_to_be_deterministic(demo, monkeypatch, 
     assert len(said) == refused and all('deterministic: mode local has sums' in line for line in said)
 
 
+@pytest.mark.parametrize(('gpus', 'pinned', 'refused'), [(1, True, False), (1, False, True), (0, True, True)])
+def test_prefetching_needs_a_gpu_and_pinned_memory(demo, monkeypatch, gpus, pinned, refused):
+    monkeypatch.setattr('torch.cuda.device_count', lambda: gpus)
+    values = yaml.safe_load(demo)
+    values['datasets']['train'] |= {'prefetch_mode': 'cuda', 'pin_memory': pinned}
+    write(Path('own.yml'), yaml.safe_dump(values))
+    said = list(option_checks._wrong_machine(options.read_options('own.yml')))
+    assert [line.endswith('cuda needs a GPU and pin_memory: true') for line in said] == [True] * refused
+
+
 def test_options_of_another_model_are_left_to_it(demo):
     text = demo.replace('WRCANModel', 'SRGANModel').replace('network_g: small', 'network_g: ~')
     text += '\nnetwork_d: {type: VGGStyleDiscriminator}\n'
