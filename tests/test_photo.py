@@ -45,7 +45,7 @@ def test_pixels_are_those_that_pillow_decodes(tmp_path, ending):
     assert np.abs(read_photo(tmp_path / f'a{ending}').pixels - expected).max() <= (0 if ending == '.bmp' else 2)
 
 
-@pytest.mark.parametrize(('ending', 'least_psnr'), [('.jpg', 38), ('.webp', 30), ('.avif', 38)])
+@pytest.mark.parametrize(('ending', 'least_psnr'), [('.jpg', 38), ('.webp', 30.4), ('.avif', 38)])
 def test_quality_is_the_users(tmp_path, ending, least_psnr):
     photo, path = Photo(pixels=picture(64, 96)), tmp_path / f'a{ending}'
     write_photo(path, photo)
