@@ -29,12 +29,7 @@ from PIL import Image, UnidentifiedImageError
 from ..errors import InputError
 from ..files import without_pillow_size_limit
 from ..jpeg_quality import estimate_quality, segments
-from .first_bytes import (
-    HEAD,
-    declares_non_srgb,
-    format_of_content,
-    is_lossless,
-)
+from .first_bytes import HEAD, declares_non_srgb, format_of_content, is_lossless
 from .photo import NO_RESOLUTION, Photo
 from .png_metadata import PngMetadata, read_metadata
 from .tiff_exif import (
