@@ -33,8 +33,7 @@ def is_complete(path: Path) -> bool:
 
 def writer_lock(path: Path) -> AbstractContextManager[None]:
     """Hold the store that is written for `path`; InputError if another process does."""
-    what = f'{path}: another process is writing it'
-    return locked(partial_of(path) / LOCK, what, 'wait for it, or choose another name')
+    return locked(partial_of(path) / LOCK, f'{path}: another process is writing it')
 
 
 def give_name(path: Path) -> None:
