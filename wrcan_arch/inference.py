@@ -132,6 +132,12 @@ class _NotFinite(Exception):
 
 
 Write = Callable[[Span, Tensor], None]  # takes rows (rows, W, C), float32, on any device
+Tell = Callable[[float], None]  # takes the share of the work that is done, up to 1
+
+
+def _tell_of_all(tell: Tell, number: int, count: int, share: float) -> None:
+    """Tell what share of `count` images or turns is done when `share` of the one with this number is."""
+    tell((number + share) / count)
 
 
 def _store(result: np.ndarray, span: Span, rows: Tensor) -> None:
@@ -153,10 +159,10 @@ class _Restoring:
     window: int | None  # see `window_of`
     in_strips: bool
     dtype: torch.dtype
-    progress: Callable[[float], None]
+    progress: Tell
 
     @classmethod
-    def of(cls, network: nn.Module, request: Request, progress: Callable[[float], None]) -> '_Restoring':
+    def of(cls, network: nn.Module, request: Request, progress: Tell) -> '_Restoring':
         """Check the request against the network, once for all images."""
         window = window_of(network, request.mode, request.patch_size)
         in_strips = request.mode in ('exact', 'local') and is_as_built(network)
@@ -181,22 +187,19 @@ class _Restoring:
         on_host = self.device.type == 'cpu'
         if not self.request.ensemble:
             held = image.nbytes + result.nbytes if on_host else 0
-            self._run(image, partial(_store, result), held, must_be_finite)
+            self._run(image, partial(_store, result), held, must_be_finite, self.progress)
             return
         total = torch.zeros(image.shape, device=self.device)
         held = total.nbytes + (image.nbytes if on_host else 0)
         for number, turn in enumerate(ALL_TURNS):
-            self._run(turn(image), partial(turn.add_rows, total), held, must_be_finite, turns_done=number)
+            tell = partial(_tell_of_all, self.progress, number, len(ALL_TURNS))
+            self._run(turn(image), partial(turn.add_rows, total), held, must_be_finite, tell)
         for start, stop in spans(len(total), 256):
             _store(result, (start, stop), total[start:stop].div_(len(ALL_TURNS)))
 
-    def _run(self, image: np.ndarray, write: Write, held: int, must_be_finite: bool, turns_done: int = 0) -> None:
+    def _run(self, image: np.ndarray, write: Write, held: int, must_be_finite: bool, tell: Tell) -> None:
         """Restore one turn of an image; `held`: bytes of images on the device."""
         height, width = image.shape[:2]
-        turns = len(ALL_TURNS) if self.request.ensemble else 1
-
-        def tell(share: float) -> None:
-            self.progress((turns_done + share) / turns)
 
         def read(span: Span) -> Tensor:
             sent = image[slice(*span)].astype(np.uint8 if image.dtype == np.uint8 else np.float32)
@@ -339,14 +342,9 @@ def restore(
         results = np.empty(image.shape, np.float32)
         restoring = _Restoring.of(network, request, progress)
         for number, one in enumerate(image.detach().to('cpu', torch.float32).numpy()):
-            of_all = partial(_tell_share, progress, number, len(results))
-            own = replace(restoring, progress=of_all)
+            own = replace(restoring, progress=partial(_tell_of_all, progress, number, len(results)))
             _restore_finite(own, one.transpose(1, 2, 0), results[number].transpose(1, 2, 0))
         return torch.from_numpy(results).to(image.device, image.dtype)
-
-
-def _tell_share(progress: Callable[[float], None], number: int, count: int, share: float) -> None:
-    progress((number + share) / count)
 
 
 def _is_known(dtype: np.dtype) -> bool:
