@@ -16,7 +16,7 @@ from .convolution import Span
 from .errors import InputError
 from .free_memory import free_memory
 from .precision import PRECISIONS, autocast_dtype, exact_convolutions
-from .strip_sizes import strip_rows
+from .strip_sizes import StripSizes
 from .strips import is_as_built, restore_in_strips, spans
 from .wrcan_arch import SIZE_MULTIPLE, WRCAN
 
@@ -246,7 +246,8 @@ class _Restoring:
         """The strips' height for an image of `size`; InputError if memory is too small even for the lowest strips."""
         assert isinstance(self.network, WRCAN)
         budget = self.request.max_memory or int(FREE_SHARE * free_memory(self.device))
-        rows, needed = strip_rows(self.network.config, size, budget=budget - held, dtype=self.dtype, device=self.device)
+        sizes = StripSizes(self.network.head.out_channels, size, self.dtype, self.device)
+        rows, needed = sizes.rows_within(budget - held)
         if needed > budget - held:
             hint = 'raise --max-memory (max_memory)' if self.request.max_memory else 'free some'
             raise InputError(

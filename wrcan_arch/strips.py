@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .convolution import Convolution, Span, empty_map, margin_of
 from .strip_progress import Progress, weight_count
-from .strip_sizes import end_rows, padded_to_multiple
+from .strip_sizes import StripSizes, padded_to_multiple
 from .wrcan_arch import (
     ATROUS_RATES,
     SIZE_MULTIPLE,
@@ -403,7 +403,7 @@ def restore_in_strips(
         image = F.pad(image, missing, mode='replicate') if any(missing) else image
         return image.contiguous(memory_format=torch.channels_last)
 
-    at_ends = end_rows(network.head.out_channels, padded, rows, dtype, device)
+    at_ends = StripSizes(network.head.out_channels, size, dtype, device).end_rows(rows)
     strips = list(spans(padded[0], at_ends))
     progress = Progress(network, padded[0], tell)
     entry = _expand(network, map(read_padded, strips), padded, dtype, progress)
