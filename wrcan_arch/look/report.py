@@ -186,13 +186,10 @@ def _training(curves: Curves, tested: int | None) -> str:
     """The HTML of a training's curves; `tested`: the iteration in it whose weights were tested, None if in none."""
     plots = [plot_losses(curves.losses)] if curves.losses else []
     plots += [plot(_validation_title(name), {name: points}, tested=tested) for name, points in curves.metrics.items()]
-    said = 'At iteration 0: the weights that it began with. ' if _validated_at_first(curves) else ''
+    validated_at_first = any(points[0][0] == 0 for points in curves.metrics.values())
+    said = 'At iteration 0: the weights that it began with. ' if validated_at_first else ''
     said += '' if tested is None else 'Dotted: the iteration whose weights were tested.'
     return f'<h2>Training</h2><p>{said}</p><div class="plots">{"".join(plots)}</div>'
-
-
-def _validated_at_first(curves: Curves) -> bool:
-    return any(points[0][0] == 0 for points in curves.metrics.values())
 
 
 def _result(opt: Mapping[str, Any], phase: str) -> TestResult | None:
