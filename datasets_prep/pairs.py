@@ -73,10 +73,6 @@ def counted(number: int, noun: str) -> str:
     return f'{number} {noun}' if number == 1 else f'{number} {noun}s'
 
 
-def _only(path: Path) -> list[Path]:
-    return [path]
-
-
 def _content(files: list[Path]) -> tuple[bytes, ...]:
     """Return the SHA-256 digest of each file."""
     checksums = []
@@ -87,7 +83,7 @@ def _content(files: list[Path]) -> tuple[bytes, ...]:
 
 
 def without_copies(
-    found: dict[str, Path], noun: str, files_of: Callable[[Path], list[Path]] = _only
+    found: dict[str, Path], noun: str, files_of: Callable[[Path], list[Path]] = lambda path: [path]
 ) -> dict[str, Path]:
     """Return `found` without byte-for-byte copies of earlier ones, and print how many are left out.
 
