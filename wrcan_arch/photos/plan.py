@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import InputError
+from ..files import without_root
 from ..folders import real
 from .comparison import PAGE, check_page, pictures_of
-from .find_photos import RESTORED, Finder, in_list
+from .find_photos import RESTORED, Finder
 from .photo import ENDINGS, format_of_name
 
 
@@ -56,7 +57,8 @@ def plan(
             raise InputError(f'{option} {folder}: takes the name of a folder, such as restored')
     finder = Finder(out, compare, skip_existing)
     jobs: dict[str, Job] = {}
-    for source, below in itertools.chain(finder.named(entries), in_list(listed)):
+    in_list = ((path, without_root(path).parent) for path in map(Path, listed))
+    for source, below in itertools.chain(finder.named(entries), in_list):
         name = Path(source.stem + _result_ending(source, format))
         target = out / below / name if out else source.parent / f'{name.stem}{RESTORED}{name.suffix}'
         jobs.setdefault(str(real(source.parent) / source.name), Job(str(source), str(target)))
