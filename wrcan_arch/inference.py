@@ -327,7 +327,8 @@ def restore(
     with exact_convolutions(device), torch.autocast(device.type, enabled=False):
         if isinstance(image, np.ndarray):
             image = image.astype(image.dtype.newbyteorder('='), copy=False)
-            if image.ndim != 3 or image.shape[2] != channels or 0 in image.shape or not _is_known(image.dtype):
+            is_known = image.dtype in PEAKS or np.issubdtype(image.dtype, np.floating)
+            if image.ndim != 3 or image.shape[2] != channels or 0 in image.shape or not is_known:
                 raise InputError(
                     f'an image array must be uint8, uint16 or float (H, W, {channels}), not {image.dtype} {image.shape}'
                 )
@@ -346,7 +347,3 @@ def restore(
             own = replace(restoring, progress=partial(_tell_of_all, progress, number, len(results)))
             _restore_finite(own, one.transpose(1, 2, 0), results[number].transpose(1, 2, 0))
         return torch.from_numpy(results).to(image.device, image.dtype)
-
-
-def _is_known(dtype: np.dtype) -> bool:
-    return dtype in PEAKS or np.issubdtype(dtype, np.floating)
