@@ -175,9 +175,7 @@ class StoreWriter:
                 with self._environment.begin(write=True) as transaction:
                     for key, value in self._waiting.items():
                         record = self._records[key]
-                        entry = {
-                            'format': FORMAT, 'kind': self.kind, **record.manifest_entry(), 'source': record.source,
-                        }  # fmt: skip
+                        entry = record.manifest_entry() | {'format': FORMAT, 'kind': self.kind, 'source': record.source}
                         transaction.put(key.encode('ascii'), value)
                         transaction.put(key.encode('ascii'), json.dumps(entry).encode(), db=self._record_db)
                     for key in stale:
