@@ -311,13 +311,13 @@ def attend(attention: nn.Module, total: Tensor, features: Tensor, branch: Tensor
     def add(span: Span, weights: Tensor | None) -> None:
         start, stop = span
         into, added = features[:, :, start:stop], branch[:, :, start:stop]
-        into.add_(added) if weights is None else into.addcmul_(added, weights.to(features.dtype))
+        into.add_(added) if weights is None else into.addcmul_(added, weights)
 
     if not isinstance(attention, ChannelAttention):
         return Update(lambda span: add(span, None))
     height, width = features.shape[2:]
     if window is None or (window >= height and window >= width):
-        weights = attention.weights(total / (height * width))
+        weights = attention.weights(total / (height * width)).to(features.dtype)
         return Update(lambda span: add(span, weights))
 
     means = WindowMeans(branch, window)

@@ -34,7 +34,7 @@ class ChannelAttention(nn.Module):
         self.excite = nn.Conv2d(channels // ATTENTION_REDUCTION, channels, 1)
 
     def weights(self, means: Tensor) -> Tensor:
-        """Attention weights (B, C, 1, 1) of the channels' means (B, C, 1, 1)."""
+        """Attention weights of the channels' means, of the same shape: (B, C, 1, 1), or (B, C, H, W) of windows."""
         return torch.sigmoid(self.excite(F.relu(self.squeeze(means))))
 
     def forward(self, features: Tensor) -> Tensor:
