@@ -243,7 +243,7 @@ def test_all_mistakes_are_named_at_once(demo):
 def test_list_in_a_names_place_is_a_mistake_like_others(demo, key):
     values = yaml.safe_load(demo)
     *sections, last = key.split(':')
-    options.find(values, tuple(sections))[last] = ['a', 'b']
+    options.find(values, *sections)[last] = ['a', 'b']
     assert any(f': {key}: input should be a valid string' in line for line in problems_of(yaml.safe_dump(values)))
 
 
