@@ -43,13 +43,13 @@ def size_of_image(path: Path | str) -> tuple[int, ...]:
         return ()
 
 
-def decode_image(content: bytes | np.ndarray) -> np.ndarray | None:
+def decode_image(content: bytes) -> np.ndarray | None:
     """Decode a file's bytes to uint8 (H, W, 3) in BGR, upright; None if OpenCV cannot.
 
     OpenCV is not given the path: one that is not UTF-8 would kill the process.
     """
     try:
-        return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if len(content) else None
+        return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
     except cv2.error:  # for an image that claims more pixels than OpenCV takes
         return None
 
