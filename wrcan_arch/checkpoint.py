@@ -194,6 +194,7 @@ def holds_two_sets(content: Any) -> bool:
 
 
 def _is_of_its_type(name: str, value: Any) -> bool:
+    """Whether a patch size is a whole number above 0, and a JPEG quality one or a list of two; True for other names."""
     numbers = value if name == 'jpeg_quality' and isinstance(value, list) and len(value) == 2 else [value]
     return name not in ('patch_size', 'jpeg_quality') or all(type(each) is int and each > 0 for each in numbers)
 

@@ -68,7 +68,8 @@ def write_png(path: Path, image: np.ndarray) -> None:
 def key_for(name: str) -> str:
     """Make a key that BasicSR can read (ASCII, no dots) from a file's name without its ending.
 
-    A name that is not ASCII loses letters; a checksum of it is appended to keep keys apart.
+    A name that is not ASCII loses letters; a checksum of it is appended to keep keys apart. InputError for an ASCII
+    name that would lose all.
     """
     key = re.sub(r'[^A-Za-z0-9_-]+', '_', name)
     if not name.isascii():

@@ -19,7 +19,7 @@ def blend(original: np.ndarray, restored: np.ndarray, strength: float) -> np.nda
 
 
 def block_means(image: np.ndarray) -> np.ndarray:
-    """Means over blocks of about 64 pixels a side, in 8-bit levels: (H, W, 3) to (max(1, H // 64), ..., 3)."""
+    """Means over blocks, in 8-bit levels: (H, W, 3) to (max(1, H // 64), ..., 3), so of 64 to 127 pixels a side."""
     rows, columns = (_edges(size) for size in image.shape[:2])
     sums = [
         np.add.reduceat(image[top:bottom].sum(axis=0, dtype=np.int64), columns[:-1])  # (W // 64, 3)

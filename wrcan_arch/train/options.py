@@ -224,6 +224,7 @@ def kind_of_phase(phase: str) -> str:
 
 
 def find(values: Any, *keys: str) -> Any:
+    """Return the value at `keys`; None if it, or a section on the way to it, is not there."""
     for key in keys:
         if not isinstance(values, dict) or key not in values:
             return None
