@@ -2,7 +2,8 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from numbers import Integral
@@ -149,37 +150,18 @@ def _store(result: np.ndarray, span: Span, rows: Tensor) -> None:
     result[slice(*span)] = rows.cpu().numpy()
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Restoring:
-    """A network with a request that was checked for it; each call restores one image."""
+    """A network with a request that is checked for it, once for all images; each call restores one image."""
 
-    network: nn.Module
-    request: Request
-    device: torch.device
-    window: int | None  # see `window_of`
-    in_strips: bool
-    dtype: torch.dtype
-    progress: Tell
-
-    @classmethod
-    def of(cls, network: nn.Module, request: Request, progress: Tell) -> '_Restoring':
-        """Check the request against the network, once for all images."""
-        window = window_of(network, request.mode, request.patch_size)
-        in_strips = request.mode in ('exact', 'local') and is_as_built(network)
-        if request.max_memory is not None and not in_strips:
+    def __init__(self, network: nn.Module, request: Request, progress: Tell) -> None:
+        self.network, self.request, self.progress = network, request, progress
+        self.window = window_of(network, request.mode, request.patch_size)
+        self.in_strips = request.mode in ('exact', 'local') and is_as_built(network)
+        if request.max_memory is not None and not self.in_strips:
             name = type(network).__name__
             raise InputError(f'max_memory is for WRCAN with no part changed and no hook; this {name} runs whole')
-        device = next(network.parameters()).device
-        dtype = autocast_dtype(request.precision, device)
-        return cls(
-            network=network,
-            request=request,
-            device=device,
-            window=window,
-            in_strips=in_strips,
-            dtype=dtype,
-            progress=progress,
-        )
+        self.device = next(network.parameters()).device
+        self.dtype = autocast_dtype(request.precision, self.device)
 
     def __call__(self, image: np.ndarray, result: np.ndarray) -> None:
         """Restore `image` into `result`, both (H, W, C). Raises _NotFinite, but not for float results in fp32."""
@@ -262,7 +244,8 @@ def _restore_finite(restoring: _Restoring, image: np.ndarray, result: np.ndarray
 
     Raises InputError if an integer result is not finite in fp32 either.
     """
-    in_fp32 = replace(restoring, dtype=torch.float32)
+    in_fp32 = copy(restoring)
+    in_fp32.dtype = torch.float32
     if min(image.shape[:2]) <= SIZE_MULTIPLE:  # oneDNN 3.12 on AMX reads wrong rows: bf16, stride 2, output one wide
         restoring = in_fp32
     try:
@@ -333,7 +316,7 @@ def restore(
                     f'an image array must be uint8, uint16 or float (H, W, {channels}), not {image.dtype} {image.shape}'
                 )
             result = np.empty(image.shape, image.dtype)
-            _restore_finite(_Restoring.of(network, request, progress), image, result)
+            _restore_finite(_Restoring(network, request, progress), image, result)
             return result
 
         if not isinstance(image, Tensor):
@@ -342,8 +325,8 @@ def restore(
             shape = tuple(image.shape)
             raise InputError(f'an image tensor must be float (B, {channels}, H, W), not {image.dtype} {shape}')
         results = np.empty(image.shape, np.float32)
-        restoring = _Restoring.of(network, request, progress)
+        restoring = _Restoring(network, request, progress)
         for number, one in enumerate(image.detach().to('cpu', torch.float32).numpy()):
-            own = replace(restoring, progress=partial(_tell_of_all, progress, number, len(results)))
-            _restore_finite(own, one.transpose(1, 2, 0), results[number].transpose(1, 2, 0))
+            restoring.progress = partial(_tell_of_all, progress, number, len(results))
+            _restore_finite(restoring, one.transpose(1, 2, 0), results[number].transpose(1, 2, 0))
         return torch.from_numpy(results).to(image.device, image.dtype)
