@@ -1,5 +1,7 @@
 """Apply part of a result, and judge whether its colours can be trusted."""
 
+from itertools import pairwise
+
 import numpy as np
 
 BLOCK = 64  # pixels, side of a block
@@ -23,7 +25,7 @@ def block_means(image: np.ndarray) -> np.ndarray:
     rows, columns = (_edges(size) for size in image.shape[:2])
     sums = [
         np.add.reduceat(image[top:bottom].sum(axis=0, dtype=np.int64), columns[:-1])  # (W // 64, 3)
-        for top, bottom in zip(rows, rows[1:], strict=False)
+        for top, bottom in pairwise(rows)
     ]
     areas = np.outer(np.diff(rows), np.diff(columns))[:, :, None]
     return np.stack(sums) / areas * (255 / np.iinfo(image.dtype).max)

@@ -47,7 +47,7 @@ def begins_with_preview(file: BinaryIO) -> bool:
 
 def is_plain_ycbcr(file: BinaryIO) -> bool:
     """Whether a TIFF file's first picture is YCbCr, neither subsampled nor JPEG (TIFF 6.0, section 21)."""
-    first, order = _first_directory(file)
+    first = _first_directory(file)[0]
 
     def said(tag: int, otherwise: int) -> int:
         return _number(first[tag][2][:2], '<') if tag in first else otherwise
@@ -64,8 +64,7 @@ def has_layers(file: BinaryIO) -> bool:
 
 def orientation_of(exif: bytes) -> int:
     """The orientation in an EXIF block, 1 (upright) to 8; 1 if it has none or another value."""
-    first, _ = _first_directory(BytesIO(exif.removeprefix(EXIF_HEAD)))
-    _, _, value = first.get(ORIENTATION, (0, 0, b''))
+    _, _, value = _first_directory(BytesIO(exif.removeprefix(EXIF_HEAD)))[0].get(ORIENTATION, (0, 0, b''))
     said = _number(value[:2], '<')
     return said if 1 <= said <= 8 else 1
 
