@@ -211,7 +211,8 @@ class RecordedModel(SRModel):
         self.pending_save = epoch, current_iter
         validation = self.opt.get('val') or {}
         frequency = validation.get('val_freq')
-        if validation if at_end else frequency and current_iter % frequency == 0:
+        validates_next = validation if at_end else frequency and current_iter % frequency == 0
+        if validates_next:
             self._save_pending()
         else:
             self._save_now()
