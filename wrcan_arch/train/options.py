@@ -52,15 +52,12 @@ class OptionFile:
     origins: dict[Keys, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
-    def origin(self, keys: Keys) -> str:
-        """Return the origin of `keys`, else of the innermost section that exists on its path."""
-        while keys and keys not in self.origins:
-            keys = keys[:-1]
-        return self.origins.get(keys, self.source)
-
     def at(self, *keys: str) -> str:
-        """Return the beginning of a message about `keys`: FILE:LINE: a:b."""
-        return f'{self.origin(keys)}: {":".join(keys)}'
+        """Return the beginning of a message about `keys`: FILE:LINE: a:b, of the innermost that there is."""
+        place = keys
+        while place and place not in self.origins:
+            place = place[:-1]
+        return f'{self.origins.get(place, self.source)}: {":".join(keys)}'
 
 
 class _Reader:
