@@ -95,8 +95,8 @@ def _format_called(name: str) -> str:
 
 
 def _result_ending(source: Path, format: str | None) -> str:
-    written = ENDINGS[format] if format else [each for endings in ENDINGS.values() for each in endings]
-    return source.suffix if source.suffix.lower() in written else ENDINGS[format or 'png'][0]
+    own = format_of_name(source)
+    return source.suffix if own and format in (None, own) else ENDINGS[format or 'png'][0]
 
 
 def _check_no_photograph_is_overwritten(made: Iterable[tuple[str, str]], folder: Path, what: str, hint: str) -> None:
