@@ -59,8 +59,8 @@ def plan(
     jobs: dict[str, Job] = {}
     in_list = ((path, without_root(path).parent) for path in map(Path, listed))
     for source, below in itertools.chain(finder.named(entries), in_list):
-        name = Path(source.stem + _result_ending(source, format))
-        target = out / below / name if out else source.parent / f'{name.stem}{RESTORED}{name.suffix}'
+        name = f'{source.stem}{"" if out else RESTORED}{_result_ending(source, format)}'
+        target = (out / below if out else source.parent) / name
         jobs.setdefault(str(real(source.parent) / source.name), Job(str(source), str(target)))
     if finder.unreadable and (unreadable is None or not jobs):
         raise InputError(finder.unreadable[0])
