@@ -14,7 +14,6 @@ import cv2
 import pytest
 import torch
 from conftest import picture
-from damage import swap
 from fresh import run_python
 from packaging.requirements import Requirement
 
@@ -60,30 +59,6 @@ def test_full_memory_of_a_gpu_is_one_line(capsys):
             "basicsr doctor: the GPU's memory is full; take a smaller image or patch, or compute on the CPU "
             '(CUDA_VISIBLE_DEVICES=)'
         ])  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ('old', 'new', 'message'),
-    [
-        ('model_type: WRCANModel', 'model_type: WRCANModle', "there is no 'WRCANModle'; did you mean WRCANModel?"),
-        ('data_blur.lmdb', 'nowhere.lmdb', "dataroot_lq: there is no 'nowhere.lmdb'"),
-        ('num_block: 1', 'num_block: 0', 'WRCAN: num_block must be at least 1, not 0'),
-        ('num_block: 1', 'block: wcra', "WRCAN: block 'wcra' is not one of"),
-        ('gt_size: 32', 'gt_size: 100', 'is 96 x 80, smaller than gt_size 100'),
-        ('jpeg_quality: 25', '', 'train:autoencoder_opt: needs the sharp frames after JPEG'),
-        ('jpeg_quality: 25', 'jpeg_quality: 0', 'train.yml:14: datasets:train:jpeg_quality: input should be greater'),
-        ('amp: off', 'amp: fp8', "train.yml:26: train:amp: input should be 'off'"),
-        ('{precision: fp32}', '{precision: fp8}', "val:inference:precision: input should be 'auto'"),
-        ('batch_size_per_gpu', 'bath: 1\n    batch_size_per_gpu', 'datasets:train:bath: there is no such option'),
-        ('name: small\n', 'name: small\nname: other\n', "train.yml:3: the key 'name' stands twice"),
-    ],
-)  # fmt: skip
-def test_wrong_option_is_one_line(workplace, capsys, old, new, message):
-    swap(old, new)()
-    code, lines = basicsr(capsys, 'train', '-opt', 'train.yml')
-    errors = [line for line in lines if line.startswith('basicsr train: ')]
-    assert code == 2 and message in errors[0] and not any('Traceback' in line for line in lines)
-    assert lines[-1] == errors[-1] or 'train.yml' in lines[-1]
 
 
 @pytest.mark.parametrize('workers', [0, 1])

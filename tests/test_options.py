@@ -139,7 +139,7 @@ def test_demo_options_are_sound(demo):
     option_checks.check(options.read_options(ROOT / 'options' / 'train_wrcan_demo.yml'), 'train')
 
 
-MISTAKES = [  # text, its replacement, the message and the text's line in it (0: the whole file)
+MISTAKES = [  # text, its replacement, the message
     ('model_type: WRCANModel', 'model_type: WRCANModell', "model_type: there is no 'WRCANModell'; did you mean WRCANModel?"),
     ('type: WRCAN\n', 'type: WCRAN\n', "network_g:type: there is no 'WCRAN'; did you mean WRCAN?"),
     ('num_block: 6', 'num_blocks: 6', 'network_g:num_blocks: WRCAN does not take it; did you mean num_block?'),
