@@ -50,6 +50,7 @@ def test_another_network_runs_whole():
     with torch.no_grad():
         expected = network(image)
     torch.testing.assert_close(restore(network, image, precision='fp32'), expected)
+    torch.testing.assert_close(restore(network, image, precision='bf16'), expected, rtol=0, atol=0.02)
     with pytest.raises(InputError, match='mode local is for WRCAN .* not this Conv2d'):
         restore(network, image, mode='local')
     with pytest.raises(InputError, match='max_memory is for WRCAN .*; this Conv2d runs whole'):
@@ -142,6 +143,9 @@ def test_chop_cuts_a_frame_of_reds_once():
     sizes = []
     inference.restore_chop(lambda part: sizes.append(tuple(part.shape[2:])) or part, torch.rand(1, 3, 720, 1280))
     assert sizes == [(360 + 36, 640 + 36)] * 4
+    sizes.clear()
+    inference.restore_chop(lambda part: sizes.append(part.shape) or part, torch.empty(1, 3, 1000, 1280))
+    assert len(sizes) == 16, 'from 1,280,000 pixels on they cut again'
 
 
 @pytest.mark.parametrize(
@@ -233,7 +237,8 @@ def test_local_takes_the_patch_size_of_the_weights():
     windows = []
     with mock.patch.object(inference, 'restore_in_strips', lambda *_, **options: windows.append(options['window'])):
         restore(network, image, mode='local')
-    assert windows == [16 // 4], 'of the features, at a quarter of the size'
+        restore(network, image, mode='local', patch_size=3)
+    assert windows == [16 // 4, 1], 'of the features, at a quarter of the size'
     assert not torch.equal(local, restore(network, image))
     assert torch.equal(restore(network, image, mode='local', patch_size=40), restore(network, image))
 
@@ -288,6 +293,9 @@ def test_the_memory_given_is_kept_to_or_refused(monkeypatch):
     for budget in (None, 10 * needed, needed + 7 * 3200 * 300):
         restore(network, image, precision='fp32', max_memory=budget)
     assert rows[0] == rows[1] > rows[2] >= 1
+    enough = StripSizes(NUM_FEAT, (3200, 300), torch.float32, CPU).bytes_needed(rows[0]) + 6 * 3200 * 300
+    restore(network, image, precision='fp32', max_memory=enough - 1)  # image and result are held beside the strips
+    assert rows[3] < rows[0]
     with pytest.raises(InputError, match=r'300 x 3200 pixels need .* MB .* 1 MB are there .* raise --max-memory'):
         restore(network, image, precision='fp32', max_memory=1 << 20)
 
@@ -336,11 +344,12 @@ def test_arrays_come_back_rounded_and_clipped_in_their_own_type(dtype, peak):
     np.testing.assert_array_equal(restored, expected.astype(dtype))
 
 
-def test_lower_precision_stays_near_fp32(golden, official_weights):
+@pytest.mark.parametrize('mode', ['exact', 'chop'])
+def test_lower_precision_stays_near_fp32(golden, official_weights, mode):
     network = load_network(official_weights)
-    exact = restore(network, golden['in.blurred'], precision='fp32')
-    near = restore(network, golden['in.blurred'], precision='bf16')
-    assert near.dtype == torch.float32
+    exact = restore(network, golden['in.blurred'], mode=mode, precision='fp32')
+    near = restore(network, golden['in.blurred'], mode=mode, precision='bf16')
+    assert near.dtype == torch.float32 and not torch.equal(near, exact)
     assert (near - exact).norm() / exact.norm() < 0.01
     assert (near - exact).abs().max() < 0.01
 
@@ -391,6 +400,7 @@ def test_auto_precision_is_bf16_where_there_are_units(monkeypatch):
         (np.zeros((0, 8, 3), np.uint8), {}, r'not uint8 \(0, 8, 3\)'),
         (torch.zeros(3, 8, 8), {}, r'must be float \(B, 3, H, W\), not torch.float32 \(3, 8, 8\)'),
         (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), {}, 'must be float'),
+        (torch.zeros(1, 3, 0, 8), {}, r'not torch.float32 \(1, 3, 0, 8\)'),
         (torch.rand(1, 3, 8, 8), {'patch_size': 0}, "patch_size is a whole number from 1 up, not '0'"),
         (
             torch.rand(1, 3, 8, 8),
@@ -419,6 +429,8 @@ def test_wrong_networks_are_clear_errors():
     network.tail.half()
     with pytest.raises(InputError, match=r'weights must be torch.float32 .*: tail.weight is torch.float16 on cpu'):
         restore(network, torch.rand(1, 3, 8, 8))
+    with pytest.raises(InputError, match='head.weight is torch.float32 on meta'):
+        restore(network.float().to('meta'), torch.rand(1, 3, 8, 8))
     with pytest.raises(InputError, match='the network makes 1 channels of 3, no restored image'):
         restore(WRCAN(num_feat=4, num_group=1, num_block=1, num_out_ch=1), torch.rand(1, 3, 8, 8))
 
@@ -440,14 +452,16 @@ def test_result_is_the_same_within_autocast_and_whatever_the_default_type(mode):
 
 @pytest.mark.parametrize('has_onednn', [True, False])
 def test_where_convolutions_unfold_their_input_more_memory_is_asked(monkeypatch, has_onednn):
-    network, image = small_network(), np.zeros((8, 12, 3), np.uint8)
+    network, image = small_network(), np.zeros((12, 12, 3), np.uint8)
     monkeypatch.setattr(strip_sizes, 'onednn_computes_in', lambda dtype: True)
-    plain = StripSizes(NUM_FEAT, (8, 12), torch.bfloat16, CPU).bytes_needed(1)
+    plain = StripSizes(NUM_FEAT, (12, 12), torch.bfloat16, CPU).bytes_needed(1)
     monkeypatch.setattr(strip_sizes, 'onednn_computes_in', lambda dtype: has_onednn)
-    needed = StripSizes(NUM_FEAT, (8, 12), torch.bfloat16, CPU).bytes_needed(1)
-    restore(network, image, precision='bf16', max_memory=needed + 6 * 8 * 12)
-    with pytest.raises(InputError, match='12 x 8 pixels need .* MB of memory'):
-        restore(network, image, precision='bf16', max_memory=needed - 1)
+    needed = StripSizes(NUM_FEAT, (12, 12), torch.bfloat16, CPU).bytes_needed(1)
+    for ensemble, a_pixel in ((False, 3 + 3), (True, 3 + 12)):  # bytes: the image, and its result or the turns' sum
+        budget = needed + a_pixel * 12 * 12
+        restore(network, image, ensemble=ensemble, precision='bf16', max_memory=budget)
+        with pytest.raises(InputError, match='12 x 12 pixels need .* MB of memory'):
+            restore(network, image, ensemble=ensemble, precision='bf16', max_memory=budget - 1)
     assert (needed > plain) is not has_onednn
 
 
