@@ -42,7 +42,9 @@ def assert_same(network, other):
 def test_network_is_rebuilt_from_the_file_alone(tmp_path, block, sizes):
     network = network_of(block, **sizes)
     write_atomically(tmp_path / 'a.pth', {'params': network.state_dict()})
-    assert_same(load_network(tmp_path / 'a.pth'), network)
+    loaded = load_network(tmp_path / 'a.pth')
+    assert_same(loaded, network)
+    assert not loaded.training
 
 
 def test_official_file_has_every_tensor_of_ours(official_weights):
@@ -57,6 +59,7 @@ def test_safetensors_and_averaged_weights(tmp_path):
     assert_same(load_network(tmp_path / 'a.safetensors'), network)
     save_file(network.state_dict(), tmp_path / 'a.safetensors', {'format': 'pt', 'patch_size': '96'})
     assert load_network(tmp_path / 'a.safetensors').metadata == {'format': 'pt', 'patch_size': 96}
+    assert torch.equal(read_weights(tmp_path / 'a.safetensors', 'params_ema')[0]['tail.bias'], network.tail.bias)
     write_atomically(tmp_path / 'a.pth', {'params': network.state_dict(), 'params_ema': averaged.state_dict()})
     assert_same(load_network(tmp_path / 'a.pth'), averaged)
     assert torch.equal(read_weights(tmp_path / 'a.pth', 'params')[0]['tail.bias'], network.tail.bias)
@@ -64,7 +67,8 @@ def test_safetensors_and_averaged_weights(tmp_path):
 
 def test_weights_of_another_program_may_be_double_and_say_anything_of_themselves(tmp_path):
     network = network_of()
-    for other in ({'patch_size': '96', 'jpeg_quality': '25'}, {'patch_size': 0, 'jpeg_quality': [15, 'x']}):
+    for patch_size, jpeg_quality in (('96', '25'), (0, [15, 'x']), (True, [15]), (9.5, [15, 25, 35])):
+        other = {'patch_size': patch_size, 'jpeg_quality': jpeg_quality}
         torch.save({'params': network.state_dict(), 'metadata': {**other, 'iter': 5}}, tmp_path / 'a.pth')
         assert load_network(tmp_path / 'a.pth').metadata == {'iter': 5}
     torch.save({name: value.double() for name, value in network.state_dict().items()}, tmp_path / 'double.pth')
@@ -290,9 +294,10 @@ def test_commit_of_a_changed_checkout_is_marked(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, '__file__', str(tmp_path / 'a.py'))
     (tmp_path / 'a.py').touch()
     git('init')
+    git('commit', '--allow-empty', '-m', 'first')
     assert checkpoint.source_commit.__wrapped__() is None, 'it is not of that checkout'
     git('add', 'a.py')
-    git('commit', '-m', 'first')
+    git('commit', '-m', 'second')
     git('tag', '-a', 'v1', '-m', 'a tag')
     (tmp_path / 'new.py').touch()
     assert checkpoint.source_commit.__wrapped__() == git('rev-parse', 'HEAD')
