@@ -16,6 +16,7 @@ from photo_files import MAKE, ORIENTATION, SRGB, turned
 from PIL import Image, ImageCms
 
 from wrcan_arch import InputError
+from wrcan_arch.photos.first_bytes import format_of_content
 from wrcan_arch.photos.heic_decoder import decode
 from wrcan_arch.photos.photo import Photo
 from wrcan_arch.photos.read_photo import read_photo
@@ -325,21 +326,50 @@ def test_what_holds_avif_is_known_by_its_other_brands(tmp_path):
         read_photo(tmp_path / 'c.avif')
 
 
+def isobmff(*brands, behind=b''):
+    content = b'ftyp' + brands[0] + bytes(4) + b''.join(brands[1:])
+    return (4 + len(content)).to_bytes(4, 'big') + content + behind
+
+
+@pytest.mark.parametrize(
+    ('head', 'format'),
+    [
+        (isobmff(b'avis'), 'avif'),
+        (isobmff(b'msf1', b'iso8', b'avis'), 'avif'),
+        (isobmff(b'mif1', b'miaf', b'heic'), 'heic'),
+        (isobmff(b'mif1', b'heic', behind=b'\0\0\0\x08avif'), 'heic'),
+        *(
+            (isobmff(brand), 'heic')
+            for brand in (b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'hevm', b'hevs')
+        ),
+        (isobmff(b'isom', b'avc1'), None),  # a film
+        (isobmff(b'crx ', b'mif1'), None),  # a camera's raw file
+        *((start + bytes(9), 'tiff') for start in (b'II*\0', b'MM\0*', b'II+\0', b'MM\0+')),
+        (b'RIFF\0\0\0\0WEBPVP8 ', 'webp'),
+        (b'RIFF\0\0\0\0WAVEfmt ', None),
+    ],
+)
+def test_formats_are_known_by_their_first_bytes(head, format):
+    assert format_of_content(head) == format
+
+
 def test_colours_that_a_result_cannot_say_are_noticed(tmp_path):
     Image.fromarray(picture(24, 32)).save(tmp_path / 'srgb.avif')
     content = (tmp_path / 'srgb.avif').read_bytes()
     at = content.index(b'colrnclx') + 8
-    for name, numbers in (
-        ('p3', bytes([0, 12, 0, 13])),
-        ('pq', bytes([0, 9, 0, 16])),
-        ('hlg', bytes([0, 1, 0, 18])),
-        ('unsaid', bytes([0, 2, 0, 2])),
+    for name, primaries, transfer, is_other in (
+        ('p3', 12, 13, True),
+        ('pq', 9, 16, True),
+        ('hlg', 1, 18, True),
+        ('unsaid', 2, 2, False),
+        ('bt709', 1, 1, False),
+        ('pal', 5, 6, False),
+        ('ntsc', 6, 6, False),
     ):
+        numbers = bytes([0, primaries, 0, transfer])
         (tmp_path / f'{name}.avif').write_bytes(content[:at] + numbers + content[at + 4 :])
-    found = {
-        name: read_photo(tmp_path / f'{name}.avif').declares_non_srgb for name in ('srgb', 'p3', 'pq', 'hlg', 'unsaid')
-    }
-    assert found == {'srgb': False, 'p3': True, 'pq': True, 'hlg': True, 'unsaid': False}
+        assert read_photo(tmp_path / f'{name}.avif').declares_non_srgb == is_other, name
+    assert not read_photo(tmp_path / 'srgb.avif').declares_non_srgb
     assert not read_photo(DATA / 'small.heic').declares_non_srgb, 'which has a profile'
     with mock.patch('wrcan_arch.photos.read_photo.DESCRIPTION', at + 3):
         assert not read_photo(tmp_path / 'p3.avif').declares_non_srgb, 'a mark that is cut'

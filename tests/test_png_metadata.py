@@ -186,6 +186,8 @@ SRGB_PRIMARIES, P3_PRIMARIES = (
         ([GAMMA_18], SRGB, False),
         ([SRGB_CHUNK, GAMMA_18], None, False),
         ([GAMMA_22], None, False),
+        ([(b'gAMA', (44_000).to_bytes(4, 'big'))], None, False),  # 3 % off, what libpng takes for equal
+        ([(b'gAMA', (48_500).to_bytes(4, 'big'))], None, True),
         ([GAMMA_22, SRGB_PRIMARIES], None, False),
         ([GAMMA_22, P3_PRIMARIES], None, True),
         ([P3_PRIMARIES], None, False),
