@@ -3,7 +3,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
 from functools import partial
+from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from unittest import mock
@@ -19,6 +21,7 @@ from wrcan_arch.data import store_writer
 from wrcan_arch.data.lmdb_store import open_store
 from wrcan_arch.data.store_writer import StoreWriter
 from wrcan_arch.errors import InputError
+from wrcan_arch.jpeg_quality import estimate_quality
 
 PREP = Path(__file__).parent.parent / 'datasets_prep'
 
@@ -127,6 +130,20 @@ def test_still_shots_are_left_out_though_they_are_noisy(run, tmp_path):
     assert open_store(tmp_path / 'out_blur.lmdb').keys() == [f'clip_000_{first:08d}' for first in (14, 21, 28)]
 
 
+def test_one_pixel_of_movement_is_more_than_noise():
+    """In frames of 1280 x 720."""
+    scene, rng = cv2.resize(picture(90, 162), (1281, 720)), np.random.default_rng(0)
+    first, moved = scene[:, :1280], scene[:, 1:]
+    noisy = (cv2.add(first, rng.normal(0, 8, first.shape), dtype=cv2.CV_8U) for _ in range(2))
+    windows = average_frames.Window(0, 2), average_frames.Window(3, 5)
+    changes = [
+        average_frames.change_between(*map(average_frames.small_picture, pair)) for pair in (noisy, (first, moved))
+    ]
+    left_out = average_frames.Counter()
+    kept = average_frames.sort_windows('clip', [0] * 6, dict(zip(windows, changes, strict=True)), left_out)
+    assert list(kept) == [windows[1]] and left_out == {'standing still': 1}
+
+
 def changes_of(frames):
     windows = iter([average_frames.Window(0, 2), average_frames.Window(10**6, 10**6)])
     return average_frames.survey(frames, windows, average_frames.tqdm(disable=True))[0]
@@ -141,9 +158,11 @@ def test_cuts_are_found_in_calm_and_in_hasty_video():
 def test_what_moves_suddenly_or_in_jerks_is_no_cut():
     frames = moving(200, step=4)
     assert max(changes_of(frames)) > average_frames.CUT_CHANGE  # a fixed limit would cut here
+    slower = moving(100, step=2)
+    jerk = slower[:50] + slower[51:]
     starts = [frames[0]] * 40 + frames[:40]
     doubled = [frame for frame in frames[:40] for _ in range(3)]
-    for sequence in (frames, starts, doubled):
+    for sequence in (frames, jerk, starts, doubled):
         assert average_frames.find_cuts(changes_of(sequence)) == []
 
 
@@ -324,6 +343,15 @@ def test_a_stopped_run_goes_on_where_it_was(scenes, run, tmp_path, monkeypatch, 
         a, b = ((tmp_path / f'{name}_{role}.lmdb' / 'manifest.json').read_text() for name in 'ab')
         files = [{path.name: path.read_bytes() for path in (tmp_path / f'{name}_{role}').iterdir()} for name in 'ab']
         assert a == b and files[0] == files[1] and len(files[0]) == 28
+
+
+def test_each_video_has_qualities_of_its_own(scenes, run, tmp_path):
+    run(scenes, '-o', 'a', '--frames', '5', '--quality', '15-95')
+    store, drawn = open_store(tmp_path / 'a_blur.lmdb'), defaultdict(list)
+    for key in store.keys():
+        drawn[scene_of(key)[:-4]].append(estimate_quality(BytesIO(store.get(key))))
+    first, second = (drawn[f'{scenes.name}_v{number}'] for number in range(2))
+    assert len(first) == len(second) == 12 and first != second and len({*first}) > 5
 
 
 def test_a_share_of_the_pairs_is_chosen_in_whole_scenes():

@@ -102,7 +102,7 @@ def test_kernels_are_what_goes_from_features_to_features():
     assert {name for name in others if name.endswith('weight')} == {'head.weight', 'tail.weight'}
 
 
-@pytest.mark.parametrize('wrong', [{'momentum': 1.0}, {'betas': (0.9, 1.5)}, {'lr': -1.0}])
+@pytest.mark.parametrize('wrong', [{'momentum': 1.0}, {'betas': (0.9, 1.5)}, {'lr': -1.0}, {'adam_lr': -1.0}])
 def test_what_makes_no_step_is_refused(wrong):
     with pytest.raises(ValueError, match='|'.join(wrong)):
         Muon(draws([(4,)], 0), **wrong)

@@ -43,11 +43,12 @@ def test_profile_resolution_and_exif_are_kept(tmp_path, source, target):
 @pytest.mark.parametrize('source', ['.jpg', '.png', '.tif', '.bmp'])
 @pytest.mark.parametrize('target', ['.jpg', '.png', '.tif', '.webp', '.avif'])
 def test_resolution_is_kept_without_exif_too(tmp_path, source, target):
-    Image.fromarray(picture(16, 24)).save(tmp_path / f'a{source}', dpi=(300, 300))
+    Image.fromarray(picture(16, 24)).save(tmp_path / f'a{source}', dpi=(300, 150))
     write_photo(tmp_path / f'b{target}', read_photo(tmp_path / f'a{source}'))
     written = Image.open(tmp_path / f'b{target}')
-    said = written.info.get('dpi') or tuple(written.getexif()[tag] for tag in (X_RESOLUTION, Y_RESOLUTION))
-    assert said == pytest.approx((300, 300), abs=1)
+    said = tuple(written.getexif().get(tag) for tag in (X_RESOLUTION, Y_RESOLUTION))
+    said = written.info['dpi'] if target in ('.png', '.tif') else said
+    assert said == pytest.approx((300, 150), abs=1)
 
 
 def test_what_a_result_will_lack_is_said(tmp_path):
