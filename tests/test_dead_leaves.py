@@ -25,6 +25,30 @@ def test_an_image_depends_on_seed_and_number_alone(run, tmp_path):
     assert (images['a/leaves_5_000000.png'] != images['c/leaves_6_000000.png']).any()
 
 
+THIRDS = [  # means of the grey levels in 3 x 3 parts of images 0 to 3 of seed 0, 96 pixels a side
+    [[87, 96, 106], [126, 88, 92], [185, 109, 103]],
+    [[132, 112, 160], [65, 132, 163], [95, 183, 225]],
+    [[76, 101, 255], [69, 199, 246], [89, 136, 115]],
+    [[97, 105, 73], [134, 54, 87], [132, 104, 112]],
+]
+DETAIL = [7.89, 14.92, 3.07, 12.95]  # mean differences of neighbours in a row
+
+
+def test_images_are_those_of_the_versions_before():
+    """A version that draws others would mix them with those that an older run left in the folder."""
+    images = [dead_leaves.dead_leaves(0, index, 96).mean(2) for index in range(4)]
+    np.testing.assert_allclose([np.abs(np.diff(image)).mean() for image in images], DETAIL, rtol=0.03)
+    found = [cv2.resize(image, (3, 3), interpolation=cv2.INTER_AREA) for image in images]
+    np.testing.assert_allclose(found, THIRDS, rtol=0, atol=1)
+
+
+@pytest.mark.parametrize('size', [40, 65])
+def test_textures_are_contrast_alone(size):
+    for seed in range(5):
+        texture = dead_leaves.noise_texture(np.random.default_rng(seed), size)
+        assert texture.std() == pytest.approx(1, abs=1e-5) and texture.mean() == pytest.approx(0, abs=1e-5)
+
+
 @pytest.mark.parametrize('place', [(0, 0, 40, 40), (3, 7, 20, 33), (39, 39, 1, 1)])
 def test_a_window_is_of_the_texture_moved_all_around(place):
     scene = dead_leaves.Scene(np.random.default_rng(1), 40)
@@ -63,6 +87,7 @@ def test_radii_follow_the_power_law():
         above = [(radii > factor * low).mean() for factor in (2, 4)]
         assert above[0] == pytest.approx(1 / 4, abs=0.03) and above[1] == pytest.approx(1 / 16, abs=0.015)
         assert 2.4 < low < 30 and radii[-1] < 0.7 * 2048
+        assert np.pi * np.square(radii).sum() / 2048**2 == pytest.approx(3, abs=0.6), 'their cover'
 
 
 def test_colours_are_moderate_and_luminance_is_spread():

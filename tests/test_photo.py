@@ -132,15 +132,19 @@ def test_orientation_of_photographs_with_transparency(tmp_path):
     np.testing.assert_array_equal(read_photo(tmp_path / 'a.png').alpha, picture(20, 30, 1)[:, :, 0])
 
 
-@pytest.mark.parametrize('ending', ['.png', '.tif', '.webp', '.avif'])
-def test_transparency_is_kept(tmp_path, ending):
+@pytest.mark.parametrize(
+    ('ending', 'mode'),
+    [(each, 'RGB') for each in ('.png', '.tif', '.webp', '.avif')] + [(each, 'L') for each in LOSSLESS],
+)
+def test_transparency_is_kept(tmp_path, ending, mode):
     alpha = picture(16, 24)[:, :, 0]
-    image = Image.fromarray(picture(16, 24))
+    image = Image.fromarray(picture(16, 24)).convert(mode)
     image.putalpha(Image.fromarray(alpha))
     image.save(tmp_path / f'a{ending}', **({'quality': 100} if ending == '.avif' else {}))
     photo = read_photo(tmp_path / f'a{ending}')
-    np.testing.assert_array_equal(photo.alpha, np.asarray(Image.open(tmp_path / f'a{ending}'))[:, :, 3])
+    np.testing.assert_array_equal(photo.alpha, np.asarray(Image.open(tmp_path / f'a{ending}'))[:, :, -1])
     write_photo(tmp_path / f'b{ending}', replace(photo, pixels=255 - photo.pixels))
+    assert Image.open(tmp_path / f'b{ending}').mode == f'{mode}A'
     written = read_photo(tmp_path / f'b{ending}').alpha
     assert np.abs(written.astype(int) - photo.alpha).max() <= (12 if ending == '.avif' else 0)
 
