@@ -126,8 +126,9 @@ def test_third_root_takes_the_place_of_compressing(options, tmp_path):
         root.mkdir()
         for key in frames():
             (root / f'{key}.png').write_bytes(content)
-    item = JPEGDeblurDataset({**options, 'dataroot_gt_jpeg': str(root)})[Draw(0, 0)]
-    assert (as_bgr(item['gt_jpeg']) == 7).all()
+    options['dataroot_gt_jpeg'] = str(root)
+    assert (as_bgr(JPEGDeblurDataset(options)[Draw(0, 0)]['gt_jpeg']) == 7).all()
+    assert 'gt_jpeg' not in JPEGDeblurDataset({**options, 'phase': 'val'})[0], 'it is for training alone'
 
 
 def test_without_quality_there_is_no_jpeg_of_the_sharp_patch(options):
