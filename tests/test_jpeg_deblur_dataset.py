@@ -357,6 +357,8 @@ def test_unpaired_names_empty_and_missing_folders_are_errors(tmp_path):
     for role in ('lq', 'gt'):
         cv2.imwrite(str(tmp_path / role / 'b.png'), picture(8, 8))
     assert len(JPEGDeblurDataset({**opt, 'names': 'b*'})) == 1, 'what is not chosen needs no partner'
+    with pytest.raises(InputError, match='pair: training needs dataroot_gt, the sharp frames'):
+        JPEGDeblurDataset({**opt, 'phase': 'train', 'dataroot_gt': None})
     for ours, theirs, more in (('A', 'a', ''), ('\xe9', 'e\u0301', '; the two differ in how accents are written')):
         for role, name in (('lq', ours), ('gt', theirs)):
             shutil.rmtree(tmp_path / role)

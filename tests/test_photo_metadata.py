@@ -111,19 +111,21 @@ def captions_of(path):
     return Image.open(path).info['photoshop'][0x0404]
 
 
-def test_film_behind_a_photograph_is_said_and_no_longer_promised(tmp_path):
-    xmp = b'<x:xmpmeta GCamera:MotionPhoto="1" GCamera:MotionPhotoVersion="1"'
+@pytest.mark.parametrize('name', [b'MotionPhoto', b'MicroVideo'])
+def test_film_behind_a_photograph_is_said_and_no_longer_promised(tmp_path, name):
+    xmp = b'<x:xmpmeta GCamera:NAME="1" GCamera:NAMEVersion="1"'.replace(b'NAME', name)
     write_photo(tmp_path / 'a.jpg', Photo(pixels=picture(8, 8), metadata={'xmp-data': xmp}))
     photo = read_photo(tmp_path / 'a.jpg')
     assert loss_warnings('jpeg', photo) == ['the file holds a film too; the picture was restored']
-    assert photo.metadata['xmp-data'] == xmp.replace(b'MotionPhoto="1"', b'MotionPhoto="0"')
+    assert photo.metadata['xmp-data'] == xmp.replace(name + b'="1"', name + b'="0"')
 
 
 def test_what_a_bigtiff_says_of_itself_is_lost_and_said(tmp_path):
-    tifffile.imwrite(tmp_path / 'a.tif', picture(8, 8), bigtiff=True, photometric='rgb')
-    assert loss_warnings('tiff', read_photo(tmp_path / 'a.tif')) == [
-        'EXIF is not read from a BigTIFF; the result has none'
-    ]
+    for order in '<>':
+        tifffile.imwrite(tmp_path / 'a.tif', picture(8, 8), bigtiff=True, byteorder=order, photometric='rgb')
+        assert loss_warnings('tiff', read_photo(tmp_path / 'a.tif')) == [
+            'EXIF is not read from a BigTIFF; the result has none'
+        ]
     tifffile.imwrite(tmp_path / 'a.tif', picture(8, 8), photometric='rgb')
     assert loss_warnings('tiff', read_photo(tmp_path / 'a.tif')) == []
 

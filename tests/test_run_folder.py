@@ -95,8 +95,9 @@ def test_save_that_keeps_failing_ends_the_run_with_exit_code_1(quick, capsys):
     """Writing the best network fails first, then the checkpoint, which the message names."""
     with mock.patch('os.fsync', side_effect=OSError(28, 'No space left on device')), mock.patch('time.sleep'):
         assert train() == 1
-    said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert said == (
+    said = capsys.readouterr().err.strip().splitlines()
+    assert re.findall(r'net_g_4\.pth: .* trying again in (\d+) s', '\n'.join(said)) == ['1', '5', '30']
+    assert said[-1] == (
         f'basicsr train: {FOLDER.resolve()}/models/net_g_4.pth: No space left on device; '
         'the run ends, make room and go on with --auto_resume'
     )
