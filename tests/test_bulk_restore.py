@@ -220,7 +220,8 @@ def test_comparisons_that_are_missing_are_made_and_results_left(tmp_path):
     shown = np.asarray(Image.open(next((tmp_path / 'look').rglob('0.png.jpg'))))
     assert shown.shape == (12, 32, 3) and np.abs(shown[:, 16:].astype(int) - mine).max() < 16, 'the result, as it is'
     assert (tmp_path / 'look' / 'index.html').read_text().count('<figure>') == 2
-    assert restore_photos(Same(), jobs, options=options).skipped == 2
+    with mock.patch('wrcan_arch.photos.bulk_restore.read_photo', side_effect=AssertionError('read')):
+        assert restore_photos(Same(), jobs, options=options).skipped == 2
 
 
 def test_result_that_is_no_picture_of_the_photograph_is_not_compared(tmp_path):
@@ -280,11 +281,12 @@ def test_what_has_a_result_can_be_left_out(tmp_path):
         save(tmp_path / 'in' / f'{number}.png', number)
     (tmp_path / 'out').mkdir()
     (tmp_path / 'out' / '1.png').write_text('done before')
+    (tmp_path / 'out' / '2.png').symlink_to('on a disk that is not there')
     options = Options(skip_existing=True)
     summary = restore_photos(Same(), plan([tmp_path / 'in'], out=tmp_path / 'out'), options=options)
-    assert (summary.restored, summary.skipped) == (2, 1)
-    assert (tmp_path / 'out' / '1.png').read_text() == 'done before'
-    assert summary.lines()[0] == '2 of 3 restored, 1 had a result already'
+    assert (summary.restored, summary.skipped) == (1, 2)
+    assert (tmp_path / 'out' / '1.png').read_text() == 'done before' and (tmp_path / 'out' / '2.png').is_symlink()
+    assert summary.lines()[0] == '1 of 3 restored, 2 had a result already'
 
 
 def test_time_left_is_of_what_is_not_done(tmp_path, monkeypatch):
@@ -308,7 +310,7 @@ def test_strength_blends(tmp_path):
     path = save(tmp_path / 'a.png')
     before = read_photo(path).pixels.astype(float)
     after = restore(network(), read_photo(path).pixels, precision='fp32').astype(float)
-    for strength in (0, 0.25, 1):
+    for strength in (0, 0.25, 0.75, 1):
         restore_photos(network(), plan([path], out=tmp_path / 'out'), options=replace(FP32, strength=strength))
         expected = np.rint((1 - strength) * before + strength * after)
         np.testing.assert_array_equal(read_photo(tmp_path / 'out' / 'a.png').pixels, expected)
@@ -334,6 +336,14 @@ def test_refused_computation_names_the_photograph(tmp_path):
     jobs = plan([save(tmp_path / 'a.png')], out=tmp_path / 'out')
     summary = restore_photos(network(), jobs, options=Options(request=Request(max_memory=1)))
     assert len(summary.failures) == 1 and summary.failures[0].startswith(f'{tmp_path}/a.png: ')
+    with pytest.raises(InputError, match='the weights do not say their patch size'):
+        restore_photos(network(), jobs, options=Options(request=Request(mode='local')))
+
+
+def test_result_that_the_format_does_not_hold_names_the_photograph(tmp_path):
+    Image.fromarray(np.dstack([picture(12, 16), picture(12, 16, 1)[:, :, 0]])).save(tmp_path / 'a.png')
+    (said,) = restore_photos(Same(), plan([tmp_path / 'a.png'], format='jpeg'), options=FP32).failures
+    assert said.startswith(f'{tmp_path}/a.png: ') and 'jpeg holds no transparency' in said
 
 
 @pytest.mark.parametrize(('taken', 'made'), [(1, 1), (3, 4), (4, 3)])
@@ -366,6 +376,7 @@ def test_warnings_are_told_with_the_photographs_they_are_about(tmp_path, monkeyp
     def not_finite(network, pixels, **options):
         if pixels.shape == (12, 16, 3):
             warnings.warn('it was computed again in fp32', RuntimeWarning, stacklevel=1)
+            warnings.warn('a library will change', FutureWarning, stacklevel=1)
         return 255 - pixels
 
     monkeypatch.setattr('wrcan_arch.photos.bulk_restore.restore', not_finite)
@@ -566,6 +577,18 @@ def test_stopped_run_leaves_whole_files_alone(tmp_path, weights, ending):
 
 
 # Several processes
+
+
+def test_several_processes_begin_with_the_largest(tmp_path, monkeypatch):
+    for number, side in enumerate((8, 40, 20)):
+        Image.fromarray(picture(side, side)).save(tmp_path / f'{number}.png')
+    team = Team()
+    monkeypatch.setattr(team, 'size', 2)
+    monkeypatch.setattr(team, 'agree_on', mock.Mock(side_effect=InputError('agreed')))
+    with pytest.raises(InputError, match='agreed'):
+        restore_photos(Same(), plan([tmp_path]), options=FP32, team=team)
+    (jobs,) = team.agree_on.call_args.args
+    assert [Path(job.source).name for job in jobs] == ['1.png', '2.png', '0.png']
 
 
 @pytest.mark.slow

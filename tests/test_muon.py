@@ -61,6 +61,15 @@ def test_the_others_move_as_by_pytorchs_adam():
         torch.testing.assert_close(parameter, other)
 
 
+def test_what_has_no_gradient_stays():
+    kernels = [each.requires_grad_() for each in draws([(6, 4, 3, 3), (16,)] * 2, 1)]
+    before = [each.detach().clone() for each in kernels]
+    for each in kernels[:2]:
+        each.grad = torch.ones_like(each)
+    Muon(kernels).step()
+    assert [torch.equal(each, other) for each, other in zip(kernels, before, strict=True)] == [False, False, True, True]
+
+
 def steps_of(network, optimizer, count):
     for seed in range(count):
         torch.manual_seed(seed)

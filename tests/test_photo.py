@@ -399,6 +399,13 @@ def test_further_pictures_of_a_file_are_counted(tmp_path, ending):
     assert read_photo(first).not_read == ()
 
 
+@pytest.mark.parametrize('ending', ['.webp', '.avif'])
+def test_further_pictures_of_a_film_are_counted(tmp_path, ending):
+    film = [Image.fromarray(picture(16, 16, seed)) for seed in range(2)]
+    film[0].save(tmp_path / f'a{ending}', save_all=True, append_images=film[1:])
+    assert read_photo(tmp_path / f'a{ending}').not_read == ('the file holds several pictures; the first was restored',)
+
+
 @pytest.mark.parametrize('profile', [b'no profile', SRGB])
 def test_cmyk_with_an_unfit_profile_is_written_by_the_usual_one(tmp_path, profile):
     Image.fromarray(picture(8, 8)).convert('CMYK').save(tmp_path / 'a.tif', icc_profile=profile)

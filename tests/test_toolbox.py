@@ -40,7 +40,10 @@ def test_what_our_classes_need_and_do_not_find_is_said_each_time():
         'for _ in range(2):\n    try:\n        import basicsr\n    except ModuleNotFoundError as error:\n'
         '        print(error.name)\n'
         'del sys.modules[needed]\nimport basicsr; from basicsr.utils import registry\n'
-        'assert registry.ARCH_REGISTRY.get("WRCAN") is wrcan_arch.WRCAN and "WRCANModel" in registry.MODEL_REGISTRY'
+        'assert registry.ARCH_REGISTRY.get("WRCAN") is wrcan_arch.WRCAN and "WRCANModel" in registry.MODEL_REGISTRY\n'
+        'assert "JPEGDeblurDataset" in registry.DATASET_REGISTRY and "calculate_lpips" in registry.METRIC_REGISTRY\n'
+        'assert {"JPEGAutoEncoderLoss", "PSNRLoss"} <= registry.LOSS_REGISTRY.keys()\n'
+        'del sys.modules["wrcan_arch"]; import wrcan_arch  # as some notebooks reload a package'
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout == 'wrcan_arch.data.draws\n' * 2
