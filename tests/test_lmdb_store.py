@@ -84,9 +84,18 @@ def test_values_without_a_line_and_lines_without_a_value_are_counted(tmp_path, l
     with lmdb.open(str(path)) as environment, environment.begin(write=True) as transaction:  # as BasicSR makes them
         for number in range(5):
             transaction.put(f'{number}'.encode(), b'value')
-    (path / 'meta_info.txt').write_text(''.join(f'{number}.png (8,8,3) 1\n' for number in range(listed)))
+    (path / 'meta_info.txt').write_text(''.join(f'{number}.png (8,8,3) 1\n' for number in range(listed)) + '\n')
     expected = [] if listed == 5 else [f'data.mdb holds 5 values, meta_info.txt lists {listed}']
     assert [*open_store(path).disagreements()] == expected
+
+
+def test_a_value_of_our_own_that_is_gone_is_counted(tmp_path):
+    """Our stores have one more entry beside the values."""
+    path = write_store(tmp_path / 'a.lmdb')
+    assert [*open_store(path).disagreements()] == []
+    change_value(shutil.copytree(path, tmp_path / 'b.lmdb'), None)
+    said = [*open_store(tmp_path / 'b.lmdb').disagreements()]
+    assert said == ['data.mdb holds 4 values, meta_info.txt lists 5']
 
 
 def die(path):
@@ -227,8 +236,10 @@ def test_view_needs_a_raw_store_with_whole_values(raw, tmp_path):
     assert encoded.kind == 'encoded' and encoded.shape('001_00000000') == (72, 128, 3)
     with pytest.raises(InputError, match='an encoded store has no rows to view'):
         encoded.view('001_00000000').__enter__()
-    change_text(raw[0].path, 'meta_info.txt', '(30,41,3)', '(30,42,3)')
-    with pytest.raises(InputError, match="'a' has 3690 bytes, a raw image of 42 x 30 has 3780"):
-        lmdb_store.Store(shutil.copytree(raw[0].path, tmp_path / 'copy.lmdb')).view('a').__enter__()
+    for width, count in ((42, 3780), (40, 3600)):
+        copy = shutil.copytree(raw[0].path, tmp_path / f'{width}.lmdb')
+        change_text(copy, 'meta_info.txt', '(30,41,3)', f'(30,{width},3)')
+        with pytest.raises(InputError, match=f"'a' has 3690 bytes, a raw image of {width} x 30 has {count}"):
+            open_store(copy).view('a').__enter__()
     with pytest.raises(InputError, match=r"meta_info\.txt has no \(height,width,channels\) of 'c'"):
         raw[0].shape('c')
