@@ -146,6 +146,7 @@ def test_folder_without_meta_info_is_an_error(tmp_path):
     (path / 'meta_info.txt').unlink()
     with pytest.raises(InputError, match='there is no meta_info.txt'):
         open_store(path)
+    assert verify_store('gone.lmdb') == ['gone.lmdb: there is no such store; prepare it, or correct the path']
 
 
 def test_flipped_bit_in_a_key_is_a_problem_and_no_defect(tmp_path):

@@ -5,6 +5,7 @@ import random
 import re
 import sys
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -98,14 +99,46 @@ def test_processes_without_gpus_leave_those_that_are_there(num_gpu, backend):
     assert init.call_args.args[0] == backend and take.called == (backend == 'nccl')
 
 
-def test_backend_and_port_may_be_chosen(monkeypatch):
+def test_backend_port_and_timeout_may_be_chosen(monkeypatch):
     monkeypatch.delenv(pipelines.STARTED_BY_TORCHRUN, raising=False)
     with (
-        joining(dist_params={'backend': 'mpi', 'port': 1234}) as (run, init, _),
+        joining(dist_params={'backend': 'mpi', 'port': 1234, 'timeout': 7}) as (run, init, _),
         mock.patch.object(pipelines, 'take_slurms_environment') as take,
     ):
         pipelines.init_dist(run, 'slurm')
-    assert init.call_args.args[0] == 'mpi' and take.call_args.args == (1234,)
+        assert init.call_args.args[0] == 'mpi' and take.call_args.args == (1234,)
+        assert init.call_args.kwargs['timeout'] == timedelta(seconds=7) and run.timeout == 7
+        (seen,), how = run.team.agree.call_args
+        assert seen == {'the options with SHA-256': run.options['options_sha256'][:16]} and how == {'timeout': 7}
+        take.reset_mock()
+        monkeypatch.setenv(pipelines.STARTED_BY_TORCHRUN, 'none')  # torchrun under srun, which knows better
+        pipelines.init_dist(run, 'slurm')
+        assert not take.called
+
+
+@pytest.mark.parametrize(('num_gpu', 'ours', 'toolboxs'), [('auto', 1, 3), (0, 1, 0), (1, 1, 1), (2, None, 2)])
+def test_one_process_takes_one_gpu_for_our_model(monkeypatch, num_gpu, ours, toolboxs):
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 3)
+    asked = {'num_gpu': num_gpu, 'model_type': 'SRModel'}
+    assert pipelines._gpus_of_one_process('test', asked) == toolboxs
+    asked['model_type'] = 'WRCANModel'
+    if ours is None:
+        with pytest.raises(InputError, match='torchrun --nproc_per_node=2 -m wrcan_arch test ... takes 2'):
+            pipelines._gpus_of_one_process('test', asked)
+    else:
+        assert pipelines._gpus_of_one_process('test', asked) == ours
+
+
+def test_the_order_in_which_a_disk_lists_its_files_is_no_difference(tmp_path):
+    for name in ('a.png', 'b.png'):
+        (tmp_path / name).touch()
+    files, seen = [*tmp_path.iterdir()], set()
+    for listed in (files, files[::-1]):
+        with mock.patch.object(Path, 'rglob', return_value=listed):
+            seen.add(pipelines._describe_data(tmp_path))
+    assert len(seen) == 1
+    (tmp_path / 'b.png').rename(tmp_path / 'c.png')
+    assert pipelines._describe_data(tmp_path) not in seen
 
 
 @pytest.mark.parametrize(('rank', 'held'), [(0, [mock.call(Path('results/small'))]), (1, [])])
