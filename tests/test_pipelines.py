@@ -59,6 +59,29 @@ def test_patches_are_bytes_for_the_model_that_makes_floats_of_them(workplace, mo
     assert loader.loader.dataset[0]['lq'].dtype == dtype
 
 
+class Asked(Exception):
+    """What the toolbox is asked for."""
+
+
+@pytest.mark.parametrize(
+    ('num_gpu', 'dist', 'batch'), [(0, False, 4), (1, False, 4), (2, False, 8), (2, True, 4)], ids=str
+)
+def test_draws_are_of_all_gpus_of_a_process_and_of_the_iterations_that_are_left(workplace, num_gpu, dist, batch):
+    def ask(opt, logger):
+        raise Asked(opt['datasets']['train'], basicsr.train.EnlargedSampler.keywords)
+
+    opt = resolved_options()
+    opt |= {'num_gpu': num_gpu, 'dist': dist, 'manual_seed': 5}
+    opt['datasets']['train'] |= {'batch_size_per_gpu': 4, 'num_worker_per_gpu': 2, 'prefetch_mode': 'cpu'}
+    run, logger = pipelines.Run(resume_state={'iter': 7}, warnings=['a doubt']), mock.Mock()
+    with mock.patch.object(pipelines, '_toolbox_create_loaders', ask), pytest.raises(Asked) as asked:
+        pipelines.create_train_val_dataloader(run, opt, logger)
+    train, draws = asked.value.args
+    assert draws == {'batch_size': batch, 'seed': 5, 'start_iter': 7, 'total_iter': opt['train']['total_iter']}
+    assert train['persistent_workers'] and train['prefetch_mode'] is None
+    assert logger.warning.mock_calls == [mock.call('a doubt')]
+
+
 def last_line_without_a_gpu(code):
     """Return the last line of stderr of a process that sees no GPU, even if there is one."""
     code = f'import wrcan_arch, basicsr.train, basicsr.utils.dist_util\n{code}'

@@ -269,7 +269,11 @@ def test_data_of_other_content_is_told_apart(workplace):
     assert _shared_inputs(with_hash(options.read_options('train.yml').values)) == before
     Path('data_blur.lmdb/meta_info.txt').write_text('more.png (8,8,3) 1\n')
     changed = {key for key, value in _shared_inputs(opt).items() if value != before[key]}
-    assert changed == {f'datasets:{phase}:dataroot_lq data_blur.lmdb with' for phase in ('train', 'val')}
+    blurred = {f'datasets:{phase}:dataroot_lq data_blur.lmdb with' for phase in ('train', 'val')}
+    assert changed == blurred
+    Path('data_sharp.lmdb/manifest.json').write_text('{}')
+    changed = {key for key, value in _shared_inputs(opt).items() if value != before[key]}
+    assert changed - blurred == {f'datasets:{phase}:dataroot_gt data_sharp.lmdb with' for phase in ('train', 'val')}
 
 
 def test_launcher_is_found(monkeypatch):
