@@ -460,6 +460,7 @@ def test_resume_takes_the_newest_whole_pair_and_says_what_it_passed_over(quick):
     assert train('train:total_iter=8', resume=True) == 0
     log = max(FOLDER.glob('train_*.log')).read_text()
     assert 'Passed over: ' in log and 'net_g_8.pth: not the weights that' in log and 'iter: 4.' in log
+    assert not [*FOLDER.rglob('*.after_*')], 'a damaged pair is overwritten'
     assert_equal(outcome(iteration=8), expected)
 
 
@@ -492,10 +493,11 @@ def test_run_without_a_whole_checkpoint_does_not_start_over_by_itself(quick, cap
 
 def test_rest_of_a_killed_save_is_removed(quick):
     assert train('train:total_iter=4') == 0
-    rest = FOLDER / 'training_states/.8.state.partial'
-    rest.write_bytes(b'x' * 1000)
+    rests = [FOLDER / 'training_states/.5.state.partial', FOLDER / 'models/.net_g_5.pth.partial']
+    for rest in rests:  # of an iteration that is not saved again, which would take the same name
+        rest.write_bytes(b'x' * 1000)
     assert train(resume=True) == 0
-    assert not rest.exists()
+    assert not any(map(Path.exists, rests))
 
 
 def test_state_that_is_named_has_to_have_its_own_weights(quick, capsys):
@@ -504,6 +506,17 @@ def test_state_that_is_named_has_to_have_its_own_weights(quick, capsys):
     shutil.copy(FOLDER / 'models/net_g_8.pth', FOLDER / 'models/net_g_4.pth')
     assert train(state) == 2
     assert 'net_g_4.pth: not the weights that 4.state was saved with' in capsys.readouterr().err
+    (FOLDER / 'models/net_g_4.pth').unlink()
+    assert train(state) == 2
+    assert 'net_g_4.pth: cannot be opened (No such file or directory)' in capsys.readouterr().err
+
+
+def test_weights_that_a_new_run_would_put_aside_are_not_its_beginning(quick, capsys):
+    assert train('train:total_iter=4') == 0
+    capsys.readouterr()
+    assert train(f'path:pretrain_network_g={FOLDER}/models/net_g_4.pth') == 2
+    assert "net_g_4.pth is in this run's own folder, which a new run puts aside" in capsys.readouterr().err
+    assert run_folder.iterations(FOLDER) == [4]
 
 
 def test_code_in_a_state_is_not_run(quick, capsys):

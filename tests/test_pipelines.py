@@ -4,7 +4,7 @@ import logging
 import random
 import re
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -174,7 +174,12 @@ def test_the_first_of_several_processes_holds_a_test_s_results_and_the_others_wa
         run.held,
     ):
         pipelines.make_exp_dirs(run, {'name': 'small', 'rank': rank, 'dist': True})
-    assert only_run_in.call_args_list == held and make.called is (rank == 0) and wait.called
+        assert only_run_in.call_args_list == held and make.called is (rank == 0) and wait.called
+        wait.reset_mock()
+        make.side_effect = OSError('no folder')
+        with pytest.raises(OSError, match='no folder') if rank == 0 else nullcontext():
+            pipelines.make_exp_dirs(run, {'name': 'small', 'rank': rank, 'dist': True})
+        assert wait.called, 'the others are told'
 
 
 def test_the_kept_options_name_the_command_that_was_given(tmp_path, monkeypatch):
