@@ -192,6 +192,11 @@ def test_the_kept_options_name_the_command_that_was_given(tmp_path, monkeypatch)
     assert "# python -m wrcan_arch train -opt 'my own.yml'\n" in kept and kept.endswith('name: a\n')
 
 
+def test_options_that_a_run_kept_have_the_hash_of_those_it_was_given():
+    kept = pipelines.with_hash({'name': 'small'})
+    assert pipelines.with_hash(kept) == kept != pipelines.with_hash({'name': 'other'})
+
+
 def test_an_option_set_to_nothing_is_not_passed_on(workplace, monkeypatch):
     """The toolbox takes the mapping of dist_params apart."""
     seen = []

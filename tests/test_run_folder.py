@@ -10,7 +10,7 @@ import pytest
 from conftest import train
 
 from wrcan_arch import InputError, WRCANModel
-from wrcan_arch.checkpoint import read_file
+from wrcan_arch.checkpoint import read_file, write_atomically
 from wrcan_arch.train import run_folder
 from wrcan_arch.train.step_guard import StepGuard
 
@@ -69,6 +69,14 @@ def test_newest_run_that_was_put_aside_is_of_this_name_and_has_states(tmp_path):
     (tmp_path / 'a[1]_archived_20281130').mkdir()
     assert run_folder.newest_archive(tmp_path / 'a[1]') == tmp_path / 'a[1]_archived_20261130'
     assert run_folder.newest_archive(tmp_path / 'a') is None
+
+
+def test_what_is_wrong_with_the_newest_checkpoint_is_said_first(tmp_path):
+    (tmp_path / 'training_states').mkdir()
+    run_folder.state_path(tmp_path, 4).write_bytes(b'damaged')
+    write_atomically(run_folder.state_path(tmp_path, 8), {'iter': 8})
+    with pytest.raises(InputError, match=r'none of its 2 checkpoints is whole \(.*8\.state: not a training state'):
+        run_folder.newest_pair(tmp_path, ['g'])
 
 
 def test_failed_save_is_tried_again(quick):
