@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from wrcan_arch import InputError
-from wrcan_arch.photos.comparison import HEAD, pictures_of, write_page
+from wrcan_arch.photos.comparison import pictures_of, write_page
 from wrcan_arch.photos.find_photos import read_list
 from wrcan_arch.photos.plan import Job, plan
 from wrcan_arch.photos.read_photo import read_photo
@@ -190,7 +190,10 @@ def test_pictures_of_before_and_after_overwrite_nothing_that_lies_among_the_phot
     Path('../out').mkdir()
     Path('../out/b.PNG').touch()
     assert plan(['b.PNG'], out=Path('../out'), compare=Path(), skip_existing=True), 'which nothing is made of'
-    Path('index.html').write_text(HEAD)
+    write_page(Path(), [])
+    with pytest.raises(InputError, match=taken.replace('in/', '')):
+        plan(['b.PNG'], out=Path('../other'), compare=Path())
+    write_page(Path(), ['b.PNG'])
     assert plan(['b.PNG'], out=Path('../other'), compare=Path()), 'an earlier run made the picture'
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ..errors import InputError
 from ..folders import real
-from .comparison import PAGE, check_page, pictures_of
+from .comparison import check_page, pictures_of, pictures_on_page
 from .find_photos import RESTORED, Finder, in_list
 from .photo import ENDINGS, format_of_name
 
@@ -76,12 +76,12 @@ def plan(
     if out is not None and not skip_existing:
         hint = 'choose another -o, or leave it with --skip-existing'
         _check_no_photograph_is_overwritten(wanted, out, 'its result', hint)
-    if compare is not None and not (compare / PAGE).exists():  # else the pictures there are an earlier run's
+    if compare is not None:
+        earlier = pictures_on_page(compare)
         waiting = (job for job in wanted if not (skip_existing and os.path.lexists(job.target)))
-        pictures = ((job.source, str(picture)) for job in waiting for picture in pictures_of(compare, job.source))
-        _check_no_photograph_is_overwritten(
-            pictures, compare, 'its picture of before and after', 'choose another --compare'
-        )
+        pictures = ((job.source, picture) for job in waiting for picture in pictures_of(compare, job.source))
+        new = ((source, str(picture)) for source, picture in pictures if picture not in earlier)
+        _check_no_photograph_is_overwritten(new, compare, 'its picture of before and after', 'choose another --compare')
     return wanted
 
 
