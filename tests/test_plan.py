@@ -112,11 +112,14 @@ def test_pictures_of_an_earlier_comparison_are_no_photographs():
     odd, long = 'in/Zoë & "海".JPG', f'in/{"x" * 250}.jpg'
     shown = [pictures_of(Path('look'), 'in/b.PNG')[0], pictures_of(Path('look'), long)[0]]
     shown.append(pictures_of(Path('in/look'), odd)[1])
-    for name in (*map(str, shown), 'look/IMG_1.HEIC.jpg', 'in/e.jpg.jpg'):
+    earlier = pictures_of(Path('look'), 'in/gone.png')[0]
+    for name in (*map(str, shown), str(earlier), 'look/IMG_1.HEIC.jpg', 'in/e.jpg.jpg'):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).touch()
-    assert len(plan(['.'], out=Path('out'))) == 9
-    write_page(Path('look'), ['in/b.PNG', long])
+    assert len(plan(['.'], out=Path('out'))) == 10
+    write_page(Path('look'), ['in/gone.png', long])
+    write_page(Path('look'), ['in/b.PNG', 'in/gone.jpg'])
+    write_page(Path('look'), ['in/b.PNG'])
     write_page(Path('in/look'), [odd])
     write_page(Path('in'), [])
     expected = ['a.jpg', 'in/b.PNG', 'in/e.jpg.jpg', 'in/deep/c.heic', 'in/deep/d.tiff', 'look/IMG_1.HEIC.jpg']

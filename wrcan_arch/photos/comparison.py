@@ -87,10 +87,10 @@ def has_page(folder: Path) -> bool:
 
 
 def pictures_on_page(folder: Path) -> set[Path]:
-    """The pictures that the folder's page shows; empty without a page that `write_page` wrote."""
+    """The pictures that the folder's page shows or knows; empty without a page that `write_page` wrote."""
     if not has_page(folder):
         return set()
-    links = re.findall(rb'<figcaption><a href="([^"]+)">', (folder / PAGE).read_bytes())
+    links = re.findall(rb'<a (?:hidden )?href="([^"]+)">', (folder / PAGE).read_bytes())
     return {folder / os.fsdecode(unquote_to_bytes(link)) for link in links}
 
 
@@ -126,17 +126,27 @@ def _in_8_bits(pixels: np.ndarray) -> np.ndarray:
 
 
 def write_page(folder: Path, sources: Iterable[str]) -> None:
-    """Write the page that shows the pictures that `write_side_by_side` made of these photographs."""
-    page = folder / PAGE
+    """Write the page that shows the pictures that `write_side_by_side` made of these photographs.
+
+    Those of an earlier page stay known: they are no photographs.
+    """
+    page, earlier = folder / PAGE, pictures_on_page(folder)
     with disk_errors_as_input_errors(page), written_whole(page) as file:
         file.write(HEAD.encode())
         for source in sources:
             for picture in filter(Path.exists, pictures_of(folder, source)):
+                earlier.discard(picture)
                 width, height = _size_of_half(picture)
-                link = quote(os.fsencode(picture.relative_to(folder)))
                 name = html.escape(printable(str(without_root(Path(source)))))
-                file.write(FIGURE.format(link=link, name=name, width=width, height=height).encode())
+                figure = FIGURE.format(link=_link(folder, picture), name=name, width=width, height=height)
+                file.write(figure.encode())
+        for picture in sorted(filter(Path.exists, earlier)):
+            file.write(f'<a hidden href="{_link(folder, picture)}"></a>\n'.encode())
         file.write(TAIL.encode())
+
+
+def _link(folder: Path, picture: Path) -> str:
+    return quote(os.fsencode(picture.relative_to(folder)))
 
 
 def _size_of_half(picture: Path) -> tuple[int, int]:
