@@ -189,6 +189,22 @@ def test_quality_and_limit_are_those_asked_for(tmp_path, monkeypatch, capsys, we
     assert read_photo('a_restored.jpg').jpeg_quality == 20
 
 
+def test_large_photographs_are_scaled_down_first(tmp_path, monkeypatch, capsys, weights):
+    monkeypatch.chdir(tmp_path)
+    save(Path('a.png'))
+    command = ['restore', 'a.png', '-w', str(weights), '-o', 'out', '--compare', 'look', '--largest', '8']
+    for mode in ('input', 'exact'):
+        assert cli.main([*command, '--precision', 'fp32', '--mode', mode]) == 0
+    expected = restore(network(), read_photo('a.png', largest=8).pixels, precision='fp32')
+    assert expected.shape == (6, 8, 3)
+    np.testing.assert_array_equal(read_photo('out/a.png').pixels, expected)
+    Path('look/a.png.jpg').unlink()
+    assert cli.main([*command, '--skip-existing']) == 0
+    assert Image.open('look/a.png.jpg').size == (16, 6)
+    assert cli.main([*command, '--max-pixels', '191']) == 1
+    assert '16 x 12 is more than 191 pixels' in capsys.readouterr().err, 'of the file'
+
+
 def test_other_colours_are_warned_about(tmp_path):
     path = save(tmp_path / 'a.png')
     marked = Photo(pixels=picture(12, 16), declares_non_srgb=True)
@@ -350,6 +366,7 @@ def test_network_of_other_images_is_refused_before_the_first(tmp_path, taken, ma
         (Options, {'strength': float('nan')}),
         (Options, {'quality': 0}),
         (Options, {'max_pixels': 0}),
+        (Options, {'largest': 0}),
         (Request, {'max_memory': 0}),
     ],
 )
@@ -443,7 +460,7 @@ def grown_by(folder, count, size, monkeypatch):
 @pytest.mark.slow
 def test_ten_thousand_photographs_take_no_more_memory_than_ten(tmp_path, monkeypatch):
     pixels = Photo(picture(12, 16))
-    monkeypatch.setattr(bulk_restore, 'read_photo', lambda path, max_pixels: pixels)  # pixels: the next test
+    monkeypatch.setattr(bulk_restore, 'read_photo', lambda path, **_: pixels)  # pixels: the next test
     monkeypatch.setattr(bulk_restore, 'write_photo', lambda path, photo, quality: Path(path).touch())
     assert grown_by(tmp_path, 10_000, (12, 16), monkeypatch) < 5_000_000  # 500 bytes each
 

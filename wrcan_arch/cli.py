@@ -255,6 +255,9 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument('--precision', help='auto (default), fp32, bf16, fp16')
     command.add_argument('--patch-size', type=int, help="pixels, for local (default: the training patch's)")
     command.add_argument('--max-memory', type=_bytes, metavar='4G', help='to work in (default: most of what is free)')
+    command.add_argument(
+        '--largest', type=int, metavar='PIXELS', help='first scale down to so many on the longer side (default: not)'
+    )
     command.add_argument('--max-pixels', type=int, help='refuse larger photographs (default 200000000)')
 
     command = add('convert', run_convert, "turn a weight file into another form, the authors' included")

@@ -45,6 +45,7 @@ class Options:
         strength: how much of the change to apply, from 0 (the photograph as it was) to 1.
         quality: of lossy formats, 1 to 100.
         max_pixels: larger photographs fail.
+        largest: pixels of the longer side that larger photographs are scaled down to; None: they keep their size.
         skip_existing: do not restore photographs that have a result.
         out: the folder of the results; None if each lies beside its photograph.
         compare: the folder of the pictures of before and after; None for none. Both folders are checked before the
@@ -55,6 +56,7 @@ class Options:
     strength: float = 1
     quality: int = DEFAULT_QUALITY
     max_pixels: int = MAX_PIXELS
+    largest: int | None = None
     skip_existing: bool = False
     out: Path | None = None
     compare: Path | None = None
@@ -66,6 +68,8 @@ class Options:
             raise InputError(f'quality must be from 1 to 100, not {self.quality}')
         if self.max_pixels < 1:
             raise InputError(f'max_pixels must be from 1 up, not {self.max_pixels}')
+        if self.largest is not None and self.largest < 1:
+            raise InputError(f'largest must be from 1 up, not {self.largest}')
 
 
 @dataclass
@@ -97,7 +101,7 @@ class Work:
 
 
 def _read(options: Options, trained_quality: int | list[int] | None, work: Work) -> None:
-    work.photo = photo = read_photo(work.job.source, max_pixels=options.max_pixels)
+    work.photo = photo = read_photo(work.job.source, max_pixels=options.max_pixels, largest=options.largest)
     if _has_result(work.job, options):
         work.restored_before, work.restored = True, read_photo(work.job.target, max_pixels=options.max_pixels)
         if work.restored.pixels.shape != photo.pixels.shape:

@@ -142,18 +142,33 @@ def _mode(image: pyvips.Image) -> Literal['grey', 'rgb', 'cmyk']:
     raise InputError(f'images of kind {kind} are not read; convert it to 8-bit or 16-bit RGB')
 
 
+def _scaled_down(image: pyvips.Image, largest: int) -> pyvips.Image:
+    """Scale an image so that its longer side is at most `largest` pixels; what is smaller stays as it is."""
+    longer = max(image.width, image.height)
+    if longer <= largest:
+        return image
+    across, down = (max(1, round(side * largest / longer)) / side for side in (image.width, image.height))
+    white = {'max_alpha': 65535 if image.format == 'ushort' else 255}
+    # Transparent pixels have colours too, which nobody is to see. In floats: libvips's integers make white darker.
+    light = image.premultiply(**white) if image.hasalpha() else image.cast('float')
+    scaled = light.resize(across, vscale=down)
+    return (scaled.unpremultiply(**white) if image.hasalpha() else scaled).rint().cast(image.format)
+
+
 def _decode(
-    image: pyvips.Image, content: str, orientation: int, profile: bytes | None
+    image: pyvips.Image, content: str, orientation: int, profile: bytes | None, largest: int | None
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Decode and turn upright: pixels (H, W, 3), transparency (H, W) and inks (H, W, 4), as in `Photo`."""
+    """Decode, scale and turn upright: pixels (H, W, 3), transparency (H, W) and inks (H, W, 4), as in `Photo`."""
     is_cmyk = _mode(image) == 'cmyk'
+    if content in ('avif', 'heic') and image.format == 'ushort':  # 10 or 12 bits, in the upper ones of 16
+        image |= image >> image.get('bits-per-sample')  # so that white is 65535
+    if largest is not None:
+        image = _scaled_down(image, largest)
     if orientation > 1:
         image = image.copy_memory().copy()  # turning needs all rows in memory
         image.set_type(pyvips.GValue.gint_type, 'orientation', orientation)
         image = image.autorot()
     samples = np.atleast_3d(image.numpy())  # (H, W, 1 to 5)
-    if content in ('avif', 'heic') and samples.itemsize == 2:  # 10 or 12 bits, in the upper ones of 16
-        samples = samples | samples >> image.get('bits-per-sample')  # so that white is 65535
     alpha = np.ascontiguousarray(samples[:, :, -1]) if image.hasalpha() else None
     colours = samples if alpha is None else samples[:, :, :-1]
     inks = None
@@ -236,7 +251,7 @@ def _resolution(image: pyvips.Image, content: str, png: PngMetadata) -> tuple[fl
 # The photograph
 
 
-def _read(file: BinaryIO, max_pixels: int) -> Photo:
+def _read(file: BinaryIO, max_pixels: int, largest: int | None) -> Photo:
     clear_messages()
     head = file.read(HEAD)
     if not head:
@@ -255,7 +270,7 @@ def _read(file: BinaryIO, max_pixels: int) -> Photo:
     resolution = _resolution(image, content, found.png)
     is_animated = start[8:12] == b'avis' or b'acTL' in found.png.marks  # AVIF, PNG: libvips reports one picture
     profile = found.metadata.get('icc-profile-data')
-    pixels, alpha, inks = _decode(image, content, found.orientation, profile)
+    pixels, alpha, inks = _decode(image, content, found.orientation, profile, largest)
     return Photo(
         pixels=pixels,
         alpha=alpha,
@@ -271,8 +286,10 @@ def _read(file: BinaryIO, max_pixels: int) -> Photo:
     )
 
 
-def read_photo(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Photo:
+def read_photo(path: Path | str, *, max_pixels: int = MAX_PIXELS, largest: int | None = None) -> Photo:
     """Read a photograph of 8 to 16 bits: grey, palette, RGB or CMYK, with or without transparency.
+
+    It is scaled down to `largest` pixels on its longer side, if that is given and it is larger.
 
     InputError, naming the file, if it cannot be read whole or has more than `max_pixels` pixels. MemoryError if there
     is not enough memory.
@@ -283,7 +300,7 @@ def read_photo(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Photo:
         if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for data
             raise InputError('not a file')
         with path.open('rb', buffering=0) as file:
-            photo = _read(file, max_pixels)
+            photo = _read(file, max_pixels, largest)
         return replace(photo, permissions=status.st_mode & 0o666, group=status.st_gid)
     except FileNotFoundError as error:
         raise InputError(f'{path}: no such photograph') from error
