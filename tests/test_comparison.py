@@ -69,7 +69,7 @@ def test_page_links_and_escapes_any_name(tmp_path):
     links = re.findall(r'<img src="([^"]*)" alt="blurred"', page)
     assert len(links) == 2 and all((tmp_path / os.fsdecode(unquote_to_bytes(link))).is_file() for link in links)
     assert 'Zoë 海 &amp; &lt;b&gt;&quot;x&quot;.png</a>' in page and '<b>' not in page
-    assert page.count('style="max-width: calc(90vh * 8 / 8)"') == 2
+    assert page.count('width: 16px; max-width: min(100%, 90vh * 8 / 8);') == page.count('aspect-ratio: 8 / 8') == 2
     assert 'latin\\udce9#.png</a>' in page and 'missing' not in page
     assert not re.search('https?:', page)
 

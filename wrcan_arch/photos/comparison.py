@@ -37,8 +37,7 @@ HEAD = """<!doctype html>
   p { margin: .25rem 0 2rem; opacity: .75; }
   figure { margin: 0 0 2.5rem; }
   figcaption { margin-top: .5rem; overflow-wrap: anywhere; }
-  /* As wide as the file, which holds two pictures: at 2:1, or less where there is no room. No higher than a window. */
-  .pair { --at: 50%; position: relative; overflow: hidden; border-radius: 8px; background: #8883; width: fit-content; }
+  .pair { --at: 50%; position: relative; overflow: hidden; border-radius: 8px; background: #8883; }
   .pair img { display: block; width: 200%; }
   .restored { position: absolute; inset: 0; clip-path: inset(0 0 0 var(--at)); }
   .restored img { margin-left: -100%; }
@@ -52,8 +51,11 @@ HEAD = """<!doctype html>
 <h1>Blurred and restored</h1>
 <p>Drag over a picture, or choose it with Tab and use the arrow keys. Each picture's file holds both halves.</p>
 """
+# At 2:1, or less where there is no room, and no higher than a window. Its size is known before the picture is there:
+# else all of them would be fetched at once, and the page move under the reader.
 FIGURE = """<figure>
-  <div class="pair" style="max-width: calc(90vh * {width} / {height})">
+  <div class="pair" style="width: {wide}px; max-width: min(100%, 90vh * {width} / {height});
+    aspect-ratio: {width} / {height}">
     <img src="{link}" alt="blurred" loading="lazy">
     <div class="restored"><img src="{link}" alt="restored" loading="lazy"></div>
     <span class="label" style="left: .5rem">blurred</span><span class="label" style="right: .5rem">restored</span>
@@ -138,7 +140,9 @@ def write_page(folder: Path, sources: Iterable[str]) -> None:
                 earlier.discard(picture)
                 width, height = _size_of_half(picture)
                 name = html.escape(printable(str(without_root(Path(source)))))
-                figure = FIGURE.format(link=_link(folder, picture), name=name, width=width, height=height)
+                figure = FIGURE.format(
+                    link=_link(folder, picture), name=name, wide=2 * width, width=width, height=height
+                )
                 file.write(figure.encode())
         for picture in sorted(filter(Path.exists, earlier)):
             file.write(f'<a hidden href="{_link(folder, picture)}"></a>\n'.encode())
