@@ -70,6 +70,9 @@ def test_page_links_and_escapes_any_name(tmp_path):
     assert len(links) == 2 and all((tmp_path / os.fsdecode(unquote_to_bytes(link))).is_file() for link in links)
     assert 'Zoë 海 &amp; &lt;b&gt;&quot;x&quot;.png</a>' in page and '<b>' not in page
     assert page.count('width: 16px; max-width: min(100%, 90vh * 8 / 8);') == page.count('aspect-ratio: 8 / 8') == 2
+    assert re.search(
+        '>blurred</span>\\s*<div class="restored">[^/]*<img [^>]*><span [^>]*>restored</span>\\s*</div>', page
+    ), 'each half covers the label of the other'
     assert 'latin\\udce9#.png</a>' in page and 'missing' not in page
     assert not re.search('https?:', page)
 

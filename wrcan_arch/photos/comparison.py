@@ -57,8 +57,10 @@ FIGURE = """<figure>
   <div class="pair" style="width: {wide}px; max-width: min(100%, 90vh * {width} / {height});
     aspect-ratio: {width} / {height}">
     <img src="{link}" alt="blurred" loading="lazy">
-    <div class="restored"><img src="{link}" alt="restored" loading="lazy"></div>
-    <span class="label" style="left: .5rem">blurred</span><span class="label" style="right: .5rem">restored</span>
+    <span class="label" style="left: .5rem">blurred</span>
+    <div class="restored">
+      <img src="{link}" alt="restored" loading="lazy"><span class="label" style="right: .5rem">restored</span>
+    </div>
     <input type="range" min="0" max="100" step="any" value="50" aria-label="how much of {name} is shown blurred">
   </div>
   <figcaption><a href="{link}">{name}</a></figcaption>
