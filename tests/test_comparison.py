@@ -73,6 +73,7 @@ def test_page_links_and_escapes_any_name(tmp_path):
     assert re.search(
         '>blurred</span>\\s*<div class="restored">[^/]*<img [^>]*><span [^>]*>restored</span>\\s*</div>', page
     ), 'each half covers the label of the other'
+    assert page.count('value="50" autocomplete="off"') == 2, 'else a browser goes back to where the slider was, alone'
     assert 'latin\\udce9#.png</a>' in page and 'missing' not in page
     assert not re.search('https?:', page)
 

@@ -61,7 +61,8 @@ FIGURE = """<figure>
     <div class="restored">
       <img src="{link}" alt="restored" loading="lazy"><span class="label" style="right: .5rem">restored</span>
     </div>
-    <input type="range" min="0" max="100" step="any" value="50" aria-label="how much of {name} is shown blurred">
+    <input type="range" min="0" max="100" step="any" value="50" autocomplete="off"
+      aria-label="how much of {name} is shown blurred">
   </div>
   <figcaption><a href="{link}">{name}</a></figcaption>
 </figure>
