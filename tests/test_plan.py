@@ -246,6 +246,21 @@ def test_inputs_and_results_are_never_overwritten():
         plan(['a.jpg', 'a.png'], out=Path('out'), format='png')
 
 
+def test_all_clashes_are_told_at_once():
+    Path('cards').mkdir()
+    for number in range(23):
+        for ending in ('jpg', 'png'):
+            Path(f'cards/{number:02}.{ending}').touch()
+    with pytest.raises(InputError) as caught:
+        plan(['cards'], out=Path('out'), format='png')
+    lines = str(caught.value).splitlines()
+    clash = 'cards/{0}.png and cards/{0}.jpg: both results would be out/{0}.png; rename one, or give each another -o'
+    assert lines == [*(clash.format(f'{number:02}') for number in range(20)), 'and 3 more']
+    with pytest.raises(InputError) as caught:
+        plan(['cards/00.png', 'cards/01.png'], out=Path('cards'), format='jpg')
+    assert len(str(caught.value).splitlines()) == 2
+
+
 def test_what_nobody_named_may_be_a_photograph_too():
     for name in ('in/IMG_1.tif', 'in/IMG_1.jpg', 'in/sub/IMG_1.jpg'):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
