@@ -261,6 +261,23 @@ def test_name_of_any_length_has_a_picture_on_the_page(tmp_path):
     assert (tmp_path / 'look' / 'index.html').read_text().count('<figure>') == 2
 
 
+def test_picture_that_cannot_be_written_leaves_its_photograph_restored(tmp_path):
+    save(tmp_path / 'in' / 'a.png')
+    options, made = replace(INPUT, compare=tmp_path / 'look', skip_existing=True), tmp_path / 'out' / 'a.png'
+    jobs = plan([tmp_path / 'in'], out=tmp_path / 'out', compare=options.compare)
+    restore_photos(Same(), jobs, options=options)
+    made.unlink()
+    full = mock.patch('wrcan_arch.photos.bulk_restore.write_side_by_side', side_effect=InputError('no room'))
+    with full:
+        summary = restore_photos(Same(), jobs, options=options)
+    assert made.exists() and summary.lines() == ['1 of 1 restored'] and summary.failures == ['no room']
+    assert '<figure>' not in (tmp_path / 'look' / 'index.html').read_text(), 'the earlier picture is of another result'
+    next((tmp_path / 'look').rglob('a.png.jpg')).unlink()
+    with full:
+        summary = restore_photos(Same(), jobs, options=options)
+    assert summary.lines() == ['0 of 1 restored, 1 had a result already'] and summary.failures == ['no room']
+
+
 def test_page_that_cannot_be_written_leaves_the_rest_told(tmp_path):
     (tmp_path / 'look' / 'index.html').mkdir(parents=True)
     options = replace(FP32, compare=tmp_path / 'look')

@@ -80,17 +80,22 @@ class Work:
     photo: Photo = field(init=False)
     restored: Photo = field(init=False)
     restored_before: bool = False  # then it is only compared
+    has_result: bool = False  # and that it is compared may fail still
     warnings: list[str] = field(default_factory=list)
     failure: str | None = None
 
     def summary(self) -> Summary:
-        if self.failure is not None:
-            return Summary(failures=[self.failure], failed=[self.job.source])
+        failures = [] if self.failure is None else [self.failure]
+        if not self.has_result:
+            return Summary(failures=failures, failed=[self.job.source])
+        not_shown = [self.job.source] if failures else []
         if self.restored_before:
-            return Summary(skipped=1)
+            return Summary(skipped=1, failures=failures, not_shown=not_shown)
         quality = self.photo.jpeg_quality
         return Summary(
             restored=1,
+            failures=failures,
+            not_shown=not_shown,
             warnings=Counter(self.warnings),
             examples={warning: [self.job.source] for warning in self.warnings},
             qualities=Counter() if quality is None else Counter([quality]),
@@ -156,6 +161,7 @@ def _compute(network: nn.Module, options: Options, progress: Callable[[float], N
 def _write(options: Options, work: Work) -> None:
     if not work.restored_before:
         write_photo(work.job.target, work.restored, quality=options.quality)
+    work.has_result = True
     if options.compare is not None:
         write_side_by_side(options.compare, work.job.source, work.photo, work.restored.pixels)
 
@@ -252,9 +258,9 @@ def restore_photos(
     for message in messages:
         total.add(Summary.from_json(message))
     if options.compare is not None:
-        failed = set(total.failed)  # an earlier run's pictures of these may exist, but are not shown
+        outdated = {*total.failed, *total.not_shown}  # an earlier run's pictures of these may exist
         try:
-            write_page(options.compare, (job.source for job in jobs if job.source not in failed))
+            write_page(options.compare, (job.source for job in jobs if job.source not in outdated))
         except InputError as error:
             total.failures.append(str(error))
     return total
