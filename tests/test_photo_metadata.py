@@ -3,6 +3,7 @@
 import os
 import struct
 import zlib
+from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -223,6 +224,24 @@ def test_resolution_is_what_exif_says_or_would_have_it(tmp_path, source, target)
         write_photo(tmp_path / f'b{target}', photo)
         written = Image.open(tmp_path / f'b{target}').getexif()
         assert written[X_RESOLUTION] == written[Y_RESOLUTION] == (dpi or 72) and written[RESOLUTION_UNIT] == 2
+
+
+@pytest.mark.parametrize('target', ['.jpg', '.png', '.tif', '.webp', '.avif'])
+@pytest.mark.parametrize('said', [None, 1, 65535])
+def test_colour_space_in_exif_is_what_it_was(tmp_path, target, said):
+    exif, tag = Image.Exif(), 0xA001
+    exif[EXIF_IFD] = {EXPOSURE: 0.01} if said is None else {tag: said}
+    Image.fromarray(picture(16, 24)).save(tmp_path / 'a.jpg', exif=exif, dpi=(300, 300))
+    photo = read_photo(tmp_path / 'a.jpg')
+    for each, otherwise in (
+        (photo, 1),
+        (replace(photo, declares_non_srgb=True), 65535),
+        (replace(photo, metadata={**photo.metadata, 'icc-profile-data': SRGB}), 65535),
+    ):
+        write_photo(tmp_path / f'b{target}', each)
+        written = Image.open(tmp_path / f'b{target}').getexif().get_ifd(EXIF_IFD)
+        assert written.get(tag, otherwise) == (said or otherwise)
+        assert said or written[EXPOSURE] == pytest.approx(0.01)
 
 
 def test_file_without_metadata_gets_none(tmp_path):

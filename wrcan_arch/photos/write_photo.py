@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..files import disk_errors_as_input_errors, written_whole
 from .photo import ENDINGS, NO_RESOLUTION, Photo, format_of_name
 from .png_metadata import add_texts
-from .tiff_exif import add_metadata, as_jpeg_has_it, has_captions
+from .tiff_exif import add_metadata, as_jpeg_has_it, has_captions, says_colour_space
 from .vips import KEPT, reason_of, to_srgb, vips_image, vips_lacks_memory
 
 MAX_SIDE = {'jpeg': 65_500, 'webp': 16_383, 'avif': 16_384}  # pixels; a limit of the format or its encoder
@@ -105,6 +105,10 @@ def _image_of(photo: Photo, name: str) -> pyvips.Image:
         if value:  # libvips crashes on empty XMP
             image.set_type(pyvips.GValue.blob_type, key, value)
     image.set_type(pyvips.GValue.gint_type, 'orientation', 1)
+    is_srgb = image.interpretation != 'cmyk' and not photo.declares_non_srgb and 'icc-profile-data' not in metadata
+    if is_srgb and not says_colour_space(metadata.get('exif-data', b'')):
+        # libexif adds the tag where it is missing, as "uncalibrated", which a photograph without a profile is not.
+        image.set_type(pyvips.GValue.gstr_type, 'exif-ifd2-ColorSpace', '1')
     return image
 
 
