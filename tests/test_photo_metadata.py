@@ -119,6 +119,18 @@ def test_film_behind_a_photograph_is_said_and_no_longer_promised(tmp_path):
     assert photo.metadata['xmp-data'] == xmp.replace(b'MotionPhoto="1"', b'MotionPhoto="0"')
 
 
+@pytest.mark.parametrize('target', ['.jpg', '.png', '.tif', '.webp'])
+def test_pieces_that_a_result_has_not_are_not_promised(tmp_path, target):
+    head, tail = b'<x:xmpmeta xmlns:hdrgm="http://ns.adobe.com/hdr-gain-map/1.0/"', b'>text</x:xmpmeta>'
+    for promise, kept in (
+        (b'\n hdrgm:Version="1.0"\n xmpNote:HasExtendedXMP = \'18AC\'' + tail, tail),
+        (b'><xmpNote:HasExtendedXMP>18AC</xmpNote:HasExtendedXMP><hdrgm:Version>1.0</hdrgm:Version' + tail, tail),
+        (b' xmp:Version="1.0"' + tail, b' xmp:Version="1.0"' + tail),
+    ):
+        write_photo(tmp_path / f'b{target}', Photo(pixels=picture(8, 8), metadata={'xmp-data': head + promise}))
+        assert read_photo(tmp_path / f'b{target}').metadata['xmp-data'].rstrip(b'\0') == head + kept
+
+
 def test_what_a_bigtiff_says_of_itself_is_lost_and_said(tmp_path):
     tifffile.imwrite(tmp_path / 'a.tif', picture(8, 8), bigtiff=True, photometric='rgb')
     assert loss_warnings('tiff', read_photo(tmp_path / 'a.tif')) == [

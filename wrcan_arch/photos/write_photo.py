@@ -1,6 +1,7 @@
 """Write photographs, in the format of the name's ending, with all of their metadata that the format can hold."""
 
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -22,6 +23,10 @@ LOSSLESS_WEBP = {'lossless': True, 'exact': True, 'Q': 20}
 
 # Maximum bytes; libvips leaves out what is longer.
 HELD_BY_JPEG = {'exif-data': 65_000, 'xmp-data': 59_999, 'iptc-data': 65_500}
+
+# What XMP says of pieces that a result has not: a phone's map of what is brighter on HDR screens, more XMP.
+PIECES = b'(hdrgm:Version|xmpNote:HasExtendedXMP)'
+PROMISES = re.compile(rb'\s*%b\s*=\s*("[^"]*"|\'[^\']*\')|<%b>[^<]*</\3>' % (PIECES, PIECES))
 
 LUMA = [0.299, 0.587, 0.114]  # ITU-R BT.601, as in JPEG
 
@@ -100,6 +105,8 @@ def _image_of(photo: Photo, name: str) -> pyvips.Image:
 
     if name == 'jpeg' and 'iptc-data' in metadata:
         metadata['iptc-data'] = as_jpeg_has_it(metadata['iptc-data'])
+    if 'xmp-data' in metadata:
+        metadata['xmp-data'] = PROMISES.sub(b'', metadata['xmp-data'])
     image = image.copy(xres=photo.pixels_per_mm[0], yres=photo.pixels_per_mm[1])
     for key, value in metadata.items():
         if value:  # libvips crashes on empty XMP
