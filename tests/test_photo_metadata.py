@@ -119,6 +119,16 @@ def test_film_behind_a_photograph_is_said_and_no_longer_promised(tmp_path):
     assert photo.metadata['xmp-data'] == xmp.replace(b'MotionPhoto="1"', b'MotionPhoto="0"')
 
 
+@pytest.mark.parametrize('marks', [b'<mwg-rs:Regions rdf:parseType="Resource">', b'<MP:RegionInfo>', b''])
+def test_faces_marked_in_a_photograph_that_is_turned_are_said(tmp_path, marks):
+    for orientation in (1, 6):
+        exif = Image.Exif()
+        exif[ORIENTATION] = orientation
+        Image.fromarray(picture(8, 8)).save(tmp_path / 'a.jpg', exif=exif, xmp=b'<x:xmpmeta>' + marks)
+        said = ['the faces marked in it were not turned upright with the picture'] if marks and orientation > 1 else []
+        assert loss_warnings('jpeg', read_photo(tmp_path / 'a.jpg')) == said
+
+
 @pytest.mark.parametrize('target', ['.jpg', '.png', '.tif', '.webp'])
 def test_pieces_that_a_result_has_not_are_not_promised(tmp_path, target):
     head, tail = b'<x:xmpmeta xmlns:hdrgm="http://ns.adobe.com/hdr-gain-map/1.0/"', b'>text</x:xmpmeta>'

@@ -219,6 +219,8 @@ def _read_metadata(file: BinaryIO, content: str, image: pyvips.Image) -> FileMet
         metadata['xmp-data'], films = re.subn(film, rb'\g<1>0', upright)
         if films:
             not_read.append('the file holds a film too; the picture was restored')
+        if orientation > 1 and re.search(b'mwg-rs:Regions|MP:RegionInfo', upright):
+            not_read.append('the faces marked in it were not turned upright with the picture')
     return FileMetadata(metadata, png, orientation, not_read)
 
 
