@@ -326,6 +326,20 @@ def test_luma_alone_is_not_for_our_network(demo):
     assert said.endswith('datasets:val:color: WRCAN takes 3 channels, not the luma alone; leave it out')
 
 
+def test_what_keeps_the_size_is_not_asked_to_enlarge(demo):
+    def said(text):
+        return [line.partition('scale: ')[2] for line in problems_of(f'{text}\nscale: 2\n') if ': scale: ' in line]
+
+    ends = 'gives an image of the size that it gets; set scale to 1, or take'
+    network = f'WRCAN {ends} another network'
+    data = [f'JPEGDeblurDataset {ends} a PairedImageDataset']
+    assert said(demo) == [f'WRCANModel {ends} SRModel', network, *data]
+    assert said(demo.replace('WRCANModel', 'SRModel')) == [network, *data]
+    values = yaml.safe_load(demo) | {'model_type': 'SRModel', 'path': {}}
+    values['network_g'] = {'type': 'MSRResNet', 'upscale': 2}
+    assert said(yaml.safe_dump(values)) == data
+
+
 @pytest.mark.parametrize('lacking', ['gone.pth', 'damaged.pth'])
 def test_a_resume_needs_no_pretrained_weights(demo, lacking):
     Path('damaged.pth').write_bytes(b'damaged')

@@ -327,6 +327,22 @@ def _unfit_network(file: OptionFile) -> Iterator[str]:
             yield f'{file.at("datasets", phase, "color")}: WRCAN takes 3 channels, not the luma alone; leave it out'
 
 
+def _unfit_scale(file: OptionFile) -> Iterator[str]:
+    """Yield what gives an image of the size that it gets, where the run is to enlarge."""
+    if file.values['scale'] == 1:
+        return
+    model, network = file.values['model_type'], find(file.values, ('network_g', 'type'))
+    kept = {model: 'SRModel'} if is_wrcan_model(model) else {}
+    kept |= {'WRCAN': 'another network'} if network == 'WRCAN' else {}
+    kept |= {
+        data['type']: 'a PairedImageDataset'
+        for data in sections(file.values, ('datasets',)).values()
+        if data['type'] == 'JPEGDeblurDataset'
+    }
+    for name, instead in kept.items():
+        yield f'{file.at("scale")}: {name} gives an image of the size that it gets; set scale to 1, or take {instead}'
+
+
 def _unfit_data_sets(file: OptionFile) -> Iterator[str]:
     scored = {phase: data for phase, data in sections(file.values, ('datasets',)).items() if phase != 'train'}
     first_of: dict[str, str] = {}
@@ -395,6 +411,7 @@ CHECKS_OF_VALID_OPTIONS = (
     _unfit_model,
     _unfit_schedule,
     _unfit_network,
+    _unfit_scale,
     _unfit_data_sets,
     _unfit_weights,
     _unfit_frames,
