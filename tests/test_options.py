@@ -22,18 +22,20 @@ def write(path, text):
 def test_numbers_are_numbers_and_texts_are_texts(tmp_path):
     path = write(
         tmp_path / 'a.yml',
-        'a: 1e-4\nb: 2E+3\nc: !!float 1e-3\nd: 1.5e-3\ne: -1e-8\nf: e4\ng: 10\nh: ~\ni: 1e4x\nj: off\nk: true\n',
+        'a: 1e-4\nb: 2E+3\nc: !!float 1e-3\nd: 1.5e-3\ne: -1e-8\nf: e4\ng: 10\nh: ~\ni: 1e4x\nj: yEs\nk: true\n',
     )
     read = options.read_options(path).values
     assert [read[key] for key in 'abcdefghijk'] == [
-        1e-4, 2e3, 1e-3, 1.5e-3, -1e-8, 'e4', 10, None, '1e4x', 'off', True
+        1e-4, 2e3, 1e-3, 1.5e-3, -1e-8, 'e4', 10, None, '1e4x', 'yEs', True
     ]  # fmt: skip
 
 
 def test_resolved_options_survive_the_toolboxs_own_reader(tmp_path):
     from basicsr.utils.options import ordered_yaml
 
-    path = write(tmp_path / 'a.yml', 'lr: 1e-4\nwd: 1e-8\nlist: [1, 2e-5, ~]\nname: yes_no\nflag: true\namp: off\n')
+    path = write(
+        tmp_path / 'a.yml', 'lr: 1e-4\nwd: 1e-8\nlist: [1, 2e-5, ~]\nname: yes_no\nflag: true\ntrain: {amp: off}\n'
+    )
     read = options.read_options(path).values
     assert yaml.load(yaml.safe_dump(read), ordered_yaml()[0]) == read
 
@@ -184,6 +186,8 @@ MISTAKES = [  # text, its replacement, the message and the text's line in it (0:
     ('name: train_wrcan_demo', 'names: train_wrcan_demo', 'names: there is no such option here; did you mean name?'),
     ('manual_seed: 0', 'manual_seed: 0\nmanual_seed: 1', "the key 'manual_seed' stands twice"),
     ('  val:\n    name', '  vall:\n    name', 'datasets:vall: data sets are called train, val'),
+    ('save_img: false', 'save_img: no', 'val:save_img: write true or false, or put no in quotes if it is a text'),
+    ('num_block: 6', 'num_block: 6\n  learn_it: On', 'network_g:learn_it: write true or false, or put On in quotes'),
     ('num_feat: 16', 'num_feat: 6', 'network_g: WRCAN: num_feat must be a positive multiple of 4, not 6'),
     ('num_feat: 16', 'num_feat: wide', "network_g: WRCAN: num_feat must be a whole number, not 'wide'"),
     ('psnr: {type: calculate_psnr, ', 'psnr: {type: calculate_psnr, test_y_chanel: true, ', 'psnr:test_y_chanel: calculate_psnr does not take it'),
@@ -212,6 +216,29 @@ def test_each_mistake_is_named_with_its_line_before_anything_is_written(demo, ol
         assert re.search(rf'\b{key}:', standing)
         if re.search(rf'\b{key}:', new):
             assert standing not in demo.splitlines(), 'the line with the mistake, not another with the same key'
+
+
+@pytest.mark.parametrize('word', ['yes', 'No', 'ON', 'off'])
+def test_words_that_basicsr_takes_for_booleans_are_mistakes_without_quotes(demo, word):
+    """A network or loss would get them as texts, all of them true."""
+    write(Path('own.yml'), demo)
+    override = f'network_g:learn_it={word}'
+    hint = f'write true or false, or put {word} in quotes if it is a text'
+    file = options.read_options('own.yml', [override])
+    assert file.problems == [f'--force_yml {override}: network_g:learn_it: {hint}']
+    file = options.read_options('own.yml', [f"network_g:learn_it='{word}'", f'network_g:{word}=1'])
+    assert not file.problems and file.values['network_g']['learn_it'] == word
+
+
+def test_off_is_what_amp_takes_and_the_schema_says_what_else(demo):
+    for key in ('off', '"off"'):
+        assert not problems_of(demo.replace('amp: auto', f'amp: {key}'))
+    (said,) = problems_of(demo.replace('amp: auto', 'amp: no'))
+    assert said.endswith("train:amp: input should be 'off', 'bf16', 'fp16' or 'auto', not 'no'")
+    write(Path('own.yml'), demo)
+    option_checks.check(options.read_options('own.yml', ['train:amp=off']), 'train')
+    file = options.read_options('own.yml', ['train:optim_g={type: Adam, lr: 1, lr: 2}'])
+    assert file.problems == ["--force_yml train:optim_g={type: Adam, lr: 1, lr: 2}: the key 'lr' stands twice"]
 
 
 def test_paths_may_begin_with_the_home_folder(tmp_path, monkeypatch):
