@@ -92,7 +92,7 @@ OPTIONS = {
     'restarts without weights': (swap('gamma: 0.5', 'restarts: [0, 6]'), 'restart_weights: 1 of them for 2 restarts'),
     'loss without its input': (swap('    jpeg_quality: 25\n', ''), 'train:autoencoder_opt: needs the sharp frames after JPEG'),
     'no number of iterations': (swap('  total_iter: 12\n', ''), 'train:total_iter: is missing'),
-    'no crop_border': (swap('calculate_psnr, crop_border: 0', 'calculate_psnr'), 'val:metrics:psnr:crop_border: is missing'),
+    'no crop_border': (swap('calculate_psnr, crop_border: 0', 'calculate_psnr'), 'val:metrics:psnr: calculate_psnr needs crop_border'),
     'no save_img': (swap('  save_img: false\n', ''), 'val:save_img: is missing'),
     'no use_tb_logger': (swap(', use_tb_logger: false', ''), 'logger:use_tb_logger: is missing'),
     'no val_freq': (swap('  val_freq: 4\n', ''), 'val:val_freq: is missing'),

@@ -164,7 +164,7 @@ MISTAKES = [  # text, its replacement, the message and the text's line in it (0:
     ('total_iter: 400', 'total_iter: ~', 'train:total_iter: input should be a valid integer, not None'),
     ('  total_iter: 400\n', '', 'train:total_iter: is missing'),
     ('calculate_psnr,', 'calculate_pnsr,', 'val:metrics:psnr:type: there is no \'calculate_pnsr\'; did you mean calculate_psnr?'),
-    ('psnr: {type: calculate_psnr, crop_border: 0}', 'psnr: {type: calculate_psnr}', 'val:metrics:psnr:crop_border: is missing'),
+    ('psnr: {type: calculate_psnr, crop_border: 0}', 'psnr: {type: calculate_psnr}', 'val:metrics:psnr: calculate_psnr needs crop_border'),
     ('psnr: {type: calculate_psnr', 'psnr: {type: calculate_lpips', 'val:metrics:psnr: lower LPIPS is better; add better: lower'),
     ('psnr: {type: calculate_psnr', 'psnr: {type: calculate_niqe', 'val:metrics:psnr: lower NIQE is better; add better: lower'),
     ('save_img: false', 'save_image: false', 'val:save_img: is missing'),
@@ -307,6 +307,36 @@ def test_what_fails_at_its_turn_with_the_toolboxs_classes_is_said_before(demo):
     values['val']['inference'] = {'mode': 'local'}
     (said,) = problems_of(yaml.safe_dump(values))
     assert said.endswith('val:inference: mode local and max_memory are for WRCAN, not for EDSR')
+
+
+def test_a_metric_of_ones_own_is_asked_for_what_it_takes(demo, monkeypatch):
+    def mean_error(img, img2, power=1): ...
+
+    def any_error(img, img2, border, **others): ...
+
+    def sharpness(img): ...
+
+    for each in (mean_error, any_error, sharpness):
+        monkeypatch.setitem(option_checks.registry.METRIC_REGISTRY._obj_map, each.__name__, each)
+    values = yaml.safe_load(demo)
+    values['val']['metrics'] = {
+        'a': {'type': 'mean_error', 'power': 2, 'better': 'lower'},
+        'b': {'type': 'any_error', 'border': 1, 'window': 7},
+    }
+    assert not problems_of(yaml.safe_dump(values))
+    values['val']['metrics'] = {
+        'a': {'type': 'mean_error', 'pover': 2},
+        'b': {'type': 'any_error'},
+        'c': {'type': 'sharpness'},
+    }
+    assert {line.partition('val:metrics:')[2] for line in problems_of(yaml.safe_dump(values))} == {
+        'a:pover: mean_error does not take it; did you mean power?',
+        'b: any_error needs border',
+        'c:img2: sharpness does not take it; did you mean img?',
+    }
+    values['datasets']['val'].pop('dataroot_gt')
+    values['val']['metrics'] = {'c': {'type': 'sharpness'}}
+    assert not problems_of(yaml.safe_dump(values))
 
 
 def test_data_sets_that_are_scored_have_names_of_their_own(demo):

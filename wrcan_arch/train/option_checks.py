@@ -39,6 +39,8 @@ WRCAN_MODEL_ONLY: tuple[Keys, ...] = (
 PAIRED = ('JPEGDeblurDataset', 'PairedImageDataset')
 # The toolbox's models that raise without a pixel or a perceptual loss; others can learn from a GAN's alone.
 NEED_PIXELS = 'SRModel SwinIRModel RealESRNetModel HiFaceGANModel EDVRModel VideoBaseModel VideoRecurrentModel'.split()
+# Metrics that take **kwargs to ignore them; those of others may use them.
+WITHOUT_FURTHER_ARGUMENTS = ('basicsr.metrics.', 'wrcan_arch.')
 LOWER_IS_BETTER = {'calculate_lpips': 'LPIPS', 'calculate_niqe': 'NIQE'}
 
 
@@ -168,10 +170,23 @@ def _wrong_metrics(file: OptionFile, classes: Any) -> Iterator[str]:
     for name, metric in metrics.items():
         yield from _unknown(file, metric.get('type'), ('val', 'metrics', name, 'type'), classes)
         if _is_in(classes, metric.get('type')):
-            taken = inspect.signature(classes.get(metric['type'])).parameters.keys()
-            for key in metric.keys() - taken - {'type', 'better'}:
-                yield f'{file.at("val", "metrics", name, key)}: {metric["type"]} does not take it'
+            made = classes.get(metric['type'])
+            images = dict.fromkeys(_images_of_metric(file, made))
+            arguments = {key: value for key, value in metric.items() if key not in ('type', 'better')}
+            yield from _unfit_arguments(file, made, images | arguments, ('val', 'metrics', name))
     yield from _unknown(file, find(file.values, ('val', 'best_metric')), ('val', 'best_metric'), metrics)
+
+
+def _takes_others(made: Callable) -> bool:
+    return any(each.kind == each.VAR_KEYWORD for each in inspect.signature(made).parameters.values())
+
+
+def _images_of_metric(file: OptionFile, metric: Callable) -> set[str]:
+    """Return the names of the images that validation gives a metric, and of those that it needs."""
+    needed = {'img', 'img2'} & inspect.signature(metric).parameters.keys()
+    scored = (data for phase, data in sections(file.values, ('datasets',)).items() if phase != 'train')
+    gets_sharp = not _takes_others(metric) and any(data.get('dataroot_gt') for data in scored)
+    return needed | ({'img2'} if gets_sharp else set())
 
 
 def _wrong_section(file: OptionFile, keys: Keys, classes: Any, *, build: bool) -> Iterator[str]:
@@ -195,7 +210,7 @@ def _wrong_arguments(
 
 def _unfit_arguments(file: OptionFile, made: Callable, arguments: dict[str, Any], keys: Keys) -> Iterator[str]:
     taken = inspect.signature(made).parameters
-    if not any(each.kind == each.VAR_KEYWORD for each in taken.values()):
+    if not _takes_others(made) or made.__module__.startswith(WITHOUT_FURTHER_ARGUMENTS):
         for name in arguments.keys() - taken.keys():
             near = difflib.get_close_matches(name, taken, n=1)
             hint = f'did you mean {near[0]}?' if near else f'it takes {", ".join(taken)}'

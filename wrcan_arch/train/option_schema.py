@@ -161,7 +161,7 @@ class Training(Section):
 
 
 class Metric(Built):
-    crop_border: Count
+    crop_border: Count = OPTIONAL
     better: Literal['higher', 'lower'] = OPTIONAL
 
 
