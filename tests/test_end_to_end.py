@@ -43,6 +43,8 @@ def test_train_test_restore_report(workplace):
         'net_g_12.pth', 'net_g_6.pth', 'net_g_best.pth', 'net_g_latest.pth'
     ]  # fmt: skip
     assert sorted(path.name for path in Path('experiments/small/training_states').iterdir()) == ['12.state', '6.state']
+    assert 'Training steps compute in fp32 on cpu.' in log_text()
+    assert 'Validated small_val at iteration 8: exact fp32\n' in log_text()
     curves = read_curves(Path('experiments/small'))
     assert [iteration for iteration, _ in curves.losses['l_pix']] == list(range(1, 13))
     assert [iteration for iteration, _ in curves.losses['l_ae']] == list(range(1, 13))
@@ -166,7 +168,7 @@ def test_weights_that_are_trained_on_are_scored_first_and_kept_where_training_sp
         assert torch.equal(tensor, weights[name])
 
     assert train(*spoils, 'train:total_iter=16', resume=True) == 0
-    assert log_text(folder='experiments/spoilt').count('at iteration 0\n') == 1
+    assert log_text(folder='experiments/spoilt').count('at iteration 0: ') == 1
     assert read_file(Path('experiments/spoilt/models/net_g_best.pth'))['metadata']['iter'] == 0
 
 

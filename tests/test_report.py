@@ -38,7 +38,7 @@ def test_curves_are_what_the_logs_say_and_a_later_log_counts(tmp_path):
 
 
 def test_validations_stand_at_their_own_iteration_and_set(tmp_path):
-    said = '2026 INFO: Validated {} at iteration {}\n2026 INFO: Validation\n\t # psnr: {}\tBest: 1 @ 1 iter\n'
+    said = '2026 INFO: Validated {} at iteration {}: exact fp32\n INFO: Validation\n\t # psnr: {}\tBest: 1 @ 1 iter\n'
     text = (
         LOG.splitlines()[0]
         + '\n'

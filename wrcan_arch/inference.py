@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .convolution import Span
 from .errors import InputError
 from .free_memory import free_memory
-from .precision import PRECISIONS, autocast_dtype, exact_convolutions
+from .precision import PRECISIONS, autocast_dtype, exact_convolutions, name_of
 from .strip_sizes import strip_rows
 from .strips import is_as_built, restore_in_strips, spans
 from .wrcan_arch import SIZE_MULTIPLE, WRCAN
@@ -110,8 +110,7 @@ class Request:
 
     def describe(self, device: torch.device) -> str:
         """A description for results, such as 'chop x8 fp32'."""
-        dtype = autocast_dtype(self.precision, device)
-        computed_in = next(name for name, each in PRECISIONS.items() if each == dtype)
+        computed_in = name_of(autocast_dtype(self.precision, device))
         return ' '.join([self.mode, *(['x8'] if self.ensemble else []), computed_in])
 
 

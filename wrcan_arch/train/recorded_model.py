@@ -128,7 +128,8 @@ class RecordedModel(SRModel):
                 for metric, value in self.metric_results.items():
                     self._update_best_metric_result(name, metric, value, current_iter)
                 self._keep_if_best(name, current_iter)
-                get_root_logger().info(f'Validated {name} at iteration {current_iter}')
+                how = self.request.describe(self.device)
+                get_root_logger().info(f'Validated {name} at iteration {current_iter}: {how}')
             self._log_validation_metric_values(current_iter, name, tb_logger)
         if not self.is_train and self.opt['rank'] == 0:
             self._write_results(name, scores, seconds, save_img)

@@ -121,6 +121,7 @@ class WRCANModel(RecordedModel):
         if self.device.type == 'cpu':
             keep_freed_memory()
         super().init_training_settings()
+        get_root_logger().info(f'Training steps compute in {precision.name_of(self.amp_dtype)} on {self.device.type}.')
         if self.ema_decay > 0 and self.keeps_channels_last:
             set_channels_last(self.net_g_ema)
 
