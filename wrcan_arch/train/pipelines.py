@@ -46,7 +46,7 @@ from .wrcan_model import WRCANModel, is_wrcan_model
 
 
 def init_dist(run: Run, launcher: str, **_: Any) -> None:
-    """Join the processes that torchrun or srun started: NCCL with GPUs, gloo without.
+    """Join the processes that torchrun or srun started: NCCL, or the chosen backend, with GPUs; gloo without.
 
     All must see the same options, data and weights.
     """
@@ -60,8 +60,13 @@ def init_dist(run: Run, launcher: str, **_: Any) -> None:
     on_gpus = run.options['num_gpu'] != 0 and torch.cuda.is_available()
     if on_gpus:
         take_own_gpu()
+    elif not is_wrcan_model(model := run.options['model_type']):
+        raise InputError(
+            f'model_type: {model} cannot run as several processes without GPUs; run it without torchrun or srun, '
+            'or take WRCANModel'
+        )
     distributed.init_process_group(
-        chosen.get('backend') or ('nccl' if on_gpus else 'gloo'),
+        (chosen.get('backend') or 'nccl') if on_gpus else 'gloo',  # BasicSR's own files all name nccl
         store=distributed.PrefixStore('group', team.store),
         rank=team.rank,
         world_size=team.size,
