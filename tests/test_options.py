@@ -1,4 +1,5 @@
 import re
+from copy import deepcopy
 from pathlib import Path
 from typing import get_args
 
@@ -432,9 +433,15 @@ def test_sharp_frames_are_asked_for_by_metrics_that_take_them(demo):
     values = yaml.safe_load(demo)
     del values['datasets']['val']['dataroot_gt']
     assert any('datasets:val:dataroot_gt: is missing' in each for each in problems_of(yaml.safe_dump(values)))
+    single = {**values, 'datasets': deepcopy(values['datasets'])}
+    single['datasets']['val']['type'] = 'SingleImageDataset'
+    (said,) = problems_of(yaml.safe_dump(single))
+    assert 'datasets:val:type: gives no sharp frames, which a metric compares with; take a PairedImageDataset' in said
     values['val']['metrics'] = {'niqe': {'type': 'calculate_niqe', 'crop_border': 0, 'better': 'lower'}}
     values['val'].pop('best_metric', None)
     assert not problems_of(yaml.safe_dump(values))
+    single['val'] = values['val']
+    assert not problems_of(yaml.safe_dump(single))
 
 
 @pytest.mark.parametrize(('gpus', 'num_gpu', 'refused'), [(1, 'auto', True), (0, 'auto', False), (1, 0, False)])

@@ -100,6 +100,9 @@ def _missing_of_data_sets(file: OptionFile, command: str) -> Iterator[str]:
             yield f'{file.at(*place)}: data sets to be scored are called test, test_2 ..., or val'
         if dataset.get('type') in PAIRED and (phase == 'train' or _compares_with_sharp_frames(file)):
             yield from _absent(file, *place, 'dataroot_gt')
+        if dataset.get('type') == 'SingleImageDataset' and phase != 'train' and _compares_with_sharp_frames(file):
+            hint = 'gives no sharp frames, which a metric compares with; take a PairedImageDataset, or leave that out'
+            yield f'{file.at(*place, "type")}: {hint}'
         if phase == 'train' and dataset.get('type') in PAIRED:
             yield from _absent(file, *place, 'gt_size')
         if phase == 'train' and dataset.get('type') == 'PairedImageDataset':  # without these its first item fails
