@@ -6,6 +6,7 @@ from typing import get_args
 import pytest
 import torch
 import yaml
+from basicsr.models.sr_model import SRModel
 
 from wrcan_arch import InputError, checkpoint, inference, precision
 from wrcan_arch.data.store_writer import StoreWriter
@@ -283,13 +284,14 @@ def test_mistake_in_a_base_is_named_there(demo):
     assert 'own.yml:3: trian: there is no such option here; did you mean train?' in said
 
 
-def test_the_toolboxs_own_model_does_not_pass_over_our_options(demo):
-    values = yaml.safe_load(demo.replace('WRCANModel', 'SRModel'))
+@pytest.mark.parametrize('model', ['SRModel', 'SwinIRModel'])
+def test_the_toolboxs_own_models_do_not_pass_over_our_options(demo, model):
+    values = yaml.safe_load(demo.replace('WRCANModel', model))
     values['train'] |= {'checkpointing': False, 'gradient_compression': 'none', 'max_skipped_steps': 0}
     values['train']['optim_g'] = {'type': 'Muon', 'lr': 0.01}
     values['logger']['keep_last'] = 2
     said = problems_of(yaml.safe_dump(values))
-    refused = {line.split(': ')[1] for line in said if 'SRModel does not know it; ' in line}
+    refused = {line.split(': ')[1] for line in said if f': {model} does not know it; ' in line}
     assert refused == {  # what is off or none is no difference
         'train:autoencoder_opt', 'train:amp', 'train:max_skipped_steps', 'train:optim_g:type', 'logger:keep_last',
         'val:inference',
@@ -454,8 +456,11 @@ def test_local_is_refused_where_a_gpu_is_to_be_deterministic(demo, monkeypatch, 
     assert len(said) == refused and all('deterministic: mode local has sums' in line for line in said)
 
 
-def test_options_of_another_model_are_left_to_it(demo):
-    text = demo.replace('WRCANModel', 'SRGANModel').replace('network_g: small', 'network_g: ~')
+def test_options_of_ones_own_model_are_left_to_it(demo, monkeypatch):
+    class OwnModel(SRModel): ...
+
+    monkeypatch.setitem(option_checks.registry.MODEL_REGISTRY._obj_map, 'OwnModel', OwnModel)
+    text = demo.replace('WRCANModel', 'OwnModel').replace('network_g: small', 'network_g: ~')
     text += '\nnetwork_d: {type: VGGStyleDiscriminator}\n'
     said = problems_of(text.replace('inference: {', 'inference: {tiles: 4, '))
     assert "val:inference: Request.__init__() got an unexpected keyword argument 'tiles'" in said[0]
@@ -470,7 +475,7 @@ def test_models_of_the_toolbox_without_pixels_or_pairs_are_left_to_it(demo):
         'std': [0.5] * 3, 'use_hflip': True, 'num_worker_per_gpu': 1, 'batch_size_per_gpu': 3,
     }  # fmt: skip
     del values['datasets']['val']
-    for name in ('pixel_opt', 'autoencoder_opt'):
+    for name in ('pixel_opt', 'autoencoder_opt', 'amp'):
         del values['train'][name]
     values['train']['gan_opt'] = {'type': 'GANLoss', 'gan_type': 'wgan_softplus'}
     assert not problems_of(yaml.safe_dump(values))

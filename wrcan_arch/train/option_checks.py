@@ -303,16 +303,17 @@ def _unfit_validation(file: OptionFile) -> Iterator[str]:
 
 
 def _unfit_model(file: OptionFile) -> Iterator[str]:
-    """Yield options of WRCANModel that SRModel would silently ignore."""
-    if file.values['model_type'] != 'SRModel':
+    """Yield options of WRCANModel that the toolbox's own models would silently ignore."""
+    model = file.values['model_type']
+    if not registry.MODEL_REGISTRY.get(model).__module__.startswith('basicsr.'):
         return
     for keys in WRCAN_MODEL_ONLY:
         asked = find(file.values, keys)
         if asked is not False and asked not in (None, 'off', 'none'):  # 0 is not off
-            yield f'{file.at(*keys)}: SRModel does not know it; leave it out, or set model_type: WRCANModel'
+            yield f'{file.at(*keys)}: {model} does not know it; leave it out, or set model_type: WRCANModel'
     if find(file.values, ('train', 'optim_g', 'type')) == 'Muon':
         at = file.at('train', 'optim_g', 'type')
-        yield f'{at}: SRModel does not know it; take Adam, or set model_type: WRCANModel'
+        yield f'{at}: {model} does not know it; take Adam, or set model_type: WRCANModel'
 
 
 def _unfit_schedule(file: OptionFile) -> Iterator[str]:
