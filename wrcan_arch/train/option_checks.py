@@ -165,6 +165,8 @@ def _unknown(file: OptionFile, name: Any, keys: Keys, classes: Any) -> Iterator[
     if name is not None and not _is_in(classes, name):
         near = difflib.get_close_matches(str(name), classes.keys(), n=1)
         hint = f'did you mean {near[0]}?' if near else f'there are {", ".join(sorted(classes.keys()))}'
+        if isinstance(classes, registry.Registry):
+            hint += ' (one of your own: see docs/options.md)'
         yield f"{file.at(*keys)}: there is no '{name}'; {hint}"
 
 
