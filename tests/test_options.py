@@ -463,6 +463,7 @@ def test_options_of_ones_own_model_are_left_to_it(demo, monkeypatch):
     text = demo.replace('WRCANModel', 'OwnModel').replace('network_g: small', 'network_g: ~')
     text += '\nnetwork_d: {type: VGGStyleDiscriminator}\n'
     said = problems_of(text.replace('inference: {', 'inference: {tiles: 4, '))
+    text = text.replace('optim_g: {type: Adam,', 'optim_g: {type: SGD, momentum: 0.9,')
     assert "val:inference: Request.__init__() got an unexpected keyword argument 'tiles'" in said[0]
     assert not problems_of(text)
 

@@ -36,6 +36,7 @@ WRCAN_MODEL_ONLY: tuple[Keys, ...] = (
     ('logger', 'keep_last'),
     ('deterministic',),
 )
+OPTIMIZERS = {'Adam': torch.optim.Adam, 'Muon': Muon}
 PAIRED = ('JPEGDeblurDataset', 'PairedImageDataset')
 # The toolbox's models that raise without a pixel or a perceptual loss; others can learn from a GAN's alone.
 NEED_PIXELS = 'SRModel SwinIRModel RealESRNetModel HiFaceGANModel EDVRModel VideoBaseModel VideoRecurrentModel'.split()
@@ -150,10 +151,10 @@ def _wrong_classes(file: OptionFile, *, build: bool) -> Iterator[str]:
     for name in training:
         if name.endswith('_opt'):
             yield from _wrong_section(file, ('train', name), registry.LOSS_REGISTRY, build=build)
-    if 'optim_g' in training:
-        arguments = {key: value for key, value in training['optim_g'].items() if key != 'type'}
+    arguments = dict(training.get('optim_g', {}))
+    optimizer = OPTIMIZERS.get(str(arguments.pop('type', None)))
+    if optimizer:  # a model of one's own may have others
         arguments['params'] = [torch.zeros(1)]
-        optimizer = Muon if training['optim_g'].get('type') == 'Muon' else torch.optim.Adam
         yield from _wrong_arguments(file, optimizer, arguments, ('train', 'optim_g'), build=build)
 
 
