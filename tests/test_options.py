@@ -276,6 +276,11 @@ def test_list_in_a_names_place_is_a_mistake_like_others(demo, key):
     assert any(f': {key}: input should be a valid string' in line for line in problems_of(yaml.safe_dump(values)))
 
 
+def test_keys_of_other_sections_are_not_suggested(demo):
+    (said,) = problems_of(demo.replace('val_freq: 100', 'val_freq: 100\n  print_frq: 100'))
+    assert said.endswith('val:print_frq: there is no such option here')
+
+
 def test_mistake_in_a_base_is_named_there(demo):
     write(Path('base.yml'), demo.replace('gt_size: 64', 'gtsize: 64'))
     said = problems_of('base: base.yml\nname: mine\ntrian: {}\n')
