@@ -132,11 +132,12 @@ def test_resume_at_a_validation_keeps_the_best_network(workplace):
     assert (again['iter'], again['metrics']) == (best['iter'], best['metrics'])
 
 
-def test_resume_with_another_batch_size_makes_all_iterations(workplace):
+def test_resume_with_another_batch_size_makes_all_iterations_with_the_next_patches(workplace):
     assert train('logger:save_checkpoint_freq=4', 'train:total_iter=8', 'datasets:train:batch_size_per_gpu=3') == 0
     assert train('datasets:train:batch_size_per_gpu=1', resume=True) == 0
     assert read_curves(Path('experiments/small')).losses['l_pix'][-1][0] == 12
     assert (MODELS / 'net_g_12.pth').exists()
+    assert read_file('experiments/small/training_states/12.state')['draws'] == 8 * 3 + 4 * 1
 
 
 def test_what_may_be_a_mistake_is_in_the_log(workplace):

@@ -145,6 +145,7 @@ def create_train_val_dataloader(run: Run, opt: dict[str, Any], logger: Any) -> t
         seed=opt['manual_seed'],
         start_iter=run.resume_state['iter'] if run.resume_state else 0,
         total_iter=int(opt['train']['total_iter']),
+        start_draw=run.resume_state.get('draws') if run.resume_state else None,  # of batches of another size, maybe
     )
     train['manual_seed'] = opt['manual_seed']
     train['as_bytes'] = is_wrcan_model(opt['model_type'])  # which makes floats of them on its device
@@ -155,7 +156,7 @@ def create_train_val_dataloader(run: Run, opt: dict[str, Any], logger: Any) -> t
     with mock.patch('basicsr.train.EnlargedSampler', sampler):
         loaders = _toolbox_create_loaders(opt, logger)
     train_loader, train_sampler, val_loaders, _, total_iters = loaders
-    run.val_loaders = val_loaders
+    run.val_loaders, run.draws_before = val_loaders, train_sampler.draws_before
     if isinstance(train_loader.dataset, JPEGDeblurDataset):
         for doubt in train_loader.dataset.likely_mistakes():
             logger.warning(doubt)
@@ -174,7 +175,7 @@ def build_model(run: Run, opt: dict[str, Any]) -> Any:
     model = run.model = _toolbox_build_model(opt)
     if not isinstance(model, WRCANModel):
         return model
-    model.guard.stop = run.stop
+    model.guard.stop, model.draws_before = run.stop, run.draws_before
     model.check_disk_space(run.resume_state['iter'] if run.resume_state else 0)
     trains_on = opt['path'].get('pretrain_network_g') and not run.resume_state
     if trains_on and (opt.get('val') or {}).get('metrics'):

@@ -1,5 +1,6 @@
 """A model that records a run: scores, the best network, checkpoints to resume from."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -58,6 +59,7 @@ class RecordedModel(SRModel):
         self.commit = checkpoint.source_commit() if opt['rank'] == 0 else None
         self.pending_save: tuple[int, int] | None = None  # (epoch, iteration)
         self.unrecorded_best: dict[str, Any] | None = None  # saved after the state; no worse one replaces it
+        self.draws_before: Callable[[int], int] | None = None  # the loader's number of draws before an iteration
         self.last_iter = 0
         self.saved_iter: int | None = None  # newest one to resume from; None before any step
         super().__init__(opt)
@@ -283,6 +285,7 @@ class RecordedModel(SRModel):
             'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
             'best_metric_results': getattr(self, 'best_metric_results', {}),
             'best_by': self.best_by,
+            'draws': self.draws_before and self.draws_before(current_iter),
             **self.extra_state(),
         }
         path = run_folder.state_path(self._folder, current_iter)
