@@ -221,7 +221,8 @@ class WRCANModel(RecordedModel):
         }
         super().feed_data(data)
         self.gt_jpeg = data.get('gt_jpeg')
-        self.keys = data.get('key') or data.get('lq_path', ())
+        keys = data.get('key', data.get('lq_path', ()))
+        self.keys = [str(each) for each in (keys.tolist() if isinstance(keys, Tensor) else keys)]
 
     def optimize_parameters(self, current_iter: int) -> None:
         """Make one step on the whole batch in `accumulate` parts; if that is 'auto', in more when out of memory."""
