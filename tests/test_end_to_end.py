@@ -207,7 +207,7 @@ def test_state_of_another_way_to_compute_the_step_is_gone_on_with(workplace, cap
     assert train(resume=True) == 0
     assert train('train:optim_g={type: Muon, lr: 1e-2}', 'train:total_iter=13', resume=True) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert 'the training state is of another optimizer (' in said and 'leave train:optim_g:type as it was' in said
+    assert 'state is of another optimizer or network (' in said and 'leave train:optim_g:type and network_g as' in said
 
 
 def test_one_process_of_our_model_takes_one_gpu(workplace, capsys, monkeypatch):

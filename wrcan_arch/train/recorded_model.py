@@ -314,8 +314,9 @@ class RecordedModel(SRModel):
             super().resume_training({**resume_state, 'schedulers': schedulers, 'optimizers': optimizers})
         except ValueError as error:
             raise InputError(
-                f'the training state is of another optimizer ({" ".join(str(error).split())}); leave '
-                'train:optim_g:type as it was, or begin a new run with its weights as path:pretrain_network_g'
+                f'the training state is of another optimizer or network ({" ".join(str(error).split())}); leave '
+                'train:optim_g:type and network_g as they were, or begin a new run with its weights as '
+                'path:pretrain_network_g'
             ) from error
         for optimizer in self.optimizers:
             match_weight_layout(optimizer)
