@@ -4,7 +4,7 @@ Consecutive frames are averaged in linear light, where light adds up, as REDS an
 sharp frame. Use video of 120 frames a second or more: below that, a moving edge leaves steps in the average.
 
 Each video is read twice, so that only one window of frames is held in memory: first to find cuts and still shots on
-small pictures, and from the cuts the scenes to split; then to average.
+small pictures; then to average. --val keeps whole videos, for shots of one may look alike; of a single one, its scenes.
 """
 
 import argparse
@@ -96,7 +96,8 @@ def find_videos(inputs: list[Path]) -> dict[str, Path]:
                 raise InputError(f'{path}: given twice; leave it out once')
             real.add(os.path.realpath(path))
             if name in videos:
-                raise InputError(f'{videos[name]} and {path} have the same name; rename one of them')
+                advice = 'leave one out if it is the same video, else rename it'
+                raise InputError(f'{videos[name]} and {path} have the same name; {advice}')
             videos[name] = path
     if not videos:
         raise InputError(f'{", ".join(map(str, inputs))}: no videos ({" ".join(VIDEO_ENDINGS)}) and no frames found')
@@ -245,7 +246,7 @@ def average_windows(
             return
 
 
-Plan = list[tuple[Path, dict[Window, str]]]  # videos, and their windows with the names of their scenes
+Plan = list[tuple[str, Path, dict[Window, str]]]  # names, videos, and their windows with the names of their scenes
 
 
 def plan_windows(videos: dict[str, Path], arguments: argparse.Namespace) -> tuple[Plan, Counter[str], list[str]]:
@@ -268,8 +269,16 @@ def plan_windows(videos: dict[str, Path], arguments: argparse.Namespace) -> tupl
             elif found < 0.9 * counts[name]:
                 notes.append(f'{video}: only {found} of {pairs.counted(counts[name], "frame")} could be read')
             left_out['too short'] += cut_short
-            planned.append((video, sort_windows(name, changes, over_window, left_out)))
+            planned.append((name, video, sort_windows(name, changes, over_window, left_out)))
     return planned, left_out, notes
+
+
+def parts_to_split(planned: Plan) -> tuple[dict[str, str], str]:
+    """Return which part of a split each scene belongs to, and what a part is: its video, or itself if that is all."""
+    video_of = {scene: name for name, _, windows in planned for scene in windows.values()}
+    if len({*video_of.values()}) > 1:
+        return video_of, 'video'
+    return {scene: scene for scene in video_of}, 'scene'
 
 
 def check(arguments: argparse.Namespace) -> None:
@@ -283,14 +292,19 @@ def check(arguments: argparse.Namespace) -> None:
 class Missing(NamedTuple):
     """A pair that no earlier run made."""
 
-    scene: str
+    part: str
     key: str
     source: str
     quality: int
 
 
 def missing_pairs(
-    video: Path, number: int, windows: dict[Window, str], arguments: argparse.Namespace, writer: PairWriter
+    video: Path,
+    number: int,
+    windows: dict[Window, str],
+    part_of: dict[str, str],
+    arguments: argparse.Namespace,
+    writer: PairWriter,
 ) -> dict[Window, Missing]:
     """Keep the pairs of a video that an earlier run made; return the others."""
     rng = np.random.default_rng((arguments.seed, number, 1))  # the 1 makes it another stream than the windows'
@@ -299,8 +313,8 @@ def missing_pairs(
     for window, scene in windows.items():
         quality = pairs.draw_quality(rng, arguments.quality)
         key, source = f'{scene}_{window.first:08d}', pairs.source_of(state, window, quality)
-        if not writer.keep(scene, key, source):
-            missing[window] = Missing(scene, key, source, quality)
+        if not writer.keep(part_of[scene], key, source):
+            missing[window] = Missing(part_of[scene], key, source, quality)
     return missing
 
 
@@ -308,9 +322,9 @@ def write_video(video: Path, missing: dict[Window, Missing], writer: PairWriter,
     """Write the missing pairs of a video; return how many of them could not be made."""
     made = 0
     for window, blurred, sharp in average_windows(read_frames(video), missing):
-        scene, key, source, quality = missing[window]
+        part, key, source, quality = missing[window]
         pair = {role: pairs.encode(image, role, quality) for role, image in (('blur', blurred), ('sharp', sharp))}
-        writer.put(scene, key, pair, sharp.shape, source)
+        writer.put(part, key, pair, sharp.shape, source)
         progress.update()
         made += 1
     return len(missing) - made
@@ -320,19 +334,21 @@ def write_pairs(arguments: argparse.Namespace) -> None:
     check(arguments)
     pair_script.check_files_lie_apart(arguments, arguments.videos)
     videos = find_videos(arguments.videos)
+    pair_script.check_names_fit(arguments, videos, '_000_00000000')
     taken = [file for video in videos.values() for file in files_of(video)]
     advice = 'convert those that are videos to MP4, and put frames into a folder without videos'
     pairs.say_what_is_left_out(arguments.videos, taken, advice)
     planned, left_out, notes = plan_windows(pairs.without_copies(videos, 'video', files_of), arguments)
-    sizes = Counter(scene for _, windows in planned for scene in windows.values())
+    part_of, noun = parts_to_split(planned)
+    sizes = Counter(part_of[scene] for _, _, windows in planned for scene in windows.values())
     left_out_text = ', '.join(f'{count} {reason}' for reason, count in left_out.items())
     if not sizes:
         why = '; '.join([f'windows left out: {left_out_text}', *notes])
         raise InputError(f'no pair left, {why}; give other video or fewer --frames')
-    with pair_stores(arguments, sizes, 'scene') as writer:
+    with pair_stores(arguments, sizes, noun) as writer:
         missing = {
-            video: missing_pairs(video, number, windows, arguments, writer)
-            for number, (video, windows) in enumerate(planned)
+            video: missing_pairs(video, number, windows, part_of, arguments, writer)
+            for number, (_, video, windows) in enumerate(planned)
         }
         kept = writer.kept.total()
         with progress_bar(total=sizes.total(), initial=kept, unit='pair', desc=arguments.out.name) as progress:

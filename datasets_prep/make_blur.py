@@ -27,7 +27,7 @@ WIDEST = 32766  # pixels a side, the limit of OpenCV's remap
 LARGE = 4_000_000  # pixels
 WIDEST_ROLL = 5  # degrees: exposure.py takes a rotation's linear part alone, which stretches the picture
 SHOWN_FAULTS = 20
-NOT_OF_A_PAIR = ('photos', 'out', 'val', 'files', 'copies', 'workers')  # options that change no pair
+NOT_OF_A_PAIR = ('photos', 'out', 'val', 'files', 'copies', 'still', 'workers')  # options that make_pair does not take
 
 
 def find_photos(inputs: list[Path]) -> dict[str, Path]:
@@ -46,8 +46,10 @@ def find_photos(inputs: list[Path]) -> dict[str, Path]:
             found.add(os.path.realpath(path))
             other = photos.setdefault(key_for('_'.join(inside.with_suffix('').parts)), path)
             if other is not path:
-                advice = 'rename one' if other.parent == path.parent else 'rename one, or give the folder around both'
-                raise InputError(f'{other} and {path} have the same name; {advice}')
+                # renamed, one picture could be in both parts of --val
+                advice = 'leave one out if they show the same picture, else rename it'
+                more = '' if other.parent == path.parent else ', or give the folder around both'
+                raise InputError(f'{other} and {path} have the same name; {advice}{more}')
     if not photos:
         raise InputError(f'{", ".join(map(str, inputs))}: no photographs ({" ".join(IMAGE_ENDINGS)}) found')
     return photos
@@ -142,19 +144,21 @@ def draw_view(
     return pairs.from_linear(out_of_focus(rng, light, soft) if soft else light)
 
 
-def is_still(copy: int, share: float) -> bool:
-    """Whether nothing moves in this copy, as in `share` of all: at 0.25 in the copies 3, 7, 11 and so on."""
-    return int((copy + 1) * share) > int(copy * share)
+def is_still(index: int, share: float) -> bool:
+    """Whether nothing moves in this of all copies, as in `share` of them: at 0.25 in 3, 7, 11 and so on."""
+    return int((index + 1) * share) > int(index * share)
 
 
-def make_pair(photo: Path, number: int, copy: int, options: argparse.Namespace) -> tuple[dict[str, bytes], tuple]:
+def make_pair(
+    photo: Path, number: int, copy: int, still: bool, options: argparse.Namespace
+) -> tuple[dict[str, bytes], tuple]:
     """Make pair `copy` of photograph `number`; return the encoded images by role, and their shape (H, W, 3)."""
     sharp = scaled_photo(photo, options.largest)
     view_rng = np.random.default_rng((options.seed, number, copy, 1))  # its own stream: exposures stay the same
     view = draw_view(view_rng, sharp, zoom=options.zoom, dim=options.dim, soft=options.soft)
     rng = np.random.default_rng((options.seed, number, copy))
     exposed = {name: getattr(options, name) for name in ('length', 'rotation', 'depth', 'objects', 'noise', 'glare')}
-    if is_still(copy, options.still):
+    if still:
         exposed['length'] = (0, 0)
     blurred = exposure.expose_at_random(rng, view, **exposed)
     quality = pairs.draw_quality(rng, options.quality)
@@ -183,7 +187,7 @@ def check(arguments: argparse.Namespace) -> None:
     if not 0 <= arguments.objects <= 1:
         raise InputError(f'--objects {arguments.objects}: a probability, from 0 to 1')
     if not 0 <= arguments.still <= 1:
-        raise InputError(f'--still {arguments.still}: a share of the copies, from 0 to 1')
+        raise InputError(f'--still {arguments.still}: a share of all copies, from 0 to 1')
     for name in ('soft', 'rotation', 'noise', 'glare', 'grid'):
         if not 0 <= getattr(arguments, name) < math.inf:
             raise InputError(f'--{name} {getattr(arguments, name)}: a number from 0 up')
@@ -198,6 +202,7 @@ def write_pairs(arguments: argparse.Namespace) -> None:
     check(arguments)
     pair_script.check_files_lie_apart(arguments, arguments.photos)
     photos = find_photos(arguments.photos)
+    pair_script.check_names_fit(arguments, photos, f'_{arguments.copies - 1:03d}')
     pairs.say_what_is_left_out(arguments.photos, photos.values(), 'convert those that are pictures to JPEG or PNG')
     photos = pairs.without_copies(photos, 'picture')
     sizes = dict.fromkeys(photos, arguments.copies)
@@ -212,10 +217,11 @@ def write_pairs(arguments: argparse.Namespace) -> None:
             for number, (name, photo) in enumerate(photos.items()):
                 state = pairs.state_of([photo])
                 for copy in range(arguments.copies):
-                    key, source = f'{name}_{copy:03d}', pairs.source_of(options, state, number, copy)
+                    still = is_still(number * arguments.copies + copy, arguments.still)
+                    key, source = f'{name}_{copy:03d}', pairs.source_of(options, state, number, copy, still)
                     if not writer.keep(name, key, source):
                         missing.append((name, key, source))
-                        calls.append((photo, number, copy, options))
+                        calls.append((photo, number, copy, still, options))
             made = workers.in_order(make_pair, calls)
             progress = progress_bar(
                 made, total=total, initial=total - len(missing), unit='pair', desc=arguments.out.name
@@ -241,7 +247,7 @@ def main() -> None:
         help='see the photograph by a random factor smaller, or a part of it larger and softer (default 1 1)',
     )  # fmt: skip
     for name, default, meaning in (
-        ('still', 0, 'share of the copies in which nothing moves, to train on: sharp photographs are to stay sharp'),
+        ('still', 0, 'share of all copies in which nothing moves, to train on: sharp photographs are to stay sharp'),
         ('soft', 0, 'how far parts of the sharp picture are out of focus, at most: standard deviation in pixels'),
         ('dim', 0, 'how much of the light is missing, at most: 0.8 for a fifth of it'),
         ('rotation', 0.5, f'degrees that the camera rolls, at most; up to {WIDEST_ROLL}'),

@@ -1,14 +1,14 @@
 """Run a script that makes pairs: its common options, and what lies under the names that it is to write."""
 
 import argparse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from pair_writer import store_names
 from pairs import FILE_ENDINGS, GO_ON, errors_in_one_line, out_name, quality_range
-from wrcan_arch.data.store_writer import is_complete, partial_of
+from wrcan_arch.data.store_writer import LONGEST_KEY, is_complete, partial_of
 from wrcan_arch.errors import InputError
-from wrcan_arch.files import check_writable
+from wrcan_arch.files import LONGEST_NAME, check_writable
 
 
 def folders_of(arguments: argparse.Namespace) -> list[Path]:
@@ -62,12 +62,22 @@ def check_files_lie_apart(arguments: argparse.Namespace, inputs: Iterable[Path])
             raise InputError(f'-o {arguments.out}: its --files would lie in {entry}; choose a folder elsewhere')
 
 
+def check_names_fit(arguments: argparse.Namespace, found: Mapping[str, Path], more: str) -> None:
+    """Raise InputError if a pair's name, one in `found` with `more` appended, is too long for a store or --files."""
+    fit = LONGEST_NAME - max(map(len, FILE_ENDINGS.values())) if arguments.files else LONGEST_KEY
+    for name, path in found.items():
+        if (length := len(name + more)) > fit:
+            advice = "shorten its name, or its folders'"
+            raise InputError(f'{path}: its pairs would have names of {length} letters, {fit} fit; {advice}')
+
+
 def run(parser: argparse.ArgumentParser, write_pairs: Callable[[argparse.Namespace], None]) -> None:
     """Add the common options to `parser`, check them and call `write_pairs`; exit as `errors_in_one_line` does."""
     parser.add_argument('-o', '--out', required=True, help='OUT_blur.lmdb and OUT_sharp.lmdb are written')
     parser.add_argument(
         '--val', type=float, metavar='FRACTION',
-        help='keep whole scenes, about this fraction of the pairs, for validation: writes OUT_train_* and OUT_val_*',
+        help='keep whole photographs or videos (of a single video its scenes), about this fraction of the pairs, for '
+        'validation: writes OUT_train_* and OUT_val_*',
     )  # fmt: skip
     parser.add_argument('--quality', default='25', help='JPEG quality, 25, or a range to draw from, 15-95 (default 25)')
     parser.add_argument('--seed', type=int, default=0, help='of all that is drawn at random (default 0)')

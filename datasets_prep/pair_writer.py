@@ -1,6 +1,7 @@
 """Write pairs into LMDB stores that are split by scene, named together and resumed after a stop.
 
-A scene is what stays on one side of a split: a photograph with all its blurred copies, or a video between two cuts.
+A scene is what stays on one side of a split: a photograph with all its blurred copies, or a video; if there is only
+one video, what lies between two of its cuts.
 """
 
 import argparse

@@ -153,15 +153,15 @@ def test_photographs_that_are_no_video_are_not_averaged():
 
 
 def test_lengths_are_drawn_in_their_range_and_windows_follow_on_each_other():
-    def windows(**options):
+    def windows(number=3, **options):
         arguments = {'seed': 0, 'frames': [7, 13], 'stride': None} | options
-        placed = average_frames.place_windows(average_frames.argparse.Namespace(**arguments), number=3)
+        placed = average_frames.place_windows(average_frames.argparse.Namespace(**arguments), number)
         return [next(placed) for _ in range(50)]
 
     drawn = windows()
     assert {last - first + 1 for first, last in drawn} == {7, 9, 11, 13}
     assert all(after.first == before.last + 1 for before, after in zip(drawn, drawn[1:], strict=False))
-    assert windows() == drawn != windows(seed=1)
+    assert windows() == drawn and drawn not in (windows(seed=1), windows(number=4))
     assert windows(frames=[5], stride=2)[:3] == [(0, 4), (2, 6), (4, 8)]
 
 
@@ -206,26 +206,50 @@ def scenes(tmp_path_factory):
     return folder
 
 
-def test_split_is_by_scene_and_from_the_seed(scenes, run, tmp_path):
+def split_of(folder, name):
+    """The values of both sides' blurred stores, by key."""
+    stores = {side: open_store(folder / f'{name}_{side}_blur.lmdb') for side in ('train', 'val')}
+    return {side: {key: store.get(key) for key in store.keys()} for side, store in stores.items()}
+
+
+def test_split_is_by_video_and_from_the_seed(scenes, run, tmp_path):
+    """Shots of one video look alike, above all where a cut was found that is none."""
+
     def split(name, seed):
         inputs = [scenes / 'v0.avi', scenes / 'v1.avi', scenes / 'frames']
-        options = ['--frames', '5', '--val', '0.3', '--seed', seed]
+        options = ['--frames', '5', '--val', '0.4', '--seed', seed]
         printed = run(*inputs, '-o', name, *options)
-        assert f'{name}_train: 20 pairs (5 of 7 scenes)' in printed.out
-        assert f'{name}_val: 8 pairs (2 of 7 scenes)' in printed.out
+        assert f'{name}_train: 12 pairs (1 of 3 videos)' in printed.out
+        assert f'{name}_val: 16 pairs (2 of 3 videos)' in printed.out
         assert not (tmp_path / f'{name}_blur.lmdb').exists()
-        return {
-            side: {key: open_store(tmp_path / f'{name}_{side}_blur.lmdb').get(key) for key in keys}
-            for side in ('train', 'val')
-            if (keys := open_store(tmp_path / f'{name}_{side}_sharp.lmdb').keys())
-        }
+        return split_of(tmp_path, name)
 
     found = split('a', 0)
     train, val = ({scene_of(key) for key in found[side]} for side in ('train', 'val'))
-    assert not train & val
+    assert not {scene[:-4] for scene in train} & {scene[:-4] for scene in val}
     assert train | val == {*(f'v{video}_00{scene}' for video in range(2) for scene in range(3)), 'frames_000'}
     assert split('b', 0) == found
-    assert split('c', 1)['val'].keys() != found['val'].keys()
+    assert any(split(f'c{seed}', seed)['val'].keys() != found['val'].keys() for seed in (1, 2, 3))
+
+
+def test_split_of_a_single_video_is_by_scene(scenes, run, tmp_path):
+    write_folder(tmp_path / 'still', moving(1) * 15)  # gives no pair
+    for name, inputs in (('alone', ['v0.avi']), ('beside', ['v0.avi', tmp_path / 'still'])):
+        printed = run(*(scenes / each for each in inputs), '-o', name, '--frames', '5', '--val', '0.3')
+        assert f'{name}_train: 8 pairs (2 of 3 scenes)\n{name}_val: 4 pairs (1 of 3 scenes)\n' in printed.out
+        train, val = ({scene_of(key) for key in side} for side in split_of(tmp_path, name).values())
+        assert not train & val and train | val == {f'v0_00{scene}' for scene in range(3)}
+
+
+def test_a_stopped_run_goes_on_with_another_split(scenes, run, tmp_path):
+    arguments = ['--frames', '5', '--val', '0.3']
+    with mock.patch.object(StoreWriter, '_write_text', side_effect=InputError('the last')):
+        run(scenes / 'v0.avi', '-o', 'a', *arguments, exit_code=2)
+    both = [scenes / 'v0.avi', scenes / 'v1.avi']
+    printed = run(*both, '-o', 'a', *arguments)
+    run(*both, '-o', 'b', *arguments)
+    assert 'of them from an earlier run' in printed.out
+    assert split_of(tmp_path, 'a') == split_of(tmp_path, 'b')
 
 
 def test_copies_of_a_video_are_one(scenes, run, tmp_path):
@@ -269,7 +293,7 @@ def test_what_is_there_is_found_before_any_video_is_read(scenes, run, tmp_path, 
     assert printed.err == f'average_frames: {place}: exists already; remove it or choose another name\n'
 
 
-@pytest.mark.parametrize('change', [False, True])
+@pytest.mark.parametrize('change', ['nothing', 'date', 'frames'])
 def test_a_stopped_run_goes_on_where_it_was(scenes, run, tmp_path, monkeypatch, change):
     monkeypatch.setattr(store_writer, 'BATCH_SIZE', 1)
     put, calls = StoreWriter.put, []
@@ -282,16 +306,19 @@ def test_a_stopped_run_goes_on_where_it_was(scenes, run, tmp_path, monkeypatch, 
 
     videos = tmp_path / 'videos'
     shutil.copytree(scenes, videos)
-    arguments = ['videos', '--frames', '5', '--quality', '15-95', '--files']
+    arguments = ['videos', '--frames', '5', '--stride', '5', '--quality', '15-95', '--files']
     with mock.patch.object(StoreWriter, 'put', stopping):
         printed = run(*arguments, '-o', 'a', exit_code=130)
     assert printed.err.splitlines()[-1] == 'average_frames: stopped; run it again to go on'
-    if change:
+    if change == 'date':
         os.utime(videos / 'v0.avi', (0, 0))
+    if change == 'frames':  # as many pairs, of the same names
+        arguments += ['--frames', '3']
+    kept = 9 if change == 'nothing' else 0
     with mock.patch.object(average_frames, 'progress_bar', wraps=average_frames.progress_bar) as shown:
         printed = run(*arguments, '-o', 'a')
-    assert shown.call_args.kwargs['initial'] == (0 if change else 9), 'the time left would be that of copying'
-    assert 'a: 28 pairs (7 of 7 scenes)' + ('' if change else ', 9 of them from an earlier run') + '\n' in printed.out
+    assert shown.call_args.kwargs['initial'] == kept, 'the time left would be that of copying'
+    assert 'a: 28 pairs (3 of 3 videos)' + (', 9 of them from an earlier run' if kept else '') + '\n' in printed.out
     run(*arguments, '-o', 'b')
     for role in ('blur', 'sharp'):
         a, b = ((tmp_path / f'{name}_{role}.lmdb' / 'manifest.json').read_text() for name in 'ab')
@@ -336,7 +363,7 @@ def test_what_is_added_later_hardly_changes_the_draw():
         (['good', '--stride', '0'], '--stride 0: at least 1'),
         (['good', '--val', '1'], '--val 1.0: give a fraction between 0 and 1'),
         (['good', '--val', '0.1'], '--val 0.1: there is only one scene, good_000'),
-        (['good', 'other/good'], 'good and other/good have the same name'),
+        (['good', 'other/good'], 'good and other/good have the same name; leave one out if it is the same'),
         (['other', 'other/good'], 'other/good: given twice'),
         (['.', '-o', 'other/mine', '--files'], '-o other/mine: its --files would lie in .; choose a folder elsewhere'),
         (['good', '-o', 'empty'], '-o empty: a folder; give a name in it, such as empty/mine'),
@@ -356,6 +383,15 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, tmp_path, arguments, mess
     lines = [line for line in printed.err.splitlines() if line and '%|' not in line]
     assert len(lines) == 1 and lines[0].startswith('average_frames: ') and message in lines[0]
     assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_names_that_are_too_long_are_found_before_any_video_is_read(run, tmp_path):
+    for letters in (238, 239):
+        write_folder(tmp_path / ('a' * letters), moving(20))
+    run('a' * 238, '-o', 'out', '--frames', '5', '--files')
+    with mock.patch('average_frames.read_frames', side_effect=AssertionError('read')):
+        printed = run('a' * 239, '-o', 'more', '--frames', '5', '--files', exit_code=2)
+    assert "aa: its pairs would have names of 252 letters, 251 fit; shorten its name, or its folders'\n" in printed.err
 
 
 def test_short_clips_and_pictures_beside_videos_are_no_obstacle(scenes, run, tmp_path):

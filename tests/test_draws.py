@@ -36,6 +36,7 @@ def test_each_pass_shows_every_item_once_in_another_order():
     passes = [draws[start : start + 10] for start in (0, 10, 20)]
     assert all(sorted(one) == list(range(10)) for one in passes)
     assert len({tuple(one) for one in passes}) == 3
+    assert passes[2] == np.random.default_rng((3, 2, 1)).permutation(10).tolist(), 'or runs cannot be repeated later'
 
 
 def test_items_are_seen_equally_often_when_the_batch_does_not_divide():

@@ -2,12 +2,19 @@
 
 import errno
 import os
+import platform
 from unittest import mock
 
 import pytest
 
 from wrcan_arch import InputError
 from wrcan_arch.file_lock import locked
+
+
+def test_the_file_says_who_holds_it_and_not_who_did(tmp_path):
+    (tmp_path / 'lock').write_text('process 12345678 on another machine')
+    with locked(tmp_path / 'lock', 'taken', 'wait'):
+        assert (tmp_path / 'lock').read_text() == f'process {os.getpid()} on {platform.node()}'
 
 
 @pytest.mark.parametrize('number', [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])

@@ -1,5 +1,6 @@
 import os
 import pickle
+import shutil
 from itertools import permutations
 from unittest import mock
 
@@ -357,6 +358,13 @@ def test_unpaired_names_empty_and_missing_folders_are_errors(tmp_path):
     for role in ('lq', 'gt'):
         cv2.imwrite(str(tmp_path / role / 'b.png'), picture(8, 8))
     assert len(JPEGDeblurDataset({**opt, 'names': 'b*'})) == 1, 'what is not chosen needs no partner'
+    for ours, theirs, more in (('A', 'a', ''), ('\xe9', 'e\u0301', '; the two differ in how accents are written')):
+        for role, name in (('lq', ours), ('gt', theirs)):
+            shutil.rmtree(tmp_path / role)
+            (tmp_path / role).mkdir()
+            cv2.imwrite(str(tmp_path / role / f'{name}.png'), picture(8, 8))
+        with pytest.raises(InputError, match=f"2 are .* the first is '{ours}' in .*lq, '{theirs}' in .*gt{more}$"):
+            JPEGDeblurDataset(opt)
     with pytest.raises(InputError, match="nothing in .*gt is named 'c'"):
         JPEGDeblurDataset({**opt, 'names': 'c'})
     with pytest.raises(InputError, match="no folder '.*nowhere'"):

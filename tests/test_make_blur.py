@@ -187,11 +187,17 @@ def test_in_a_share_of_the_copies_nothing_moves(prepared, run, tmp_path):
     assert [moved.get(key) == mixed.get(key) for key in moved.keys()] == [True, False, True, False]
     still = pairs.encode(cv2.imread(str(photo)), 'blur', 95)
     assert [mixed.get(key) == still for key in mixed.keys()] == [False, True, False, True]
+    options = '--copies 1 --noise 0 --quality 95 --still 0.5'.split()
+    run(prepared / 'photos', '-o', 'one', *options)  # the share is of all copies, not of those of each photograph
+    one = open_store(tmp_path / 'one_blur.lmdb')
+    photos = [cv2.imread(str(path)) for path in sorted((prepared / 'photos').iterdir())]
+    found = [one.get(key) == pairs.encode(sharp, 'blur', 95) for key, sharp in zip(one.keys(), photos, strict=True)]
+    assert found == [False, True] * 3
 
 
 @pytest.mark.parametrize(('share', 'still'), [(0, []), (0.25, [3, 7]), (0.4, [2, 4, 7]), (1, [*range(8)])])
 def test_copies_that_do_not_move_are_spread(share, still):
-    assert [copy for copy in range(8) if make_blur.is_still(copy, share)] == still
+    assert [index for index in range(8) if make_blur.is_still(index, share)] == still
 
 
 def test_split_keeps_the_copies_of_a_photograph_together(prepared, run, tmp_path):
@@ -272,8 +278,16 @@ def test_finetuning_takes_what_is_written_with_a_split(prepared, run, tmp_path, 
         (['photo.png', '--val', '0'], '--val 0.0: give a fraction between 0 and 1'),
         (['photo.png', '--val', '0.5'], '--val 0.5: there is only one scene, photo'),
         (['photo.png', 'broken', '--val', '0.5'], 'broken.png: not a readable image'),
-        (['photo.png', 'other'], 'photo.png and other/photo.jpg have the same name; rename one, or give the folder'),
-        (['twins'], 'twins/a.jpg and twins/a.png have the same name; rename one\n'),
+        (
+            ['photo.png', 'other'],
+            'photo.png and other/photo.jpg have the same name; leave one out if they show the same picture, '
+            'else rename it, or give the folder around both\n',
+        ),
+        (
+            ['twins'],
+            'twins/a.jpg and twins/a.png have the same name; leave one out if they show the same picture, '
+            'else rename it\n',
+        ),
         (['photo.png', '-o', 'new/'], '-o new/: a folder; give a name in it, such as new/mine'),
         (['photo.png', '-o', 'other'], '-o other: a folder; give a name in it, such as other/mine'),
         (['photo.png', '-o', '.'], '-o .: a folder; give a name in it, such as mine'),
@@ -307,6 +321,23 @@ def test_names_of_any_letters_and_folders_are_taken(run, tmp_path):
     run('a', '-o', 'out', '--copies', '1')
     keys = open_store(tmp_path / 'out_blur.lmdb').keys()
     assert len(keys) == 5 and {'2020_DSC_1_000', '2021_DSC_1_000'} < set(keys)
+
+
+@pytest.mark.parametrize(
+    ('longest', 'options', 'fit'),
+    [(f'{"a" * 247}.png', ['--files'], 251), (f'{"a" * 200}/{"a" * 200}/{"a" * 105}.png', [], 511)],
+)
+def test_names_that_are_too_long_are_found_before_anything_is_made(run, tmp_path, longest, options, fit):
+    for name in (f'long/{longest}', f'too_long/{longest.replace(".", "a.")}'):
+        (tmp_path / name).parent.mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / name), np.zeros((8, 8, 3), np.uint8))
+    run('long', '-o', 'a', '--copies', '1', *options)
+    with mock.patch('make_blur.check_photos', side_effect=AssertionError('refused after work')):
+        printed = run('too_long', '-o', 'b', *options, exit_code=2)
+    assert printed.err.endswith(
+        f"a.png: its pairs would have names of {fit + 1} letters, {fit} fit; shorten its name, or its folders'\n"
+    )
+    assert not list(tmp_path.glob('b*'))
 
 
 def test_what_cannot_be_read_is_found_before_anything_is_made(run, tmp_path):

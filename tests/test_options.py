@@ -180,7 +180,7 @@ MISTAKES = [  # text, its replacement, the message and the text's line in it (0:
     ('pretrain_network_g: small', 'pretrained: no.pth', 'path:pretrained: there is no such option'),
     ('  amp: auto', '  start_from_image: true\n  amp: auto', 'train:start_from_image: weights are loaded over it'),
     ('pretrain_network_g: small', 'pretrain_network_g: [small]', 'path:pretrain_network_g: input should be a valid string'),
-    ('num_gpu: auto', 'num_gpu: 99', 'num_gpu: 99 asked for, this machine has'),
+    ('num_gpu: auto', 'num_gpu: 1', 'num_gpu: 1 asked for, this machine has 0'),
     ('num_gpu: auto', 'num_gpu: all', "num_gpu: input should be a valid integer, not 'all', or input should be 'auto', not 'all'"),
     ('name: demo_val', 'name: demo_val\n    persistent_workers: true', 'persistent_workers: is for training alone'),
     ('  batch_size_per_gpu: 8\n', '\n', 'datasets:train:batch_size_per_gpu: is missing'),
@@ -287,20 +287,28 @@ def test_mistake_in_a_base_is_named_there(demo):
     line = demo.splitlines().index('    gt_size: 64  # side of a patch, in pixels') + 1
     assert f'base.yml:{line}: datasets:train:gtsize: there is no such option here; did you mean gt_size?' in said
     assert 'own.yml:3: trian: there is no such option here; did you mean train?' in said
+    write(Path('base.yml'), demo.replace('manual_seed: 0', 'manual_seed: 0\nmanual_seed: 1'))
+    (said,) = problems_of('base: base.yml\nname: mine\n')
+    assert re.fullmatch(r"base\.yml:\d+: the key 'manual_seed' stands twice", said)
 
 
 @pytest.mark.parametrize('model', ['SRModel', 'SwinIRModel'])
 def test_the_toolboxs_own_models_do_not_pass_over_our_options(demo, model):
     values = yaml.safe_load(demo.replace('WRCANModel', model))
     values['train'] |= {'checkpointing': False, 'gradient_compression': 'none', 'max_skipped_steps': 0}
-    values['train']['optim_g'] = {'type': 'Muon', 'lr': 0.01}
-    values['logger']['keep_last'] = 2
+    values['train'] |= {'optim_g': {'type': 'Muon', 'lr': 0.01}, 'channels_last': True, 'accumulate': 2}
+    values['train'] |= {'pixel_opt': None, 'start_from_image': True}
+    submission = {'every': 1, 'extra_data': False, 'description': 'x'}
+    values['val'] |= {'best_metric': 'psnr', 'submission': submission, 'save_img': True}
+    values['deterministic'], values['logger']['keep_last'] = True, 2
     said = problems_of(yaml.safe_dump(values))
     refused = {line.split(': ')[1] for line in said if f': {model} does not know it; ' in line}
     assert refused == {  # what is off or none is no difference
-        'train:autoencoder_opt', 'train:amp', 'train:max_skipped_steps', 'train:optim_g:type', 'logger:keep_last',
-        'val:inference',
+        'train:autoencoder_opt', 'train:amp', 'train:max_skipped_steps', 'train:optim_g:type', 'train:channels_last',
+        'train:accumulate', 'train:start_from_image', 'val:inference', 'val:best_metric', 'val:submission',
+        'deterministic', 'logger:keep_last',
     }  # fmt: skip
+    assert any(line.endswith('train: needs pixel_opt or perceptual_opt') for line in said)
 
 
 def test_what_fails_at_its_turn_with_the_toolboxs_classes_is_said_before(demo):
@@ -312,9 +320,10 @@ def test_what_fails_at_its_turn_with_the_toolboxs_classes_is_said_before(demo):
     values = {**yaml.safe_load(demo), **yaml.safe_load(network)}
     del values['train']['autoencoder_opt']
     values['path']['pretrain_network_g'] = None
-    values['val']['inference'] = {'mode': 'local'}
-    (said,) = problems_of(yaml.safe_dump(values))
-    assert said.endswith('val:inference: mode local and max_memory are for WRCAN, not for EDSR')
+    for asked in ({'mode': 'local'}, {'max_memory': 1 << 30}):
+        values['val']['inference'] = asked
+        (said,) = problems_of(yaml.safe_dump(values))
+        assert said.endswith('val:inference: mode local and max_memory are for WRCAN, not for EDSR')
 
 
 def test_a_metric_of_ones_own_is_asked_for_what_it_takes(demo, monkeypatch):
@@ -369,13 +378,12 @@ def test_what_validation_would_fail_on_is_said_before_the_run(demo, monkeypatch)
                          'without debug')  # fmt: skip
     assert 'val:inference: max_memory is for the modes exact and local' in inference
     assert 'val:metrics:lpips: calculate_lpips: no ' in lpips
-    write(Path('test.yml'), yaml.safe_dump({**values, 'train': None}))
-    assert not list(option_checks._unfit_logger(options.read_options('test.yml'))), 'a test may be called that'
 
 
 def test_a_test_scores_what_the_toolbox_knows_how_to(demo):
-    values = yaml.safe_load(demo) | {'train': None}
+    values = yaml.safe_load(demo) | {'train': None, 'name': 'debug'}  # a test may be called that
     values['datasets'] = {'holiday': values['datasets']['val']}
+    values['val']['metrics']['niqe'] = {'type': 'calculate_niqe', 'crop_border': 0}  # it chooses no network
     (said,) = problems_of(yaml.safe_dump(values), 'test')
     assert said.endswith('datasets:holiday: data sets to be scored are called test, test_2 ..., or val')
     for phase in ('test', 'test_2', 'val'):
@@ -403,6 +411,18 @@ def test_what_keeps_the_size_is_not_asked_to_enlarge(demo):
     values = yaml.safe_load(demo) | {'model_type': 'SRModel', 'path': {}}
     values['network_g'] = {'type': 'MSRResNet', 'upscale': 2}
     assert said(yaml.safe_dump(values)) == data
+
+
+def test_what_is_as_long_as_the_run_or_a_store_of_its_own_is_no_mistake(demo):
+    text = demo.replace('eta_min: 1e-6', 'eta_min: 1e-6, periods: [399]')  # the last step is made with the rate of 399
+    assert not problems_of(text.replace('jpeg_quality: 25', 'dataroot_gt_jpeg: datasets/demo_train_sharp.lmdb'))
+
+
+@pytest.mark.parametrize('strict', [True, False])
+def test_weights_of_another_network_are_for_those_who_ask_for_it(demo, strict):
+    text = demo.replace('pretrain_network_g: small', f'pretrain_network_g: small\n  strict_load_g: {strict}')
+    said = problems_of(text.replace('num_block: 6', 'num_block: 5'))
+    assert [line.endswith('set network_g:num_block=6') for line in said] == [True] * strict
 
 
 @pytest.mark.parametrize('lacking', ['gone.pth', 'damaged.pth'])
@@ -459,6 +479,16 @@ def test_local_is_refused_where_a_gpu_is_to_be_deterministic(demo, monkeypatch, 
     write(Path('own.yml'), yaml.safe_dump(values))
     said = list(option_checks._wrong_machine(options.read_options('own.yml')))
     assert len(said) == refused and all('deterministic: mode local has sums' in line for line in said)
+
+
+@pytest.mark.parametrize(('gpus', 'pinned', 'refused'), [(1, True, False), (1, False, True), (0, True, True)])
+def test_prefetching_needs_a_gpu_and_pinned_memory(demo, monkeypatch, gpus, pinned, refused):
+    monkeypatch.setattr('torch.cuda.device_count', lambda: gpus)
+    values = yaml.safe_load(demo)
+    values['datasets']['train'] |= {'prefetch_mode': 'cuda', 'pin_memory': pinned}
+    write(Path('own.yml'), yaml.safe_dump(values))
+    said = list(option_checks._wrong_machine(options.read_options('own.yml')))
+    assert [line.endswith('cuda needs a GPU and pin_memory: true') for line in said] == [True] * refused
 
 
 def test_options_of_ones_own_model_are_left_to_it(demo, monkeypatch):
@@ -549,6 +579,12 @@ def test_files_without_a_path_share_none(demo):
     assert options.read_options('own.yml').values['path'] == {}
 
 
+def test_what_the_toolbox_requires_has_defaults(tmp_path):
+    path = write(tmp_path / 'own.yml', 'name: a\n')
+    expected = {'name': 'a', 'num_gpu': 'auto', 'manual_seed': 0, 'scale': 1, 'path': {}}
+    assert options.read_options(path).values == expected
+
+
 def test_override_can_leave_a_section_out(demo):
     Path('demo.yml').write_text(demo)
     assert 'val' not in options.read_options('demo.yml', ['datasets:val=~']).values['datasets']
@@ -556,7 +592,12 @@ def test_override_can_leave_a_section_out(demo):
 
 @pytest.mark.parametrize(
     ('overrides', 'periods'),
-    [((), [400]), (['train:total_iter=20'], [20]), (['train:scheduler:periods=~'], [400])],
+    [
+        ((), [400]),
+        (['train:total_iter=20'], [20]),
+        (['train:scheduler:periods=~'], [400]),
+        (['train:scheduler:periods=[300, 100]'], [300, 100]),
+    ],
 )
 def test_a_cosine_is_as_long_as_the_run(demo, overrides, periods):
     Path('demo.yml').write_text(demo)

@@ -196,7 +196,7 @@ def test_a_run_that_is_stopped_before_the_first_pair_leaves_nothing(prepared, ru
 @pytest.mark.parametrize(
     ('change', 'kept'),
     [
-        ('nothing', 4), ('seed', 0), ('photograph', 2), ('file', 3), ('missing file', 3), ('name', 2),
+        ('nothing', 4), ('seed', 0), ('still', 2), ('photograph', 2), ('file', 3), ('missing file', 3), ('name', 2),
         ('script', 0), ('OpenCV', 0), ('NumPy', 0),
     ],
 )  # fmt: skip
@@ -212,6 +212,8 @@ def test_a_pair_of_another_source_is_made_again(prepared, run, tmp_path, monkeyp
     expected = arguments
     if change == 'seed':
         expected = [*arguments, '--seed', '1']
+    elif change == 'still':
+        expected = [*arguments, '--still', '0.5']
     elif change == 'photograph':
         for number in (1, 3):
             cv2.imwrite(str(tmp_path / f'photos/photo{number}.png'), picture(20, 30, number))

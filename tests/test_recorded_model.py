@@ -198,6 +198,22 @@ def test_validation_of_no_images_is_an_error(opt):
         scoring.score_images(build_model(opt), Frames(), 4, save_img=False)
 
 
+def test_processes_put_their_scores_together(monkeypatch):
+    class Frames(list):
+        opt = {'name': 'paired'}
+
+    def scores_with(theirs):
+        shares = ({'a': {'psnr': 1.0}}, 4.0), ({theirs: {'psnr': 2.0}}, 2.0)
+        monkeypatch.setattr(scoring, 'score_share', lambda *_: shares[0])
+        monkeypatch.setattr(scoring.distributed, 'all_gather_object', lambda out, _: out.__setitem__(slice(2), shares))
+        return scoring.score_images(model, Frames([0, 1]), 4, save_img=False)
+
+    model = SimpleNamespace(opt={'dist': True, 'rank': 0, 'world_size': 2})
+    assert scores_with('b') == ({'a': {'psnr': 1.0}, 'b': {'psnr': 2.0}}, 3.0)
+    with pytest.raises(InputError, match='two of its images would be called a; rename one'):
+        scores_with('a')
+
+
 def test_averaged_weights_are_validated(opt):
     opt['train']['ema_decay'] = 0.9
     model = build_model(opt)

@@ -9,6 +9,7 @@ from functools import cache
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import cv2
 import numpy as np
@@ -209,11 +210,15 @@ class JPEGDeblurDataset(Dataset):
         if not names[self.guide]:
             raise error_in(self.opt, f'there are no images in {guide}')
         for role in names:
-            if unpaired := sorted(names[role].keys() ^ names[self.guide].keys()):
+            if unpaired := names[role].keys() ^ names[self.guide].keys():
+                first = {each: min(alone) for each in (role, self.guide) if (alone := unpaired & names[each].keys())}
+                where = ', '.join(f"'{name}' in {self.roots[each]}" for each, name in first.items())
+                look_alike = len({normalize('NFC', name) for name in first.values()}) < len(first)
                 raise error_in(
                     self.opt,
                     f'{self.roots[role]} and {guide} must hold the same names; '
-                    f"{len(unpaired)} are in one alone, the first is '{unpaired[0]}'",
+                    f'{len(unpaired)} are in one alone, the first is {where}'
+                    + ('; the two differ in how accents are written' if look_alike else ''),
                 )
 
     def likely_mistakes(self) -> Iterator[str]:
