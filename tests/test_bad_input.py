@@ -71,7 +71,7 @@ OPTIONS = {
     'unknown model': (swap('WRCANModel', 'WRCANModle'), "model_type: there is no 'WRCANModle'; did you mean WRCANModel?"),
     'unknown network': (swap('{type: WRCAN,', '{type: WCRAN,'), "network_g:type: there is no 'WCRAN'; did you mean WRCAN?"),
     'unknown argument of the network': (swap('num_feat', 'num_feats'), 'network_g:num_feats: WRCAN does not take it'),
-    'impossible network': (swap('num_feat: 4', 'num_feat: 6'), 'num_feat must be a positive multiple of 4, not 6'),
+    'impossible network': (swap('num_feat: 4', 'num_feat: 6'), 'num_feat must be a multiple of 4, not 6'),
     'grey network': (swap('num_feat: 4', 'num_feat: 4, num_in_ch: 1'), 'network_g:num_in_ch: the data sets give frames of 3'),
     'network that gives grey': (swap('num_feat: 4', 'num_feat: 4, num_out_ch: 1'), 'network_g:num_out_ch: the data sets give'),
     'unknown data set': (swap('JPEGDeblurDataset', 'JPEGDataset'), 'datasets:train:type: there is no'),

@@ -23,6 +23,6 @@ def test_file_system_without_locks_is_named(tmp_path, number):
     with (
         mock.patch('fcntl.lockf', side_effect=OSError(number, os.strerror(number))),
         pytest.raises(InputError, match=said),
-        locked(tmp_path / 'lock', 'taken', 'wait'),
+        locked(tmp_path / 'lock', 'taken'),
     ):
         pass

@@ -190,7 +190,7 @@ MISTAKES = [  # text, its replacement, the message and the text's line in it (0:
     ('  val:\n    name', '  vall:\n    name', 'datasets:vall: data sets are called train, val'),
     ('save_img: false', 'save_img: no', 'val:save_img: write true or false, or put no in quotes if it is a text'),
     ('num_block: 6', 'num_block: 6\n  learn_it: On', 'network_g:learn_it: write true or false, or put On in quotes'),
-    ('num_feat: 16', 'num_feat: 6', 'network_g: WRCAN: num_feat must be a positive multiple of 4, not 6'),
+    ('num_feat: 16', 'num_feat: 6', 'network_g: WRCAN: num_feat must be a multiple of 4, not 6'),
     ('num_feat: 16', 'num_feat: wide', "network_g: WRCAN: num_feat must be a whole number, not 'wide'"),
     ('psnr: {type: calculate_psnr, ', 'psnr: {type: calculate_psnr, test_y_chanel: true, ', 'psnr:test_y_chanel: calculate_psnr does not take it'),
     ('loss_weight: 0.1', 'norm: l3', "train:autoencoder_opt: JPEGAutoEncoderLoss: norm 'l3' is not one of mse, l2"),
@@ -272,7 +272,7 @@ def test_all_mistakes_are_named_at_once(demo):
 def test_list_in_a_names_place_is_a_mistake_like_others(demo, key):
     values = yaml.safe_load(demo)
     *sections, last = key.split(':')
-    options.find(values, tuple(sections))[last] = ['a', 'b']
+    options.find(values, *sections)[last] = ['a', 'b']
     assert any(f': {key}: input should be a valid string' in line for line in problems_of(yaml.safe_dump(values)))
 
 

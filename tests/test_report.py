@@ -35,7 +35,7 @@ def test_curves_are_what_the_logs_say_and_a_later_log_counts(tmp_path):
     (tmp_path / 'train_small_20260102_100000.log').write_bytes(later)
     curves = read_curves(tmp_path)
     assert curves.losses == {'l_pix': [(1, 0.61602), (1200, 0.4)], 'l_ae': [(1, 0.04876), (1200, 0.034787)]}
-    assert curves.metrics == {'psnr': [(1200, 26.6165)], 'ssim': [(1200, 0.8034)]}
+    assert curves.metrics == {'PSNR': [(1200, 26.6165)], 'SSIM': [(1200, 0.8034)]}
 
 
 def test_validations_stand_at_their_own_iteration_and_set(tmp_path):
@@ -48,7 +48,7 @@ def test_validations_stand_at_their_own_iteration_and_set(tmp_path):
         + said.format('one', 9, 21.0)
     )
     (tmp_path / 'train_a.log').write_text(text)
-    assert read_curves(tmp_path).metrics == {'psnr (one)': [(7, 20.0), (9, 21.0)], 'psnr (two)': [(7, 30.0)]}
+    assert read_curves(tmp_path).metrics == {'PSNR (one)': [(7, 20.0), (9, 21.0)], 'PSNR (two)': [(7, 30.0)]}
 
 
 def test_sets_of_the_toolboxs_own_model_have_curves_of_their_own(tmp_path):
@@ -58,7 +58,7 @@ def test_sets_of_the_toolboxs_own_model_have_curves_of_their_own(tmp_path):
         ('my photos', 20.0), ('two', 30.0)))  # fmt: skip
     (tmp_path / 'train_a.log').write_text(f'{first}\n{said}{first.replace("1, lr", "2, lr")}\n{said}')
     assert read_curves(tmp_path).metrics == {
-        'psnr (my photos)': [(1, 20.0), (2, 20.0)], 'psnr (two)': [(1, 30.0), (2, 30.0)]
+        'PSNR (my photos)': [(1, 20.0), (2, 20.0)], 'PSNR (two)': [(1, 30.0), (2, 30.0)]
     }  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def test_sets_and_metrics_may_be_called_anything(tmp_path):
         '2026 INFO: Validated my photos at iteration 7\n2026 INFO: Validation\n\t # psnr-y: 20.5\tBest: 20.5 @ 7 iter\n'
     )
     (tmp_path / 'train_a.log').write_text(said)
-    assert read_curves(tmp_path).metrics == {'psnr-y': [(7, 20.5)]}
+    assert read_curves(tmp_path).metrics == {'PSNR-Y': [(7, 20.5)]}
 
 
 def test_folder_without_a_log_is_an_error(tmp_path):

@@ -290,10 +290,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = add('doctor', run_doctor, 'say which versions are there, what was repaired, what is missing')
     command.add_argument(
-        '--data',
-        nargs='+',
-        metavar='DATA',
-        help='instead, decode every frame of these stores, folders or option files',
+        '--data', nargs='+', metavar='DATA', help='instead, decode every frame of these stores, folders or option files'
     )
     return parser
 

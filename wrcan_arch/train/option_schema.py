@@ -278,7 +278,7 @@ def wrong_keys(file: OptionFile) -> Iterator[str]:
                 keys = (*keys, str(each['loc'][-1]))
                 message = 'is missing'
             elif each['type'] == 'extra_forbidden':
-                known = keys_of.get(id(find(file.values, keys[:-1])), ())
+                known = keys_of.get(id(find(file.values, *keys[:-1])), ())
                 near = difflib.get_close_matches(keys[-1], known, n=1)
                 message = 'there is no such option here' + (f'; did you mean {near[0]}?' if near else '')
             else:

@@ -59,15 +59,12 @@ class OptionFile:
     origins: dict[Keys, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
-    def origin(self, keys: Keys) -> str:
-        """Return the origin of `keys`, else of the innermost section that exists on its path."""
-        while keys and keys not in self.origins:
-            keys = keys[:-1]
-        return self.origins.get(keys, self.source)
-
     def at(self, *keys: str) -> str:
-        """Return the beginning of a message about `keys`: FILE:LINE: a:b."""
-        return f'{self.origin(keys)}: {":".join(keys)}'
+        """Return the beginning of a message about `keys`: FILE:LINE: a:b, of the innermost that there is."""
+        place = keys
+        while place and place not in self.origins:
+            place = place[:-1]
+        return f'{self.origins.get(place, self.source)}: {":".join(keys)}'
 
 
 class _Reader:
@@ -146,7 +143,7 @@ def read_options(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) 
     for override in overrides:
         name, equals, text = override.partition('=')
         keys = tuple(name.strip().split(':'))
-        section = find(file.values, keys[:-1])
+        section = find(file.values, *keys[:-1])
         if not equals or not isinstance(section, dict):
             raise InputError(f'--force_yml {override}: write SECTION:OPTION=VALUE, of a section that is in {path}')
         parsed = _parse_value(text, keys, f'--force_yml {override}')
@@ -158,15 +155,15 @@ def read_options(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) 
         kept = {place: each for place, each in file.origins.items() if place[: len(keys)] != keys}
         file.origins = kept | parsed.origins
         file.problems += parsed.problems
-    weights = find(file.values, ('path', 'pretrain_network_g'))
+    weights = find(file.values, 'path', 'pretrain_network_g')
     if isinstance(weights, str) and weights in SHIPPED:
         file.values['path']['pretrain_network_g'] = str(SHIPPED[weights])
-    for section in (*sections(file.values, ('datasets',)).values(), *sections(file.values, ()).values()):
+    for section in (*sections(file.values, 'datasets').values(), *sections(file.values).values()):
         _expand_home(section)
     validation = file.values.get('val')
     if isinstance(validation, dict):
         validation.setdefault('suffix', None)  # the toolbox requires the key
-    scheduler, last = find(file.values, ('train', 'scheduler')), find(file.values, ('train', 'total_iter'))
+    scheduler, last = find(file.values, 'train', 'scheduler'), find(file.values, 'train', 'total_iter')
     is_cosine = isinstance(scheduler, dict) and scheduler.get('type') == 'CosineAnnealingRestartLR'
     if is_cosine and scheduler.get('periods') is None:  # a wrong total_iter is then reported once
         scheduler['periods'] = [last if isinstance(last, int) and last > 0 else 1]
@@ -181,7 +178,7 @@ def data_paths(values: dict[str, Any]) -> dict[Keys, str]:
     """Return the stores and folders of all data sets, by their keys."""
     return {
         ('datasets', phase, key): root
-        for phase, dataset in sections(values, ('datasets',)).items()
+        for phase, dataset in sections(values, 'datasets').items()
         for key, root in dataset.items()
         if key.startswith(DATA) and root and isinstance(root, str)
     }
@@ -189,7 +186,7 @@ def data_paths(values: dict[str, Any]) -> dict[Keys, str]:
 
 def weight_paths(values: dict[str, Any]) -> dict[Keys, str]:
     """Return the files of pretrained weights, by their keys."""
-    named = sections(values, ()).get('path', {})
+    named = sections(values).get('path', {})
     return {
         ('path', key): path for key, path in named.items() if key.startswith(WEIGHTS) and path and isinstance(path, str)
     }
@@ -247,7 +244,8 @@ def kind_of_phase(phase: str) -> str:
     return phase.split('_')[0]
 
 
-def find(values: Any, keys: Keys) -> Any:
+def find(values: Any, *keys: str) -> Any:
+    """Return the value at `keys`; None if it, or a section on the way to it, is not there."""
     for key in keys:
         if not isinstance(values, dict) or key not in values:
             return None
@@ -255,9 +253,9 @@ def find(values: Any, keys: Keys) -> Any:
     return values
 
 
-def sections(values: Any, keys: Keys) -> dict[str, dict[str, Any]]:
+def sections(values: Any, *keys: str) -> dict[str, dict[str, Any]]:
     """Return the mappings inside the mapping at `keys`, by name; the schema reports values of other types."""
-    found = find(values, keys)
+    found = find(values, *keys)
     return (
         {str(name): each for name, each in found.items() if isinstance(each, dict)} if isinstance(found, dict) else {}
     )

@@ -354,14 +354,7 @@ def _keep_test_options(options: dict[str, Any]) -> None:
     write_text(Path('results', options['name'], 'options.yml'), yaml.safe_dump(options, sort_keys=False))
 
 
-def run(
-    command: str,
-    options: dict[str, Any],
-    name: str,
-    *,
-    launcher: str = 'none',
-    auto_resume: bool = False,
-) -> None:
+def run(command: str, options: dict[str, Any], name: str, *, launcher: str = 'none', auto_resume: bool = False) -> None:
     """Run the toolbox's pipeline; experiments/ and results/ go under the current folder.
 
     Args:

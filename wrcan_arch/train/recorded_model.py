@@ -9,7 +9,7 @@ from typing import Any
 from basicsr.models.sr_model import SRModel
 from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
-from torch import Tensor, distributed, nn
+from torch import distributed, nn
 
 from .. import checkpoint, inference
 from ..errors import InputError, RunError, one_line
@@ -214,7 +214,8 @@ class RecordedModel(SRModel):
         self.pending_save = epoch, current_iter
         validation = self.opt.get('val') or {}
         frequency = validation.get('val_freq')
-        if validation if at_end else frequency and current_iter % frequency == 0:
+        validates_next = validation if at_end else frequency and current_iter % frequency == 0
+        if validates_next:
             self._save_pending()
         else:
             self._save_now()
@@ -265,15 +266,12 @@ class RecordedModel(SRModel):
             **{name: value for name, value in about_data.items() if value is not None},
             **about,
         }
-        tensors = {key: self._tensors(each) for key, each in networks.items()}
+        tensors = {
+            key: {name: tensor.cpu() for name, tensor in self.get_bare_model(each).state_dict().items()}
+            for key, each in networks.items()
+        }
         path = run_folder.weights_path(self._folder, label)
         return run_folder.persist(lambda: checkpoint.write_weights(path, tensors, metadata))
-
-    def _tensors(self, network: nn.Module) -> dict[str, Tensor]:
-        return {
-            name: tensor.detach().cpu().contiguous()
-            for name, tensor in self.get_bare_model(network).state_dict().items()
-        }
 
     @master_only
     def _save_training_state(self, epoch: int, current_iter: int, checksums: dict[str, str]) -> None:

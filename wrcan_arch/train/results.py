@@ -92,11 +92,7 @@ def write_result(folder: Path, dataset: str, scores: Scores, about: Mapping[str,
 
 
 def write_submission(
-    path: Path,
-    images: Mapping[str, Path],
-    seconds_per_image: float,
-    on_cpu: bool,
-    options: Mapping[str, Any],
+    path: Path, images: Mapping[str, Path], seconds_per_image: float, on_cpu: bool, options: Mapping[str, Any]
 ) -> None:
     """Write the NTIRE challenge's submission: SEQUENCE_FRAME.png files and readme.txt, zipped without folders.
 

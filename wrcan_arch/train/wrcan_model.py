@@ -138,7 +138,7 @@ class WRCANModel(RecordedModel):
             return self.amp_dtype != torch.float32 or self.device.type != 'cpu'
         return channels_last
 
-    def prepare_for_training(self, net: nn.Module) -> None:
+    def _prepare_for_training(self, net: nn.Module) -> None:
         train_opt = self.opt['train']
         if train_opt.get('start_from_image', False):
             assert isinstance(net, WRCAN)  # option_checks refuses other networks
@@ -152,7 +152,7 @@ class WRCANModel(RecordedModel):
 
     def model_to_device(self, net: nn.Module) -> nn.Module:
         if self.is_train:
-            self.prepare_for_training(net)
+            self._prepare_for_training(net)
         else:  # without gradients channels_last is faster on every device
             set_channels_last(net)
         net = net.to(self.device)
