@@ -34,7 +34,7 @@ def commands():
             yield pytest.param(words, id=f'{path.name}: {line[:60]}')
 
 
-@pytest.mark.parametrize('words', commands())
+@pytest.mark.parametrize('words', [*commands()])
 def test_every_command_is_one(words, monkeypatch, capsys):
     program, *arguments = words
     if program in ('basicsr', 'wrcan_arch'):

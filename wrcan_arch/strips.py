@@ -278,7 +278,8 @@ class WindowMeans:
         self.rows, self.columns = min(size, height), min(size, width)
         self.top = 0
         first = self.values[: self.rows].split(4)  # in parts: a sum in another type copies its input
-        self.sums = sum((rows.sum(0, dtype=torch.float32) for rows in first), torch.zeros(()))  # (W, C), of the window
+        nothing = self.values.new_zeros((), dtype=torch.float32)
+        self.sums = sum((rows.sum(0, dtype=torch.float32) for rows in first), nothing)  # (W, C), of the window
 
     def __call__(self, span: Span) -> Tensor:
         """The means for rows `span`, (1, C, rows, W - window + 1): one for each place of the window along a row."""
