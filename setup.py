@@ -15,25 +15,31 @@ setup(
     long_description=(HERE / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
-    classifiers=['Operating System :: POSIX :: Linux', 'Topic :: Scientific/Engineering :: Image Processing'],
+    classifiers=[
+        'Operating System :: POSIX :: Linux',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+        'Topic :: Scientific/Engineering :: Image Processing',
+    ],
     packages=find_packages(include=['wrcan_arch', 'wrcan_arch.*']),
-    package_data={'wrcan_arch': ['weights/*']},
+    package_data={'wrcan_arch': ['py.typed', 'weights/*']},
     python_requires='>=3.11,<3.13',
     install_requires=[
         'basicsr==1.4.2',  # toolbox.py adapts this release, its last
+        'scipy<2',  # which removes scipy.ndimage.filters; the toolbox's NIQE imports it
         'torch>=2.6',  # earlier ones let weight files run code (CVE-2025-32434)
         'torchvision>=0.21',  # the toolbox imports it; must match torch's release
-        'numpy>=1.24',
+        'numpy>=2',  # as OpenCV 5; the bounds of scikit-image and matplotlib follow from it
         'opencv-python>=5',  # OpenCV 4 fills the missing part of a truncated JPEG from uninitialized memory
         'lmdb>=1.4',
         'pyyaml>=6.0',
         'pydantic>=2.7',
         'packaging>=22',
-        'scikit-image>=0.21',  # the demo's photographs; reference for the metrics
+        'scikit-image>=0.23.2',  # the demo's photographs; reference for the metrics
         'safetensors>=0.4',
         'pillow>=10.1',
         'pyvips[binary]>=3.0',  # photographs in and out; the wheel brings libvips
-        'matplotlib>=3.7',  # the report's plots
+        'matplotlib>=3.8.4',  # the report's plots
         'tqdm>=4.60',
     ],
     extras_require={

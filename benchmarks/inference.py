@@ -6,7 +6,7 @@
 Times are compared with a plain forward pass and the device's matrix product. A block's work and memory do not depend on
 the number of blocks, so a shallow network shows the modes' ratios in minutes; its encoder and decoder, 4 % of the full
 network's work, weigh more in it. The plain forward pass is left out if it does not fit in memory. Memory is that of a
-process, or what is allocated on the GPU, without the images. On two cores it takes half an hour.
+process above weights and libraries, images included; on a GPU, what is allocated. On two cores it takes half an hour.
 """
 
 import argparse

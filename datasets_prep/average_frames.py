@@ -352,8 +352,8 @@ def write_pairs(arguments: argparse.Namespace) -> None:
         }
         kept = writer.kept.total()
         with progress_bar(total=sizes.total(), initial=kept, unit='pair', desc=arguments.out.name) as progress:
-            for video in missing:
-                if lost := write_video(video, missing[video], writer, progress):
+            for video, own in missing.items():
+                if lost := write_video(video, own, writer, progress):
                     less = pairs.counted(lost, 'pair')
                     notes.append(f'{video}: {less} less than planned, since fewer frames could be read the second time')
     print(f'windows left out: {left_out_text}')

@@ -115,6 +115,14 @@ def outline(rng: np.random.Generator, radius: float) -> np.ndarray:
     return radius * points @ np.array([[cosine, sine], [-sine, cosine]])
 
 
+def filled(points: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Fill a shape: uint8 (height, width), 255 inside the corners `points`, (N, 2), and less along its edge."""
+    mask = np.zeros((height, width), np.uint8)
+    corners = np.rint(points * 2**SUBPIXEL_BITS).astype(np.int32)
+    cv2.fillPoly(mask, [corners], 255, cv2.LINE_AA, SUBPIXEL_BITS)
+    return mask
+
+
 class Scene:
     """What the leaves of one image share (colours, textures, light), and the image painted so far."""
 
@@ -175,9 +183,7 @@ class Scene:
         right, bottom = np.minimum(np.ceil(points.max(0)).astype(int) + 2, size)
         if left >= right or top >= bottom:
             return
-        mask = np.zeros((bottom - top, right - left), np.uint8)
-        corners = np.rint((points - (left, top)) * 2**SUBPIXEL_BITS).astype(np.int32)
-        cv2.fillPoly(mask, [corners], 255, cv2.LINE_AA, SUBPIXEL_BITS)
+        mask = filled(points - (left, top), bottom - top, right - left)
         if radius > PATTERN_RADIUS and self.rng.random() < 0.15:  # out of focus
             mask = cv2.GaussianBlur(mask, (0, 0), self.rng.uniform(0.7, 3))
         clarity = 1 if radius > PATTERN_RADIUS else self.rng.uniform(0.15, 1)  # small things mostly stand out less

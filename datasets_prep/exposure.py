@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 import pairs
-from dead_leaves import SUBPIXEL_BITS, outline
+from dead_leaves import filled, outline
 
 PATH_POINTS = 128  # moments of the exposure
 MOMENTS_PER_PIXEL = 1.0  # fewer would leave steps in the average; more take time
@@ -91,9 +91,7 @@ def draw_mask(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     """Draw the mask of an object in front: (height, width), float32 in [0, 1]."""
     radius = rng.uniform(0.1, 0.3) * min(height, width)
     points = outline(rng, radius) + rng.uniform((0, 0), (width, height))
-    mask = np.zeros((height, width), np.uint8)
-    cv2.fillPoly(mask, [np.rint(points * 2**SUBPIXEL_BITS).astype(np.int32)], 255, cv2.LINE_AA, SUBPIXEL_BITS)
-    return mask.astype(np.float32) / 255
+    return filled(points, height, width).astype(np.float32) / 255
 
 
 def draw_motion(

@@ -55,28 +55,26 @@ def decoded(store: Store, key: str, value: bytes) -> np.ndarray:
 
 def join(sources: list[Path], out: Path, *, raw: bool) -> int:
     """Write OUT_blur.lmdb and OUT_sharp.lmdb, both or neither; return the number of pairs."""
-    called: dict[str, Path] = {}
+    named: dict[str, Path] = {}
     for source in sources:
-        other = called.setdefault(key_for(source.name), source)
+        other = named.setdefault(key_for(source.name), source)
         if other is not source:
             raise InputError(
                 f'{other} and {source}: both are called {source.name}; leave one out, or rename its stores'
             )
-    found = {source: open_pair(source) for source in sources}
-    count = 0
+    found = {name: open_pair(source) for name, source in named.items()}
     kinds = {f'{out}_blur': 'encoded', f'{out}_sharp': 'raw' if raw else 'encoded'}
     with written_together(kinds) as joined:
-        for source, stores in found.items():
+        for name, stores in found.items():
             records = {role: records_of(store) for role, store in stores.items()}
-            for key in progress_bar(stores['blur'].keys(), unit='pair', desc=source.name, leave=False):
+            for key in progress_bar(stores['blur'].keys(), unit='pair', desc=name, leave=False):
                 for role, store in stores.items():
                     value, ending, shape = checked_value(store, key, records[role]), store.ending(key), store.shape(key)
                     if kinds[f'{out}_{role}'] == 'raw':
                         image = decoded(store, key, value)
                         value, ending, shape = image.tobytes(), RAW_ENDING, image.shape
-                    joined[f'{out}_{role}'].put(f'{key_for(source.name)}_{key}', ending, value, shape)
-                count += 1
-    return count
+                    joined[f'{out}_{role}'].put(f'{name}_{key}', ending, value, shape)
+    return sum(len(stores['blur'].keys()) for stores in found.values())
 
 
 def main() -> None:

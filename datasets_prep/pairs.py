@@ -73,10 +73,6 @@ def counted(number: int, noun: str) -> str:
     return f'{number} {noun}' if number == 1 else f'{number} {noun}s'
 
 
-def _only(path: Path) -> list[Path]:
-    return [path]
-
-
 def _content(files: list[Path]) -> tuple[bytes, ...]:
     """Return the SHA-256 digest of each file."""
     checksums = []
@@ -87,7 +83,7 @@ def _content(files: list[Path]) -> tuple[bytes, ...]:
 
 
 def without_copies(
-    found: dict[str, Path], noun: str, files_of: Callable[[Path], list[Path]] = _only
+    found: dict[str, Path], noun: str, files_of: Callable[[Path], list[Path]] = lambda path: [path]
 ) -> dict[str, Path]:
     """Return `found` without byte-for-byte copies of earlier ones, and print how many are left out.
 
@@ -140,19 +136,16 @@ def out_name(text: str) -> Path:
 @contextmanager
 def errors_in_one_line(*, stopped: str = 'stopped') -> Iterator[None]:
     """Exit with one line: code 2 on InputError, OSError or a killed worker, 130 with the text `stopped` on Ctrl+C."""
-    name = Path(sys.argv[0]).stem
     try:
         yield
+        return
     except (InputError, OSError) as error:
-        message = str(error)
+        message, code = str(error), 2
         if isinstance(error, OSError) and error.filename:
             message = f'{error.filename}: cannot be read or written ({error.strerror}); choose another path'
-        print(f'{name}: {message}', file=sys.stderr)
-        sys.exit(2)
     except BrokenProcessPool:
-        hint = 'run it again, with fewer --workers'
-        print(f'{name}: a worker was killed, perhaps because memory ran out; {hint}', file=sys.stderr)
-        sys.exit(2)
+        message, code = 'a worker was killed, perhaps because memory ran out; run it again, with fewer --workers', 2
     except KeyboardInterrupt:
-        print(f'{name}: {stopped}', file=sys.stderr)
-        sys.exit(130)
+        message, code = stopped, 130
+    print(f'{Path(sys.argv[0]).stem}: {message}', file=sys.stderr)
+    sys.exit(code)

@@ -196,6 +196,7 @@ def test_pairs_of_the_toolboxs_data_set_are_checked_as_ours_are(workplace, capfd
         ('val', 1, (64, 64), (65, 66), []),  # PairedImageDataset crops the sharp one
         ('train', 1, (64, 64), (65, 66), ["a.png' is 64 x 64 in lq but 66 x 65 in gt"]),
         ('val', 1, (64, 64), (65, 63), ["a.png' is 64 x 64 in lq but 63 x 65 in gt"]),
+        ('val', 1, (8, 8), (9, 9), []),  # nor takes patches
         ('train', 2, (32, 48), (64, 96), []),
         ('train', 2, (32, 48), (64, 98), ["a.png' is 48 x 32 in lq but 98 x 64 in gt"]),
         ('val', 2, (64, 96), (32, 48), ["a.png' is 96 x 64 in lq but 48 x 32 in gt"]),  # swapped
@@ -210,6 +211,15 @@ def test_sizes_of_a_pair_are_those_that_the_toolbox_takes(
         cv2.imwrite(f'{folder}/a.png', picture(*size))
     found = [*quick_problems(PAIRED, phase, scale=scale)]
     assert len(found) == len(expected) and all(part in said for part, said in zip(expected, found, strict=True))
+
+
+def test_raw_store_is_not_for_the_toolboxs_data_sets(tmp_path):
+    roots = {f'dataroot_{role}': str(tmp_path / f'{role}.lmdb') for role in ('lq', 'gt')}
+    for root, kind in zip(roots.values(), ('encoded', 'raw'), strict=True):
+        with StoreWriter(root, kind=kind) as store:
+            store.put('a', {'encoded': '.png', 'raw': '.raw'}[kind], bytes(16 * 16 * 3), (16, 16, 3))
+    (said,) = quick_problems({**PAIRED, **roots, 'io_backend': {'type': 'lmdb'}}, 'train')
+    assert said == f'{tmp_path}/gt.lmdb: a raw store, which a PairedImageDataset cannot read; take an encoded one'
 
 
 PAIRED = {

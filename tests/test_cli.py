@@ -18,7 +18,7 @@ from damage import swap
 from fresh import run_python
 from packaging.requirements import Requirement
 
-from wrcan_arch import cli, doctor
+from wrcan_arch import cli, doctor, ending
 from wrcan_arch.errors import RunError
 from wrcan_arch.inference import Request
 from wrcan_arch.photos.bulk_restore import Options
@@ -301,6 +301,13 @@ def test_module_and_command_are_the_same(tmp_path):
         assert result.returncode == 2 and 'no photographs were given' in result.stderr
         result = subprocess.run([*start, '--version'], capture_output=True, text=True, cwd=tmp_path, env=os.environ)
         assert (result.returncode, result.stdout) == (0, f'wrcan-arch {metadata.version("wrcan-arch")}\n')
+
+
+@pytest.mark.parametrize(
+    'error', [ModuleNotFoundError("No module named 'lmdb'"), ImportError('libGL.so.1: no such file')]
+)
+def test_what_cannot_be_imported_leads_to_doctor(error):
+    assert ending.message_for_user(error) == f'{error}; basicsr doctor says what is missing'
 
 
 def test_doctor_speaks_when_a_package_is_missing():

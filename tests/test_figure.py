@@ -1,6 +1,7 @@
 import re
 import shutil
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -161,6 +162,20 @@ def test_figure_is_a_png_and_a_page_at_2_to_1(frames):
     assert f'PSNR {psnr:.2f}' in text
 
 
+def test_each_psnr_stands_below_its_crop(frames):
+    rows = read_rows(RESULTS, ['000/00000000:0,0', '001/00000000:40,80'])
+    with mock.patch('wrcan_arch.look.figure.ImageDraw.Draw') as pen:
+        draw(rows)
+    written = [(text, place) for place, text, *_ in (call.args for call in pen.return_value.text.call_args_list)]
+    captions = [[cell.psnr and f'PSNR {cell.psnr:.2f}' or '' for cell in row.cells] for row in rows]
+    titles = [cell.title for cell in rows[0].cells]
+    assert [text for text, _ in written] == [*titles, rows[0].crop, *captions[0], rows[1].crop, *captions[1]]
+    columns = [left for _, (left, _) in written[: len(titles)]]
+    for first in (5, 10):
+        assert [left for _, (left, _) in written[first : first + 4]] == columns
+        assert {top - written[first - 1][1][1] for _, (_, top) in written[first : first + 4]} == {30 + 320 + 4}
+
+
 def test_columns_of_the_papers_rows_are_headed_as_in_the_paper(frames):
     names = {
         'test_table2_row3': 'WRCAN, L1',
@@ -182,6 +197,7 @@ def test_columns_of_the_papers_rows_are_headed_as_in_the_paper(frames):
             "--crops 009/00000000: the data set has no such frame; there are '000/00000000' and",
         ),
         (['first'], ['000/00000000:41,0'], 'not inside 240 x 200; TOP is 40 at most, LEFT 80'),
+        (['first'], ['000/00000000:0,81'], 'not inside 240 x 200; TOP is 40 at most, LEFT 80'),
         (['first'], ['000/00000000:1'], "no such frame; there are '000/00000000' and '000/00000000:TOP,LEFT'"),
         (['first', 'first'], [], 'need names that differ'),
         (['absent'], [], 'no options.yml in it; give the folder that basicsr test wrote'),

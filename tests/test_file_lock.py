@@ -2,6 +2,7 @@
 
 import errno
 import os
+import platform
 from unittest import mock
 
 import pytest
@@ -10,12 +11,18 @@ from wrcan_arch import InputError
 from wrcan_arch.file_lock import locked
 
 
+def test_the_file_says_who_holds_it_and_not_who_did(tmp_path):
+    (tmp_path / 'lock').write_text('process 12345678 on another machine')
+    with locked(tmp_path / 'lock', 'taken', 'wait'):
+        assert (tmp_path / 'lock').read_text() == f'process {os.getpid()} on {platform.node()}'
+
+
 @pytest.mark.parametrize('number', [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_file_system_without_locks_is_named(tmp_path, number):
     said = f'{tmp_path}/lock: its file system keeps no locks .*; choose a folder on another one'
     with (
         mock.patch('fcntl.lockf', side_effect=OSError(number, os.strerror(number))),
         pytest.raises(InputError, match=said),
-        locked(tmp_path / 'lock', 'taken', 'wait'),
+        locked(tmp_path / 'lock', 'taken'),
     ):
         pass

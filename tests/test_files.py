@@ -1,5 +1,6 @@
 """Files are written whole or not at all; names can be used and shown, whatever they are."""
 
+import errno
 import os
 import re
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+from PIL import Image
 
 from wrcan_arch import InputError
 from wrcan_arch.files import (
@@ -15,7 +17,9 @@ from wrcan_arch.files import (
     disk_errors_as_input_errors,
     name_that_fits,
     printable,
+    without_pillow_size_limit,
     without_root,
+    write_text,
     written_whole,
 )
 
@@ -28,11 +32,18 @@ def test_file_has_its_name_when_it_is_whole(tmp_path):
     path = tmp_path / 'a.json'
     path.write_text('before')
     (tmp_path / '.a.json.partial').write_text('what a writer left that was killed')
-    with written_whole(path) as file:
+    on_disk = []
+
+    def fsync(descriptor, fsync=os.fsync):
+        fsync(descriptor)
+        on_disk.append((os.fstat(descriptor).st_size, path.read_text()))
+
+    with mock.patch('os.fsync', fsync), written_whole(path) as file:
         file.write(b'half')
         file.flush()
         assert path.read_text() == 'before' and len(list(tmp_path.glob('*.partial'))) == 1
         file.write(b' and half')
+    assert on_disk == [(len('half and half'), 'before')], 'or a power loss may leave the name without the content'
     assert path.read_text() == 'half and half' and names(tmp_path) == ['a.json']
 
 
@@ -80,12 +91,13 @@ def test_error_leaves_what_was_there(tmp_path, error):
     assert path.read_text() == 'before' and names(tmp_path) == ['a.json']
 
 
-def test_full_disk_is_told_with_the_files_name(tmp_path):
-    path = tmp_path / 'a.json'
-    with mock.patch('os.fsync', side_effect=OSError(28, 'No space left on device')):
-        with pytest.raises(OSError, match=rf'No space .*{re.escape(str(path))}'), written_whole(path):
+@pytest.mark.parametrize('number', [errno.ENOSPC, errno.EDQUOT])
+def test_full_disk_is_told_with_the_files_name(tmp_path, number):
+    path, reason = tmp_path / 'a.json', os.strerror(number)
+    with mock.patch('os.fsync', side_effect=OSError(number, reason)):
+        with pytest.raises(OSError, match=rf'{reason}.*{re.escape(str(path))}'), written_whole(path):
             pass
-        said = re.escape(f'{path}: cannot be written (No space left on device); make room')
+        said = re.escape(f'{path}: cannot be written ({reason}); make room')
         with pytest.raises(InputError, match=f'^{said}$'), disk_errors_as_input_errors(path), written_whole(path):
             pass
     assert not names(tmp_path)
@@ -120,6 +132,25 @@ def test_longest_names_can_be_written(tmp_path):
         pass
     assert names(tmp_path) == [path.name]
     assert name_that_fits(path.name, '') == path.name != name_that_fits(path.name, '.jpg')
+    assert name_that_fits('x' * 255, '') == 'x' * 255 and len(name_that_fits('x' * 256, '')) == 64
+
+
+def test_a_pipe_is_written_into_and_stays(tmp_path):
+    os.mkfifo(tmp_path / 'pipe')
+    reader = os.open(tmp_path / 'pipe', os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        write_text(tmp_path / 'pipe', 'text')
+        assert (tmp_path / 'pipe').is_fifo() and os.read(reader, 9) == b'text'
+    finally:
+        os.close(reader)
+
+
+def test_pillows_limit_is_put_back():
+    limit = Image.MAX_IMAGE_PIXELS
+    with pytest.raises(ValueError), without_pillow_size_limit():
+        assert Image.MAX_IMAGE_PIXELS is None
+        raise ValueError
+    assert Image.MAX_IMAGE_PIXELS == limit is not None
 
 
 def test_paths_stay_below_a_folder():

@@ -24,8 +24,13 @@ def free(tmp_path):
     return found
 
 
-def test_this_machine_has_some():
+def test_the_machine_has_what_the_kernel_says_is_available(tmp_path, monkeypatch):
     assert 1 << 20 < memory.free_memory(torch.device('cpu')) < 1 << 50
+    (tmp_path / 'meminfo').write_text('MemTotal: 9 kB\nMemFree: 1 kB\nMemAvailable: 5 kB\n')
+    assert list(memory._free_in_machine(tmp_path / 'meminfo')) == [5 * 1024]
+    for unknown in ('_free_in_machine', '_free_in_groups'):
+        monkeypatch.setattr(memory, unknown, lambda: [])
+    assert memory.free_memory(torch.device('cpu')) == 8 * GB
 
 
 @pytest.mark.parametrize(('said', 'groups', 'share'), [
@@ -56,8 +61,9 @@ def test_a_job_has_its_limit_less_what_it_uses_but_its_cache(free):
 
 
 def test_version_1_and_a_container_that_shows_itself_as_the_root(free):
-    container = {'memory.limit_in_bytes': str(2 * GB), 'memory.usage_in_bytes': str(GB), 'memory.stat': 'cache 7\n'}
-    assert free('9:cpu,memory:/docker/4f\n8:pids:/docker/4f\n', {'memory': container}) == [GB]
+    container = {'memory.limit_in_bytes': str(2 * GB), 'memory.usage_in_bytes': str(GB)}
+    container['memory.stat'] = f'inactive_file 7\ntotal_inactive_file {GB // 2}\n'  # its own, and with groups inside
+    assert free('9:cpu,memory:/docker/4f\n8:pids:/docker/4f\n', {'memory': container}) == [3 * GB // 2]
 
 
 def test_a_system_without_control_groups(tmp_path):

@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from wrcan_arch import WRCAN, InputError, inference, load_network, precision, restore, strip_sizes
+from wrcan_arch.strip_sizes import StripSizes
 from wrcan_arch.strips import is_as_built
 
 CPU = torch.device('cpu')
+NUM_FEAT = 8  # of small_network
 
 
 @pytest.mark.parametrize(
@@ -32,7 +34,7 @@ def test_each_mode_is_the_official_codes(golden, official_weights, options, name
 
 def small_network():
     torch.manual_seed(0)
-    return WRCAN(num_feat=8, num_group=1, num_block=1).eval()
+    return WRCAN(num_feat=NUM_FEAT, num_group=1, num_block=1).eval()
 
 
 def test_default_is_the_plain_forward():
@@ -199,9 +201,7 @@ def test_pytorchs_own_switch_of_precision_is_put_back_as_somebody_set_it():
 
 def test_without_a_limit_most_of_what_is_free_is_used(monkeypatch):
     network, image = small_network(), np.zeros((800, 300, 3), np.uint8)
-    needed = (
-        strip_sizes.bytes_needed(network.config, (800, 300), rows=1, dtype=torch.float32, device=CPU) + 6 * 800 * 300
-    )
+    needed = StripSizes(NUM_FEAT, (800, 300), torch.float32, CPU).bytes_needed(1) + 6 * 800 * 300
     monkeypatch.setattr(inference, 'free_memory', lambda device: int(needed / 0.8) + 1000)
     restore(network, image, precision='fp32')
     monkeypatch.setattr(inference, 'free_memory', lambda device: int(needed / 0.9))
@@ -284,7 +284,7 @@ def test_the_memory_given_is_kept_to_or_refused(monkeypatch):
     )  # so tall that the blocks need more memory than encoder and decoder
     rows = []
     monkeypatch.setattr(inference, 'restore_in_strips', lambda *_, **options: rows.append(options['rows']))
-    needed = strip_sizes.bytes_needed(network.config, (3200, 300), rows=1, dtype=torch.float32, device=CPU)
+    needed = StripSizes(NUM_FEAT, (3200, 300), torch.float32, CPU).bytes_needed(1)
     for budget in (None, 10 * needed, needed + 7 * 3200 * 300):
         restore(network, image, precision='fp32', max_memory=budget)
     assert rows[0] == rows[1] > rows[2] >= 1
@@ -407,6 +407,20 @@ def test_wrong_requests_are_clear_errors(image, options, message):
         restore(small_network(), image, **options)
 
 
+@pytest.mark.parametrize('mode', ['exact', 'chop', 'input'])
+def test_another_network_may_have_any_number_of_channels(mode):
+    image = torch.rand(2, 1, 9, 12)
+    network = torch.nn.Conv2d(1, 1, 1)
+    expected = image if mode == 'input' else network(image)
+    for ensemble in (False, True):
+        restored = restore(network, image, mode=mode, ensemble=ensemble, precision='fp32')
+        torch.testing.assert_close(restored, expected)
+    pixels = np.zeros((9, 12, 1), np.uint8)
+    assert restore(network, pixels, mode=mode).shape == pixels.shape
+    with pytest.raises(InputError, match=r'float \(H, W, C\), not uint8 \(9, 12\)'):
+        restore(network, pixels[..., 0], mode=mode)
+
+
 @pytest.mark.parametrize('mode', ['exact', 'chop'])
 def test_a_network_that_enlarges_is_a_clear_error(mode):
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 12, 1), torch.nn.PixelShuffle(2))
@@ -442,9 +456,9 @@ def test_result_is_the_same_within_autocast_and_whatever_the_default_type(mode):
 def test_where_convolutions_unfold_their_input_more_memory_is_asked(monkeypatch, has_onednn):
     network, image = small_network(), np.zeros((8, 12, 3), np.uint8)
     monkeypatch.setattr(strip_sizes, 'onednn_computes_in', lambda dtype: True)
-    plain = strip_sizes.bytes_needed(network.config, (8, 12), rows=1, dtype=torch.bfloat16, device=CPU)
+    plain = StripSizes(NUM_FEAT, (8, 12), torch.bfloat16, CPU).bytes_needed(1)
     monkeypatch.setattr(strip_sizes, 'onednn_computes_in', lambda dtype: has_onednn)
-    needed = strip_sizes.bytes_needed(network.config, (8, 12), rows=1, dtype=torch.bfloat16, device=CPU)
+    needed = StripSizes(NUM_FEAT, (8, 12), torch.bfloat16, CPU).bytes_needed(1)
     restore(network, image, precision='bf16', max_memory=needed + 6 * 8 * 12)
     with pytest.raises(InputError, match='12 x 8 pixels need .* MB of memory'):
         restore(network, image, precision='bf16', max_memory=needed - 1)
@@ -453,7 +467,7 @@ def test_where_convolutions_unfold_their_input_more_memory_is_asked(monkeypatch,
 
 def test_without_onednn_convolutions_unfold_in_fp32_too():
     network, image = small_network(), np.zeros((8, 12, 3), np.uint8)
-    enough = strip_sizes.bytes_needed(network.config, (8, 12), rows=1, dtype=torch.float32, device=CPU) + 6 * 8 * 12
+    enough = StripSizes(NUM_FEAT, (8, 12), torch.float32, CPU).bytes_needed(1) + 6 * 8 * 12
     restore(network, image, precision='fp32', max_memory=enough)
     with torch.backends.mkldnn.flags(enabled=False), pytest.raises(InputError, match='12 x 8 pixels need'):
         restore(network, image, precision='fp32', max_memory=enough)

@@ -27,11 +27,20 @@ def read_in_child(path, key, queue):
 
 def test_values_come_back_and_meta_info_is_basicsrs(tmp_path):
     path = write_store(tmp_path / 'a.lmdb')
-    assert {file.name for file in path.iterdir()} == {'data.mdb', 'meta_info.txt', 'manifest.json'}
     assert (path / 'meta_info.txt').read_text().splitlines()[0] == '000_00000000.jpg (72,128,3) 0'
     store = open_store(path)
     assert store.keys() == [f'{number:03d}_00000000' for number in range(5)]
     assert all(store.get(key) == bytes([number]) * 1000 for number, key in enumerate(store.keys()))
+    assert {file.name for file in path.iterdir()} == {'data.mdb', 'meta_info.txt', 'manifest.json'}, 'nor does reading'
+
+
+def test_a_key_may_look_like_a_size(tmp_path):
+    with StoreWriter(tmp_path / 'a.lmdb') as writer:
+        writer.put('view (1,2,3)', '.png', b'1', (5, 6, 3))
+    store = open_store(tmp_path / 'a.lmdb')
+    assert (store.keys(), store.shape('view (1,2,3)'), store.ending('view (1,2,3)')) == (
+        ['view (1,2,3)'], (5, 6, 3), '.png'
+    )  # fmt: skip
 
 
 def test_toolbox_pairs_and_reads_our_stores(tmp_path):

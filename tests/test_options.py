@@ -1,10 +1,12 @@
 import re
+from copy import deepcopy
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
 import yaml
+from basicsr.models.sr_model import SRModel
 
 from wrcan_arch import InputError, checkpoint, inference, precision
 from wrcan_arch.data.store_writer import StoreWriter
@@ -22,18 +24,20 @@ def write(path, text):
 def test_numbers_are_numbers_and_texts_are_texts(tmp_path):
     path = write(
         tmp_path / 'a.yml',
-        'a: 1e-4\nb: 2E+3\nc: !!float 1e-3\nd: 1.5e-3\ne: -1e-8\nf: e4\ng: 10\nh: ~\ni: 1e4x\nj: off\nk: true\n',
+        'a: 1e-4\nb: 2E+3\nc: !!float 1e-3\nd: 1.5e-3\ne: -1e-8\nf: e4\ng: 10\nh: ~\ni: 1e4x\nj: yEs\nk: true\n',
     )
     read = options.read_options(path).values
     assert [read[key] for key in 'abcdefghijk'] == [
-        1e-4, 2e3, 1e-3, 1.5e-3, -1e-8, 'e4', 10, None, '1e4x', 'off', True
+        1e-4, 2e3, 1e-3, 1.5e-3, -1e-8, 'e4', 10, None, '1e4x', 'yEs', True
     ]  # fmt: skip
 
 
 def test_resolved_options_survive_the_toolboxs_own_reader(tmp_path):
     from basicsr.utils.options import ordered_yaml
 
-    path = write(tmp_path / 'a.yml', 'lr: 1e-4\nwd: 1e-8\nlist: [1, 2e-5, ~]\nname: yes_no\nflag: true\namp: off\n')
+    path = write(
+        tmp_path / 'a.yml', 'lr: 1e-4\nwd: 1e-8\nlist: [1, 2e-5, ~]\nname: yes_no\nflag: true\ntrain: {amp: off}\n'
+    )
     read = options.read_options(path).values
     assert yaml.load(yaml.safe_dump(read), ordered_yaml()[0]) == read
 
@@ -162,7 +166,7 @@ MISTAKES = [  # text, its replacement, the message and the text's line in it (0:
     ('total_iter: 400', 'total_iter: ~', 'train:total_iter: input should be a valid integer, not None'),
     ('  total_iter: 400\n', '', 'train:total_iter: is missing'),
     ('calculate_psnr,', 'calculate_pnsr,', 'val:metrics:psnr:type: there is no \'calculate_pnsr\'; did you mean calculate_psnr?'),
-    ('psnr: {type: calculate_psnr, crop_border: 0}', 'psnr: {type: calculate_psnr}', 'val:metrics:psnr:crop_border: is missing'),
+    ('psnr: {type: calculate_psnr, crop_border: 0}', 'psnr: {type: calculate_psnr}', 'val:metrics:psnr: calculate_psnr needs crop_border'),
     ('psnr: {type: calculate_psnr', 'psnr: {type: calculate_lpips', 'val:metrics:psnr: lower LPIPS is better; add better: lower'),
     ('psnr: {type: calculate_psnr', 'psnr: {type: calculate_niqe', 'val:metrics:psnr: lower NIQE is better; add better: lower'),
     ('save_img: false', 'save_image: false', 'val:save_img: is missing'),
@@ -176,7 +180,7 @@ MISTAKES = [  # text, its replacement, the message and the text's line in it (0:
     ('pretrain_network_g: small', 'pretrained: no.pth', 'path:pretrained: there is no such option'),
     ('  amp: auto', '  start_from_image: true\n  amp: auto', 'train:start_from_image: weights are loaded over it'),
     ('pretrain_network_g: small', 'pretrain_network_g: [small]', 'path:pretrain_network_g: input should be a valid string'),
-    ('num_gpu: auto', 'num_gpu: 99', 'num_gpu: 99 asked for, this machine has'),
+    ('num_gpu: auto', 'num_gpu: 1', 'num_gpu: 1 asked for, this machine has 0'),
     ('num_gpu: auto', 'num_gpu: all', "num_gpu: input should be a valid integer, not 'all', or input should be 'auto', not 'all'"),
     ('name: demo_val', 'name: demo_val\n    persistent_workers: true', 'persistent_workers: is for training alone'),
     ('  batch_size_per_gpu: 8\n', '\n', 'datasets:train:batch_size_per_gpu: is missing'),
@@ -184,7 +188,9 @@ MISTAKES = [  # text, its replacement, the message and the text's line in it (0:
     ('name: train_wrcan_demo', 'names: train_wrcan_demo', 'names: there is no such option here; did you mean name?'),
     ('manual_seed: 0', 'manual_seed: 0\nmanual_seed: 1', "the key 'manual_seed' stands twice"),
     ('  val:\n    name', '  vall:\n    name', 'datasets:vall: data sets are called train, val'),
-    ('num_feat: 16', 'num_feat: 6', 'network_g: WRCAN: num_feat must be a positive multiple of 4, not 6'),
+    ('save_img: false', 'save_img: no', 'val:save_img: write true or false, or put no in quotes if it is a text'),
+    ('num_block: 6', 'num_block: 6\n  learn_it: On', 'network_g:learn_it: write true or false, or put On in quotes'),
+    ('num_feat: 16', 'num_feat: 6', 'network_g: WRCAN: num_feat must be a multiple of 4, not 6'),
     ('num_feat: 16', 'num_feat: wide', "network_g: WRCAN: num_feat must be a whole number, not 'wide'"),
     ('psnr: {type: calculate_psnr, ', 'psnr: {type: calculate_psnr, test_y_chanel: true, ', 'psnr:test_y_chanel: calculate_psnr does not take it'),
     ('loss_weight: 0.1', 'norm: l3', "train:autoencoder_opt: JPEGAutoEncoderLoss: norm 'l3' is not one of mse, l2"),
@@ -212,6 +218,29 @@ def test_each_mistake_is_named_with_its_line_before_anything_is_written(demo, ol
         assert re.search(rf'\b{key}:', standing)
         if re.search(rf'\b{key}:', new):
             assert standing not in demo.splitlines(), 'the line with the mistake, not another with the same key'
+
+
+@pytest.mark.parametrize('word', ['yes', 'No', 'ON', 'off'])
+def test_words_that_basicsr_takes_for_booleans_are_mistakes_without_quotes(demo, word):
+    """A network or loss would get them as texts, all of them true."""
+    write(Path('own.yml'), demo)
+    override = f'network_g:learn_it={word}'
+    hint = f'write true or false, or put {word} in quotes if it is a text'
+    file = options.read_options('own.yml', [override])
+    assert file.problems == [f'--force_yml {override}: network_g:learn_it: {hint}']
+    file = options.read_options('own.yml', [f"network_g:learn_it='{word}'", f'network_g:{word}=1'])
+    assert not file.problems and file.values['network_g']['learn_it'] == word
+
+
+def test_off_is_what_amp_takes_and_the_schema_says_what_else(demo):
+    for key in ('off', '"off"'):
+        assert not problems_of(demo.replace('amp: auto', f'amp: {key}'))
+    (said,) = problems_of(demo.replace('amp: auto', 'amp: no'))
+    assert said.endswith("train:amp: input should be 'off', 'bf16', 'fp16' or 'auto', not 'no'")
+    write(Path('own.yml'), demo)
+    option_checks.check(options.read_options('own.yml', ['train:amp=off']), 'train')
+    file = options.read_options('own.yml', ['train:optim_g={type: Adam, lr: 1, lr: 2}'])
+    assert file.problems == ["--force_yml train:optim_g={type: Adam, lr: 1, lr: 2}: the key 'lr' stands twice"]
 
 
 def test_paths_may_begin_with_the_home_folder(tmp_path, monkeypatch):
@@ -243,8 +272,13 @@ def test_all_mistakes_are_named_at_once(demo):
 def test_list_in_a_names_place_is_a_mistake_like_others(demo, key):
     values = yaml.safe_load(demo)
     *sections, last = key.split(':')
-    options.find(values, tuple(sections))[last] = ['a', 'b']
+    options.find(values, *sections)[last] = ['a', 'b']
     assert any(f': {key}: input should be a valid string' in line for line in problems_of(yaml.safe_dump(values)))
+
+
+def test_keys_of_other_sections_are_not_suggested(demo):
+    (said,) = problems_of(demo.replace('val_freq: 100', 'val_freq: 100\n  print_frq: 100'))
+    assert said.endswith('val:print_frq: there is no such option here')
 
 
 def test_mistake_in_a_base_is_named_there(demo):
@@ -253,19 +287,28 @@ def test_mistake_in_a_base_is_named_there(demo):
     line = demo.splitlines().index('    gt_size: 64  # side of a patch, in pixels') + 1
     assert f'base.yml:{line}: datasets:train:gtsize: there is no such option here; did you mean gt_size?' in said
     assert 'own.yml:3: trian: there is no such option here; did you mean train?' in said
+    write(Path('base.yml'), demo.replace('manual_seed: 0', 'manual_seed: 0\nmanual_seed: 1'))
+    (said,) = problems_of('base: base.yml\nname: mine\n')
+    assert re.fullmatch(r"base\.yml:\d+: the key 'manual_seed' stands twice", said)
 
 
-def test_the_toolboxs_own_model_does_not_pass_over_our_options(demo):
-    values = yaml.safe_load(demo.replace('WRCANModel', 'SRModel'))
+@pytest.mark.parametrize('model', ['SRModel', 'SwinIRModel'])
+def test_the_toolboxs_own_models_do_not_pass_over_our_options(demo, model):
+    values = yaml.safe_load(demo.replace('WRCANModel', model))
     values['train'] |= {'checkpointing': False, 'gradient_compression': 'none', 'max_skipped_steps': 0}
-    values['train']['optim_g'] = {'type': 'Muon', 'lr': 0.01}
-    values['logger']['keep_last'] = 2
+    values['train'] |= {'optim_g': {'type': 'Muon', 'lr': 0.01}, 'channels_last': True, 'accumulate': 2}
+    values['train'] |= {'pixel_opt': None, 'start_from_image': True}
+    submission = {'every': 1, 'extra_data': False, 'description': 'x'}
+    values['val'] |= {'best_metric': 'psnr', 'submission': submission, 'save_img': True}
+    values['deterministic'], values['logger']['keep_last'] = True, 2
     said = problems_of(yaml.safe_dump(values))
-    refused = {line.split(': ')[1] for line in said if 'SRModel does not know it; ' in line}
+    refused = {line.split(': ')[1] for line in said if f': {model} does not know it; ' in line}
     assert refused == {  # what is off or none is no difference
-        'train:autoencoder_opt', 'train:amp', 'train:max_skipped_steps', 'train:optim_g:type', 'logger:keep_last',
-        'val:inference',
+        'train:autoencoder_opt', 'train:amp', 'train:max_skipped_steps', 'train:optim_g:type', 'train:channels_last',
+        'train:accumulate', 'train:start_from_image', 'val:inference', 'val:best_metric', 'val:submission',
+        'deterministic', 'logger:keep_last',
     }  # fmt: skip
+    assert any(line.endswith('train: needs pixel_opt or perceptual_opt') for line in said)
 
 
 def test_what_fails_at_its_turn_with_the_toolboxs_classes_is_said_before(demo):
@@ -277,9 +320,40 @@ def test_what_fails_at_its_turn_with_the_toolboxs_classes_is_said_before(demo):
     values = {**yaml.safe_load(demo), **yaml.safe_load(network)}
     del values['train']['autoencoder_opt']
     values['path']['pretrain_network_g'] = None
-    values['val']['inference'] = {'mode': 'local'}
-    (said,) = problems_of(yaml.safe_dump(values))
-    assert said.endswith('val:inference: mode local and max_memory are for WRCAN, not for EDSR')
+    for asked in ({'mode': 'local'}, {'max_memory': 1 << 30}):
+        values['val']['inference'] = asked
+        (said,) = problems_of(yaml.safe_dump(values))
+        assert said.endswith('val:inference: mode local and max_memory are for WRCAN, not for EDSR')
+
+
+def test_a_metric_of_ones_own_is_asked_for_what_it_takes(demo, monkeypatch):
+    def mean_error(img, img2, power=1): ...
+
+    def any_error(img, img2, border, **others): ...
+
+    def sharpness(img): ...
+
+    for each in (mean_error, any_error, sharpness):
+        monkeypatch.setitem(option_checks.registry.METRIC_REGISTRY._obj_map, each.__name__, each)
+    values = yaml.safe_load(demo)
+    values['val']['metrics'] = {
+        'a': {'type': 'mean_error', 'power': 2, 'better': 'lower'},
+        'b': {'type': 'any_error', 'border': 1, 'window': 7},
+    }
+    assert not problems_of(yaml.safe_dump(values))
+    values['val']['metrics'] = {
+        'a': {'type': 'mean_error', 'pover': 2},
+        'b': {'type': 'any_error'},
+        'c': {'type': 'sharpness'},
+    }
+    assert {line.partition('val:metrics:')[2] for line in problems_of(yaml.safe_dump(values))} == {
+        'a:pover: mean_error does not take it; did you mean power?',
+        'b: any_error needs border',
+        'c:img2: sharpness does not take it; did you mean img?',
+    }
+    values['datasets']['val'].pop('dataroot_gt')
+    values['val']['metrics'] = {'c': {'type': 'sharpness'}}
+    assert not problems_of(yaml.safe_dump(values))
 
 
 def test_data_sets_that_are_scored_have_names_of_their_own(demo):
@@ -304,13 +378,12 @@ def test_what_validation_would_fail_on_is_said_before_the_run(demo, monkeypatch)
                          'without debug')  # fmt: skip
     assert 'val:inference: max_memory is for the modes exact and local' in inference
     assert 'val:metrics:lpips: calculate_lpips: no ' in lpips
-    write(Path('test.yml'), yaml.safe_dump({**values, 'train': None}))
-    assert not list(option_checks._unfit_logger(options.read_options('test.yml'))), 'a test may be called that'
 
 
 def test_a_test_scores_what_the_toolbox_knows_how_to(demo):
-    values = yaml.safe_load(demo) | {'train': None}
+    values = yaml.safe_load(demo) | {'train': None, 'name': 'debug'}  # a test may be called that
     values['datasets'] = {'holiday': values['datasets']['val']}
+    values['val']['metrics']['niqe'] = {'type': 'calculate_niqe', 'crop_border': 0}  # it chooses no network
     (said,) = problems_of(yaml.safe_dump(values), 'test')
     assert said.endswith('datasets:holiday: data sets to be scored are called test, test_2 ..., or val')
     for phase in ('test', 'test_2', 'val'):
@@ -324,6 +397,32 @@ def test_luma_alone_is_not_for_our_network(demo):
     write(Path('own.yml'), yaml.safe_dump(values))
     (said,) = option_checks._unfit_network(options.read_options('own.yml'))
     assert said.endswith('datasets:val:color: WRCAN takes 3 channels, not the luma alone; leave it out')
+
+
+def test_what_keeps_the_size_is_not_asked_to_enlarge(demo):
+    def said(text):
+        return [line.partition('scale: ')[2] for line in problems_of(f'{text}\nscale: 2\n') if ': scale: ' in line]
+
+    ends = 'gives an image of the size that it gets; set scale to 1, or take'
+    network = f'WRCAN {ends} another network'
+    data = [f'JPEGDeblurDataset {ends} a PairedImageDataset']
+    assert said(demo) == [f'WRCANModel {ends} SRModel', network, *data]
+    assert said(demo.replace('WRCANModel', 'SRModel')) == [network, *data]
+    values = yaml.safe_load(demo) | {'model_type': 'SRModel', 'path': {}}
+    values['network_g'] = {'type': 'MSRResNet', 'upscale': 2}
+    assert said(yaml.safe_dump(values)) == data
+
+
+def test_what_is_as_long_as_the_run_or_a_store_of_its_own_is_no_mistake(demo):
+    text = demo.replace('eta_min: 1e-6', 'eta_min: 1e-6, periods: [399]')  # the last step is made with the rate of 399
+    assert not problems_of(text.replace('jpeg_quality: 25', 'dataroot_gt_jpeg: datasets/demo_train_sharp.lmdb'))
+
+
+@pytest.mark.parametrize('strict', [True, False])
+def test_weights_of_another_network_are_for_those_who_ask_for_it(demo, strict):
+    text = demo.replace('pretrain_network_g: small', f'pretrain_network_g: small\n  strict_load_g: {strict}')
+    said = problems_of(text.replace('num_block: 6', 'num_block: 5'))
+    assert [line.endswith('set network_g:num_block=6') for line in said] == [True] * strict
 
 
 @pytest.mark.parametrize('lacking', ['gone.pth', 'damaged.pth'])
@@ -361,9 +460,15 @@ def test_sharp_frames_are_asked_for_by_metrics_that_take_them(demo):
     values = yaml.safe_load(demo)
     del values['datasets']['val']['dataroot_gt']
     assert any('datasets:val:dataroot_gt: is missing' in each for each in problems_of(yaml.safe_dump(values)))
+    single = {**values, 'datasets': deepcopy(values['datasets'])}
+    single['datasets']['val']['type'] = 'SingleImageDataset'
+    (said,) = problems_of(yaml.safe_dump(single))
+    assert 'datasets:val:type: gives no sharp frames, which a metric compares with; take a PairedImageDataset' in said
     values['val']['metrics'] = {'niqe': {'type': 'calculate_niqe', 'crop_border': 0, 'better': 'lower'}}
     values['val'].pop('best_metric', None)
     assert not problems_of(yaml.safe_dump(values))
+    single['val'] = values['val']
+    assert not problems_of(yaml.safe_dump(single))
 
 
 @pytest.mark.parametrize(('gpus', 'num_gpu', 'refused'), [(1, 'auto', True), (0, 'auto', False), (1, 0, False)])
@@ -376,10 +481,24 @@ def test_local_is_refused_where_a_gpu_is_to_be_deterministic(demo, monkeypatch, 
     assert len(said) == refused and all('deterministic: mode local has sums' in line for line in said)
 
 
-def test_options_of_another_model_are_left_to_it(demo):
-    text = demo.replace('WRCANModel', 'SRGANModel').replace('network_g: small', 'network_g: ~')
+@pytest.mark.parametrize(('gpus', 'pinned', 'refused'), [(1, True, False), (1, False, True), (0, True, True)])
+def test_prefetching_needs_a_gpu_and_pinned_memory(demo, monkeypatch, gpus, pinned, refused):
+    monkeypatch.setattr('torch.cuda.device_count', lambda: gpus)
+    values = yaml.safe_load(demo)
+    values['datasets']['train'] |= {'prefetch_mode': 'cuda', 'pin_memory': pinned}
+    write(Path('own.yml'), yaml.safe_dump(values))
+    said = list(option_checks._wrong_machine(options.read_options('own.yml')))
+    assert [line.endswith('cuda needs a GPU and pin_memory: true') for line in said] == [True] * refused
+
+
+def test_options_of_ones_own_model_are_left_to_it(demo, monkeypatch):
+    class OwnModel(SRModel): ...
+
+    monkeypatch.setitem(option_checks.registry.MODEL_REGISTRY._obj_map, 'OwnModel', OwnModel)
+    text = demo.replace('WRCANModel', 'OwnModel').replace('network_g: small', 'network_g: ~')
     text += '\nnetwork_d: {type: VGGStyleDiscriminator}\n'
     said = problems_of(text.replace('inference: {', 'inference: {tiles: 4, '))
+    text = text.replace('optim_g: {type: Adam,', 'optim_g: {type: SGD, momentum: 0.9,')
     assert "val:inference: Request.__init__() got an unexpected keyword argument 'tiles'" in said[0]
     assert not problems_of(text)
 
@@ -392,7 +511,7 @@ def test_models_of_the_toolbox_without_pixels_or_pairs_are_left_to_it(demo):
         'std': [0.5] * 3, 'use_hflip': True, 'num_worker_per_gpu': 1, 'batch_size_per_gpu': 3,
     }  # fmt: skip
     del values['datasets']['val']
-    for name in ('pixel_opt', 'autoencoder_opt'):
+    for name in ('pixel_opt', 'autoencoder_opt', 'amp'):
         del values['train'][name]
     values['train']['gan_opt'] = {'type': 'GANLoss', 'gan_type': 'wgan_softplus'}
     assert not problems_of(yaml.safe_dump(values))
@@ -460,6 +579,12 @@ def test_files_without_a_path_share_none(demo):
     assert options.read_options('own.yml').values['path'] == {}
 
 
+def test_what_the_toolbox_requires_has_defaults(tmp_path):
+    path = write(tmp_path / 'own.yml', 'name: a\n')
+    expected = {'name': 'a', 'num_gpu': 'auto', 'manual_seed': 0, 'scale': 1, 'path': {}}
+    assert options.read_options(path).values == expected
+
+
 def test_override_can_leave_a_section_out(demo):
     Path('demo.yml').write_text(demo)
     assert 'val' not in options.read_options('demo.yml', ['datasets:val=~']).values['datasets']
@@ -467,7 +592,12 @@ def test_override_can_leave_a_section_out(demo):
 
 @pytest.mark.parametrize(
     ('overrides', 'periods'),
-    [((), [400]), (['train:total_iter=20'], [20]), (['train:scheduler:periods=~'], [400])],
+    [
+        ((), [400]),
+        (['train:total_iter=20'], [20]),
+        (['train:scheduler:periods=~'], [400]),
+        (['train:scheduler:periods=[300, 100]'], [300, 100]),
+    ],
 )
 def test_a_cosine_is_as_long_as_the_run(demo, overrides, periods):
     Path('demo.yml').write_text(demo)

@@ -19,7 +19,7 @@ from wrcan_arch import InputError
 from wrcan_arch.photos.heic_decoder import decode
 from wrcan_arch.photos.photo import Photo
 from wrcan_arch.photos.read_photo import read_photo
-from wrcan_arch.photos.write_photo import write_photo
+from wrcan_arch.photos.write_photo import check_fits, write_photo
 
 LOSSLESS = ('.png', '.tif')
 
@@ -45,12 +45,12 @@ def test_pixels_are_those_that_pillow_decodes(tmp_path, ending):
     assert np.abs(read_photo(tmp_path / f'a{ending}').pixels - expected).max() <= (0 if ending == '.bmp' else 2)
 
 
-@pytest.mark.parametrize(('ending', 'least_psnr'), [('.jpg', 38), ('.webp', 30), ('.avif', 38)])
+@pytest.mark.parametrize(('ending', 'least_psnr'), [('.jpg', 38), ('.webp', 30.4), ('.avif', 38)])
 def test_quality_is_the_users(tmp_path, ending, least_psnr):
     photo, path = Photo(pixels=picture(64, 96)), tmp_path / f'a{ending}'
     write_photo(path, photo)
     fine, size = np.asarray(Image.open(path).convert('RGB')), path.stat().st_size
-    assert cv2.PSNR(fine, photo.pixels) > least_psnr
+    assert cv2.PSNR(fine, photo.pixels) > least_psnr and read_photo(path).jpeg_quality in (95, None)
     write_photo(path, photo, quality=20)
     assert path.stat().st_size < size / 2 and cv2.PSNR(np.asarray(Image.open(path).convert('RGB')), fine) < 40
 
@@ -105,6 +105,7 @@ def test_sixteen_bits_become_what_the_format_holds(tmp_path):
         write_photo(tmp_path / f'a{ending}', photo)
         assert np.abs(np.asarray(Image.open(tmp_path / f'a{ending}').convert('RGB')) - eight).mean() < tolerance / 7
     assert read_photo(tmp_path / 'a.avif').pixels.dtype == np.uint16
+    assert pyvips.Image.new_from_file(str(tmp_path / 'a.avif')).get('bits-per-sample') == 12
 
 
 @pytest.mark.parametrize('ending', LOSSLESS)
@@ -147,9 +148,19 @@ def test_transparency_does_not_fit_into_jpeg(tmp_path):
     alpha = np.full((8, 8), 255, np.uint8)
     write_photo(tmp_path / 'a.jpg', Photo(pixels=picture(8, 8), alpha=alpha))
     assert Image.open(tmp_path / 'a.jpg').mode == 'RGB'
-    alpha[3, 4] = 254
-    with pytest.raises(InputError, match=r'b\.jpg: jpeg holds no transparency; choose --format png'):
-        write_photo(tmp_path / 'b.jpg', Photo(pixels=picture(8, 8), alpha=alpha))
+    for kind in (np.uint8, np.uint16):
+        alpha = np.full((8, 8), np.iinfo(kind).max, kind)
+        alpha[3, 4] -= 1
+        with pytest.raises(InputError, match=r'b\.jpg: jpeg holds no transparency; choose --format png'):
+            write_photo(tmp_path / 'b.jpg', Photo(pixels=picture(8, 8).astype(kind), alpha=alpha))
+
+
+@pytest.mark.parametrize(('ending', 'most'), [('jpg', 65_500), ('webp', 16_383), ('avif', 16_384)])
+def test_sides_that_a_format_does_not_hold_are_said(ending, most):
+    for shape in ((1, most), (most, 1)):
+        assert check_fits(Path(f'a.{ending}'), Photo(pixels=np.zeros((*shape, 3), np.uint8)))
+        with pytest.raises(InputError, match=f'holds at most {most:,} pixels a side; choose --format png'):
+            check_fits(Path(f'a.{ending}'), Photo(pixels=np.zeros((shape[0] + 1, shape[1] + 1, 3), np.uint8)))
 
 
 @pytest.mark.parametrize('ending', [*LOSSLESS, '.jpg', '.bmp'])

@@ -78,7 +78,8 @@ def test_init_dist_replacement_is_needed():
 @contextmanager
 def joining(*, rank=1, **options):
     """Let init_dist run as one of two processes on a machine with GPUs, without the other one."""
-    options = pipelines.with_hash({'name': 'small', 'num_gpu': 0, 'datasets': {}, **options})
+    about = {'name': 'small', 'model_type': 'WRCANModel', 'num_gpu': 0, 'datasets': {}}
+    options = pipelines.with_hash(about | options)
     run = pipelines.Run(command='test', options=options)
     with (
         mock.patch.object(pipelines.Team, 'from_environment', lambda **_: mock.Mock(rank=rank, size=2)),
@@ -98,14 +99,23 @@ def test_processes_without_gpus_leave_those_that_are_there(num_gpu, backend):
     assert init.call_args.args[0] == backend and take.called == (backend == 'nccl')
 
 
-def test_backend_and_port_may_be_chosen(monkeypatch):
+@pytest.mark.parametrize(('num_gpu', 'backend'), [(0, 'gloo'), ('auto', 'mpi')])
+def test_port_may_be_chosen_and_on_gpus_the_backend(monkeypatch, num_gpu, backend):
     monkeypatch.delenv(pipelines.STARTED_BY_TORCHRUN, raising=False)
     with (
-        joining(dist_params={'backend': 'mpi', 'port': 1234}) as (run, init, _),
+        joining(num_gpu=num_gpu, dist_params={'backend': 'mpi', 'port': 1234}) as (run, init, _),
         mock.patch.object(pipelines, 'take_slurms_environment') as take,
     ):
         pipelines.init_dist(run, 'slurm')
-    assert init.call_args.args[0] == 'mpi' and take.call_args.args == (1234,)
+    assert init.call_args.args[0] == backend and take.call_args.args == (1234,)
+
+
+def test_the_toolboxs_own_models_are_not_several_processes_without_gpus():
+    with joining(model_type='SRModel', num_gpu='auto') as (run, init, _):
+        pipelines.init_dist(run, 'pytorch')
+    with joining(model_type='SRModel') as (run, init, _), pytest.raises(InputError, match='SRModel cannot run as sev'):
+        pipelines.init_dist(run, 'pytorch')
+    assert not init.called
 
 
 @pytest.mark.parametrize(('rank', 'held'), [(0, [mock.call(Path('results/small'))]), (1, [])])

@@ -182,6 +182,10 @@ def test_results_that_a_shell_names_are_passed_over_where_nothing_is_overwritten
     Path('a_restored.jpg').touch()
     assert plan(['a.jpg', 'a_restored.jpg'], skip_existing=True) == [Job('a.jpg', 'a_restored.jpg')]
     assert len(plan(['a.jpg', 'a_restored.jpg'], out=Path('out'), skip_existing=True)) == 2
+    Path('out').mkdir()
+    Path('out/a.jpg').touch()
+    with pytest.raises(InputError, match='would overwrite the photograph out/a.jpg; .* choose another -o'):
+        plan(['a.jpg', 'out/a.jpg'], out=Path('out'), skip_existing=True)
 
 
 def test_pictures_of_before_and_after_overwrite_nothing_that_lies_among_the_photographs():
@@ -228,6 +232,9 @@ def test_pictures_of_before_and_after_overwrite_no_photograph_and_no_result(out,
         plan(['a.jpg', 'a.jpg.jpg'], out=Path(out), compare=Path(compare))
     with pytest.raises(InputError, match=r'a\.jpg\.jpg: is no folder; choose another --compare'):
         plan(['a.jpg'], out=Path('out'), compare=Path('a.jpg.jpg'))
+    Path('index.html').write_text('mine')
+    with pytest.raises(InputError, match='index.html'):
+        plan(['a.jpg'], out=Path('out'), compare=Path())
 
 
 def test_inputs_and_results_are_never_overwritten():
@@ -303,7 +310,7 @@ def unreadable(monkeypatch):
 
 
 def test_folders_that_cannot_be_read_are_told_and_the_others_planned(unreadable):
-    for entries in (['in'], ['in/*'], ['in/shut.1', 'in/shut.2', 'in/z']):
+    for entries in (['in'], ['in/*'], ['in', 'in/*'], ['in/shut.1', 'in/shut.2', 'in/z']):
         told = []
         assert plan(entries, out=Path('out'), unreadable=told)[-1].source == 'in/z/c.jpg'
         assert told == [f'in/shut.{number}: cannot be read (Permission denied)' for number in (1, 2)]
@@ -352,6 +359,9 @@ def test_neighbours_of_a_photograph_that_is_a_link_are_not_overwritten():
     for photo in ('links/a.png', 'links/f'):
         with pytest.raises(InputError, match='its result would overwrite links/., which may be'.replace('.,', '.*,')):
             plan([photo], out=Path('links'), format='jpeg')
+    Path('real/f/a.jpg').touch()
+    with pytest.raises(InputError, match='its result would overwrite real/f/a.jpg, which may be a photograph'):
+        plan(['links/a.png'], out=Path('real/f'), format='jpeg')
 
 
 def test_results_that_a_shells_star_has_found_are_no_photographs():
@@ -366,6 +376,7 @@ def test_results_that_a_shells_star_has_found_are_no_photographs():
     Path('in/look').mkdir()
     Path('in/look/a.jpg.jpg').touch()
     assert [job.source for job in plan(['in/b.PNG', 'in/look'], compare=Path('in/look'))] == ['in/b.PNG']
+    assert plan(['in/look'], out=Path('new'), compare=Path('in/look')) == [Job('in/look/a.jpg.jpg', 'new/a.jpg.jpg')]
 
 
 @pytest.mark.parametrize('line', ['.', '/'])

@@ -43,8 +43,8 @@ def test_metadata_behind_the_pixels_of_png_is_read(tmp_path, compressed):
     assert written.info['xmp'] == xmp.replace(b'6', b'1')
 
 
-@pytest.mark.parametrize('name', [b'tEXt', b'zTXt', b'iTXt'])
-def test_metadata_in_hexadecimal_texts_of_png_is_read(tmp_path, name):
+@pytest.mark.parametrize(('name', 'of_captions'), [(b'tEXt', 'iptc'), (b'zTXt', '8bim'), (b'iTXt', 'IPTC')])
+def test_metadata_in_hexadecimal_texts_of_png_is_read(tmp_path, name, of_captions):
     """As ImageMagick writes them; its orientation is of the file that the PNG was made from."""
     exif, content = Image.Exif(), io.BytesIO()
     exif[MAKE], exif[ORIENTATION] = 'a camera', 6
@@ -57,7 +57,12 @@ def test_metadata_in_hexadecimal_texts_of_png_is_read(tmp_path, name):
         before = {b'tEXt': b'', b'zTXt': b'\0', b'iTXt': b'\0\0\0\0'}[name]
         return name, f'Raw profile type {kind}\0'.encode() + before + (zlib.compress(text) if before == b'\0' else text)
 
-    chunks = [chunk('exif', exif.tobytes()), chunk('iptc', captions), chunk('xmp', b'<x:xmpmeta'), chunk('icm', b'?')]
+    chunks = [
+        chunk('exif', exif.tobytes()),
+        chunk(of_captions, captions),
+        chunk('xmp', b'<x:xmpmeta'),
+        chunk('icm', b'?'),
+    ]
     (tmp_path / 'a.png').write_bytes(with_chunks(content.getvalue(), *chunks))
     photo = read_photo(tmp_path / 'a.png')
     np.testing.assert_array_equal(photo.pixels, picture(20, 30))

@@ -135,8 +135,9 @@ def test_zips_and_folders_make_the_same_stores(reds, downloads, monkeypatch, sou
         assert content(downloads / 'out' / f'{name}.lmdb') == content(reds / 'stores' / f'{name}.lmdb')
 
 
-def test_what_macos_leaves_beside_zips_is_passed_over(downloads, monkeypatch):
-    (downloads / 'zips/._train_sharp.zip').write_bytes(b'no zip')
+def test_zips_that_are_not_needed_are_passed_over(downloads, monkeypatch):
+    for name in ('._train_sharp', 'train_blur', 'train_blur_comp', 'val_sharp'):  # macOS's, of other tracks and splits
+        (downloads / f'zips/{name}.zip').write_bytes(b'no zip')
     assert run(monkeypatch, 'zips', '-o', 'out', '--splits', 'train') == 0
     assert names_in(downloads / 'out') == {'train_blur_jpeg.lmdb', 'train_sharp.lmdb'}
 
@@ -215,8 +216,13 @@ def test_second_run_changes_nothing_and_refuses_another_request(downloads, monke
     assert run(monkeypatch, 'zips', '-o', 'out', '--splits', 'val', '--store', 'raw') == 2
     assert 'out/val_sharp.lmdb: is there already and encoded, not raw' in message(capsys)
     shutil.rmtree('zips')
-    for name in ('val_blur_jpeg', 'val_sharp'):
-        shutil.rmtree(f'tree/val/{name}/001')
+    whole = {path: path.read_bytes() for path in Path('tree/val').rglob('*.*g')}
+    for path in whole:
+        cv2.imwrite(str(path), np.zeros((40, 64, 3), np.uint8))
+    assert run(monkeypatch, 'tree', '-o', 'out', '--splits', 'val', '--any-size') == 2
+    assert 'out/val_blur_jpeg.lmdb: is there already with other frames' in message(capsys)
+    for path, content in whole.items():
+        path.write_bytes(content) if path.parent.name == '000' else path.unlink()
     assert run(monkeypatch, 'tree', '-o', 'out', '--splits', 'val', '--any-size') == 2
     assert 'out/val_blur_jpeg.lmdb: is there already with other frames' in message(capsys)
 
@@ -442,6 +448,10 @@ def test_bad_input_is_named_in_one_line_and_makes_no_store(downloads, monkeypatc
 def test_reds_own_numbers_and_size_are_expected(reds, tmp_path, monkeypatch, capsys):
     assert run(monkeypatch, reds / 'zips', '-o', tmp_path / 'out') == 2
     assert 'train_blur_jpeg: 23988 frames missing (12 found, REDS has 24000)' in message(capsys)
+    for split, found in (('val', 8), ('test', 4)):
+        assert run(monkeypatch, reds / 'zips', '-o', tmp_path / 'out', '--splits', split) == 2
+        said = f'{split}_blur_jpeg: {3000 - found} frames missing ({found} found, REDS has 3000)'
+        assert said in message(capsys)
     monkeypatch.setattr(prepare_reds, 'SEQUENCES', SEQUENCES)
     monkeypatch.setattr(prepare_reds, 'FRAMES', FRAMES)
     assert run(monkeypatch, reds / 'zips', '-o', tmp_path / 'out') == 2

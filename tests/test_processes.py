@@ -1,5 +1,7 @@
+import itertools
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import pytest
@@ -62,8 +64,10 @@ def test_page_is_in_the_photographs_order(pair, tmp_path):
 
 def test_processes_with_different_lists_are_told_apart(pair):
     assert in_threads(lambda: pair[0].agree_on(JOBS), lambda: pair[1].agree_on(list(JOBS))) == [None, None]
-    said = in_threads(lambda: pair[0].agree_on(JOBS), lambda: pair[1].agree_on(JOBS[:-1]))
-    assert said[0] == said[1] and said[0].startswith('process 1 sees photographs ')
+    elsewhere = [*JOBS[:-1], Job(JOBS[-1].source, 'other/19.png')]
+    for theirs in (JOBS[:-1], elsewhere):
+        said = in_threads(lambda: pair[0].agree_on(JOBS), lambda theirs=theirs: pair[1].agree_on(theirs))
+        assert said[0] == said[1] and said[0].startswith('process 1 sees photographs ')
 
 
 def test_none_begins_while_another_still_looks_for_photographs(pair, monkeypatch):
@@ -108,6 +112,26 @@ def test_a_process_that_never_answers_is_given_up(pair, monkeypatch):
     monkeypatch.setattr(processes, 'STALL_LIMIT', 0.3)
     with pytest.raises(InputError, match='a process does not answer .*; run again with --skip-existing'):
         pair[0].gather('from 0', lambda: None)
+
+
+def test_processes_that_get_something_done_are_waited_for(pair, monkeypatch):
+    """For twenty hours, with a photograph every four."""
+    hours, calls = itertools.count(), itertools.count(1)
+    clock = SimpleNamespace(monotonic=lambda: 3600 * next(hours), sleep=lambda _: None)
+    monkeypatch.setattr(processes, 'time', clock)
+
+    def waiting():
+        if (call := next(calls)) % 4 == 0 and pair[1].add_done(1) and call == 20:
+            pair[1].store.set('message 1', 'from 1')
+            pair[1].store.add('told', 1)
+
+    assert pair[0].gather('from 0', waiting) == ['from 0', 'from 1']
+
+
+def test_the_first_error_does_not_wait_for_processes_that_hang(pair, monkeypatch):
+    monkeypatch.setattr(processes, 'ERROR_WAIT', 0.1)
+    assert in_threads(pair[0].is_first_error) == [True]
+    assert in_threads(pair[1].is_first_error) == [False]
 
 
 def test_a_run_without_torchrun_is_alone(monkeypatch):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from basicsr.models import build_model
+from basicsr.utils.registry import METRIC_REGISTRY
 from test_wrcan_model import HOST_IS_FULL, batch
 
 from wrcan_arch import InputError, WRCANModel, restore
@@ -69,6 +70,14 @@ def test_a_border_that_leaves_no_pixels_is_an_error():
     assert scoring._score('psnr', {'type': 'calculate_psnr', 'crop_border': 3}, 'a', images) == math.inf
     with pytest.raises(InputError, match="val:metrics:psnr of 'a': ValueError: the result is not a number"):
         scoring._score('psnr', {'type': 'calculate_psnr', 'crop_border': 4}, 'a', images)
+
+
+def test_a_metric_is_not_asked_for_what_the_toolbox_alone_reads(monkeypatch):
+    def mean(img):
+        return img.mean()
+
+    monkeypatch.setitem(METRIC_REGISTRY._obj_map, 'mean', mean)
+    assert scoring._score('mean', {'type': 'mean', 'better': 'lower'}, 'a', {'img': np.ones((8, 9, 3))}) == 1
 
 
 def test_full_disk_ends_the_run_and_keeps_the_old_file(opt, tmp_path):
@@ -187,6 +196,22 @@ def test_validation_of_no_images_is_an_error(opt):
 
     with pytest.raises(InputError, match='data set paired: there are no images in REDS'):
         scoring.score_images(build_model(opt), Frames(), 4, save_img=False)
+
+
+def test_processes_put_their_scores_together(monkeypatch):
+    class Frames(list):
+        opt = {'name': 'paired'}
+
+    def scores_with(theirs):
+        shares = ({'a': {'psnr': 1.0}}, 4.0), ({theirs: {'psnr': 2.0}}, 2.0)
+        monkeypatch.setattr(scoring, 'score_share', lambda *_: shares[0])
+        monkeypatch.setattr(scoring.distributed, 'all_gather_object', lambda out, _: out.__setitem__(slice(2), shares))
+        return scoring.score_images(model, Frames([0, 1]), 4, save_img=False)
+
+    model = SimpleNamespace(opt={'dist': True, 'rank': 0, 'world_size': 2})
+    assert scores_with('b') == ({'a': {'psnr': 1.0}, 'b': {'psnr': 2.0}}, 3.0)
+    with pytest.raises(InputError, match='two of its images would be called a; rename one'):
+        scores_with('a')
 
 
 def test_averaged_weights_are_validated(opt):

@@ -1,3 +1,4 @@
+import base64
 import json
 import os
 import re
@@ -17,7 +18,7 @@ from wrcan_arch.data.image_files import write_png
 from wrcan_arch.look.crops import busiest_crops
 from wrcan_arch.look.finished import open_test_set, read_restored
 from wrcan_arch.look.page import rounded
-from wrcan_arch.look.report import plot_losses, read_curves, write_report
+from wrcan_arch.look.report import plot, plot_losses, read_curves, write_report
 from wrcan_arch.train.results import write_result
 
 LOG = """2026-01-01 10:00:00,000 INFO: [small..][epoch:  0, iter:       1, lr:(1.000e-03,)] [eta: 0:00:00, time (data): 1.239 (0.086)] l_pix: 6.1602e-01 l_ae: 4.8760e-02
@@ -34,11 +35,11 @@ def test_curves_are_what_the_logs_say_and_a_later_log_counts(tmp_path):
     (tmp_path / 'train_small_20260102_100000.log').write_bytes(later)
     curves = read_curves(tmp_path)
     assert curves.losses == {'l_pix': [(1, 0.61602), (1200, 0.4)], 'l_ae': [(1, 0.04876), (1200, 0.034787)]}
-    assert curves.metrics == {'psnr': [(1200, 26.6165)], 'ssim': [(1200, 0.8034)]}
+    assert curves.metrics == {'PSNR': [(1200, 26.6165)], 'SSIM': [(1200, 0.8034)]}
 
 
 def test_validations_stand_at_their_own_iteration_and_set(tmp_path):
-    said = '2026 INFO: Validated {} at iteration {}\n2026 INFO: Validation\n\t # psnr: {}\tBest: 1 @ 1 iter\n'
+    said = '2026 INFO: Validated {} at iteration {}: exact fp32\n INFO: Validation\n\t # psnr: {}\tBest: 1 @ 1 iter\n'
     text = (
         LOG.splitlines()[0]
         + '\n'
@@ -47,7 +48,7 @@ def test_validations_stand_at_their_own_iteration_and_set(tmp_path):
         + said.format('one', 9, 21.0)
     )
     (tmp_path / 'train_a.log').write_text(text)
-    assert read_curves(tmp_path).metrics == {'psnr (one)': [(7, 20.0), (9, 21.0)], 'psnr (two)': [(7, 30.0)]}
+    assert read_curves(tmp_path).metrics == {'PSNR (one)': [(7, 20.0), (9, 21.0)], 'PSNR (two)': [(7, 30.0)]}
 
 
 def test_sets_of_the_toolboxs_own_model_have_curves_of_their_own(tmp_path):
@@ -57,7 +58,7 @@ def test_sets_of_the_toolboxs_own_model_have_curves_of_their_own(tmp_path):
         ('my photos', 20.0), ('two', 30.0)))  # fmt: skip
     (tmp_path / 'train_a.log').write_text(f'{first}\n{said}{first.replace("1, lr", "2, lr")}\n{said}')
     assert read_curves(tmp_path).metrics == {
-        'psnr (my photos)': [(1, 20.0), (2, 20.0)], 'psnr (two)': [(1, 30.0), (2, 30.0)]
+        'PSNR (my photos)': [(1, 20.0), (2, 20.0)], 'PSNR (two)': [(1, 30.0), (2, 30.0)]
     }  # fmt: skip
 
 
@@ -66,7 +67,7 @@ def test_sets_and_metrics_may_be_called_anything(tmp_path):
         '2026 INFO: Validated my photos at iteration 7\n2026 INFO: Validation\n\t # psnr-y: 20.5\tBest: 20.5 @ 7 iter\n'
     )
     (tmp_path / 'train_a.log').write_text(said)
-    assert read_curves(tmp_path).metrics == {'psnr-y': [(7, 20.5)]}
+    assert read_curves(tmp_path).metrics == {'PSNR-Y': [(7, 20.5)]}
 
 
 def test_folder_without_a_log_is_an_error(tmp_path):
@@ -116,6 +117,13 @@ def test_page_shows_images_at_1_to_1_and_crops_at_2_to_1(finished_test):
     shown = [(f'a, {name}', '240') if part == 0 else (f'a, {name}, crop', '320')
              for name in ('blurred', 'restored', 'sharp') for part in range(2)]  # fmt: skip
     assert widths == shown and 'crops at 2:1' in page
+    found = {name: cv2.imdecode(np.frombuffer(base64.b64decode(content), np.uint8), cv2.IMREAD_COLOR)
+             for content, name in re.findall(r'base64,([^"]*)" alt="a, ([^"]*)"', page)}  # fmt: skip
+    (top, left), *_ = busiest_crops([picture(200, 240), picture(200, 240, 1)], 1)
+    for seed, name in enumerate(('blurred', 'sharp', 'restored')):
+        assert np.abs(found[name].astype(int) - picture(200, 240, seed)).mean() < 5, 'a JPEG'
+        crop = picture(200, 240, seed)[top : top + 160, left : left + 160]
+        np.testing.assert_array_equal(found[f'{name}, crop'], crop)
 
 
 def test_scores_are_of_blurred_and_restored_and_what_was_gained(finished_test):
@@ -215,6 +223,9 @@ def test_the_tested_iteration_is_marked_in_the_curves_of_its_own_training(finish
     dotted = 'stroke-dasharray'
     assert pages['own'].count(dotted) == pages['other'].count(dotted) + 1
     assert '<p>Dotted: the iteration whose weights were tested.</p>' in pages['own']
+    with mock.patch('matplotlib.axes.Axes.axvline') as line:
+        plot('psnr', {'psnr': [(7, 20.0), (11, 21.0)]}, tested=9)
+    assert line.call_args.args == (9,)
 
 
 def test_names_of_metrics_are_text_and_those_of_sets_stay_as_they_are(finished_test):
@@ -231,11 +242,6 @@ def test_names_of_metrics_are_text_and_those_of_sets_stay_as_they_are(finished_t
 def test_page_is_not_written_under_a_pictures_name(finished_test):
     with pytest.raises(InputError, match=r'report.JPG: is the name of a picture; name the page, as in report.html'):
         write_report(finished_test, None, Path('report.JPG'))
-
-
-def test_page_says_the_protocol_as_the_result_does(finished_test):
-    write_report(finished_test, None, Path('report.html'))
-    assert 'protocol: chop x8 bf16.' in Path('report.html').read_text()
 
 
 def test_data_made_anew_after_the_test_is_said(finished_test):

@@ -62,6 +62,15 @@ def test_kill_before_the_last_save_s_removals_leaves_nothing_more(quick, states_
     assert sorted(path.name for path in (FOLDER / 'models').iterdir()) == names
 
 
+def test_newest_run_that_was_put_aside_is_of_this_name_and_has_states(tmp_path):
+    for name in ('a[1]_archived_20261029', 'a[1]_archived_20261130', 'a1_archived_20271130'):
+        (tmp_path / name / 'training_states').mkdir(parents=True)
+        (tmp_path / name / 'training_states/4.state').touch()
+    (tmp_path / 'a[1]_archived_20281130').mkdir()
+    assert run_folder.newest_archive(tmp_path / 'a[1]') == tmp_path / 'a[1]_archived_20261130'
+    assert run_folder.newest_archive(tmp_path / 'a') is None
+
+
 def test_failed_save_is_tried_again(quick):
     """A disk fails twice, then takes the file: nothing is lost, and only the log reports it."""
     from wrcan_arch import checkpoint

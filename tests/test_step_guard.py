@@ -15,7 +15,7 @@ from conftest import SMALL_TRAINING
 from wrcan_arch import InputError
 from wrcan_arch.cli import main
 from wrcan_arch.train import options, run_folder
-from wrcan_arch.train.step_guard import StepGuard, StopReasons, UntilUnreadable, signals_ask
+from wrcan_arch.train.step_guard import StepGuard, StopReasons, UntilUnreadable, as_input_error, signals_ask
 
 
 @pytest.fixture(autouse=True)
@@ -29,9 +29,11 @@ def one_thread():
 
 def test_a_signal_is_heard_where_nobody_reads_what_it_prints():
     stop = StopReasons()
-    with signals_ask(stop), mock.patch('os.write', side_effect=BrokenPipeError):
+    with signals_ask(stop), mock.patch('os.write', side_effect=BrokenPipeError) as write:
         os.kill(os.getpid(), signal.SIGTERM)
         assert stop.asked_by == signal.SIGTERM
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert write.call_count == 1, 'the notice is given once'
 
 
 def test_a_signal_that_is_ignored_stays_ignored():
@@ -53,6 +55,12 @@ def test_a_first_batch_that_cannot_be_read_is_bad_input():
 
     with pytest.raises(InputError, match="^the next batch cannot be read .*no attribute 'astype'"):
         list(UntilUnreadable(batches(), StopReasons(), saves_first=True))
+
+
+def test_the_reason_of_a_worker_is_the_last_line_of_its_traceback():
+    error = RuntimeError("Caught KeyError in DataLoader worker process 0.\nTraceback:\n  ...\nKeyError: 'gt'\n")
+    assert str(as_input_error(error)) == "the next batch cannot be read (KeyError: 'gt')"
+    assert str(as_input_error(MemoryError(), 'image 3')) == 'image 3 cannot be read (MemoryError)'
 
 
 @pytest.fixture

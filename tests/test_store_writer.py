@@ -13,7 +13,7 @@ from conftest import write_store
 
 from wrcan_arch import InputError
 from wrcan_arch.data import store_writer
-from wrcan_arch.data.lmdb_store import open_store, read_manifest, verify_store
+from wrcan_arch.data.lmdb_store import RECORDS, open_store, read_manifest, verify_store
 from wrcan_arch.data.store_writer import FIRST_MAP_SIZE, StoreWriter
 
 
@@ -100,6 +100,12 @@ def test_store_is_complete_until_another_writer_changes_it(tmp_path):
             store.complete() if complete else store.flush()
             raise KeyboardInterrupt
         assert store_writer.is_complete(path) == complete
+    with pytest.raises(KeyboardInterrupt), StoreWriter(path, resume=True) as store:
+        store.put('b', '.png', b'3', (1, 1, 3))
+        store.complete()
+        raise KeyboardInterrupt
+    with StoreWriter(path, resume=True) as store:
+        assert store.resumed.keys() == {'b'}, 'what was deleted left no record'
 
 
 def test_stores_that_belong_together_get_their_names_together(tmp_path):
@@ -131,7 +137,7 @@ def test_kind_is_encoded_or_raw(tmp_path):
         StoreWriter(tmp_path / 'a.lmdb', kind='rows')
 
 
-def test_what_an_earlier_writer_left_outlives_an_error_at_opening(tmp_path):
+def test_what_an_earlier_writer_left_outlives_an_error_before_the_first_value(tmp_path):
     path = tmp_path / 'a.lmdb'
     with pytest.raises(KeyboardInterrupt), StoreWriter(path, resume=True) as writer:
         writer.put('a', '.png', b'value', (1, 1, 3))
@@ -143,6 +149,8 @@ def test_what_an_earlier_writer_left_outlives_an_error_at_opening(tmp_path):
         StoreWriter(path, resume=True),
     ):
         pass
+    with pytest.raises(KeyboardInterrupt), StoreWriter(path, resume=True):
+        raise KeyboardInterrupt
     with StoreWriter(path, resume=True) as writer:
         assert writer.resumed.keys() == {'a'}
         writer.keep('a')
@@ -195,6 +203,15 @@ def make_old(partial):
         transaction.put(b'a', b'a')
 
 
+def make_newer(partial):
+    """Let the records say that they are of another format."""
+    with lmdb.open(str(partial), map_size=FIRST_MAP_SIZE, max_dbs=1) as environment:
+        records = environment.open_db(RECORDS)
+        with environment.begin(write=True, db=records) as transaction:
+            for key, entry in [*transaction.cursor()]:
+                transaction.put(key, entry.replace(b'"format": 1', b'"format": 2'))
+
+
 def test_rest_of_another_kind_is_not_thrown_away(tmp_path, monkeypatch):
     """A partial store of the other kind may be hours of work."""
     monkeypatch.setattr(store_writer, 'BATCH_SIZE', 1)
@@ -208,7 +225,7 @@ def test_rest_of_another_kind_is_not_thrown_away(tmp_path, monkeypatch):
         writer.keep('a')
 
 
-@pytest.mark.parametrize('spoil', [cut, make_rubbish, make_old])
+@pytest.mark.parametrize('spoil', [cut, make_rubbish, make_old, make_newer])
 def test_rest_that_is_not_sound_is_not_resumed(tmp_path, monkeypatch, spoil):
     monkeypatch.setattr(store_writer, 'BATCH_SIZE', 1)
     with pytest.raises(KeyboardInterrupt), StoreWriter(tmp_path / 'a.lmdb', kind='raw', resume=True) as writer:

@@ -5,7 +5,7 @@ import torch
 from fresh import run_python
 
 from wrcan_arch import strip_sizes
-from wrcan_arch.strip_sizes import bytes_needed, end_rows
+from wrcan_arch.strip_sizes import StripSizes
 from wrcan_arch.strips import spans
 
 WIDE = (200, 12_000)  # encoder and decoder need more memory than the blocks
@@ -37,15 +37,14 @@ def test_memory_stays_within_what_was_said(num_feat, dtype, size):
     result = run_python(code)
     assert result.returncode == 0, result.stderr
     dtype = getattr(torch, dtype)
-    said = bytes_needed({'num_feat': num_feat}, size, rows=8, dtype=dtype, device=torch.device('cpu'))
+    said = StripSizes(num_feat, size, dtype, torch.device('cpu')).bytes_needed(8)
     maps = 3 * 4 * num_feat * size[0] // 4 * size[1] // 4 * dtype.itemsize
     assert maps < int(result.stdout) <= said
 
 
 def test_margins_are_counted(monkeypatch):
     def said():
-        config, cpu = {'num_feat': 8}, torch.device('cpu')
-        return bytes_needed(config, (9000, 1200), rows=2, dtype=torch.bfloat16, device=cpu)
+        return StripSizes(8, (9000, 1200), torch.bfloat16, torch.device('cpu')).bytes_needed(2)
 
     without = said()
     monkeypatch.setattr(strip_sizes, 'margin_of', lambda *_: 4)
@@ -59,15 +58,15 @@ def test_margins_are_counted(monkeypatch):
 )  # fmt: skip
 def test_strips_of_encoder_and_decoder_are_few(size, rows, device, count):
     """At full width they are few on a GPU, where 90 strips of 1280 x 720 would take 19,000 calls."""
-    rows_at_ends = end_rows(64, size, rows, torch.float16, torch.device(device))
+    rows_at_ends = StripSizes(64, size, torch.float16, torch.device(device)).end_rows(rows)
     assert len(list(spans(size[0], rows_at_ends))) == count
 
 
 @pytest.mark.parametrize('device', ['cpu', 'cuda'])
 def test_their_height_is_of_the_memory_that_the_blocks_took(device, monkeypatch):
     def said():
-        options = {'rows': 8, 'dtype': torch.float32, 'device': torch.device(device)}
-        return end_rows(16, (3000, 4000), **options), bytes_needed({'num_feat': 16}, (3000, 4000), **options)
+        sizes = StripSizes(16, (3000, 4000), torch.float32, torch.device(device))
+        return sizes.end_rows(8), sizes.bytes_needed(8)
 
     high, held = said()
     assert high > 8

@@ -125,6 +125,16 @@ def test_local_is_the_attention_of_windows(window, size):
         assert relative_error(each, expected) < 1e-5
 
 
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+def test_means_of_windows_are_computed_in_fp32(dtype):
+    values = torch.rand(1, 4, 64, 40).to(dtype)
+    with torch.device('meta'):  # set as the default
+        means = strips.WindowMeans(values, 32)
+    found = torch.cat([means(span) for span in strips.spans(64, 8)], dim=2)
+    expected = F.avg_pool2d(values.float(), 32, stride=1)
+    torch.testing.assert_close(found[:, :, 15 : 15 + 33], expected, rtol=1e-5, atol=0)
+
+
 def test_local_differs_from_exact_until_the_window_holds_the_image():
     network, image = network_of(), torch.rand(1, 3, 40, 64)
     exact = in_strips(network, image, rows=4)

@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,7 @@ def test_papers_numbers_are_the_papers(tmp_path):
     assert [row.result for table in PAPER for row in table.rows] == [name for name, *_ in rows]
     found = cells(compare(tmp_path))
     for name, *scores in rows:
+        assert found[name]['dataset'] == ('REDS_test' if name == 'test_table3' else 'REDS_val')
         shown = [found[name][f'{metric} paper'] for metric in ('PSNR', 'SSIM', 'LPIPS')]
         assert shown == [*scores, *[''] * (3 - len(scores))]
     assert [(row['WR'], row['CA']) for row in list(found.values())[:4]] == [
@@ -77,6 +79,13 @@ def test_result_stands_beside_the_paper(tmp_path):
     assert (row['SSIM paper'], row['SSIM measured'], row['SSIM difference']) == ('0.8138', '0.8134', '-0.0004')
     assert (row['protocol'], row['images'], row['weights'], row['note']) == ('chop fp32', '3000', '0123456789ab', '')
     assert (found['test_table2_row1']['PSNR difference'], found['test_table2_row1']['weights']) == ('+0.00', 'none')
+
+
+def test_arguments_that_options_leave_out_are_wrcans(tmp_path):
+    write(tmp_path, 'test_table2_row3', {'psnr': 28.93, 'ssim': 0.81})
+    path = tmp_path / 'test_table2_row3' / 'result_REDS_val.json'
+    path.write_text(json.dumps(json.loads(path.read_text()) | {'network_g': {'type': 'WRCAN'}}))
+    assert cells(compare(tmp_path))['test_table2_row3']['note'] == ''
 
 
 def test_each_rows_options_are_what_the_paper_measured(tmp_path):
@@ -177,13 +186,18 @@ def test_result_without_a_score_leaves_its_cells_empty(tmp_path):
 
 def test_text_is_in_columns_and_html_escaped(tmp_path):
     write(tmp_path, 'test_table1_case4', {'psnr': 28.66, 'ssim': 0.8081}, weights='<b>')
+    write(tmp_path, 'test_table1_case1', {'psnr': 28.0, 'ssim': 0.8}, dataset='<i>')
     compared = compare(tmp_path)
     headings, case_4 = (line for line in as_text(compared).splitlines() if line.startswith(('case', '4 ')))
     for heading, cell in (('measured', '28.66'), ('difference', '-0.05')):
         assert headings.index(heading) + len(heading) == case_4.index(cell) + len(cell)
     html = as_html(compared)
-    assert html.count('<table') == 3 and html.count('no result: basicsr test') == 11
-    assert '&lt;b&gt;' in html and '<b>' not in html and 'http' not in html
+    assert html.count('<table') == 3 and html.count('no result: basicsr test') == 10
+    assert '&lt;b&gt;' in html and '<b>' not in html and 'only on &lt;i&gt;' in html and 'http' not in html
+    for table in html.split('<table')[1:]:
+        rows = [re.findall('<t[hd][^>]*>', row) for row in table.split('<tr')[1:]]
+        widths = {sum(int((re.search(r'colspan="(\d+)"', cell) or [0, 1])[1]) for cell in row) for row in rows}
+        assert len(widths) == 1, 'cells and notes fill each row'
 
 
 @pytest.mark.parametrize('damage', ['{"metrics": ', '[]', '{"images": 3}', '{"metrics": 3}', '"text"'])

@@ -10,28 +10,34 @@ import pyvips
 import tifffile
 from conftest import deep_picture, picture
 from PIL import ExifTags, Image
+from PIL.TiffImagePlugin import IFDRational
 
 from wrcan_arch import InputError
 from wrcan_arch.photos.photo import ENDINGS
 from wrcan_arch.photos.read_photo import read_photo
-from wrcan_arch.photos.tiff_exif import begins_with_preview, read_exif
+from wrcan_arch.photos.tiff_exif import as_jpeg_has_it, begins_with_preview, read_exif
 from wrcan_arch.photos.write_photo import write_photo
 
 ORIENTATION, MAKE, EXPOSURE, EXIF_IFD = 0x0112, 0x010F, 0x829A, 0x8769
-RATING, XP_TITLE, INTEROPERABILITY = 0x4746, 0x9C9B, 0xA005
+RATING, RATING_PERCENT, XP_TITLE, INTEROPERABILITY = 0x4746, 0x4749, 0x9C9B, 0xA005
+TEXTS = (0x010D, 0x010E, MAKE, 0x0110, 0x0131, 0x013B, 0x013C, 0x8298)  # title, description, camera, author and so on
+BIAS, LATITUDE = 0x9204, 2
 IPTC, PHOTOSHOP = 33723, 34377
 
 
 @pytest.mark.parametrize('order', ['<', '>'])
 def test_exif_of_tiff_is_kept_in_either_byte_order(tmp_path, order):
     with tifffile.TiffWriter(tmp_path / 'a.tif', byteorder=order) as file:
-        extra = [(MAKE, 's', 0, 'a camera', True), (0x8298, 's', 0, 'me', True), (0x9C9B, 'B', 4, b'a\0b\0', True)]
-        file.write(deep_picture(8, 9), photometric='rgb', datetime='2026:11:23 12:00:00', extratags=extra)
+        extra = [(tag, 's', 0, f'text {tag}', True) for tag in TEXTS] + [(XP_TITLE, 'B', 4, b'a\0b\0', True)]
+        about = {'datetime': '2026:11:23 12:00:00', 'software': False, 'metadata': None, 'extratags': extra}
+        file.write(deep_picture(8, 9), photometric='rgb', **about)
     photo = read_photo(tmp_path / 'a.tif')
     np.testing.assert_array_equal(photo.pixels, deep_picture(8, 9))
     write_photo(tmp_path / 'b.tif', photo)
     tags = tifffile.TiffFile(tmp_path / 'b.tif').pages[0].tags
-    assert [tags[tag].value for tag in (MAKE, 0x8298, 0x0132)] == ['a camera', 'me', '2026:11:23 12:00:00']
+    assert tags[0x0132].value == '2026:11:23 12:00:00' and bytes(tags[XP_TITLE].value) == b'a\0b\0'
+    assert [tags[tag].value for tag in TEXTS] == [f'text {tag}' for tag in TEXTS]
+    assert [*tags.keys()] == sorted(tags.keys()) and not any(tag.valueoffset % 2 for tag in tags), 'as TIFF asks'
     np.testing.assert_array_equal(tifffile.imread(tmp_path / 'b.tif'), deep_picture(8, 9))
 
 
@@ -60,6 +66,18 @@ def test_values_that_say_they_are_the_same_bytes_do_not_fill_the_memory():
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 10 * len(bomb), '200 MB of values in 124 kB'
+
+
+def test_value_that_is_cut_is_left_out():
+    directory = struct.pack('<HHHII', 1, MAKE, 2, 20, 26) + bytes(4)
+    assert read_exif(io.BytesIO(b'II*\0' + struct.pack('<I', 8) + directory + b'a camera of a name\0\0'))
+    assert not read_exif(io.BytesIO(b'II*\0' + struct.pack('<I', 8) + directory + b'a camera of a name'))
+
+
+def test_captions_are_a_resource_of_even_length():
+    for captions, padded in ((b'abc', b'abc\0'), (b'abcd', b'abcd')):
+        head = b'Photoshop 3.0\0' + b'8BIM\x04\x04\0\0\0\0\0' + bytes([len(captions)])
+        assert as_jpeg_has_it(captions) == head + padded
 
 
 @pytest.mark.parametrize('ending', ['.jpg', '.tif'])
@@ -127,17 +145,19 @@ def test_colours_that_libvips_would_take_for_rgb_are_refused(tmp_path, compressi
         assert read_photo(tmp_path / 'a.tif').mode == 'rgb'
 
 
+@pytest.mark.parametrize('order', '<>')
 @pytest.mark.parametrize('target', [endings[0] for endings in ENDINGS.values()])
-def test_thumbnail_of_the_photograph_as_it_was_goes_and_xmp_is_upright_too(tmp_path, target):
+def test_thumbnail_of_the_photograph_as_it_was_goes_and_xmp_is_upright_too(tmp_path, target, order):
     image = Image.fromarray(picture(16, 24))
     image.resize((6, 4)).save(tmp_path / 'small.jpg')
     small = (tmp_path / 'small.jpg').read_bytes()
-    first = [(MAKE, 2, 9, 98), (ORIENTATION, 3, 1, 6)]
-    second = [(0x0103, 3, 1, 6), (ORIENTATION, 3, 1, 6), (0x0201, 4, 1, 108), (0x0202, 4, 1, len(small))]
-    exif = b'Exif\0\0II*\0' + struct.pack('<I', 8)
+    six = 6 if order == '<' else 6 << 16  # a short stands in the first two of four bytes
+    first = [(MAKE, 2, 9, 98), (ORIENTATION, 3, 1, six)]
+    second = [(0x0103, 3, 1, six), (ORIENTATION, 3, 1, six), (0x0201, 4, 1, 108), (0x0202, 4, 1, len(small))]
+    exif = b'Exif\0\0' + (b'II*\0' if order == '<' else b'MM\0*') + struct.pack(order + 'I', 8)
     for rows, following in ((first, 38), (second, 0)):
-        exif += struct.pack('<H', len(rows)) + b''.join(struct.pack('<HHII', *row) for row in rows)
-        exif += struct.pack('<I', following)
+        exif += struct.pack(order + 'H', len(rows)) + b''.join(struct.pack(order + 'HHII', *row) for row in rows)
+        exif += struct.pack(order + 'I', following)
     exif = exif.ljust(6 + 98) + b'a camera\0\0' + small
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF tiff:Orientation="6"/><tiff:Orientation>6</x:xmpmeta>'
     image.save(tmp_path / 'a.jpg', exif=exif, xmp=xmp)
@@ -154,14 +174,18 @@ def test_exif_of_cameras_is_followed_and_of_the_old_size_left_out(tmp_path):
     image = Image.fromarray(picture(16, 24))
     exif = image.getexif()
     exif[ORIENTATION], exif[RATING], exif[XP_TITLE] = 6, 4, 'title'.encode('utf-16-le')
-    exif[EXIF_IFD] = {EXPOSURE: 0.01, 0xA002: 24, 0xA003: 16, INTEROPERABILITY: {1: 'R03'}}
+    exif[RATING_PERCENT], exif[ExifTags.IFD.GPSInfo] = 75, {1: 'N', LATITUDE: (59.0, 20.0, 1.5)}
+    exif[EXIF_IFD] = {EXPOSURE: IFDRational(1, 100), BIAS: IFDRational(-3, 2), 0xA002: 24, 0xA003: 16}
+    exif[EXIF_IFD][INTEROPERABILITY] = {1: 'R03'}
     image.save(tmp_path / 'a.jpg', exif=exif)
     write_photo(tmp_path / 'b.tif', read_photo(tmp_path / 'a.jpg'))
     written = Image.open(tmp_path / 'b.tif').getexif()
-    assert written[RATING] == 4 and bytes(written[XP_TITLE]).decode('utf-16-le') == 'title'
+    assert (written[RATING], written[RATING_PERCENT]) == (4, 75)
+    assert bytes(written[XP_TITLE]).decode('utf-16-le') == 'title'
     below = written.get_ifd(EXIF_IFD)
-    assert below[EXPOSURE] == pytest.approx(0.01) and 0xA002 not in below and 0xA003 not in below
+    assert (below[EXPOSURE], below[BIAS]) == pytest.approx((0.01, -1.5)) and 0xA002 not in below and 0xA003 not in below
     assert written.get_ifd(INTEROPERABILITY) == {1: 'R03'}
+    assert written.get_ifd(ExifTags.IFD.GPSInfo) == {1: 'N', LATITUDE: (59.0, 20.0, 1.5)}
 
 
 @pytest.mark.parametrize(('order', 'count', 'value', 'preview'), [

@@ -300,8 +300,13 @@ def test_slurms_variables_become_torchruns(monkeypatch):
     take_slurms_environment()
     names = ('RANK', 'WORLD_SIZE', 'LOCAL_RANK', 'MASTER_ADDR', 'MASTER_PORT')
     assert [os.environ[name] for name in names] == ['5', '8', '1', 'n2', '23456']
+    monkeypatch.setenv('MASTER_ADDR', 'chosen')
     take_slurms_environment(port=7)
-    assert os.environ['MASTER_PORT'] == '7'
+    assert (os.environ['MASTER_ADDR'], os.environ['MASTER_PORT']) == ('chosen', '7')
+    monkeypatch.setenv('SLURM_STEP_ID', '2')
+    monkeypatch.delenv('MASTER_PORT')
+    take_slurms_environment()
+    assert os.environ['MASTER_PORT'] == str(23456 + 2 * 997), 'steps of one job do not meet at one port'
     monkeypatch.delenv('SLURM_LOCALID')
     with pytest.raises(InputError, match='there is no SLURM_LOCALID here; start the processes with srun'):
         take_slurms_environment()

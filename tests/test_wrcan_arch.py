@@ -164,7 +164,7 @@ def test_joint_images_must_have_one_shape():
     ('options', 'message'),
     [
         ({'block': 'wcra'}, "block 'wcra' is not one of wrca, wr, rca, res"),
-        ({'num_feat': 6}, 'num_feat must be a positive multiple of 4, not 6'),
+        ({'num_feat': 6}, 'num_feat must be a multiple of 4, not 6'),
         ({'num_group': 0}, 'num_group must be at least 1, not 0'),
         ({'num_block': 0}, 'num_block must be at least 1, not 0'),
     ],

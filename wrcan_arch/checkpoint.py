@@ -23,11 +23,11 @@ from torch import Tensor
 
 from .errors import InputError
 from .files import written_whole
+from .precision import PRECISIONS
 from .weights import SHIPPED
 from .wrcan_arch import BLOCKS, WRCAN
 
 Tensors = Mapping[str, Tensor]
-STORED_TYPES = {'fp16': torch.float16, 'bf16': torch.bfloat16}  # for small files; they are read as fp32
 
 # The authors' name of each convolution, and ours.
 OFFICIAL_NAMES = (
@@ -59,14 +59,14 @@ def _renamed(name: str, pattern: str, template: str, numbers: Mapping[str, Any])
 def name_from_official(name: str) -> str:
     """Our name of the tensor that the authors' checkpoint calls `name`; any other name is returned unchanged."""
     found = (_renamed(name, official, ours, {}) for official, ours in OFFICIAL_NAMES)
-    return next((renamed for renamed in found if renamed), name)
+    return next(filter(None, found), name)
 
 
 def name_to_official(name: str, config: Mapping[str, Any]) -> str:
     """The authors' name of our tensor `name`, in a network of `config`; InputError if they have none."""
     numbers = {key: config[key] for key in ('num_group', 'num_block')}
     found = (_renamed(name, ours, official, numbers) for official, ours in OFFICIAL_NAMES)
-    renamed = next((each for each in found if each), None)
+    renamed = next(filter(None, found), None)
     if renamed is None:
         raise InputError(f"the authors' code has no place for {name}: its blocks are WRCAN's and WRN's alone")
     return renamed
@@ -194,6 +194,7 @@ def holds_two_sets(content: Any) -> bool:
 
 
 def _is_of_its_type(name: str, value: Any) -> bool:
+    """Whether a patch size is a whole number above 0, and a JPEG quality one or a list of two; True for other names."""
     numbers = value if name == 'jpeg_quality' and isinstance(value, list) and len(value) == 2 else [value]
     return name not in ('patch_size', 'jpeg_quality') or all(type(each) is int and each > 0 for each in numbers)
 
@@ -342,7 +343,7 @@ def convert(
     if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise InputError(f'{path}: {broken[0]} has weights that are not finite; fetch or save the file again')
     if dtype is not None:
-        tensors = {name: tensor.to(STORED_TYPES[dtype]) for name, tensor in tensors.items()}
+        tensors = {name: tensor.to(PRECISIONS[dtype]) for name, tensor in tensors.items()}
         if beyond := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
             raise InputError(f'{path}: {beyond[0]} has weights beyond the range of {dtype}; store it as bf16')
     if official:

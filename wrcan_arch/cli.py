@@ -220,8 +220,8 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument('--force_yml', nargs='+', metavar='KEYS=VALUE', help='set options: train:total_iter=20')
 
     for name, about in (
-        ('train', 'train as an option file says; experiments/ and tb_logger/ go under this folder'),
-        ('test', 'score a network as an option file says; results/ goes under this folder'),
+        ('train', 'train as an option file says; experiments/ and tb_logger/ go under the current folder'),
+        ('test', 'score a network as an option file says; results/ goes under the current folder'),
     ):
         command = add(name, run_pipeline, about)
         command.add_argument('-opt', required=True, help='the option file')
@@ -293,10 +293,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     command = add('doctor', run_doctor, 'say which versions are there, what was repaired, what is missing')
     command.add_argument(
-        '--data',
-        nargs='+',
-        metavar='DATA',
-        help='instead, decode every frame of these stores, folders or option files',
+        '--data', nargs='+', metavar='DATA', help='instead, decode every frame of these stores, folders or option files'
     )
     return parser
 

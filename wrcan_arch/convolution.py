@@ -64,12 +64,7 @@ class Kernel:
     """
 
     def __init__(
-        self,
-        make: Callable[[], Tensor],
-        bias: Tensor | None,
-        stride: int = 1,
-        rate: int = 1,
-        padding: int = 1,
+        self, make: Callable[[], Tensor], bias: Tensor | None, stride: int = 1, rate: int = 1, padding: int = 1
     ) -> None:
         """`make` returns the weights in the type of the computation; `padding` is that of the columns."""
         self.make, self.bias, self.stride, self.rate, self.padding = make, bias, stride, rate, padding

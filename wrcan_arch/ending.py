@@ -97,7 +97,7 @@ def message_for_user(error: Exception) -> str | None:
         return one_line(error)
     if isinstance(error, RuntimeError) and is_full_gpu(error):
         return GPU_IS_FULL
-    if isinstance(error, ModuleNotFoundError):
+    if isinstance(error, ImportError):  # a package, or a library of the system's
         return f'{error}; basicsr doctor says what is missing'
     if isinstance(error, OSError):
         return f'{error.filename}: {error.strerror}' if error.filename else str(error)

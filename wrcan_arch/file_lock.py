@@ -11,17 +11,17 @@ from .errors import InputError
 
 
 @contextmanager
-def locked(file: Path, what: str, advice: str) -> Iterator[None]:
-    """Create and lock `file`. If another process holds it, raise InputError: '`what` (that process); `advice`'."""
+def locked(file: Path, what: str) -> Iterator[None]:
+    """Create and lock `file`. If another process holds it, raise InputError: `what`, and which process that is."""
     with file.open('a+') as opened:
         try:
             fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)  # lockf: workers that outlive the run do not inherit it
         except (BlockingIOError, PermissionError) as error:
             opened.seek(0)
-            raise InputError(f'{what} ({opened.read()}); {advice}') from error
+            raise InputError(f'{what} ({opened.read()}); wait for it, or choose another name') from error
         except OSError as error:
-            advice = 'choose a folder on another one'
-            raise InputError(f'{file}: its file system keeps no locks ({error.strerror}); {advice}') from error
+            hint = 'choose a folder on another one'
+            raise InputError(f'{file}: its file system keeps no locks ({error.strerror}); {hint}') from error
         opened.truncate(0)
         opened.write(f'process {os.getpid()} on {platform.node()}')
         opened.flush()

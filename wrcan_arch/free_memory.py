@@ -9,11 +9,9 @@ import torch
 
 UNKNOWN = 8 << 30  # assumed if the system does not say
 
-# By version of control groups: files of a group's limit and use, and memory.stat's key of the reclaimable cache.
-GROUP_FILES = {
-    2: ('memory.max', 'memory.current', 'inactive_file'),
-    1: ('memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_inactive_file'),
-}
+# Of control groups of version 2 and 1: files of limit and use, and memory.stat's key of the reclaimable cache.
+VERSION_2 = ('memory.max', 'memory.current', 'inactive_file')
+VERSION_1 = ('memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_inactive_file')
 
 
 def free_memory(device: torch.device) -> int:
@@ -45,15 +43,15 @@ def _free_in_groups(own: Path = Path('/proc/self/cgroup'), root: Path = Path('/s
     for line in lines:
         _, controllers, path = line.split(':', 2)
         if not controllers:
-            top, version = root, 2
+            top, files = root, VERSION_2
         elif 'memory' in controllers.split(','):
-            top, version = root / 'memory', 1
+            top, files = root / 'memory', VERSION_1
         else:
             continue
         group = top / path.lstrip('/')  # in a container this may be the host's path, of which only top exists
         for folder in (group, *group.parents):
             if folder.is_relative_to(top):
-                yield from _free_in_group(folder, *GROUP_FILES[version])
+                yield from _free_in_group(folder, *files)
 
 
 def _free_in_group(folder: Path, limit_file: str, used_file: str, cache: str) -> Iterator[int]:

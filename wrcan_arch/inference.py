@@ -2,7 +2,8 @@
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from numbers import Integral
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 from .convolution import Span
 from .errors import InputError
 from .free_memory import free_memory
-from .precision import PRECISIONS, autocast_dtype, exact_convolutions
-from .strip_sizes import strip_rows
+from .precision import PRECISIONS, autocast_dtype, exact_convolutions, name_of
+from .strip_sizes import StripSizes
 from .strips import is_as_built, restore_in_strips, spans
 from .wrcan_arch import SIZE_MULTIPLE, WRCAN
 
@@ -110,8 +111,7 @@ class Request:
 
     def describe(self, device: torch.device) -> str:
         """A description for results, such as 'chop x8 fp32'."""
-        dtype = autocast_dtype(self.precision, device)
-        computed_in = next(name for name, each in PRECISIONS.items() if each == dtype)
+        computed_in = name_of(autocast_dtype(self.precision, device))
         return ' '.join([self.mode, *(['x8'] if self.ensemble else []), computed_in])
 
 
@@ -132,6 +132,12 @@ class _NotFinite(Exception):
 
 
 Write = Callable[[Span, Tensor], None]  # takes rows (rows, W, C), float32, on any device
+Tell = Callable[[float], None]  # takes the share of the work that is done, up to 1
+
+
+def _tell_of_all(tell: Tell, number: int, count: int, share: float) -> None:
+    """Tell what share of `count` images or turns is done when `share` of the one with this number is."""
+    tell((number + share) / count)
 
 
 def _store(result: np.ndarray, span: Span, rows: Tensor) -> None:
@@ -143,37 +149,18 @@ def _store(result: np.ndarray, span: Span, rows: Tensor) -> None:
     result[slice(*span)] = rows.cpu().numpy()
 
 
-@dataclass(frozen=True, kw_only=True)
 class _Restoring:
-    """A network with a request that was checked for it; each call restores one image."""
+    """A network with a request that is checked for it, once for all images; each call restores one image."""
 
-    network: nn.Module
-    request: Request
-    device: torch.device
-    window: int | None  # see `window_of`
-    in_strips: bool
-    dtype: torch.dtype
-    progress: Callable[[float], None]
-
-    @classmethod
-    def of(cls, network: nn.Module, request: Request, progress: Callable[[float], None]) -> '_Restoring':
-        """Check the request against the network, once for all images."""
-        window = window_of(network, request.mode, request.patch_size)
-        in_strips = request.mode in ('exact', 'local') and is_as_built(network)
-        if request.max_memory is not None and not in_strips:
+    def __init__(self, network: nn.Module, request: Request, progress: Tell) -> None:
+        self.network, self.request, self.progress = network, request, progress
+        self.window = window_of(network, request.mode, request.patch_size)
+        self.in_strips = request.mode in ('exact', 'local') and is_as_built(network)
+        if request.max_memory is not None and not self.in_strips:
             name = type(network).__name__
             raise InputError(f'max_memory is for WRCAN with no part changed and no hook; this {name} runs whole')
-        device = next(network.parameters()).device
-        dtype = autocast_dtype(request.precision, device)
-        return cls(
-            network=network,
-            request=request,
-            device=device,
-            window=window,
-            in_strips=in_strips,
-            dtype=dtype,
-            progress=progress,
-        )
+        self.device = next(network.parameters()).device
+        self.dtype = autocast_dtype(request.precision, self.device)
 
     def __call__(self, image: np.ndarray, result: np.ndarray) -> None:
         """Restore `image` into `result`, both (H, W, C). Raises _NotFinite, but not for float results in fp32."""
@@ -181,22 +168,19 @@ class _Restoring:
         on_host = self.device.type == 'cpu'
         if not self.request.ensemble:
             held = image.nbytes + result.nbytes if on_host else 0
-            self._run(image, partial(_store, result), held, must_be_finite)
+            self._run(image, partial(_store, result), held, must_be_finite, self.progress)
             return
         total = torch.zeros(image.shape, device=self.device)
         held = total.nbytes + (image.nbytes if on_host else 0)
         for number, turn in enumerate(ALL_TURNS):
-            self._run(turn(image), partial(turn.add_rows, total), held, must_be_finite, turns_done=number)
+            tell = partial(_tell_of_all, self.progress, number, len(ALL_TURNS))
+            self._run(turn(image), partial(turn.add_rows, total), held, must_be_finite, tell)
         for start, stop in spans(len(total), 256):
             _store(result, (start, stop), total[start:stop].div_(len(ALL_TURNS)))
 
-    def _run(self, image: np.ndarray, write: Write, held: int, must_be_finite: bool, turns_done: int = 0) -> None:
+    def _run(self, image: np.ndarray, write: Write, held: int, must_be_finite: bool, tell: Tell) -> None:
         """Restore one turn of an image; `held`: bytes of images on the device."""
         height, width = image.shape[:2]
-        turns = len(ALL_TURNS) if self.request.ensemble else 1
-
-        def tell(share: float) -> None:
-            self.progress((turns_done + share) / turns)
 
         def read(span: Span) -> Tensor:
             sent = image[slice(*span)].astype(np.uint8 if image.dtype == np.uint8 else np.float32)
@@ -243,7 +227,8 @@ class _Restoring:
         """The strips' height for an image of `size`; InputError if memory is too small even for the lowest strips."""
         assert isinstance(self.network, WRCAN)
         budget = self.request.max_memory or int(FREE_SHARE * free_memory(self.device))
-        rows, needed = strip_rows(self.network.config, size, budget=budget - held, dtype=self.dtype, device=self.device)
+        sizes = StripSizes(self.network.head.out_channels, size, self.dtype, self.device)
+        rows, needed = sizes.rows_within(budget - held)
         if needed > budget - held:
             hint = 'raise --max-memory (max_memory)' if self.request.max_memory else 'free some'
             raise InputError(
@@ -258,7 +243,8 @@ def _restore_finite(restoring: _Restoring, image: np.ndarray, result: np.ndarray
 
     Raises InputError if an integer result is not finite in fp32 either.
     """
-    in_fp32 = replace(restoring, dtype=torch.float32)
+    in_fp32 = copy(restoring)
+    in_fp32.dtype = torch.float32
     if min(image.shape[:2]) <= SIZE_MULTIPLE:  # oneDNN 3.12 on AMX reads wrong rows: bf16, stride 2, output one wide
         restoring = in_fp32
     try:
@@ -292,6 +278,7 @@ def restore(
         network: a WRCAN with float32 weights, on the device to run on. In mode 'exact' another network, or a WRCAN
             that was modified (parts changed or wrapped, hooks, its own forward), runs on the whole image at once.
         image: RGB, a float tensor (B, 3, H, W) in [0, 1]; or an array (H, W, 3), uint8, uint16, or float in [0, 1].
+            For another network the channels are that network's, whatever their number.
         mode: 'exact', the network's function of the whole image, in strips; 'local', its attention pooled over a window
             of the training patch's size; 'chop', the authors' overlapping quadrants; 'input', the image as it is.
         ensemble: average over the eight flips and transposes; eight times the work.
@@ -317,37 +304,31 @@ def restore(
                 f'weights must be torch.float32 (network.float(); choose with precision) and on one device: {name} is '
                 f'{weight.dtype} on {weight.device}, others on {device}'
             )
-    channels = network.head.in_channels if isinstance(network, WRCAN) else 3
+    channels: int | str = network.head.in_channels if isinstance(network, WRCAN) else 'C'  # 'C': any number
     if isinstance(network, WRCAN) and network.tail.out_channels != channels:
         raise InputError(f'the network makes {network.tail.out_channels} channels of {channels}, no restored image')
     with exact_convolutions(device), torch.autocast(device.type, enabled=False):
         if isinstance(image, np.ndarray):
             image = image.astype(image.dtype.newbyteorder('='), copy=False)
-            if image.ndim != 3 or image.shape[2] != channels or 0 in image.shape or not _is_known(image.dtype):
+            is_known = image.dtype in PEAKS or np.issubdtype(image.dtype, np.floating)
+            fits = image.ndim == 3 and channels in ('C', image.shape[2]) and 0 not in image.shape
+            if not fits or not is_known:
                 raise InputError(
                     f'an image array must be uint8, uint16 or float (H, W, {channels}), not {image.dtype} {image.shape}'
                 )
             result = np.empty(image.shape, image.dtype)
-            _restore_finite(_Restoring.of(network, request, progress), image, result)
+            _restore_finite(_Restoring(network, request, progress), image, result)
             return result
 
         if not isinstance(image, Tensor):
             raise InputError(f'an image must be a NumPy array or a tensor, not {type(image).__name__}')
-        if image.ndim != 4 or image.shape[1] != channels or 0 in image.shape[2:] or not image.is_floating_point():
+        fits = image.ndim == 4 and channels in ('C', image.shape[1]) and 0 not in image.shape[1:]
+        if not fits or not image.is_floating_point():
             shape = tuple(image.shape)
             raise InputError(f'an image tensor must be float (B, {channels}, H, W), not {image.dtype} {shape}')
         results = np.empty(image.shape, np.float32)
-        restoring = _Restoring.of(network, request, progress)
+        restoring = _Restoring(network, request, progress)
         for number, one in enumerate(image.detach().to('cpu', torch.float32).numpy()):
-            of_all = partial(_tell_share, progress, number, len(results))
-            own = replace(restoring, progress=of_all)
-            _restore_finite(own, one.transpose(1, 2, 0), results[number].transpose(1, 2, 0))
+            restoring.progress = partial(_tell_of_all, progress, number, len(results))
+            _restore_finite(restoring, one.transpose(1, 2, 0), results[number].transpose(1, 2, 0))
         return torch.from_numpy(results).to(image.device, image.dtype)
-
-
-def _tell_share(progress: Callable[[float], None], number: int, count: int, share: float) -> None:
-    progress((number + share) / count)
-
-
-def _is_known(dtype: np.dtype) -> bool:
-    return dtype in PEAKS or np.issubdtype(dtype, np.floating)

@@ -1,8 +1,5 @@
 """Choose the height of strips, and compute the memory that they need."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 
 from .convolution import margin_of, onednn_computes_in
@@ -27,85 +24,61 @@ def padded_to_multiple(size: tuple[int, int]) -> tuple[int, int]:
     return height + -height % SIZE_MULTIPLE, width + -width % SIZE_MULTIPLE
 
 
-def _unfolded_maps(dtype: torch.dtype, device: torch.device) -> int:
-    return UNFOLDED_MAPS if device.type == 'cpu' and not onednn_computes_in(dtype) else 0
-
-
-def _row_numel(feat: int, padded: tuple[int, int]) -> int:
-    """Elements in a row of the features, which are as many as in a row of F channels at the image's size."""
-    return 4 * feat * padded[1] // SIZE_MULTIPLE
-
-
-def _held_in_blocks(
-    feat: int, padded: tuple[int, int], rows: int, dtype: torch.dtype, device: torch.device
-) -> tuple[int, int]:
-    """Elements held while the blocks run, and how many of them are one map of the features."""
-    height, width = (side // SIZE_MULTIPLE for side in padded)
-    row_numel, strip_rows = _row_numel(feat, padded), min(rows, height) + 2 * max(ATROUS_RATES)
-    margins = 4 * feat * height * 2 * margin_of(device, dtype, width, max(ATROUS_RATES))
-    strip = (BRANCH_MAPS + _unfolded_maps(dtype, device)) * strip_rows * row_numel
-    return 3 * row_numel * height + margins + strip, row_numel * height
-
-
-def _end_row_numel(feat: int, padded: tuple[int, int], dtype: torch.dtype, device: torch.device) -> int:
-    """Elements that one row of the encoder's and decoder's strips takes."""
-    image_row = 3 * padded[1] * torch.float32.itemsize // dtype.itemsize
-    return (END_MAPS + _unfolded_maps(dtype, device)) * _row_numel(feat, padded) + END_IMAGES * image_row
-
-
-def end_rows(feat: int, padded: tuple[int, int], rows: int, dtype: torch.dtype, device: torch.device) -> int:
-    """The height of the encoder's and decoder's strips, in rows of the image.
-
-    While these two run, all but one of the blocks' maps are freed: the strips may use that memory.
-    """
-    in_blocks, map_numel = _held_in_blocks(feat, padded, rows, dtype, device)
-    fitting = (in_blocks - map_numel) // _end_row_numel(feat, padded, dtype, device) - END_ROWS
-    preferred = CPU_END_STRIP if device.type == 'cpu' else GPU_END_STRIP
-    least, most = (numbers // _row_numel(feat, padded) for numbers in preferred)
-    height = padded[0] // SIZE_MULTIPLE
-    return SIZE_MULTIPLE * min(height, max(2, min(rows, max(least, min(fitting, most)) // SIZE_MULTIPLE)))
-
-
-def bytes_needed(
-    config: Mapping[str, Any], size: tuple[int, int], *, rows: int, dtype: torch.dtype, device: torch.device
-) -> int:
-    """Peak bytes of `restore_in_strips`, besides the weights and what `read` and `write` hold."""
-    feat, padded = config['num_feat'], padded_to_multiple(size)
-    in_blocks, map_numel = _held_in_blocks(feat, padded, rows, dtype, device)
-    at_ends = map_numel + (end_rows(feat, padded, rows, dtype, device) + END_ROWS) * _end_row_numel(
-        feat, padded, dtype, device
-    )
-    weights = WEIGHT_COPIES * 9 * BRANCH_MATRICES * (4 * feat) ** 2
-    return dtype.itemsize * (max(in_blocks, at_ends) + weights) + WORKSPACE
-
-
-def strip_rows(
-    config: Mapping[str, Any], size: tuple[int, int], *, budget: int, dtype: torch.dtype, device: torch.device
-) -> tuple[int, int]:
-    """The height of the blocks' strips, and the bytes that they need, which exceed `budget` if nothing fits.
-
-    The height suits the caches, or is lower if the memory requires it. It is about the same for all strips, since
-    weights are packed again for another height, which is costly if there are few strips. It is even, for whole pairs of
-    rows (`PairedKernel`), unless only single rows fit.
+class StripSizes:
+    """The heights of one image's strips, and the memory that they need.
 
     Args:
-        config: the network's.
+        feat: F, the network's features at full resolution.
         size: (H, W) of the image.
-        budget: bytes of working memory.
         dtype, device: of the computation.
     """
-    padded = padded_to_multiple(size)
-    height, row_numel = padded[0] // SIZE_MULTIPLE, _row_numel(config['num_feat'], padded)
-    if device.type == 'cpu' and height * row_numel <= CPU_WHOLE:
-        rows = height + height % 2
-    else:
-        strip = CPU_STRIP if device.type == 'cpu' else GPU_STRIP
-        rows = max(4, strip // (row_numel * dtype.itemsize) // 2 * 2)
 
-    def needed(rows: int) -> int:
-        return bytes_needed(config, size, rows=rows, dtype=dtype, device=device)
+    def __init__(self, feat: int, size: tuple[int, int], dtype: torch.dtype, device: torch.device) -> None:
+        height, width = padded_to_multiple(size)
+        self.feat, self.dtype, self.on_cpu = feat, dtype, device.type == 'cpu'
+        self.height = height // SIZE_MULTIPLE  # of the features
+        # Elements in a row of the features, as many as in one of F channels at the image's size; in all rows.
+        self.row_numel, self.map_numel = feat * width, feat * width * self.height
+        self.margins = 4 * feat * self.height * 2 * margin_of(device, dtype, width // SIZE_MULTIPLE, max(ATROUS_RATES))
+        unfolded = UNFOLDED_MAPS if self.on_cpu and not onednn_computes_in(dtype) else 0
+        self.branch_row_numel = (BRANCH_MAPS + unfolded) * self.row_numel  # that a row of a block's strip takes
+        image_row = 3 * width * torch.float32.itemsize // dtype.itemsize
+        self.end_row_numel = (END_MAPS + unfolded) * self.row_numel + END_IMAGES * image_row
 
-    while rows > 1 and needed(rows) > budget:
-        rows = rows // 4 * 2 or 1
-    even = -(-height // -(-height // rows))
-    return min(rows, even + even % 2), needed(rows)
+    def _held_in_blocks(self, rows: int) -> int:
+        """Elements held while the blocks run."""
+        strip = (min(rows, self.height) + 2 * max(ATROUS_RATES)) * self.branch_row_numel
+        return 3 * self.map_numel + self.margins + strip
+
+    def end_rows(self, rows: int) -> int:
+        """The height of the encoder's and decoder's strips, in rows of the image, if those of the blocks have `rows`.
+
+        While these two run, all but one of the blocks' maps are freed: the strips may use that memory.
+        """
+        fitting = (self._held_in_blocks(rows) - self.map_numel) // self.end_row_numel - END_ROWS
+        preferred = CPU_END_STRIP if self.on_cpu else GPU_END_STRIP
+        least, most = (numel // self.row_numel for numel in preferred)
+        return SIZE_MULTIPLE * min(self.height, max(2, min(rows, max(least, min(fitting, most)) // SIZE_MULTIPLE)))
+
+    def bytes_needed(self, rows: int) -> int:
+        """Peak bytes of `restore_in_strips`, besides the weights and what `read` and `write` hold."""
+        at_ends = self.map_numel + (self.end_rows(rows) + END_ROWS) * self.end_row_numel
+        weights = WEIGHT_COPIES * 9 * BRANCH_MATRICES * (4 * self.feat) ** 2
+        return self.dtype.itemsize * (max(self._held_in_blocks(rows), at_ends) + weights) + WORKSPACE
+
+    def rows_within(self, budget: int) -> tuple[int, int]:
+        """The height of the blocks' strips, and the bytes that they need, which exceed `budget` if nothing fits.
+
+        The height suits the caches, or is lower if the memory requires it. It is about the same for all strips, since
+        weights are packed again for another height, which is costly if there are few strips. It is even, for whole
+        pairs of rows (`PairedKernel`), unless only single rows fit.
+        """
+        if self.on_cpu and self.map_numel <= CPU_WHOLE:
+            rows = self.height + self.height % 2
+        else:
+            strip = CPU_STRIP if self.on_cpu else GPU_STRIP
+            rows = max(4, strip // (self.row_numel * self.dtype.itemsize) // 2 * 2)
+        while rows > 1 and self.bytes_needed(rows) > budget:
+            rows = rows // 4 * 2 or 1
+        even = -(-self.height // -(-self.height // rows))
+        return min(rows, even + even % 2), self.bytes_needed(rows)

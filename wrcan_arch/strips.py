@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .convolution import Convolution, Span, empty_map, margin_of
 from .strip_progress import Progress, weight_count
-from .strip_sizes import end_rows, padded_to_multiple
+from .strip_sizes import StripSizes, padded_to_multiple
 from .wrcan_arch import (
     ATROUS_RATES,
     SIZE_MULTIPLE,
@@ -278,7 +278,8 @@ class WindowMeans:
         self.rows, self.columns = min(size, height), min(size, width)
         self.top = 0
         first = self.values[: self.rows].split(4)  # in parts: a sum in another type copies its input
-        self.sums = sum((rows.sum(0, dtype=torch.float32) for rows in first), torch.zeros(()))  # (W, C), of the window
+        nothing = self.values.new_zeros((), dtype=torch.float32)
+        self.sums = sum((rows.sum(0, dtype=torch.float32) for rows in first), nothing)  # (W, C), of the window
 
     def __call__(self, span: Span) -> Tensor:
         """The means for rows `span`, (1, C, rows, W - window + 1): one for each place of the window along a row."""
@@ -311,13 +312,13 @@ def attend(attention: nn.Module, total: Tensor, features: Tensor, branch: Tensor
     def add(span: Span, weights: Tensor | None) -> None:
         start, stop = span
         into, added = features[:, :, start:stop], branch[:, :, start:stop]
-        into.add_(added) if weights is None else into.addcmul_(added, weights.to(features.dtype))
+        into.add_(added) if weights is None else into.addcmul_(added, weights)
 
     if not isinstance(attention, ChannelAttention):
         return Update(lambda span: add(span, None))
     height, width = features.shape[2:]
     if window is None or (window >= height and window >= width):
-        weights = attention.weights(total / (height * width))
+        weights = attention.weights(total / (height * width)).to(features.dtype)
         return Update(lambda span: add(span, weights))
 
     means = WindowMeans(branch, window)
@@ -403,7 +404,7 @@ def restore_in_strips(
         image = F.pad(image, missing, mode='replicate') if any(missing) else image
         return image.contiguous(memory_format=torch.channels_last)
 
-    at_ends = end_rows(network.head.out_channels, padded, rows, dtype, device)
+    at_ends = StripSizes(network.head.out_channels, size, dtype, device).end_rows(rows)
     strips = list(spans(padded[0], at_ends))
     progress = Progress(network, padded[0], tell)
     entry = _expand(network, map(read_padded, strips), padded, dtype, progress)

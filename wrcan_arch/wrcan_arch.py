@@ -34,7 +34,7 @@ class ChannelAttention(nn.Module):
         self.excite = nn.Conv2d(channels // ATTENTION_REDUCTION, channels, 1)
 
     def weights(self, means: Tensor) -> Tensor:
-        """Attention weights (B, C, 1, 1) of the channels' means (B, C, 1, 1)."""
+        """Attention weights of the channels' means, of the same shape: (B, C, 1, 1), or (B, C, H, W) of windows."""
         return torch.sigmoid(self.excite(F.relu(self.squeeze(means))))
 
     def forward(self, features: Tensor) -> Tensor:
@@ -177,11 +177,10 @@ class WRCAN(nn.Module):
         for name, value in {'num_feat': num_feat, 'num_group': num_group, 'num_block': num_block}.items():
             if not isinstance(value, int):
                 raise InputError(f"WRCAN: {name} must be a whole number, not '{value}'")
-        if num_feat < 4 or num_feat % 4:
-            raise InputError(f'WRCAN: num_feat must be a positive multiple of 4, not {num_feat}')
-        for name, value in {'num_group': num_group, 'num_block': num_block}.items():
             if value < 1:
                 raise InputError(f'WRCAN: {name} must be at least 1, not {value}')
+        if num_feat % 4:
+            raise InputError(f'WRCAN: num_feat must be a multiple of 4, not {num_feat}')
 
         self.config: dict[str, Any] = {
             'num_in_ch': num_in_ch,

@@ -5,7 +5,6 @@ import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -129,12 +128,11 @@ def _wrong_sizes(
     name, roots = dataset['name'], roots_of(dataset)
     guide = 'gt' if 'gt' in sizes else 'lq'
     for role in (each for each in sizes if each != guide):
-        pairs = zip(keys, sizes[role], sizes[guide], strict=True)
-        for key, size, other in islice((each for each in pairs if not agree(each[1], each[2])), 1):
-            yield (
-                f"data set {name}: '{key}' is {_text(size)} in {roots[role]} but {_text(other)} in {roots[guide]}; "
-                'prepare both from the same frame'
-            )
+        for key, size, other in zip(keys, sizes[role], sizes[guide], strict=True):
+            if not agree(size, other):
+                where = f'is {_text(size)} in {roots[role]} but {_text(other)} in {roots[guide]}'
+                yield f"data set {name}: '{key}' {where}; prepare both from the same frame"
+                break
     patch = (dataset.get('gt_size') or 0) if phase == 'train' else 0
     small = [(min(size), key, size) for key, size in zip(keys, sizes[guide], strict=True) if min(size) < patch]
     if small:

@@ -43,13 +43,13 @@ def size_of_image(path: Path | str) -> tuple[int, ...]:
         return ()
 
 
-def decode_image(content: bytes | np.ndarray) -> np.ndarray | None:
+def decode_image(content: bytes) -> np.ndarray | None:
     """Decode a file's bytes to uint8 (H, W, 3) in BGR, upright; None if OpenCV cannot.
 
     OpenCV is not given the path: one that is not UTF-8 would kill the process.
     """
     try:
-        return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if len(content) else None
+        return cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
     except cv2.error:  # for an image that claims more pixels than OpenCV takes
         return None
 
@@ -68,7 +68,8 @@ def write_png(path: Path, image: np.ndarray) -> None:
 def key_for(name: str) -> str:
     """Make a key that BasicSR can read (ASCII, no dots) from a file's name without its ending.
 
-    A name that is not ASCII loses letters; a checksum of it is appended to keep keys apart.
+    A name that is not ASCII loses letters; a checksum of it is appended to keep keys apart. InputError for an ASCII
+    name that would lose all.
     """
     key = re.sub(r'[^A-Za-z0-9_-]+', '_', name)
     if not name.isascii():

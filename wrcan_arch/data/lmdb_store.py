@@ -45,9 +45,7 @@ class Record(NamedTuple):
     source: str = ''
 
     def manifest_entry(self) -> dict[str, Any]:
-        return {
-            'ending': self.ending, 'shape': list(self.shape), 'bytes': self.size, 'crc32': f'{self.crc32:08x}',
-        }  # fmt: skip
+        return {'ending': self.ending, 'shape': list(self.shape), 'bytes': self.size, 'crc32': f'{self.crc32:08x}'}
 
     @classmethod
     def from_entry(cls, entry: dict[str, Any]) -> 'Record':

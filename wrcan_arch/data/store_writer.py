@@ -33,8 +33,7 @@ def is_complete(path: Path) -> bool:
 
 def writer_lock(path: Path) -> AbstractContextManager[None]:
     """Hold the store that is written for `path`; InputError if another process does."""
-    what = f'{path}: another process is writing it'
-    return locked(partial_of(path) / LOCK, what, 'wait for it, or choose another name')
+    return locked(partial_of(path) / LOCK, f'{path}: another process is writing it')
 
 
 def give_name(path: Path) -> None:
@@ -176,9 +175,7 @@ class StoreWriter:
                 with self._environment.begin(write=True) as transaction:
                     for key, value in self._waiting.items():
                         record = self._records[key]
-                        entry = {
-                            'format': FORMAT, 'kind': self.kind, **record.manifest_entry(), 'source': record.source,
-                        }  # fmt: skip
+                        entry = record.manifest_entry() | {'format': FORMAT, 'kind': self.kind, 'source': record.source}
                         transaction.put(key.encode('ascii'), value)
                         transaction.put(key.encode('ascii'), json.dumps(entry).encode(), db=self._record_db)
                     for key in stale:

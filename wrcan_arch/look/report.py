@@ -64,7 +64,7 @@ class Curves:
     """The curves in a training's logs: points (iteration, value) by loss and by validation metric."""
 
     losses: dict[str, list[tuple[int, float]]]
-    metrics: dict[str, list[tuple[int, float]]]
+    metrics: dict[str, list[tuple[int, float]]]  # PSNR, or of several sets PSNR (NAME)
 
 
 def read_images(opt: Mapping[str, Any], phase: str, dataset: Sequence[Mapping[str, Any]]) -> Iterator[TestImage]:
@@ -113,7 +113,7 @@ def read_curves(experiment: Path) -> Curves:
     return Curves(
         {name: sorted(points.items()) for name, points in losses.items()},
         {
-            f'{metric} ({place})' if len(sets) > 1 else metric: sorted(points.items())
+            metric.upper() + (f' ({place})' if len(sets) > 1 else ''): sorted(points.items())
             for (metric, place), points in metrics.items()
         },
     )
@@ -177,22 +177,14 @@ def _summary(dataset: str, means: Means, result: TestResult | None) -> str:
     )
 
 
-def _validation_title(curve: str) -> str:
-    metric, place, name = curve.partition(' (')
-    return f'validation {metric.upper()}{place}{name}'
-
-
 def _training(curves: Curves, tested: int | None) -> str:
     """The HTML of a training's curves; `tested`: the iteration in it whose weights were tested, None if in none."""
     plots = [plot_losses(curves.losses)] if curves.losses else []
-    plots += [plot(_validation_title(name), {name: points}, tested=tested) for name, points in curves.metrics.items()]
-    said = 'At iteration 0: the weights that it began with. ' if _validated_at_first(curves) else ''
+    plots += [plot(f'validation {name}', {name: points}, tested=tested) for name, points in curves.metrics.items()]
+    validated_at_first = any(points[0][0] == 0 for points in curves.metrics.values())
+    said = 'At iteration 0: the weights that it began with. ' if validated_at_first else ''
     said += '' if tested is None else 'Dotted: the iteration whose weights were tested.'
     return f'<h2>Training</h2><p>{said}</p><div class="plots">{"".join(plots)}</div>'
-
-
-def _validated_at_first(curves: Curves) -> bool:
-    return any(points[0][0] == 0 for points in curves.metrics.values())
 
 
 def _result(opt: Mapping[str, Any], phase: str) -> TestResult | None:

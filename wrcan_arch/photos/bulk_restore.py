@@ -203,9 +203,8 @@ def restore_photos(
 
     Returns the summary of all processes in the first process, None in the others.
     """
-    window_of(
-        network, options.request.mode, options.request.patch_size
-    )  # raises here, once, if the request does not suit the network
+    # Raises here, once, if the request does not suit the network.
+    window_of(network, options.request.mode, options.request.patch_size)
     config = getattr(network, 'config', {})
     taken, made = (config.get(name, 3) for name in ('num_in_ch', 'num_out_ch'))
     if not taken == made == 3:

@@ -1,5 +1,7 @@
 """Apply part of a result, and judge whether its colours can be trusted."""
 
+from itertools import pairwise
+
 import numpy as np
 
 BLOCK = 64  # pixels, side of a block
@@ -19,11 +21,11 @@ def blend(original: np.ndarray, restored: np.ndarray, strength: float) -> np.nda
 
 
 def block_means(image: np.ndarray) -> np.ndarray:
-    """Means over blocks of about 64 pixels a side, in 8-bit levels: (H, W, 3) to (max(1, H // 64), ..., 3)."""
+    """Means over blocks, in 8-bit levels: (H, W, 3) to (max(1, H // 64), ..., 3), so of 64 to 127 pixels a side."""
     rows, columns = (_edges(size) for size in image.shape[:2])
     sums = [
         np.add.reduceat(image[top:bottom].sum(axis=0, dtype=np.int64), columns[:-1])  # (W // 64, 3)
-        for top, bottom in zip(rows, rows[1:], strict=False)
+        for top, bottom in pairwise(rows)
     ]
     areas = np.outer(np.diff(rows), np.diff(columns))[:, :, None]
     return np.stack(sums) / areas * (255 / np.iinfo(image.dtype).max)

@@ -11,7 +11,6 @@ from functools import cache
 from pathlib import Path
 
 from ..errors import InputError
-from ..files import without_root
 from ..folders import real, walk
 from .comparison import pictures_on_page
 from .photo import PHOTO_ENDINGS
@@ -139,12 +138,6 @@ class Finder:
         told = f'{error.filename}: cannot be read ({error.strerror})'
         if told not in self.unreadable:
             self.unreadable.append(told)
-
-
-def in_list(lines: Iterable[str]) -> Iterator[tuple[Path, Path]]:
-    """Yield each listed photograph, and its folder, without the root, for its result's; nothing is looked up."""
-    for path in map(Path, lines):
-        yield path, without_root(path).parent
 
 
 def read_list(path: str, *, alone: bool = True) -> Iterator[str]:

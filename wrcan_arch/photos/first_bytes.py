@@ -27,7 +27,7 @@ def format_of_content(head: bytes) -> str | None:
     return next((name for magic, name in magics.items() if head.startswith(magic)), None)
 
 
-def declares_non_srgb(start: bytes, content: str, chunks: Mapping[bytes, bytes], has_profile: bool) -> bool:
+def declares_non_srgb(start: bytes, format: str, chunks: Mapping[bytes, bytes], has_profile: bool) -> bool:
     """Whether a file that begins with `start` says, in numbers that count beside its profile, that it is not sRGB.
 
     `chunks`: those of a PNG file before its pixels, by chunk name.
@@ -36,7 +36,7 @@ def declares_non_srgb(start: bytes, content: str, chunks: Mapping[bytes, bytes],
         return _are_not_srgb(chunks[b'cICP'][:2])
     if has_profile or b'sRGB' in chunks:
         return False
-    if content in ('avif', 'heic'):
+    if format in ('avif', 'heic'):
         return _are_not_srgb(start.partition(b'colrnclx')[2][1:4:2])  # low bytes of two 16-bit numbers
     said = chunks[b'gAMA'] + chunks.get(b'cHRM', b'') if b'gAMA' in chunks else b''  # browsers ignore cHRM without gAMA
     numbers = (int.from_bytes(said[at : at + 4], 'big') for at in range(0, len(said), 4))

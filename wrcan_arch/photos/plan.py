@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import InputError
+from ..files import without_root
 from ..folders import real
 from .comparison import check_page, pictures_of, pictures_on_page
-from .find_photos import RESTORED, Finder, in_list
+from .find_photos import RESTORED, Finder
 from .photo import ENDINGS, format_of_name
 
 SHOWN_FAULTS = 20  # of those of one kind
@@ -58,9 +59,10 @@ def plan(
             raise InputError(f'{option} {folder}: takes the name of a folder, such as restored')
     finder = Finder(out, compare, skip_existing)
     jobs: dict[str, Job] = {}
-    for source, below in itertools.chain(finder.named(entries), in_list(listed)):
-        name = Path(source.stem + _result_ending(source, format))
-        target = out / below / name if out else source.parent / f'{name.stem}{RESTORED}{name.suffix}'
+    in_list = ((path, without_root(path).parent) for path in map(Path, listed))
+    for source, below in itertools.chain(finder.named(entries), in_list):
+        name = f'{source.stem}{"" if out else RESTORED}{_result_ending(source, format)}'
+        target = (out / below if out else source.parent) / name
         jobs.setdefault(str(real(source.parent) / source.name), Job(str(source), str(target)))
     if finder.unreadable and (unreadable is None or not jobs):
         raise InputError(finder.unreadable[0])
@@ -97,8 +99,8 @@ def _format_called(name: str) -> str:
 
 
 def _result_ending(source: Path, format: str | None) -> str:
-    written = ENDINGS[format] if format else [each for endings in ENDINGS.values() for each in endings]
-    return source.suffix if source.suffix.lower() in written else ENDINGS[format or 'png'][0]
+    own = format_of_name(source)
+    return source.suffix if own and format in (None, own) else ENDINGS[format or 'png'][0]
 
 
 def _refuse(faults: Iterable[str]) -> None:

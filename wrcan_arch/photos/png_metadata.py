@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-from .tiff_exif import PHOTOSHOP_HEAD
+from .tiff_exif import EXIF_HEAD, PHOTOSHOP_HEAD
 
 MARKS = (b'cICP', b'sRGB', b'gAMA', b'cHRM', b'pHYs', b'acTL')  # colours, resolution, animation
 TEXTS = (b'tEXt', b'zTXt', b'iTXt')
@@ -17,7 +17,6 @@ XMP = b'XML:com.adobe.xmp'
 RAW_PROFILE = b'Raw profile type '  # begins the keyword of such a text
 RAW_NAMES = {b'exif': 'exif-data', b'xmp': 'xmp-data', b'iptc': 'iptc-data', b'8bim': 'iptc-data'}
 LONGEST = 8_000_000  # bytes of a chunk or its text; libpng refuses longer ones
-EXIF_HEAD = b'Exif\0\0'  # begins EXIF in libvips, as in JPEG, but not in PNG
 END = struct.pack('>I4sI', 0, b'IEND', zlib.crc32(b'IEND'))
 
 

@@ -29,12 +29,7 @@ from PIL import Image, UnidentifiedImageError
 from ..errors import InputError
 from ..files import without_pillow_size_limit
 from ..jpeg_quality import estimate_quality, segments
-from .first_bytes import (
-    HEAD,
-    declares_non_srgb,
-    format_of_content,
-    is_lossless,
-)
+from .first_bytes import HEAD, declares_non_srgb, format_of_content, is_lossless
 from .photo import NO_RESOLUTION, Photo
 from .png_metadata import PngMetadata, read_metadata
 from .tiff_exif import (
@@ -61,23 +56,23 @@ HEIC_DECODER = Path(__file__).with_name('heic_decoder.py')
 # The picture: its header, then its pixels
 
 
-def _open(file: BinaryIO, content: str, max_pixels: int) -> pyvips.Image:
+def _open(file: BinaryIO, format: str, max_pixels: int) -> pyvips.Image:
     """Open an image; in most formats its pixels are decoded later. InputError if they are more than `max_pixels`."""
     file.seek(0)
-    if content == 'bmp':
+    if format == 'bmp':
         image = _open_bmp(file, max_pixels)
-    elif content == 'heic':
+    elif format == 'heic':
         image = _open_heic(file, max_pixels)
     else:
-        image = _open_with_vips(file, content)
+        image = _open_with_vips(file, format)
     _check_pixels(image.width, image.height, max_pixels)
     return image
 
 
-def _open_with_vips(file: BinaryIO, content: str) -> pyvips.Image:
+def _open_with_vips(file: BinaryIO, format: str) -> pyvips.Image:
     """Read the header of an image; rows are decoded when they are needed, from the top."""
     source = pyvips.Source.new_from_descriptor(file.fileno())
-    load = getattr(pyvips.Image, {'avif': 'heif'}.get(content, content) + 'load_source')
+    load = getattr(pyvips.Image, {'avif': 'heif'}.get(format, format) + 'load_source')
     try:
         return load(source, access='sequential', fail_on='error')
     except pyvips.Error as error:
@@ -156,11 +151,11 @@ def _scaled_down(image: pyvips.Image, largest: int) -> pyvips.Image:
 
 
 def _decode(
-    image: pyvips.Image, content: str, orientation: int, profile: bytes | None, largest: int | None
+    image: pyvips.Image, format: str, orientation: int, profile: bytes | None, largest: int | None
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """Decode, scale and turn upright: pixels (H, W, 3), transparency (H, W) and inks (H, W, 4), as in `Photo`."""
     is_cmyk = _mode(image) == 'cmyk'
-    if content in ('avif', 'heic') and image.format == 'ushort':  # 10 or 12 bits, in the upper ones of 16
+    if format in ('avif', 'heic') and image.format == 'ushort':  # 10 or 12 bits, in the upper ones of 16
         image |= image >> image.get('bits-per-sample')  # so that white is 65535
     if largest is not None:
         image = _scaled_down(image, largest)
@@ -188,15 +183,15 @@ class FileMetadata(NamedTuple):
     not_read: list[str]
 
 
-def _read_metadata(file: BinaryIO, content: str, image: pyvips.Image) -> FileMetadata:
+def _read_metadata(file: BinaryIO, format: str, image: pyvips.Image) -> FileMetadata:
     """Read a file's metadata, corrected for a result: upright, a single picture, without thumbnails."""
     metadata = {name: image.get(name) for name in KEPT if name in image.get_fields()}
     orientation, not_read = _field(image, 'orientation', 1), []
-    png = read_metadata(file) if content == 'png' else PngMetadata({}, {}, {}, b'')
+    png = read_metadata(file) if format == 'png' else PngMetadata({}, {}, {}, b'')
     if 'exif-data' in png.behind and 'exif-data' not in metadata:
         orientation = orientation_of(png.behind['exif-data'])
     metadata = png.in_texts | png.behind | metadata
-    if content == 'tiff':
+    if format == 'tiff':
         if (exif := read_exif(file)) is not None:
             metadata['exif-data'] = exif
         if (resources := _field(image, 'photoshop-data', None)) is not None:
@@ -224,9 +219,9 @@ def _read_metadata(file: BinaryIO, content: str, image: pyvips.Image) -> FileMet
     return FileMetadata(metadata, png, orientation, not_read)
 
 
-def _also_in_file(file: BinaryIO, content: str, is_animated: bool, image: pyvips.Image) -> Iterator[str]:
+def _also_in_file(file: BinaryIO, format: str, is_animated: bool, image: pyvips.Image) -> Iterator[str]:
     """Yield warnings of further pictures and of a JPEG's comment."""
-    parts = [*segments(file)] if content == 'jpeg' else []
+    parts = [*segments(file)] if format == 'jpeg' else []
     # Further JPEGs behind the first: cameras' for 3D, phones' for an HDR gain map (CIPA DC-007, 5.1).
     of_several = any(marker == APP2 and body.startswith(b'MPF\0') for marker, body in parts)
     if of_several or is_animated or _field(image, 'n-pages', 1) > 1:
@@ -239,11 +234,11 @@ def _field(image: pyvips.Image, name: str, otherwise: Any) -> Any:
     return image.get(name) if name in image.get_fields() else otherwise
 
 
-def _resolution(image: pyvips.Image, content: str, png: PngMetadata) -> tuple[float, float]:
+def _resolution(image: pyvips.Image, format: str, png: PngMetadata) -> tuple[float, float]:
     """Pixels per mm, across and down; when libvips writes, the resolution in EXIF overrides it."""
     said = image.xres, image.yres
-    unsaid = content == 'tiff' and 'resolution-unit' not in image.get_fields()
-    if content == 'png':
+    unsaid = format == 'tiff' and 'resolution-unit' not in image.get_fields()
+    if format == 'png':
         unsaid = png.marks.get(b'pHYs', b'')[8:9] != b'\1'  # unit 1 is the metre; 0: only an aspect ratio
     if unsaid or said == (1, 1) or np.allclose(said, NO_RESOLUTION, rtol=1e-3):  # libvips's defaults; PNG: 2.834
         return NO_RESOLUTION
@@ -258,21 +253,21 @@ def _read(file: BinaryIO, max_pixels: int, largest: int | None) -> Photo:
     head = file.read(HEAD)
     if not head:
         raise InputError('the file is empty')
-    content = format_of_content(head)
-    if content is None:
+    format = format_of_content(head)
+    if format is None:
         raise UnidentifiedImageError
-    if content == 'tiff' and begins_with_preview(file):
+    if format == 'tiff' and begins_with_preview(file):
         raise InputError('begins with a small preview, as raw files do; develop it to TIFF or JPEG first')
-    if content == 'tiff' and is_plain_ycbcr(file):  # libvips would take Y, Cb, Cr for R, G, B
+    if format == 'tiff' and is_plain_ycbcr(file):  # libvips would take Y, Cb, Cr for R, G, B
         raise InputError('images of kind YCbCr without subsampling are not read; convert it to RGB')
-    image = _open(file, content, max_pixels)
-    found = _read_metadata(file, content, image)
+    image = _open(file, format, max_pixels)
+    found = _read_metadata(file, format, image)
     file.seek(0)
     start = file.read(DESCRIPTION + sum(map(len, found.metadata.values())))
-    resolution = _resolution(image, content, found.png)
+    resolution = _resolution(image, format, found.png)
     is_animated = start[8:12] == b'avis' or b'acTL' in found.png.marks  # AVIF, PNG: libvips reports one picture
     profile = found.metadata.get('icc-profile-data')
-    pixels, alpha, inks = _decode(image, content, found.orientation, profile, largest)
+    pixels, alpha, inks = _decode(image, format, found.orientation, profile, largest)
     return Photo(
         pixels=pixels,
         alpha=alpha,
@@ -281,10 +276,10 @@ def _read(file: BinaryIO, max_pixels: int, largest: int | None) -> Photo:
         metadata=found.metadata,
         texts=found.png.texts,
         pixels_per_mm=resolution[::-1] if found.orientation > 4 else resolution,  # a quarter turn
-        jpeg_quality=estimate_quality(file) if content == 'jpeg' else None,
-        lossless_webp=content == 'webp' and is_lossless(start),
-        declares_non_srgb=declares_non_srgb(start, content, found.png.marks, has_profile=profile is not None),
-        not_read=(*found.not_read, *_also_in_file(file, content, is_animated, image)),
+        jpeg_quality=estimate_quality(file) if format == 'jpeg' else None,
+        lossless_webp=format == 'webp' and is_lossless(start),
+        declares_non_srgb=declares_non_srgb(start, format, found.png.marks, has_profile=profile is not None),
+        not_read=(*found.not_read, *_also_in_file(file, format, is_animated, image)),
     )
 
 

@@ -18,6 +18,7 @@ EXIF, GPS, INTEROPERABILITY = 0x8769, 0x8825, 0xA005  # tags whose value is the 
 ABOUT = (0x010D, 0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C, 0x4746, 0x4749, 0x8298, *range(0x9C9B, 0x9CA0),
          0x830E, 0x8482, 0x85D8, 0x87AF, 0x87B0, 0x87B1, EXIF, GPS)  # fmt: skip
 IPTC, PHOTOSHOP = 0x83BB, 0x8649  # captions alone; Photoshop's resources with captions, as in JPEG
+EXIF_HEAD = b'Exif\0\0'  # begins EXIF in libvips, as in JPEG, but not in PNG
 PHOTOSHOP_HEAD = b'Photoshop 3.0\0'  # begins the resources in a JPEG
 RESOURCES = (b'8BIM', b'PHUT', b'DCSR', b'AgHg', b'MeSa')  # signatures of a resource
 CAPTION = b'\x1c'  # begins a caption, and so all of them (IPTC-IIM, 1.5)
@@ -36,7 +37,7 @@ Directory = dict[int, Any]  # by tag: (type, count, value in little-endian order
 def read_exif(file: BinaryIO) -> bytes | None:
     """The EXIF block that a JPEG of the same photograph would have; None if the file has no such tags."""
     about = _about(file)
-    return b'Exif\0\0II*\0' + struct.pack('<I', 8) + _directory_bytes(about, at=8) if about else None
+    return EXIF_HEAD + b'II*\0' + struct.pack('<I', 8) + _directory_bytes(about, at=8) if about else None
 
 
 def begins_with_preview(file: BinaryIO) -> bool:
@@ -47,7 +48,7 @@ def begins_with_preview(file: BinaryIO) -> bool:
 
 def is_plain_ycbcr(file: BinaryIO) -> bool:
     """Whether a TIFF file's first picture is YCbCr, neither subsampled nor JPEG (TIFF 6.0, section 21)."""
-    first, order = _first_directory(file)
+    first = _first_directory(file)[0]
 
     def said(tag: int, otherwise: int) -> int:
         return _number(first[tag][2][:2], '<') if tag in first else otherwise
@@ -64,20 +65,19 @@ def has_layers(file: BinaryIO) -> bool:
 
 def orientation_of(exif: bytes) -> int:
     """The orientation in an EXIF block, 1 (upright) to 8; 1 if it has none or another value."""
-    first, _ = _first_directory(BytesIO(exif.removeprefix(b'Exif\0\0')))
-    _, _, value = first.get(ORIENTATION, (0, 0, b''))
+    _, _, value = _first_directory(BytesIO(exif.removeprefix(EXIF_HEAD)))[0].get(ORIENTATION, (0, 0, b''))
     said = _number(value[:2], '<')
     return said if 1 <= said <= 8 else 1
 
 
 def says_colour_space(exif: bytes) -> bool:
     """Whether an EXIF block has a tag on the colour space."""
-    return COLOUR_SPACE in _about(BytesIO(exif.removeprefix(b'Exif\0\0'))).get(EXIF, {})
+    return COLOUR_SPACE in _about(BytesIO(exif.removeprefix(EXIF_HEAD))).get(EXIF, {})
 
 
 def add_metadata(file: BinaryIO, exif: bytes, iptc: bytes) -> None:
     """Add a JPEG's EXIF and IPTC blocks to a little-endian TIFF file: a new directory at its end replaces the first."""
-    about = _about(BytesIO(exif.removeprefix(b'Exif\0\0')))
+    about = _about(BytesIO(exif.removeprefix(EXIF_HEAD)))
     for tag in SIZES:
         about.get(EXIF, {}).pop(tag, None)
     if iptc:
@@ -132,7 +132,7 @@ def resources_without_thumbnail(iptc: bytes) -> bytes:
 
 def without_thumbnail(exif: bytes) -> bytes:
     """Unlink an EXIF block's second directory, the thumbnail: it shows the unrestored photograph, maybe not upright."""
-    start = len(exif) - len(exif.removeprefix(b'Exif\0\0'))
+    start = len(exif) - len(exif.removeprefix(EXIF_HEAD))
     order = ORDERS.get(exif[start : start + 4])
     if order is None:
         return exif

@@ -33,32 +33,32 @@ LUMA = [0.299, 0.587, 0.114]  # ITU-R BT.601, as in JPEG
 
 def check_fits(path: Path, photo: Photo) -> str:
     """The format in which a file of this name is written; InputError unless it can hold the photograph."""
-    name = format_of_name(path)
-    if name is None:
+    format = format_of_name(path)
+    if format is None:
         raise InputError(f'{path}: not a format that is written; choose one of {", ".join(ENDINGS)}')
-    if max(photo.pixels.shape[:2]) > MAX_SIDE.get(name, np.inf):
-        raise InputError(f'{path}: {name} holds at most {MAX_SIDE[name]:,} pixels a side; choose --format png')
-    if name == 'jpeg' and photo.alpha is not None and (photo.alpha < np.iinfo(photo.alpha.dtype).max).any():
+    if max(photo.pixels.shape[:2]) > MAX_SIDE.get(format, np.inf):
+        raise InputError(f'{path}: {format} holds at most {MAX_SIDE[format]:,} pixels a side; choose --format png')
+    if format == 'jpeg' and photo.alpha is not None and (photo.alpha < np.iinfo(photo.alpha.dtype).max).any():
         raise InputError(f'{path}: jpeg holds no transparency; choose --format png')
-    return name
+    return format
 
 
-def loss_warnings(name: str, photo: Photo) -> list[str]:
-    """Warnings of what the photograph's file has that a result in the format `name` will not have."""
+def loss_warnings(format: str, photo: Photo) -> list[str]:
+    """Warnings of what the photograph's file has that a result in this format will not have."""
     lost = list(photo.not_read)
-    if photo.pixels.dtype == np.uint16 and name in ('jpeg', 'webp'):
-        lost.append(f'it has more than the 8 bits of {name}; --format png keeps them')
+    if photo.pixels.dtype == np.uint16 and format in ('jpeg', 'webp'):
+        lost.append(f'it has more than the 8 bits of {format}; --format png keeps them')
     of_grey = photo.metadata.get('icc-profile-data', b'')[16:20] == b'GRAY'  # the profile's colour space (ICC.1, 7.2.6)
-    if photo.declares_non_srgb or (of_grey and name in ('webp', 'avif')):
+    if photo.declares_non_srgb or (of_grey and format in ('webp', 'avif')):
         lost.append('its colours are other than sRGB, and the result does not say so; convert it to sRGB first')
-    held = HELD_BY_JPEG if name == 'jpeg' else {}
+    held = HELD_BY_JPEG if format == 'jpeg' else {}
     too_long = any(len(photo.metadata.get(key, b'')) > most for key, most in held.items())
     if too_long or b'HasExtendedXMP' in photo.metadata.get('xmp-data', b''):
         lost.append('some of its metadata (EXIF, XMP, IPTC) is too long to be kept')
-    if has_captions(photo.metadata.get('iptc-data', b'')) and name not in ('jpeg', 'tiff'):
-        lost.append(f'{name} has no place for its captions (IPTC); --format tiff keeps them')
-    if photo.texts and name != 'png':
-        lost.append(f'{name} has no place for its texts (as Author, Description); --format png keeps them')
+    if has_captions(photo.metadata.get('iptc-data', b'')) and format not in ('jpeg', 'tiff'):
+        lost.append(f'{format} has no place for its captions (IPTC); --format tiff keeps them')
+    if photo.texts and format != 'png':
+        lost.append(f'{format} has no place for its texts (as Author, Description); --format png keeps them')
     return lost
 
 
@@ -89,7 +89,7 @@ def _changed_inks(inks: np.ndarray, image: pyvips.Image, profile: bytes | None) 
     return (changed + lacking * [1, 1, 1, 0]).cast(after.format)  # clips
 
 
-def _image_of(photo: Photo, name: str) -> pyvips.Image:
+def _image_of(photo: Photo, format: str) -> pyvips.Image:
     """The image to write in a format: the file's kind of colours, transparency, metadata. Computed row by row."""
     deep = photo.pixels.dtype == np.uint16
     image = vips_image(photo.pixels, 'rgb16' if deep else 'srgb')
@@ -98,12 +98,12 @@ def _image_of(photo: Photo, name: str) -> pyvips.Image:
         image = image.recomb([LUMA]).rint().cast(image.format).copy(interpretation='grey16' if deep else 'b-w')
     elif photo.inks is not None:
         profile = metadata.pop('icc-profile-data', None)  # the pixels are sRGB
-        if name in ('jpeg', 'tiff'):
+        if format in ('jpeg', 'tiff'):
             image = _changed_inks(photo.inks, image, profile)
-    if photo.alpha is not None and name != 'jpeg':
+    if photo.alpha is not None and format != 'jpeg':
         image = image.bandjoin(vips_image(photo.alpha[:, :, None], image.interpretation))
 
-    if name == 'jpeg' and 'iptc-data' in metadata:
+    if format == 'jpeg' and 'iptc-data' in metadata:
         metadata['iptc-data'] = as_jpeg_has_it(metadata['iptc-data'])
     if 'xmp-data' in metadata:
         metadata['xmp-data'] = PROMISES.sub(b'', metadata['xmp-data'])
@@ -151,7 +151,7 @@ def write_photo(path: Path | str, photo: Photo, *, quality: int = DEFAULT_QUALIT
     InputError if it cannot be written, or the format cannot hold it. MemoryError if there is not enough memory.
     """
     path = Path(path)
-    name = check_fits(path, photo)
+    format = check_fits(path, photo)
     deep = photo.pixels.dtype == np.uint16
     options: dict[str, dict] = {
         'jpeg': {'Q': quality},
@@ -160,28 +160,28 @@ def write_photo(path: Path | str, photo: Photo, *, quality: int = DEFAULT_QUALIT
         'webp': LOSSLESS_WEBP if photo.lossless_webp else {'Q': quality, 'smart_subsample': True},
         'avif': {'Q': quality, 'compression': 'av1', 'bitdepth': 12 if deep else 8, 'effort': 0},  # 4: 55 s, not 4 s
     }
-    image = _image_of(photo, name)
+    image = _image_of(photo, format)
     fields = image.get_fields()
-    kept = {flag for field_name, flag in KEPT.items() if field_name in fields}
-    if name not in ('png', 'tiff') and photo.pixels_per_mm != NO_RESOLUTION:
+    kept = {flag for name, flag in KEPT.items() if name in fields}
+    if format not in ('png', 'tiff') and photo.pixels_per_mm != NO_RESOLUTION:
         kept.add('exif')  # libvips writes the resolution only with it
-    if name == 'tiff':
+    if format == 'tiff':
         kept.discard('iptc')  # add_metadata writes it: libvips writes a quarter of it
     keep = '|'.join(kept) or 'none'
-    save = getattr(image, {'avif': 'heif'}.get(name, name) + 'save_target')
+    save = getattr(image, {'avif': 'heif'}.get(format, format) + 'save_target')
     with disk_errors_as_input_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path, permissions=photo.permissions) as file:
             if photo.group is not None:
                 _keep_to_group(file, photo.group)
             try:
-                save(pyvips.Target.new_to_descriptor(file.fileno()), keep=keep, **options[name])
+                save(pyvips.Target.new_to_descriptor(file.fileno()), keep=keep, **options[format])
             except pyvips.Error as error:
                 if vips_lacks_memory(error):
                     raise MemoryError from error
                 _ask_the_disk(file)
                 raise InputError(f'{path}: cannot be written ({reason_of(error)})') from error
-            if name == 'tiff':
+            if format == 'tiff':
                 add_metadata(file, *(photo.metadata.get(key, b'') for key in ('exif-data', 'iptc-data')))
-            if name == 'png' and photo.texts:
+            if format == 'png' and photo.texts:
                 add_texts(file, photo.texts)

@@ -32,7 +32,7 @@ def find_backbone() -> Path:
     """Return the path of AlexNet's weights. InputError if they or the package are missing; it says what to do."""
     if not importlib.util.find_spec('lpips'):
         raise InputError(
-            'calculate_lpips: no lpips package here; pip install wrcan-arch[lpips], or leave the metric out'
+            'calculate_lpips: no lpips package here; pip install "wrcan-arch[lpips]", or leave the metric out'
         )
     path = Path(torch.hub.get_dir(), 'checkpoints', BACKBONE)
     if not path.is_file():

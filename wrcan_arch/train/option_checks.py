@@ -36,9 +36,12 @@ WRCAN_MODEL_ONLY: tuple[Keys, ...] = (
     ('logger', 'keep_last'),
     ('deterministic',),
 )
+OPTIMIZERS = {'Adam': torch.optim.Adam, 'Muon': Muon}
 PAIRED = ('JPEGDeblurDataset', 'PairedImageDataset')
 # The toolbox's models that raise without a pixel or a perceptual loss; others can learn from a GAN's alone.
 NEED_PIXELS = 'SRModel SwinIRModel RealESRNetModel HiFaceGANModel EDVRModel VideoBaseModel VideoRecurrentModel'.split()
+# Metrics that take **kwargs to ignore them; those of others may use them.
+WITHOUT_FURTHER_ARGUMENTS = ('basicsr.metrics.', 'wrcan_arch.')
 LOWER_IS_BETTER = {'calculate_lpips': 'LPIPS', 'calculate_niqe': 'NIQE'}
 
 
@@ -64,7 +67,7 @@ def check(file: OptionFile, command: str, *, auto_resume: bool = False) -> None:
 def _resumes(file: OptionFile) -> bool:
     """Whether the experiment has a training state, whose weights are read instead of all pretrained ones."""
     has_state = run_folder.iterations(Path('experiments', file.values['name']))
-    return bool(has_state) and not find(file.values, ('path', 'ignore_resume_networks'))
+    return bool(has_state) and not find(file.values, 'path', 'ignore_resume_networks')
 
 
 def _without_pretrained(file: OptionFile) -> OptionFile:
@@ -74,7 +77,7 @@ def _without_pretrained(file: OptionFile) -> OptionFile:
 
 
 def _absent(file: OptionFile, *keys: str) -> Iterator[str]:
-    if find(file.values, keys) is None:
+    if find(file.values, *keys) is None:
         yield f'{file.at(*keys)}: is missing'
 
 
@@ -83,12 +86,12 @@ def _missing(file: OptionFile, command: str) -> Iterator[str]:
         yield from _absent(file, *keys)
     yield from _missing_of_data_sets(file, command)
     yield from _missing_of_training(file) if command == 'train' else _missing_of_test(file)
-    if find(file.values, ('val', 'submission')) and not find(file.values, ('val', 'save_img')):
+    if find(file.values, 'val', 'submission') and not find(file.values, 'val', 'save_img'):
         yield f'{file.at("val", "submission")}: needs save_img: true'
 
 
 def _missing_of_data_sets(file: OptionFile, command: str) -> Iterator[str]:
-    for phase, dataset in sections(file.values, ('datasets',)).items():
+    for phase, dataset in sections(file.values, 'datasets').items():
         place = ('datasets', phase)
         if command == 'train' and phase != 'train' and kind_of_phase(phase) != 'val':
             yield f'{file.at(*place)}: data sets are called train, val, val_2 ...'
@@ -98,6 +101,9 @@ def _missing_of_data_sets(file: OptionFile, command: str) -> Iterator[str]:
             yield f'{file.at(*place)}: data sets to be scored are called test, test_2 ..., or val'
         if dataset.get('type') in PAIRED and (phase == 'train' or _compares_with_sharp_frames(file)):
             yield from _absent(file, *place, 'dataroot_gt')
+        if dataset.get('type') == 'SingleImageDataset' and phase != 'train' and _compares_with_sharp_frames(file):
+            hint = 'gives no sharp frames, which a metric compares with; take a PairedImageDataset, or leave that out'
+            yield f'{file.at(*place, "type")}: {hint}'
         if phase == 'train' and dataset.get('type') in PAIRED:
             yield from _absent(file, *place, 'gt_size')
         if phase == 'train' and dataset.get('type') == 'PairedImageDataset':  # without these its first item fails
@@ -109,18 +115,18 @@ def _missing_of_test(file: OptionFile) -> Iterator[str]:
     if file.values.get('train'):
         hint = 'it would test what that began with; take a test_….yml'
         yield f'{file.at("train")}: this is the option file of a training: {hint}'
-    is_ours = find(file.values, ('network_g', 'type')) == 'WRCAN'
-    is_used = find(file.values, ('val', 'inference', 'mode')) != 'input'
-    if is_ours and is_used and not find(file.values, ('path', 'pretrain_network_g')):
+    is_ours = find(file.values, 'network_g', 'type') == 'WRCAN'
+    is_used = find(file.values, 'val', 'inference', 'mode') != 'input'
+    if is_ours and is_used and not find(file.values, 'path', 'pretrain_network_g'):
         yield f'{file.at("path", "pretrain_network_g")}: is missing; a network of random weights would be scored'
 
 
 def _missing_of_training(file: OptionFile) -> Iterator[str]:
-    if find(file.values, ('datasets', 'train')) is not None:
+    if find(file.values, 'datasets', 'train') is not None:
         yield from _absent(file, 'datasets', 'train', 'num_worker_per_gpu')
-        if find(file.values, ('datasets', 'train', 'batch_size_total')) is None:
+        if find(file.values, 'datasets', 'train', 'batch_size_total') is None:
             yield from _absent(file, 'datasets', 'train', 'batch_size_per_gpu')
-        elif find(file.values, ('datasets', 'train', 'batch_size_per_gpu')) is not None:
+        elif find(file.values, 'datasets', 'train', 'batch_size_per_gpu') is not None:
             where = file.at('datasets', 'train', 'batch_size_total')
             yield f'{where}: batch_size_per_gpu is given too; set one of the two to ~'
     if file.values.get('val'):
@@ -129,7 +135,7 @@ def _missing_of_training(file: OptionFile) -> Iterator[str]:
 
 def _compares_with_sharp_frames(file: OptionFile) -> bool:
     """Whether any metric compares with the sharp frame; NIQE, for one, takes only the restored image."""
-    names = {str(metric.get('type')) for metric in sections(file.values, ('val', 'metrics')).values()}
+    names = {str(metric.get('type')) for metric in sections(file.values, 'val', 'metrics').values()}
     known = [registry.METRIC_REGISTRY.get(name) for name in names if name in registry.METRIC_REGISTRY]
     return len(known) < len(names) or any('img2' in inspect.signature(each).parameters for each in known)
 
@@ -137,18 +143,18 @@ def _compares_with_sharp_frames(file: OptionFile) -> bool:
 def _wrong_classes(file: OptionFile, *, build: bool) -> Iterator[str]:
     """Yield names that no registry knows, arguments that a class does not take, and errors raised when it is built."""
     yield from _unknown(file, file.values.get('model_type'), ('model_type',), registry.MODEL_REGISTRY)
-    for phase, dataset in sections(file.values, ('datasets',)).items():
+    for phase, dataset in sections(file.values, 'datasets').items():
         yield from _unknown(file, dataset.get('type'), ('datasets', phase, 'type'), registry.DATASET_REGISTRY)
     yield from _wrong_metrics(file, registry.METRIC_REGISTRY)
     yield from _wrong_section(file, ('network_g',), registry.ARCH_REGISTRY, build=build)
-    training = sections(file.values, ('train',))
+    training = sections(file.values, 'train')
     for name in training:
         if name.endswith('_opt'):
             yield from _wrong_section(file, ('train', name), registry.LOSS_REGISTRY, build=build)
-    if 'optim_g' in training:
-        arguments = {key: value for key, value in training['optim_g'].items() if key != 'type'}
+    arguments = dict(training.get('optim_g', {}))
+    optimizer = OPTIMIZERS.get(str(arguments.pop('type', None)))
+    if optimizer:  # a model of one's own may have others
         arguments['params'] = [torch.zeros(1)]
-        optimizer = Muon if training['optim_g'].get('type') == 'Muon' else torch.optim.Adam
         yield from _wrong_arguments(file, optimizer, arguments, ('train', 'optim_g'), build=build)
 
 
@@ -160,23 +166,38 @@ def _unknown(file: OptionFile, name: Any, keys: Keys, classes: Any) -> Iterator[
     if name is not None and not _is_in(classes, name):
         near = difflib.get_close_matches(str(name), classes.keys(), n=1)
         hint = f'did you mean {near[0]}?' if near else f'there are {", ".join(sorted(classes.keys()))}'
+        if isinstance(classes, registry.Registry):
+            hint += ' (one of your own: see docs/options.md)'
         yield f"{file.at(*keys)}: there is no '{name}'; {hint}"
 
 
 def _wrong_metrics(file: OptionFile, classes: Any) -> Iterator[str]:
-    metrics = sections(file.values, ('val', 'metrics'))
+    metrics = sections(file.values, 'val', 'metrics')
     for name, metric in metrics.items():
         yield from _unknown(file, metric.get('type'), ('val', 'metrics', name, 'type'), classes)
         if _is_in(classes, metric.get('type')):
-            taken = inspect.signature(classes.get(metric['type'])).parameters.keys()
-            for key in metric.keys() - taken - {'type', 'better'}:
-                yield f'{file.at("val", "metrics", name, key)}: {metric["type"]} does not take it'
-    yield from _unknown(file, find(file.values, ('val', 'best_metric')), ('val', 'best_metric'), metrics)
+            made = classes.get(metric['type'])
+            images = dict.fromkeys(_images_of_metric(file, made))
+            arguments = {key: value for key, value in metric.items() if key not in ('type', 'better')}
+            yield from _unfit_arguments(file, made, images | arguments, ('val', 'metrics', name))
+    yield from _unknown(file, find(file.values, 'val', 'best_metric'), ('val', 'best_metric'), metrics)
+
+
+def _takes_others(made: Callable) -> bool:
+    return any(each.kind == each.VAR_KEYWORD for each in inspect.signature(made).parameters.values())
+
+
+def _images_of_metric(file: OptionFile, metric: Callable) -> set[str]:
+    """Return the names of the images that validation gives a metric, and of those that it needs."""
+    needed = {'img', 'img2'} & inspect.signature(metric).parameters.keys()
+    scored = (data for phase, data in sections(file.values, 'datasets').items() if phase != 'train')
+    gets_sharp = not _takes_others(metric) and any(data.get('dataroot_gt') for data in scored)
+    return needed | ({'img2'} if gets_sharp else set())
 
 
 def _wrong_section(file: OptionFile, keys: Keys, classes: Any, *, build: bool) -> Iterator[str]:
     """Yield what is wrong in a section from which a registry builds a network or a loss."""
-    section = find(file.values, keys)
+    section = find(file.values, *keys)
     arguments = dict(section) if isinstance(section, dict) else {}
     name = arguments.pop('type', None)
     yield from _unknown(file, name, (*keys, 'type'), classes)
@@ -195,7 +216,7 @@ def _wrong_arguments(
 
 def _unfit_arguments(file: OptionFile, made: Callable, arguments: dict[str, Any], keys: Keys) -> Iterator[str]:
     taken = inspect.signature(made).parameters
-    if not any(each.kind == each.VAR_KEYWORD for each in taken.values()):
+    if not _takes_others(made) or made.__module__.startswith(WITHOUT_FURTHER_ARGUMENTS):
         for name in arguments.keys() - taken.keys():
             near = difflib.get_close_matches(name, taken, n=1)
             hint = f'did you mean {near[0]}?' if near else f'it takes {", ".join(taken)}'
@@ -222,7 +243,7 @@ def _missing_data(file: OptionFile) -> Iterator[str]:
         if not Path(root).exists():
             yield f"{file.at(*keys)}: there is no '{root}'; prepare it (see datasets_prep/) or name another"
     state = ('path', 'resume_state')
-    for keys, path in {**weight_paths(file.values), state: find(file.values, state)}.items():
+    for keys, path in {**weight_paths(file.values), state: find(file.values, *state)}.items():
         if isinstance(path, str) and not Path(path).is_file():
             yield f"{file.at(*keys)}: there is no file '{path}'"
 
@@ -253,25 +274,25 @@ def _unfit_losses(file: OptionFile) -> Iterator[str]:
         yield f'{file.at("train", "autoencoder_opt")}: needs the sharp frames after JPEG: {hint}'
     if not is_wrcan_model(model):
         return
-    for name, loss in sections(file.values, ('train',)).items():
+    for name, loss in sections(file.values, 'train').items():
         if name.endswith('_opt') and loss.get('reduction', 'mean') != 'mean':
             reason = 'parts of a batch and processes are averaged, so a loss is to be a mean'
             yield f'{file.at("train", name, "reduction")}: {reason}; leave it out'
-    criterion = find(file.values, ('train', 'perceptual_opt', 'criterion'))
+    criterion = find(file.values, 'train', 'perceptual_opt', 'criterion')
     if criterion not in (None, 'l1'):  # fro is a norm of the whole batch; l2 fails there
         yield f"{file.at('train', 'perceptual_opt', 'criterion')}: l1 alone is a mean, not '{criterion}'; leave it out"
 
 
 def _unfit_validation(file: OptionFile) -> Iterator[str]:
     try:
-        inference.Request(**(find(file.values, ('val', 'inference')) or {}))
+        inference.Request(**(find(file.values, 'val', 'inference') or {}))
     except (InputError, TypeError) as error:  # the schema does not check other models' options
         yield f'{file.at("val", "inference")}: {error}'
-    asked = sections(file.values, ('val',)).get('inference') or {}
-    network = find(file.values, ('network_g', 'type'))
+    asked = sections(file.values, 'val').get('inference') or {}
+    network = find(file.values, 'network_g', 'type')
     if network != 'WRCAN' and (asked.get('mode') == 'local' or asked.get('max_memory')):
         yield f'{file.at("val", "inference")}: mode local and max_memory are for WRCAN, not for {network}'
-    for name, metric in sections(file.values, ('val', 'metrics')).items():
+    for name, metric in sections(file.values, 'val', 'metrics').items():
         chooses = file.values.get('train') and metric.get('type') in LOWER_IS_BETTER
         if chooses and metric.get('better') != 'lower':
             called = LOWER_IS_BETTER[metric['type']]
@@ -285,16 +306,17 @@ def _unfit_validation(file: OptionFile) -> Iterator[str]:
 
 
 def _unfit_model(file: OptionFile) -> Iterator[str]:
-    """Yield options of WRCANModel that SRModel would silently ignore."""
-    if file.values['model_type'] != 'SRModel':
+    """Yield options of WRCANModel that the toolbox's own models would silently ignore."""
+    model = file.values['model_type']
+    if not registry.MODEL_REGISTRY.get(model).__module__.startswith('basicsr.'):
         return
     for keys in WRCAN_MODEL_ONLY:
-        asked = find(file.values, keys)
+        asked = find(file.values, *keys)
         if asked is not False and asked not in (None, 'off', 'none'):  # 0 is not off
-            yield f'{file.at(*keys)}: SRModel does not know it; leave it out, or set model_type: WRCANModel'
-    if find(file.values, ('train', 'optim_g', 'type')) == 'Muon':
+            yield f'{file.at(*keys)}: {model} does not know it; leave it out, or set model_type: WRCANModel'
+    if find(file.values, 'train', 'optim_g', 'type') == 'Muon':
         at = file.at('train', 'optim_g', 'type')
-        yield f'{at}: SRModel does not know it; take Adam, or set model_type: WRCANModel'
+        yield f'{at}: {model} does not know it; take Adam, or set model_type: WRCANModel'
 
 
 def _unfit_schedule(file: OptionFile) -> Iterator[str]:
@@ -314,27 +336,43 @@ def _unfit_schedule(file: OptionFile) -> Iterator[str]:
 def _unfit_network(file: OptionFile) -> Iterator[str]:
     network = file.values.get('network_g') or {}
     for name in ('start_from_image', 'autoencoder_opt', 'checkpointing'):
-        if find(file.values, ('train', name)) and network.get('type') != 'WRCAN':
+        if find(file.values, 'train', name) and network.get('type') != 'WRCAN':
             yield f'{file.at("train", name)}: is for WRCAN, not for {network.get("type")}; leave it out'
-    if find(file.values, ('train', 'start_from_image')) and find(file.values, ('path', 'pretrain_network_g')):
+    if find(file.values, 'train', 'start_from_image') and find(file.values, 'path', 'pretrain_network_g'):
         message = 'weights are loaded over it; leave path:pretrain_network_g out, or this'
         yield f'{file.at("train", "start_from_image")}: {message}'
     for key in ('num_in_ch', 'num_out_ch'):
         if network.get('type') == 'WRCAN' and network.get(key, 3) != 3:
             yield f'{file.at("network_g", key)}: the data sets give frames of 3 channels, not {network[key]}'
-    for phase, dataset in sections(file.values, ('datasets',)).items():
+    for phase, dataset in sections(file.values, 'datasets').items():
         if network.get('type') == 'WRCAN' and dataset.get('color') == 'y':
             yield f'{file.at("datasets", phase, "color")}: WRCAN takes 3 channels, not the luma alone; leave it out'
 
 
+def _unfit_scale(file: OptionFile) -> Iterator[str]:
+    """Yield what gives an image of the size that it gets, where the run is to enlarge."""
+    if file.values['scale'] == 1:
+        return
+    model, network = file.values['model_type'], find(file.values, 'network_g', 'type')
+    kept = {model: 'SRModel'} if is_wrcan_model(model) else {}
+    kept |= {'WRCAN': 'another network'} if network == 'WRCAN' else {}
+    kept |= {
+        data['type']: 'a PairedImageDataset'
+        for data in sections(file.values, 'datasets').values()
+        if data['type'] == 'JPEGDeblurDataset'
+    }
+    for name, instead in kept.items():
+        yield f'{file.at("scale")}: {name} gives an image of the size that it gets; set scale to 1, or take {instead}'
+
+
 def _unfit_data_sets(file: OptionFile) -> Iterator[str]:
-    scored = {phase: data for phase, data in sections(file.values, ('datasets',)).items() if phase != 'train'}
+    scored = {phase: data for phase, data in sections(file.values, 'datasets').items() if phase != 'train'}
     first_of: dict[str, str] = {}
     for phase, data in scored.items():
         first = first_of.setdefault(data['name'], phase)
         if first != phase:
             yield f"{file.at('datasets', phase, 'name')}: '{data['name']}' is {first}'s name too; give each its own"
-        if find(file.values, ('val', 'submission')) and data['type'] != 'JPEGDeblurDataset':
+        if find(file.values, 'val', 'submission') and data['type'] != 'JPEGDeblurDataset':
             message = f'val:submission takes a JPEGDeblurDataset, not a {data["type"]}'
             yield f'{file.at("datasets", phase, "type")}: {message}'
 
@@ -380,9 +418,9 @@ def _unfit_weights(file: OptionFile) -> Iterator[str]:
 
 
 def _unfit_frames(file: OptionFile) -> Iterator[str]:
-    for phase, dataset in sections(file.values, ('datasets',)).items():
+    for phase, dataset in sections(file.values, 'datasets').items():
         if dataset['type'] in ('JPEGDeblurDataset', *audit.TOOLBOX_DATASETS):
-            every = find(file.values, ('val', 'submission', 'every')) if phase != 'train' else None
+            every = find(file.values, 'val', 'submission', 'every') if phase != 'train' else None
             scale = file.values['scale']
             for problem in audit.quick_problems(dataset, kind_of_phase(phase), scale=scale, every=every):
                 yield f'{file.at("datasets", phase)}: {problem}'
@@ -395,6 +433,7 @@ CHECKS_OF_VALID_OPTIONS = (
     _unfit_model,
     _unfit_schedule,
     _unfit_network,
+    _unfit_scale,
     _unfit_data_sets,
     _unfit_weights,
     _unfit_frames,
@@ -407,11 +446,11 @@ def _wrong_machine(file: OptionFile) -> Iterator[str]:
     if isinstance(wanted, int) and wanted > found:
         hint = 'auto takes what is there'
         yield f'{file.at("num_gpu")}: {wanted} asked for, this machine has {found}; {hint}'
-    is_local = find(file.values, ('val', 'inference', 'mode')) == 'local'
+    is_local = find(file.values, 'val', 'inference', 'mode') == 'local'
     if file.values.get('deterministic') and is_local and found and wanted != 0:
         hint = 'mode local has sums that a GPU does not add the same way each time; leave one out'
         yield f'{file.at("deterministic")}: {hint}'
-    for phase, dataset in sections(file.values, ('datasets',)).items():
+    for phase, dataset in sections(file.values, 'datasets').items():
         if dataset.get('persistent_workers') and phase != 'train':  # validation data are read without workers
             where = file.at('datasets', phase, 'persistent_workers')
             yield f'{where}: is for training alone, which has it anyway; leave it out'

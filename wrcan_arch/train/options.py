@@ -20,7 +20,10 @@ Keys = tuple[str, ...]
 
 
 class OptionLoader(yaml.SafeLoader):
-    """YAML's safe loader, which makes only plain values. 1e-4 is a number and `off` a string, as in YAML 1.2."""
+    """YAML's safe loader, which makes only plain values. 1e-4 is a number and `off` a string, as in YAML 1.2.
+
+    BasicSR reads YAML 1.1, in which `off` is false; so _Reader refuses such words where one could be meant.
+    """
 
     yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag != 'tag:yaml.org,2002:bool']
@@ -34,6 +37,10 @@ OptionLoader.add_implicit_resolver(
 OptionLoader.add_implicit_resolver(
     'tag:yaml.org,2002:float', re.compile(r'^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$'), list('-+.0123456789')
 )
+
+
+BOOLEANS_OF_YAML_1_1 = re.compile('yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF')
+WITH_OFF = ('train', 'amp')  # which takes the text, and the schema says what else
 
 
 @dataclass
@@ -52,28 +59,29 @@ class OptionFile:
     origins: dict[Keys, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
-    def origin(self, keys: Keys) -> str:
-        """Return the origin of `keys`, else of the innermost section that exists on its path."""
-        while keys and keys not in self.origins:
-            keys = keys[:-1]
-        return self.origins.get(keys, self.source)
-
     def at(self, *keys: str) -> str:
-        """Return the beginning of a message about `keys`: FILE:LINE: a:b."""
-        return f'{self.origin(keys)}: {":".join(keys)}'
+        """Return the beginning of a message about `keys`: FILE:LINE: a:b, of the innermost that there is."""
+        place = keys
+        while place and place not in self.origins:
+            place = place[:-1]
+        return f'{self.origins.get(place, self.source)}: {":".join(keys)}'
 
 
 class _Reader:
-    """Parses one file's text into values and origins."""
+    """Parses a file's text, or that of an override of `keys`, into values and origins."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, keys: Keys = ()) -> None:
         self.file = OptionFile(source)
+        self.keys = keys
 
     def read(self, text: str) -> OptionFile:
         self.loader = OptionLoader(text)
         try:
             node = self.loader.get_single_node()
-            self.file.values = self._value(node, ()) if node else {}
+            if self.keys:
+                ((_, node), *_) = node.value  # of `_parse_value`
+                self.file.origins[self.keys] = self.file.source
+            self.file.values = self._value(node, self.keys) if node else {}
         except yaml.MarkedYAMLError as error:
             line = f':{error.problem_mark.line + 1}' if error.problem_mark else ''
             raise InputError(f'{self.file.source}{line}: {error.problem}') from error
@@ -85,11 +93,11 @@ class _Reader:
         if node.tag == yaml.resolver.BaseResolver.DEFAULT_SEQUENCE_TAG:
             return [self._value(each, keys) for each in node.value]
         if node.tag != yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG:
-            return self.loader.construct_object(node, deep=True)  # a scalar; other than plain YAML tags are refused
+            return self._scalar(node, keys)
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key = str(self.loader.construct_object(key_node))
-            place = f'{self.file.source}:{key_node.start_mark.line + 1}'
+            place = self._place(key_node)
             if key in values:
                 self.file.problems.append(f"{place}: the key '{key}' stands twice")
             inner = (*keys, key)
@@ -97,14 +105,24 @@ class _Reader:
             values[key] = self._value(value_node, inner)
         return values
 
+    def _scalar(self, node: yaml.Node, keys: Keys) -> Any:
+        is_plain = isinstance(node, yaml.ScalarNode) and node.style is None
+        if is_plain and keys != WITH_OFF and BOOLEANS_OF_YAML_1_1.fullmatch(node.value):
+            hint = f'write true or false, or put {node.value} in quotes if it is a text'
+            self.file.problems.append(f'{self._place(node)}: {":".join(keys)}: {hint}')
+            return node.value.lower() in ('yes', 'on')  # so that the schema does not report it again
+        return self.loader.construct_object(node, deep=True)  # other than plain YAML tags are refused
 
-def _parse_value(text: str, keys: Keys, source: str) -> tuple[Any, dict[Keys, str]]:
-    """Parse `text` as the plain YAML value of `keys`; return it with `source` as the origin of `keys` and all below."""
+    def _place(self, node: yaml.Node) -> str:
+        return self.file.source if self.keys else f'{self.file.source}:{node.start_mark.line + 1}'
+
+
+def _parse_value(text: str, keys: Keys, source: str) -> OptionFile:
+    """Parse `text` as the plain YAML value of `keys`; the result's `values` is that value."""
     try:
-        parsed = _Reader(source).read(f'value: {text}')
+        return _Reader(source, keys).read(f'value: {text}')
     except InputError as error:
         raise InputError(f'{error}; a text with such characters needs quotes of its own, "{text}"') from error
-    return parsed.values['value'], {(*keys, *inner): source for _, *inner in parsed.origins}
 
 
 DEFAULTS = {'num_gpu': 'auto', 'manual_seed': 0, 'scale': 1, 'path': {}}  # keys that the toolbox requires
@@ -125,24 +143,27 @@ def read_options(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) 
     for override in overrides:
         name, equals, text = override.partition('=')
         keys = tuple(name.strip().split(':'))
-        section = find(file.values, keys[:-1])
+        section = find(file.values, *keys[:-1])
         if not equals or not isinstance(section, dict):
             raise InputError(f'--force_yml {override}: write SECTION:OPTION=VALUE, of a section that is in {path}')
-        value, origins = _parse_value(text, keys, f'--force_yml {override}')
+        parsed = _parse_value(text, keys, f'--force_yml {override}')
+        value = parsed.values
         if value is None and isinstance(section.get(keys[-1]), dict):
             del section[keys[-1]]  # as in a file with a base
         else:
             section[keys[-1]] = value
-        file.origins = {place: each for place, each in file.origins.items() if place[: len(keys)] != keys} | origins
-    weights = find(file.values, ('path', 'pretrain_network_g'))
+        kept = {place: each for place, each in file.origins.items() if place[: len(keys)] != keys}
+        file.origins = kept | parsed.origins
+        file.problems += parsed.problems
+    weights = find(file.values, 'path', 'pretrain_network_g')
     if isinstance(weights, str) and weights in SHIPPED:
         file.values['path']['pretrain_network_g'] = str(SHIPPED[weights])
-    for section in (*sections(file.values, ('datasets',)).values(), *sections(file.values, ()).values()):
+    for section in (*sections(file.values, 'datasets').values(), *sections(file.values).values()):
         _expand_home(section)
     validation = file.values.get('val')
     if isinstance(validation, dict):
         validation.setdefault('suffix', None)  # the toolbox requires the key
-    scheduler, last = find(file.values, ('train', 'scheduler')), find(file.values, ('train', 'total_iter'))
+    scheduler, last = find(file.values, 'train', 'scheduler'), find(file.values, 'train', 'total_iter')
     is_cosine = isinstance(scheduler, dict) and scheduler.get('type') == 'CosineAnnealingRestartLR'
     if is_cosine and scheduler.get('periods') is None:  # a wrong total_iter is then reported once
         scheduler['periods'] = [last if isinstance(last, int) and last > 0 else 1]
@@ -157,7 +178,7 @@ def data_paths(values: dict[str, Any]) -> dict[Keys, str]:
     """Return the stores and folders of all data sets, by their keys."""
     return {
         ('datasets', phase, key): root
-        for phase, dataset in sections(values, ('datasets',)).items()
+        for phase, dataset in sections(values, 'datasets').items()
         for key, root in dataset.items()
         if key.startswith(DATA) and root and isinstance(root, str)
     }
@@ -165,7 +186,7 @@ def data_paths(values: dict[str, Any]) -> dict[Keys, str]:
 
 def weight_paths(values: dict[str, Any]) -> dict[Keys, str]:
     """Return the files of pretrained weights, by their keys."""
-    named = sections(values, ()).get('path', {})
+    named = sections(values).get('path', {})
     return {
         ('path', key): path for key, path in named.items() if key.startswith(WEIGHTS) and path and isinstance(path, str)
     }
@@ -223,7 +244,8 @@ def kind_of_phase(phase: str) -> str:
     return phase.split('_')[0]
 
 
-def find(values: Any, keys: Keys) -> Any:
+def find(values: Any, *keys: str) -> Any:
+    """Return the value at `keys`; None if it, or a section on the way to it, is not there."""
     for key in keys:
         if not isinstance(values, dict) or key not in values:
             return None
@@ -231,9 +253,9 @@ def find(values: Any, keys: Keys) -> Any:
     return values
 
 
-def sections(values: Any, keys: Keys) -> dict[str, dict[str, Any]]:
+def sections(values: Any, *keys: str) -> dict[str, dict[str, Any]]:
     """Return the mappings inside the mapping at `keys`, by name; the schema reports values of other types."""
-    found = find(values, keys)
+    found = find(values, *keys)
     return (
         {str(name): each for name, each in found.items() if isinstance(each, dict)} if isinstance(found, dict) else {}
     )

@@ -8,8 +8,8 @@ import glob
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,16 +24,13 @@ STATE_KEYS = {'iter', 'epoch', 'optimizers', 'schedulers'}
 Written = TypeVar('Written')
 
 
-@contextmanager
-def only_run_in(folder: Path) -> Iterator[None]:
+def only_run_in(folder: Path) -> AbstractContextManager[None]:
     """Lock a folder of experiments/ or results/ against a second run. However the first ends, the kernel unlocks it.
 
     The lock file lies beside the folder, because a run that starts over renames the folder.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    file, what = folder.parent / f'.{folder.name}.lock', f'{folder}: another run is at work there'
-    with locked(file, what, 'wait for it, or choose another name'):
-        yield
+    return locked(folder.parent / f'.{folder.name}.lock', f'{folder}: another run is at work there')
 
 
 def persist(write: Callable[[], Written]) -> Written:

@@ -29,7 +29,7 @@ def _duplicate_key_error(dataset: Any, key: str) -> InputError:
 
 def _score(name: str, opt: Mapping[str, Any], key: str, images: Mapping[str, np.ndarray]) -> float:
     try:
-        value = float(calculate_metric(images, opt))
+        value = float(calculate_metric(images, {key: each for key, each in opt.items() if key != 'better'}))
         if math.isnan(value):
             raise ValueError('the result is not a number, as of no pixels within crop_border')
         return value
