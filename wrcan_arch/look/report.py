@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from basicsr.metrics import calculate_metric
 from basicsr.utils import tensor2img
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -22,6 +21,7 @@ from ..errors import InputError
 from ..files import write_text
 from ..train.lpips_metric import use_gpu
 from ..train.results import key_of, mean_scores, restored_path, result_path
+from ..train.scoring import measure
 from .crops import CROP, ZOOM, busiest_crops
 from .finished import TestResult, check_sizes, open_test_set, read_restored, read_result
 from .page import check_page_name, page, picture, rounded
@@ -80,7 +80,7 @@ def read_images(opt: Mapping[str, Any], phase: str, dataset: Sequence[Mapping[st
         check_sizes(key, pictures)
         scores = {
             name: {
-                metric: float(calculate_metric({'img': pictures[name], 'img2': pictures['sharp']}, metric_opt))
+                metric: measure(metric_opt, {'img': pictures[name], 'img2': pictures['sharp']})
                 for metric, metric_opt in metrics.items()
             }
             for name in ('blurred', 'restored')
