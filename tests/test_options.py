@@ -342,6 +342,11 @@ def test_a_metric_of_ones_own_is_asked_for_what_it_takes(demo, monkeypatch):
         'b': {'type': 'any_error', 'border': 1, 'window': 7},
     }
     assert not problems_of(yaml.safe_dump(values))
+    said = problems_of(yaml.safe_dump(values | {'model_type': 'SRModel'}))
+    found = [line.partition('val:metrics:')[2] for line in said if 'val:metrics:' in line]
+    assert found == ['a:better: mean_error does not take it; it takes img, img2, power']
+    (said,) = problems_of(yaml.safe_dump(values | {'model_type': 'OwnModel'}))
+    assert "model_type: there is no 'OwnModel'" in said
     values['val']['metrics'] = {
         'a': {'type': 'mean_error', 'pover': 2},
         'b': {'type': 'any_error'},

@@ -178,9 +178,16 @@ def _wrong_metrics(file: OptionFile, classes: Any) -> Iterator[str]:
         if _is_in(classes, metric.get('type')):
             made = classes.get(metric['type'])
             images = dict.fromkeys(_images_of_metric(file, made))
-            arguments = {key: value for key, value in metric.items() if key not in ('type', 'better')}
+            gets_better = _is_the_toolboxs(file.values.get('model_type')) and not _takes_others(made)
+            not_given = {'type'} if gets_better else {'type', 'better'}
+            arguments = {key: value for key, value in metric.items() if key not in not_given}
             yield from _unfit_arguments(file, made, images | arguments, ('val', 'metrics', name))
     yield from _unknown(file, find(file.values, 'val', 'best_metric'), ('val', 'best_metric'), metrics)
+
+
+def _is_the_toolboxs(model_type: Any) -> bool:
+    models = registry.MODEL_REGISTRY
+    return _is_in(models, model_type) and models.get(model_type).__module__.startswith('basicsr.')
 
 
 def _takes_others(made: Callable) -> bool:
@@ -308,7 +315,7 @@ def _unfit_validation(file: OptionFile) -> Iterator[str]:
 def _unfit_model(file: OptionFile) -> Iterator[str]:
     """Yield options of WRCANModel that the toolbox's own models would silently ignore."""
     model = file.values['model_type']
-    if not registry.MODEL_REGISTRY.get(model).__module__.startswith('basicsr.'):
+    if not _is_the_toolboxs(model):
         return
     for keys in WRCAN_MODEL_ONLY:
         asked = find(file.values, *keys)
