@@ -110,7 +110,8 @@ def _read(options: Options, trained_quality: int | list[int] | None, work: Work)
     if _has_result(work.job, options):
         work.restored_before, work.restored = True, read_photo(work.job.target, max_pixels=options.max_pixels)
         if work.restored.pixels.shape != photo.pixels.shape:
-            raise InputError(f'{work.job.target}: is of another size than {work.job.source}; move it away')
+            was, now = (f'{each.pixels.shape[1]} x {each.pixels.shape[0]}' for each in (work.restored, photo))
+            raise InputError(f'{work.job.target}: is {was}, a result of {work.job.source} would be {now}; move it away')
         return
     target = Path(work.job.target)
     _check_target(work.job, options)
