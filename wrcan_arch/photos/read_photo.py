@@ -311,6 +311,6 @@ def read_photo(path: Path | str, *, max_pixels: int = MAX_PIXELS, largest: int |
         if vips_lacks_memory(error):
             raise MemoryError from error
         reason = reason_of(error)
-        if re.search('not (configured|supported)', reason):  # in libtiff's and libvips's words
+        if re.search('tiff.* not (configured|supported)', reason):  # in libvips's words
             raise InputError(f'{path}: is of a kind that is not read ({reason}); save it uncompressed') from error
         raise InputError(f'{path}: cannot be read, it may be cut or damaged ({reason})') from error

@@ -24,7 +24,7 @@ LOSSLESS_WEBP = {'lossless': True, 'exact': True, 'Q': 20}
 # Maximum bytes; libvips leaves out what is longer.
 HELD_BY_JPEG = {'exif-data': 65_000, 'xmp-data': 59_999, 'iptc-data': 65_500}
 
-# What XMP says of pieces that a result has not: a phone's map of what is brighter on HDR screens, more XMP.
+# What XMP promises of pieces that a result has not (their list stays): the map of an HDR screen, more XMP.
 PIECES = b'(hdrgm:Version|xmpNote:HasExtendedXMP)'
 PROMISES = re.compile(rb'\s*%b\s*=\s*("[^"]*"|\'[^\']*\')|<%b>[^<]*</\3>' % (PIECES, PIECES))
 
