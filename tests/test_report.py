@@ -231,6 +231,10 @@ def test_the_tested_iteration_is_marked_in_the_curves_of_its_own_training(finish
         write_report(finished_test, Path(training), Path(f'{training}.html'))
         pages[training] = Path(f'{training}.html').read_text()
         assert '; weights: net.pth, iteration 9 of own.' in pages[training]
+    Path('net.pth').touch()
+    write_report(finished_test, None, Path('replaced.html'))
+    said = '; weights: net.pth (another file by now: test again), iteration 9 of own.'
+    assert said in Path('replaced.html').read_text()
     assert '<p>At iteration 0: the weights that it began with. </p>' in pages['other']
     dotted = 'stroke-dasharray'
     assert pages['own'].count(dotted) == pages['other'].count(dotted) + 1
@@ -290,7 +294,7 @@ def test_what_would_be_passed_over_is_refused(capsys, arguments, message):
 
 
 def test_image_that_was_not_saved_is_said_once(tmp_path, capfd):
-    with pytest.raises(InputError, match=r'no restored image a\.png; run basicsr test with save_img: true'):
+    with pytest.raises(InputError, match=r'no restored image a\.png; test again, with save_img: true'):
         read_restored(tmp_path / 'a.png')
     other = tmp_path / os.fsdecode(b'\xff.png')
     write_png(other, picture(4, 5))

@@ -217,7 +217,9 @@ def build_parser() -> argparse.ArgumentParser:
         return command
 
     def takes_overrides(command: argparse.ArgumentParser) -> None:
-        command.add_argument('--force_yml', nargs='+', metavar='KEYS=VALUE', help='set options: train:total_iter=20')
+        command.add_argument(
+            '--force_yml', nargs='+', action='extend', metavar='KEYS=VALUE', help='set options: train:total_iter=20'
+        )
 
     for name, about in (
         ('train', 'train as an option file says; experiments/ and tb_logger/ go under the current folder'),

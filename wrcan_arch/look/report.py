@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from ..errors import InputError
 from ..files import write_text
 from ..train.lpips_metric import use_gpu
-from ..train.results import key_of, mean_scores, restored_path, result_path
+from ..train.results import describe_weights, key_of, mean_scores, restored_path, result_path
 from ..train.scoring import measure
 from .crops import CROP, ZOOM, busiest_crops
 from .finished import TestResult, check_sizes, open_test_set, read_restored, read_result
@@ -163,12 +163,18 @@ def _row(image: TestImage) -> str:
     return f'<h3>{html.escape(image.key)}</h3><div class="columns">{"".join(columns)}</div>'
 
 
+def _weights_were_replaced(result: TestResult) -> bool:
+    path = result.weights_path
+    return path is not None and Path(path).is_file() and describe_weights(path)['sha256'] != result.weights
+
+
 def _summary(dataset: str, means: Means, result: TestResult | None) -> str:
     rows = [f'<tr><td>{"</td><td>".join(map(html.escape, cells))}</td></tr>' for cells in means.rows()]
     about = f'{dataset}: {means.counted}'
     if result is not None:
         about += f'; protocol: {result.protocol}'
         about += f'; weights: {result.weights_path}' if result.weights_path else ''
+        about += ' (another file by now: test again)' if _weights_were_replaced(result) else ''
         about += f', iteration {result.iteration} of {result.training}' if result.iteration is not None else ''
     about += '.'
     return (
