@@ -14,7 +14,7 @@ install: $(INSTALLED)  ## set up .venv with the tested versions (once; the other
 # tenth is ever imported, and Python compiles and caches those on import.
 $(INSTALLED): setup.py pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 13) or sys.exit("Python 3.11 or 3.12 is needed: make PYTHON=python3.12")'
-	$(PYTHON) -m venv --clear .venv
+	$(PYTHON) -m venv $$([ "$$($(BIN)/python -V 2>&1)" = "$$($(PYTHON) -V)" ] || echo --clear) .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools
 	$(BIN)/python -m pip install --quiet --no-compile --use-pep517 --no-build-isolation -c constraints.txt -e '.[dev]'
 	@touch $@

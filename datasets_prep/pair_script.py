@@ -25,9 +25,9 @@ def check_names(arguments: argparse.Namespace) -> None:
     left = ', '.join(str(partial) for partial in map(partial_of, names) if partial.exists())
     is_whole = any(map(is_complete, stores_of(arguments)))
     stopped = f', or if a run was stopped while it named these, take .partial off {left}' if is_whole else ''
-    for path in names:
-        if path.exists():
-            raise InputError(f'{path}: exists already; remove it or choose another name{stopped}')
+    if there := [str(path) for path in names if path.exists()]:
+        advice = 'exists already; remove it' if len(there) == 1 else 'exist already; remove them'
+        raise InputError(f'{", ".join(there)}: {advice} or choose another name{stopped}')
     for folder in map(partial_of, folders_of(arguments)):
         for inside in folder.iterdir() if folder.is_dir() else ():
             if inside.is_dir():

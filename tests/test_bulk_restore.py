@@ -189,6 +189,25 @@ def test_quality_and_limit_are_those_asked_for(tmp_path, monkeypatch, capsys, we
     assert read_photo('a_restored.jpg').jpeg_quality == 20
 
 
+def test_large_photographs_are_scaled_down_first(tmp_path, monkeypatch, capsys, weights):
+    monkeypatch.chdir(tmp_path)
+    save(Path('a.png'))
+    command = ['restore', 'a.png', '-w', str(weights), '-o', 'out', '--compare', 'look', '--largest', '8']
+    for mode in ('input', 'exact'):
+        assert cli.main([*command, '--precision', 'fp32', '--mode', mode]) == 0
+    expected = restore(network(), read_photo('a.png', largest=8).pixels, precision='fp32')
+    assert expected.shape == (6, 8, 3)
+    np.testing.assert_array_equal(read_photo('out/a.png').pixels, expected)
+    Path('look/a.png.jpg').unlink()
+    assert cli.main([*command, '--skip-existing']) == 0
+    assert Image.open('look/a.png.jpg').size == (16, 6)
+    Path('look/a.png.jpg').unlink()
+    assert cli.main([*command, '--skip-existing', '--largest', '4']) == 1
+    assert 'out/a.png: is 8 x 6, a result of a.png would be 4 x 3; move it away' in capsys.readouterr().err
+    assert cli.main([*command, '--max-pixels', '191']) == 1
+    assert '16 x 12 is more than 191 pixels' in capsys.readouterr().err, 'of the file'
+
+
 def test_other_colours_are_warned_about(tmp_path):
     path = save(tmp_path / 'a.png')
     marked = Photo(pixels=picture(12, 16), declares_non_srgb=True)
@@ -233,7 +252,7 @@ def test_result_that_is_no_picture_of_the_photograph_is_not_compared(tmp_path):
     (tmp_path / 'out' / '1.png').write_text('mine')
     options = replace(FP32, skip_existing=True, compare=tmp_path / 'look')
     said = restore_photos(Same(), jobs, options=options).failures
-    assert len(said) == 2 and 'out/0.png: is of another size than' in said[0] and 'out/1.png' in said[1]
+    assert len(said) == 2 and 'out/0.png: is 5 x 6, a result of' in said[0] and 'out/1.png' in said[1]
     assert (tmp_path / 'out' / '1.png').read_text() == 'mine'
 
 
@@ -244,6 +263,23 @@ def test_name_of_any_length_has_a_picture_on_the_page(tmp_path):
     summary = restore_photos(Same(), plan([tmp_path / 'in'], out=tmp_path / 'out'), options=options)
     assert (summary.restored, summary.failures) == (2, [])
     assert (tmp_path / 'look' / 'index.html').read_text().count('<figure>') == 2
+
+
+def test_picture_that_cannot_be_written_leaves_its_photograph_restored(tmp_path):
+    save(tmp_path / 'in' / 'a.png')
+    options, made = replace(INPUT, compare=tmp_path / 'look', skip_existing=True), tmp_path / 'out' / 'a.png'
+    jobs = plan([tmp_path / 'in'], out=tmp_path / 'out', compare=options.compare)
+    restore_photos(Same(), jobs, options=options)
+    made.unlink()
+    full = mock.patch('wrcan_arch.photos.bulk_restore.write_side_by_side', side_effect=InputError('no room'))
+    with full:
+        summary = restore_photos(Same(), jobs, options=options)
+    assert made.exists() and summary.lines() == ['1 of 1 restored'] and summary.failures == ['no room']
+    assert '<figure>' not in (tmp_path / 'look' / 'index.html').read_text(), 'the earlier picture is of another result'
+    next((tmp_path / 'look').rglob('a.png.jpg')).unlink()
+    with full:
+        summary = restore_photos(Same(), jobs, options=options)
+    assert summary.lines() == ['0 of 1 restored, 1 had a result already'] and summary.failures == ['no room']
 
 
 def test_page_that_cannot_be_written_leaves_the_rest_told(tmp_path):
@@ -360,6 +396,7 @@ def test_network_of_other_images_is_refused_before_the_first(tmp_path, taken, ma
         (Options, {'strength': float('nan')}),
         (Options, {'quality': 0}),
         (Options, {'max_pixels': 0}),
+        (Options, {'largest': 0}),
         (Request, {'max_memory': 0}),
     ],
 )
@@ -454,7 +491,7 @@ def grown_by(folder, count, size, monkeypatch):
 @pytest.mark.slow
 def test_ten_thousand_photographs_take_no_more_memory_than_ten(tmp_path, monkeypatch):
     pixels = Photo(picture(12, 16))
-    monkeypatch.setattr(bulk_restore, 'read_photo', lambda path, max_pixels: pixels)  # pixels: the next test
+    monkeypatch.setattr(bulk_restore, 'read_photo', lambda path, **_: pixels)  # pixels: the next test
     monkeypatch.setattr(bulk_restore, 'write_photo', lambda path, photo, quality: Path(path).touch())
     assert grown_by(tmp_path, 10_000, (12, 16), monkeypatch) < 5_000_000  # 500 bytes each
 

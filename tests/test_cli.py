@@ -75,6 +75,15 @@ def test_broken_value_is_one_line_also_from_a_worker(workplace, capsys, workers)
     assert not any('Traceback' in line for line in lines)
 
 
+def test_overrides_may_be_given_more_than_once(workplace, capsys):
+    overrides = ['train:total_iter=7', 'num_gpu=0'], ['name=mine']
+    assert (
+        cli.main(['show', '-opt', 'train.yml', *(each for some in overrides for each in ('--force_yml', *some))]) == 0
+    )
+    shown = capsys.readouterr().out
+    assert all(f'# --force_yml {each}' in shown for some in overrides for each in some)
+
+
 def test_missing_option_file_is_one_line(workplace, capsys):
     assert basicsr(capsys, 'train', '-opt', 'nowhere.yml') == (
         2, ['basicsr train: nowhere.yml: there is no such option file']

@@ -2,6 +2,7 @@
 
 import io
 import os
+import struct
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -231,3 +232,12 @@ def test_why_a_file_cannot_be_read_is_the_decoders_reason(tmp_path):
     (tmp_path / 'cut.jpg').write_bytes(whole[: len(whole) // 2])
     with pytest.raises(InputError, match=r'cut\.jpg: cannot be read, it may be cut or damaged \(VipsJpeg: '):
         read_photo(tmp_path / 'cut.jpg')
+
+
+def test_compression_that_is_not_read_is_no_damage(tmp_path):
+    tifffile.imwrite(tmp_path / 'a.tif', picture(8, 8), photometric='rgb', byteorder='<')
+    compression, zstd = (struct.pack('<HHII', 259, 3, 1, number) for number in (1, 50_000))
+    (tmp_path / 'a.tif').write_bytes((tmp_path / 'a.tif').read_bytes().replace(compression, zstd))
+    with pytest.raises(InputError, match=r'a\.tif: is of a kind that is not read \(.*ZSTD.*\); save it') as caught:
+        read_photo(tmp_path / 'a.tif')
+    assert str(caught.value).count('not configured') == 1

@@ -11,10 +11,10 @@ from wrcan_arch.train.options import read_options
 ROOT = Path(__file__).parent.parent
 
 
-def draws_of_run(size=10, processes=1, rank=0, batch=2, start=0, total=25, ratio=1.0, seed=3):
+def draws_of_run(size=10, processes=1, rank=0, batch=2, start=0, total=25, ratio=1.0, seed=3, **more):
     """Return all draws of a run, epoch by epoch, as the toolbox's loop takes them."""
     sampler = DrawSampler(
-        range(size), processes, rank, ratio, batch_size=batch, seed=seed, start_iter=start, total_iter=total
+        range(size), processes, rank, ratio, batch_size=batch, seed=seed, start_iter=start, total_iter=total, **more
     )
     taken = []
     for epoch in range(sampler.start_epoch, sampler.last_epoch + 1):
@@ -47,6 +47,13 @@ def test_items_are_seen_equally_often_when_the_batch_does_not_divide():
 @pytest.mark.parametrize('stop', [1, 7, 10, 24, 25])
 def test_resumed_run_goes_on_with_the_same_draws(stop):
     assert draws_of_run(total=stop) + draws_of_run(start=stop, total=25) == draws_of_run(total=25)
+
+
+@pytest.mark.parametrize('batch', [1, 2, 5])
+def test_a_resume_with_another_batch_goes_on_with_the_next_draws(batch):
+    sampler = DrawSampler(range(10), 2, 0, batch_size=1, seed=3, start_iter=0, total_iter=7)
+    draws = draws_of_run(total=7) + draws_of_run(batch=batch, start=7, total=9, start_draw=sampler.draws_before(7))
+    assert draws == draws_of_run(batch=1, total=14 + 2 * batch)
 
 
 @pytest.mark.parametrize('processes', [2, 4])

@@ -43,19 +43,21 @@ def test_train_test_restore_report(workplace):
         'net_g_12.pth', 'net_g_6.pth', 'net_g_best.pth', 'net_g_latest.pth'
     ]  # fmt: skip
     assert sorted(path.name for path in Path('experiments/small/training_states').iterdir()) == ['12.state', '6.state']
+    assert 'Training steps compute in fp32 on cpu.' in log_text()
+    assert 'Validated small_val at iteration 8: exact fp32\n' in log_text()
     curves = read_curves(Path('experiments/small'))
     assert [iteration for iteration, _ in curves.losses['l_pix']] == list(range(1, 13))
     assert [iteration for iteration, _ in curves.losses['l_ae']] == list(range(1, 13))
-    assert [iteration for iteration, _ in curves.metrics['psnr']] == [4, 8, 12]
+    assert [iteration for iteration, _ in curves.metrics['PSNR']] == [4, 8, 12]
     assert curves.losses['l_pix'][-1][1] < curves.losses['l_pix'][0][1], 'it learns'
     best = read_file(MODELS / 'net_g_best.pth')['metadata']
     numbered = read_file(MODELS / 'net_g_12.pth')['metadata']
-    assert numbered['metrics']['psnr'] == pytest.approx(curves.metrics['psnr'][-1][1], abs=1e-4)
+    assert numbered['metrics']['psnr'] == pytest.approx(curves.metrics['PSNR'][-1][1], abs=1e-4)
     kept_options = yaml.safe_load(Path('experiments/small/train.yml').read_text())
     assert numbered['options_sha256'] == best['options_sha256'] == kept_options['options_sha256']
     kept = best['metrics']['psnr']
-    assert kept == pytest.approx(max(value for _, value in curves.metrics['psnr']), abs=1e-4)
-    assert (best['iter'], pytest.approx(kept, abs=1e-4)) in curves.metrics['psnr']
+    assert kept == pytest.approx(max(value for _, value in curves.metrics['PSNR']), abs=1e-4)
+    assert (best['iter'], pytest.approx(kept, abs=1e-4)) in curves.metrics['PSNR']
 
     assert main(['test', '-opt', 'test.yml']) == 0
     left = sorted(path.name for path in Path('results/small_test').iterdir() if path.suffix != '.log')
@@ -130,11 +132,12 @@ def test_resume_at_a_validation_keeps_the_best_network(workplace):
     assert (again['iter'], again['metrics']) == (best['iter'], best['metrics'])
 
 
-def test_resume_with_another_batch_size_makes_all_iterations(workplace):
+def test_resume_with_another_batch_size_makes_all_iterations_with_the_next_patches(workplace):
     assert train('logger:save_checkpoint_freq=4', 'train:total_iter=8', 'datasets:train:batch_size_per_gpu=3') == 0
     assert train('datasets:train:batch_size_per_gpu=1', resume=True) == 0
     assert read_curves(Path('experiments/small')).losses['l_pix'][-1][0] == 12
     assert (MODELS / 'net_g_12.pth').exists()
+    assert read_file('experiments/small/training_states/12.state')['draws'] == 8 * 3 + 4 * 1
 
 
 def test_what_may_be_a_mistake_is_in_the_log(workplace):
@@ -148,16 +151,16 @@ def test_run_makes_the_iterations_it_was_asked_for(workplace, batch):
     assert train(f'datasets:train:batch_size_per_gpu={batch}', 'train:total_iter=7', 'val:val_freq=100') == 0
     curves = read_curves(Path('experiments/small'))
     assert [iteration for iteration, _ in curves.losses['l_pix']] == list(range(1, 8))
-    assert [iteration for iteration, _ in curves.metrics['psnr']] == [7], 'validated once, at the end, under its number'
+    assert [iteration for iteration, _ in curves.metrics['PSNR']] == [7], 'validated once, at the end, under its number'
 
 
 def test_weights_that_are_trained_on_are_scored_first_and_kept_where_training_spoils_them(workplace):
     assert train() == 0
-    start = read_curves(Path('experiments/small')).metrics['psnr'][-1]
+    start = read_curves(Path('experiments/small')).metrics['PSNR'][-1]
     weights = read_file(MODELS / 'net_g_latest.pth')['params']
     spoils = ('name=spoilt', f'path:pretrain_network_g={MODELS}/net_g_latest.pth', 'train:optim_g:lr=0.5')
     assert train(*spoils) == 0
-    scores = read_curves(Path('experiments/spoilt')).metrics['psnr']
+    scores = read_curves(Path('experiments/spoilt')).metrics['PSNR']
     assert [iteration for iteration, _ in scores] == [0, 4, 8, 12]
     assert scores[0][1] == start[1] > max(score for _, score in scores[1:])
     best = read_file(Path('experiments/spoilt/models/net_g_best.pth'))
@@ -166,7 +169,7 @@ def test_weights_that_are_trained_on_are_scored_first_and_kept_where_training_sp
         assert torch.equal(tensor, weights[name])
 
     assert train(*spoils, 'train:total_iter=16', resume=True) == 0
-    assert log_text(folder='experiments/spoilt').count('at iteration 0\n') == 1
+    assert log_text(folder='experiments/spoilt').count('at iteration 0: ') == 1
     assert read_file(Path('experiments/spoilt/models/net_g_best.pth'))['metadata']['iter'] == 0
 
 
@@ -204,7 +207,7 @@ def test_state_of_another_way_to_compute_the_step_is_gone_on_with(workplace, cap
     assert train(resume=True) == 0
     assert train('train:optim_g={type: Muon, lr: 1e-2}', 'train:total_iter=13', resume=True) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert 'the training state is of another optimizer (' in said and 'leave train:optim_g:type as it was' in said
+    assert 'state is of another optimizer or network (' in said and 'leave train:optim_g:type and network_g as' in said
 
 
 def test_one_process_of_our_model_takes_one_gpu(workplace, capsys, monkeypatch):
@@ -273,7 +276,7 @@ def test_frame_that_the_toolboxs_data_set_cannot_read_costs_no_iteration(paired,
 def test_the_toolboxs_own_option_files_run(toolboxs_own):
     assert train(option_file='own.yml') == 0
     assert run_folder.iterations(Path('experiments/small')) == [12, 6]
-    assert [iteration for iteration, _ in read_curves(Path('experiments/small')).metrics['psnr']] == [4, 8, 12]
+    assert [iteration for iteration, _ in read_curves(Path('experiments/small')).metrics['PSNR']] == [4, 8, 12]
 
 
 def test_another_model_ends_at_once_where_ours_would_save(toolboxs_own, capfd):

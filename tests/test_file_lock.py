@@ -13,7 +13,7 @@ from wrcan_arch.file_lock import locked
 
 def test_the_file_says_who_holds_it_and_not_who_did(tmp_path):
     (tmp_path / 'lock').write_text('process 12345678 on another machine')
-    with locked(tmp_path / 'lock', 'taken', 'wait'):
+    with locked(tmp_path / 'lock', 'taken'):
         assert (tmp_path / 'lock').read_text() == f'process {os.getpid()} on {platform.node()}'
 
 

@@ -417,6 +417,20 @@ def test_wrong_requests_are_clear_errors(image, options, message):
         restore(small_network(), image, **options)
 
 
+@pytest.mark.parametrize('mode', ['exact', 'chop', 'input'])
+def test_another_network_may_have_any_number_of_channels(mode):
+    image = torch.rand(2, 1, 9, 12)
+    network = torch.nn.Conv2d(1, 1, 1)
+    expected = image if mode == 'input' else network(image)
+    for ensemble in (False, True):
+        restored = restore(network, image, mode=mode, ensemble=ensemble, precision='fp32')
+        torch.testing.assert_close(restored, expected)
+    pixels = np.zeros((9, 12, 1), np.uint8)
+    assert restore(network, pixels, mode=mode).shape == pixels.shape
+    with pytest.raises(InputError, match=r'float \(H, W, C\), not uint8 \(9, 12\)'):
+        restore(network, pixels[..., 0], mode=mode)
+
+
 @pytest.mark.parametrize('mode', ['exact', 'chop'])
 def test_a_network_that_enlarges_is_a_clear_error(mode):
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 12, 1), torch.nn.PixelShuffle(2))

@@ -323,7 +323,9 @@ def test_names_choose_a_sequence_of_stores_and_of_nested_folders(options, tmp_pa
             cv2.imwrite(str(tmp_path / 'nested' / role / sequence / '00000000.png'), picture(8, 8))
     nested = {'name': 'nested', 'phase': 'val', 'io_backend': {'type': 'disk'}, 'names': '001_*',
               'dataroot_lq': str(tmp_path / 'nested/lq'), 'dataroot_gt': str(tmp_path / 'nested/gt')}  # fmt: skip
-    assert [item['key'] for item in JPEGDeblurDataset(nested)] == ['001_00000000']
+    (item,) = JPEGDeblurDataset(nested)
+    assert item['key'] == '001_00000000'
+    assert item['lq_path'] == '001_00000000.png', 'else pictures of the toolbox would be called 00000000 of each'
     cv2.imwrite(str(tmp_path / 'nested/gt/001_00000000.png'), picture(8, 8))
     with pytest.raises(InputError, match='gt/001/00000000.png and .*gt/001_00000000.png are one name; remove one'):
         JPEGDeblurDataset(nested)

@@ -1,10 +1,12 @@
 import re
+from copy import deepcopy
 from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
 import yaml
+from basicsr.models.sr_model import SRModel
 
 from wrcan_arch import InputError, checkpoint, inference, precision
 from wrcan_arch.data.store_writer import StoreWriter
@@ -22,18 +24,20 @@ def write(path, text):
 def test_numbers_are_numbers_and_texts_are_texts(tmp_path):
     path = write(
         tmp_path / 'a.yml',
-        'a: 1e-4\nb: 2E+3\nc: !!float 1e-3\nd: 1.5e-3\ne: -1e-8\nf: e4\ng: 10\nh: ~\ni: 1e4x\nj: off\nk: true\n',
+        'a: 1e-4\nb: 2E+3\nc: !!float 1e-3\nd: 1.5e-3\ne: -1e-8\nf: e4\ng: 10\nh: ~\ni: 1e4x\nj: yEs\nk: true\n',
     )
     read = options.read_options(path).values
     assert [read[key] for key in 'abcdefghijk'] == [
-        1e-4, 2e3, 1e-3, 1.5e-3, -1e-8, 'e4', 10, None, '1e4x', 'off', True
+        1e-4, 2e3, 1e-3, 1.5e-3, -1e-8, 'e4', 10, None, '1e4x', 'yEs', True
     ]  # fmt: skip
 
 
 def test_resolved_options_survive_the_toolboxs_own_reader(tmp_path):
     from basicsr.utils.options import ordered_yaml
 
-    path = write(tmp_path / 'a.yml', 'lr: 1e-4\nwd: 1e-8\nlist: [1, 2e-5, ~]\nname: yes_no\nflag: true\namp: off\n')
+    path = write(
+        tmp_path / 'a.yml', 'lr: 1e-4\nwd: 1e-8\nlist: [1, 2e-5, ~]\nname: yes_no\nflag: true\ntrain: {amp: off}\n'
+    )
     read = options.read_options(path).values
     assert yaml.load(yaml.safe_dump(read), ordered_yaml()[0]) == read
 
@@ -162,7 +166,7 @@ MISTAKES = [  # text, its replacement, the message
     ('total_iter: 400', 'total_iter: ~', 'train:total_iter: input should be a valid integer, not None'),
     ('  total_iter: 400\n', '', 'train:total_iter: is missing'),
     ('calculate_psnr,', 'calculate_pnsr,', 'val:metrics:psnr:type: there is no \'calculate_pnsr\'; did you mean calculate_psnr?'),
-    ('psnr: {type: calculate_psnr, crop_border: 0}', 'psnr: {type: calculate_psnr}', 'val:metrics:psnr:crop_border: is missing'),
+    ('psnr: {type: calculate_psnr, crop_border: 0}', 'psnr: {type: calculate_psnr}', 'val:metrics:psnr: calculate_psnr needs crop_border'),
     ('psnr: {type: calculate_psnr', 'psnr: {type: calculate_lpips', 'val:metrics:psnr: lower LPIPS is better; add better: lower'),
     ('psnr: {type: calculate_psnr', 'psnr: {type: calculate_niqe', 'val:metrics:psnr: lower NIQE is better; add better: lower'),
     ('save_img: false', 'save_image: false', 'val:save_img: is missing'),
@@ -184,6 +188,8 @@ MISTAKES = [  # text, its replacement, the message
     ('name: train_wrcan_demo', 'names: train_wrcan_demo', 'names: there is no such option here; did you mean name?'),
     ('manual_seed: 0', 'manual_seed: 0\nmanual_seed: 1', "the key 'manual_seed' stands twice"),
     ('  val:\n    name', '  vall:\n    name', 'datasets:vall: data sets are called train, val'),
+    ('save_img: false', 'save_img: no', 'val:save_img: write true or false, or put no in quotes if it is a text'),
+    ('num_block: 6', 'num_block: 6\n  learn_it: On', 'network_g:learn_it: write true or false, or put On in quotes'),
     ('num_feat: 16', 'num_feat: 6', 'network_g: WRCAN: num_feat must be a multiple of 4, not 6'),
     ('num_feat: 16', 'num_feat: wide', "network_g: WRCAN: num_feat must be a whole number, not 'wide'"),
     ('psnr: {type: calculate_psnr, ', 'psnr: {type: calculate_psnr, test_y_chanel: true, ', 'psnr:test_y_chanel: calculate_psnr does not take it'),
@@ -198,7 +204,8 @@ MISTAKES = [  # text, its replacement, the message
 
 
 @pytest.mark.parametrize(('old', 'new', 'message'), MISTAKES)
-def test_each_mistake_is_named_with_its_line_before_anything_is_written(demo, old, new, message):
+def test_each_mistake_is_named_with_its_line_before_anything_is_written(demo, monkeypatch, old, new, message):
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 0)  # whatever this machine has
     assert old in demo
     text = demo.replace(old, new, 1)
     said = [line for line in problems_of(text) if message in line]
@@ -212,6 +219,29 @@ def test_each_mistake_is_named_with_its_line_before_anything_is_written(demo, ol
         assert re.search(rf'\b{key}:', standing)
         if re.search(rf'\b{key}:', new):
             assert standing not in demo.splitlines(), 'the line with the mistake, not another with the same key'
+
+
+@pytest.mark.parametrize('word', ['yes', 'No', 'ON', 'off'])
+def test_words_that_basicsr_takes_for_booleans_are_mistakes_without_quotes(demo, word):
+    """A network or loss would get them as texts, all of them true."""
+    write(Path('own.yml'), demo)
+    override = f'network_g:learn_it={word}'
+    hint = f'write true or false, or put {word} in quotes if it is a text'
+    file = options.read_options('own.yml', [override])
+    assert file.problems == [f'--force_yml {override}: network_g:learn_it: {hint}']
+    file = options.read_options('own.yml', [f"network_g:learn_it='{word}'", f'network_g:{word}=1'])
+    assert not file.problems and file.values['network_g']['learn_it'] == word
+
+
+def test_off_is_what_amp_takes_and_the_schema_says_what_else(demo):
+    for key in ('off', '"off"'):
+        assert not problems_of(demo.replace('amp: auto', f'amp: {key}'))
+    (said,) = problems_of(demo.replace('amp: auto', 'amp: no'))
+    assert said.endswith("train:amp: input should be 'off', 'bf16', 'fp16' or 'auto', not 'no'")
+    write(Path('own.yml'), demo)
+    option_checks.check(options.read_options('own.yml', ['train:amp=off']), 'train')
+    file = options.read_options('own.yml', ['train:optim_g={type: Adam, lr: 1, lr: 2}'])
+    assert file.problems == ["--force_yml train:optim_g={type: Adam, lr: 1, lr: 2}: the key 'lr' stands twice"]
 
 
 def test_paths_may_begin_with_the_home_folder(tmp_path, monkeypatch):
@@ -247,6 +277,11 @@ def test_list_in_a_names_place_is_a_mistake_like_others(demo, key):
     assert any(f': {key}: input should be a valid string' in line for line in problems_of(yaml.safe_dump(values)))
 
 
+def test_keys_of_other_sections_are_not_suggested(demo):
+    (said,) = problems_of(demo.replace('val_freq: 100', 'val_freq: 100\n  print_frq: 100'))
+    assert said.endswith('val:print_frq: there is no such option here')
+
+
 def test_mistake_in_a_base_is_named_there(demo):
     write(Path('base.yml'), demo.replace('gt_size: 64', 'gtsize: 64'))
     said = problems_of('base: base.yml\nname: mine\ntrian: {}\n')
@@ -258,8 +293,9 @@ def test_mistake_in_a_base_is_named_there(demo):
     assert re.fullmatch(r"base\.yml:\d+: the key 'manual_seed' stands twice", said)
 
 
-def test_the_toolboxs_own_model_does_not_pass_over_our_options(demo):
-    values = yaml.safe_load(demo.replace('WRCANModel', 'SRModel'))
+@pytest.mark.parametrize('model', ['SRModel', 'SwinIRModel'])
+def test_the_toolboxs_own_models_do_not_pass_over_our_options(demo, model):
+    values = yaml.safe_load(demo.replace('WRCANModel', model))
     values['train'] |= {'checkpointing': False, 'gradient_compression': 'none', 'max_skipped_steps': 0}
     values['train'] |= {'optim_g': {'type': 'Muon', 'lr': 0.01}, 'channels_last': True, 'accumulate': 2}
     values['train'] |= {'pixel_opt': None, 'start_from_image': True}
@@ -267,7 +303,7 @@ def test_the_toolboxs_own_model_does_not_pass_over_our_options(demo):
     values['val'] |= {'best_metric': 'psnr', 'submission': submission, 'save_img': True}
     values['deterministic'], values['logger']['keep_last'] = True, 2
     said = problems_of(yaml.safe_dump(values))
-    refused = {line.split(': ')[1] for line in said if 'SRModel does not know it; ' in line}
+    refused = {line.split(': ')[1] for line in said if f': {model} does not know it; ' in line}
     assert refused == {  # what is off or none is no difference
         'train:autoencoder_opt', 'train:amp', 'train:max_skipped_steps', 'train:optim_g:type', 'train:channels_last',
         'train:accumulate', 'train:start_from_image', 'val:inference', 'val:best_metric', 'val:submission',
@@ -289,6 +325,41 @@ def test_what_fails_at_its_turn_with_the_toolboxs_classes_is_said_before(demo):
         values['val']['inference'] = asked
         (said,) = problems_of(yaml.safe_dump(values))
         assert said.endswith('val:inference: mode local and max_memory are for WRCAN, not for EDSR')
+
+
+def test_a_metric_of_ones_own_is_asked_for_what_it_takes(demo, monkeypatch):
+    def mean_error(img, img2, power=1): ...
+
+    def any_error(img, img2, border, **others): ...
+
+    def sharpness(img): ...
+
+    for each in (mean_error, any_error, sharpness):
+        monkeypatch.setitem(option_checks.registry.METRIC_REGISTRY._obj_map, each.__name__, each)
+    values = yaml.safe_load(demo)
+    values['val']['metrics'] = {
+        'a': {'type': 'mean_error', 'power': 2, 'better': 'lower'},
+        'b': {'type': 'any_error', 'border': 1, 'window': 7},
+    }
+    assert not problems_of(yaml.safe_dump(values))
+    said = problems_of(yaml.safe_dump(values | {'model_type': 'SRModel'}))
+    found = [line.partition('val:metrics:')[2] for line in said if 'val:metrics:' in line]
+    assert found == ['a:better: mean_error does not take it; it takes img, img2, power']
+    (said,) = problems_of(yaml.safe_dump(values | {'model_type': 'OwnModel'}))
+    assert "model_type: there is no 'OwnModel'" in said
+    values['val']['metrics'] = {
+        'a': {'type': 'mean_error', 'pover': 2},
+        'b': {'type': 'any_error'},
+        'c': {'type': 'sharpness'},
+    }
+    assert {line.partition('val:metrics:')[2] for line in problems_of(yaml.safe_dump(values))} == {
+        'a:pover: mean_error does not take it; did you mean power?',
+        'b: any_error needs border',
+        'c:img2: sharpness does not take it; did you mean img?',
+    }
+    values['datasets']['val'].pop('dataroot_gt')
+    values['val']['metrics'] = {'c': {'type': 'sharpness'}}
+    assert not problems_of(yaml.safe_dump(values))
 
 
 def test_data_sets_that_are_scored_have_names_of_their_own(demo):
@@ -332,6 +403,20 @@ def test_luma_alone_is_not_for_our_network(demo):
     write(Path('own.yml'), yaml.safe_dump(values))
     (said,) = option_checks._unfit_network(options.read_options('own.yml'))
     assert said.endswith('datasets:val:color: WRCAN takes 3 channels, not the luma alone; leave it out')
+
+
+def test_what_keeps_the_size_is_not_asked_to_enlarge(demo):
+    def said(text):
+        return [line.partition('scale: ')[2] for line in problems_of(f'{text}\nscale: 2\n') if ': scale: ' in line]
+
+    ends = 'gives an image of the size that it gets; set scale to 1, or take'
+    network = f'WRCAN {ends} another network'
+    data = [f'JPEGDeblurDataset {ends} a PairedImageDataset']
+    assert said(demo) == [f'WRCANModel {ends} SRModel', network, *data]
+    assert said(demo.replace('WRCANModel', 'SRModel')) == [network, *data]
+    values = yaml.safe_load(demo) | {'model_type': 'SRModel', 'path': {}}
+    values['network_g'] = {'type': 'MSRResNet', 'upscale': 2}
+    assert said(yaml.safe_dump(values)) == data
 
 
 def test_what_is_as_long_as_the_run_or_a_store_of_its_own_is_no_mistake(demo):
@@ -381,9 +466,15 @@ def test_sharp_frames_are_asked_for_by_metrics_that_take_them(demo):
     values = yaml.safe_load(demo)
     del values['datasets']['val']['dataroot_gt']
     assert any('datasets:val:dataroot_gt: is missing' in each for each in problems_of(yaml.safe_dump(values)))
+    single = {**values, 'datasets': deepcopy(values['datasets'])}
+    single['datasets']['val']['type'] = 'SingleImageDataset'
+    (said,) = problems_of(yaml.safe_dump(single))
+    assert 'datasets:val:type: gives no sharp frames, which a metric compares with; take a PairedImageDataset' in said
     values['val']['metrics'] = {'niqe': {'type': 'calculate_niqe', 'crop_border': 0, 'better': 'lower'}}
     values['val'].pop('best_metric', None)
     assert not problems_of(yaml.safe_dump(values))
+    single['val'] = values['val']
+    assert not problems_of(yaml.safe_dump(single))
 
 
 @pytest.mark.parametrize(('gpus', 'num_gpu', 'refused'), [(1, 'auto', True), (0, 'auto', False), (1, 0, False)])
@@ -406,10 +497,14 @@ def test_prefetching_needs_a_gpu_and_pinned_memory(demo, monkeypatch, gpus, pinn
     assert [line.endswith('cuda needs a GPU and pin_memory: true') for line in said] == [True] * refused
 
 
-def test_options_of_another_model_are_left_to_it(demo):
-    text = demo.replace('WRCANModel', 'SRGANModel').replace('network_g: small', 'network_g: ~')
+def test_options_of_ones_own_model_are_left_to_it(demo, monkeypatch):
+    class OwnModel(SRModel): ...
+
+    monkeypatch.setitem(option_checks.registry.MODEL_REGISTRY._obj_map, 'OwnModel', OwnModel)
+    text = demo.replace('WRCANModel', 'OwnModel').replace('network_g: small', 'network_g: ~')
     text += '\nnetwork_d: {type: VGGStyleDiscriminator}\n'
     said = problems_of(text.replace('inference: {', 'inference: {tiles: 4, '))
+    text = text.replace('optim_g: {type: Adam,', 'optim_g: {type: SGD, momentum: 0.9,')
     assert "val:inference: Request.__init__() got an unexpected keyword argument 'tiles'" in said[0]
     assert not problems_of(text)
 
@@ -422,7 +517,7 @@ def test_models_of_the_toolbox_without_pixels_or_pairs_are_left_to_it(demo):
         'std': [0.5] * 3, 'use_hflip': True, 'num_worker_per_gpu': 1, 'batch_size_per_gpu': 3,
     }  # fmt: skip
     del values['datasets']['val']
-    for name in ('pixel_opt', 'autoencoder_opt'):
+    for name in ('pixel_opt', 'autoencoder_opt', 'amp'):
         del values['train'][name]
     values['train']['gan_opt'] = {'type': 'GANLoss', 'gan_type': 'wgan_softplus'}
     assert not problems_of(yaml.safe_dump(values))

@@ -172,7 +172,7 @@ def test_images_of_one_run_are_not_named_beside_the_stores_of_another(prepared, 
         run(*arguments, '--files', exit_code=130)
     run(*arguments)
     printed = run(*arguments, '--files', exit_code=2)
-    assert 'make_blur: out_blur.lmdb: exists already; remove it or choose another name' in printed.err
+    assert 'make_blur: out_blur.lmdb, out_sharp.lmdb: exist already; remove them or choose another name' in printed.err
     assert not (tmp_path / 'out_blur').exists()
 
 

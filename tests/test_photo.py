@@ -12,7 +12,7 @@ import pytest
 import pyvips
 import tifffile
 from conftest import DATA, deep_picture, picture
-from photo_files import MAKE, ORIENTATION, SRGB, turned
+from photo_files import EXIF_IFD, MAKE, ORIENTATION, SRGB, turned
 from PIL import Image, ImageCms
 
 from wrcan_arch import InputError
@@ -264,6 +264,71 @@ def test_inks_of_16_bits_and_with_transparency_come_back_upright(tmp_path, bands
     written = tifffile.imread(tmp_path / 'b.tif')
     assert written.dtype == kind
     np.testing.assert_array_equal(written, samples)
+
+
+@pytest.mark.parametrize('kind', [np.uint8, np.uint16])
+@pytest.mark.parametrize(
+    ('photometric', 'bands'), [('minisblack', 2), ('rgb', 3), ('rgb', 4), ('separated', 4), ('separated', 5)]
+)
+def test_large_photographs_are_scaled_down_with_all_they_have(tmp_path, photometric, bands, kind):
+    """Upright as by OpenCV's mean over areas, to a few levels at edges."""
+    peak = np.iinfo(kind).max
+    samples = np.dstack([picture(61, 90, seed) for seed in (0, 1)])[:, :, :bands].astype(kind) * (peak // 255)
+    has_alpha = bands in (2, 5) or (photometric, bands) == ('rgb', 4)
+    if has_alpha:
+        samples[:, :, -1] = peak
+        samples[:30, :45, -1] = 0
+    about = {'extrasamples': ['unassalpha']} if has_alpha else {}
+    tifffile.imwrite(
+        tmp_path / 'a.tif', np.rot90(samples), photometric=photometric, planarconfig='contig', metadata=None,
+        extratags=[(ORIENTATION, 3, 1, 6, True)], **about
+    )  # fmt: skip
+    photo = read_photo(tmp_path / 'a.tif', largest=40)
+    assert photo.pixels.shape == (27, 40, 3) and photo.pixels.dtype == kind
+    write_photo(tmp_path / 'b.tif', photo)
+    written = tifffile.imread(tmp_path / 'b.tif').astype(float) / peak
+    light = samples.astype(float) / peak * (samples[:, :, -1:] > 0 if has_alpha else 1)
+    expected = np.dstack([cv2.resize(band, (40, 27), interpolation=cv2.INTER_AREA) for band in np.rollaxis(light, 2)])
+    if has_alpha:
+        written[:, :, :-1] *= written[:, :, -1:]
+    assert np.abs(written - expected).mean() < 0.015
+
+
+@pytest.mark.parametrize(
+    ('shape', 'scaled'),
+    [((61, 90), (27, 40)), ((90, 61), (40, 27)), ((1, 90), (1, 40)), ((90, 2), (40, 1)), ((41, 41), (40, 40))],
+)
+@pytest.mark.parametrize('ending', ['.jpg', '.png', '.bmp', '.avif'])
+def test_longer_side_is_scaled_to_the_pixel(tmp_path, shape, scaled, ending):
+    exif = Image.Exif()
+    exif[EXIF_IFD] = {0xA002: shape[1], 0xA003: shape[0]}
+    Image.fromarray(picture(*shape)).save(tmp_path / f'a{ending}', **({} if ending == '.bmp' else {'exif': exif}))
+    whole = read_photo(tmp_path / f'a{ending}')
+    photo = read_photo(tmp_path / f'a{ending}', largest=40)
+    assert photo.pixels.shape == (*scaled, 3) and photo.metadata == whole.metadata
+    expected = cv2.resize(whole.pixels, scaled[::-1], interpolation=cv2.INTER_AREA).astype(int)
+    assert np.abs(photo.pixels - expected).mean() < 5
+    write_photo(tmp_path / 'b.jpg', photo)
+    sizes = Image.open(tmp_path / 'b.jpg').getexif().get_ifd(EXIF_IFD)
+    assert ending == '.bmp' or (sizes[0xA003], sizes[0xA002]) == scaled
+    np.testing.assert_array_equal(read_photo(tmp_path / f'a{ending}', largest=max(shape)).pixels, whole.pixels)
+
+
+def test_colours_of_transparent_pixels_do_not_shine_through_when_scaled(tmp_path):
+    samples = np.full((60, 90, 4), 100, np.uint8)
+    samples[:31, :, :3], samples[:31, :, 3], samples[31:, :, 3] = 255, 0, 255
+    Image.fromarray(samples).save(tmp_path / 'a.png')
+    photo = read_photo(tmp_path / 'a.png', largest=40)
+    assert 0 < (photo.alpha > 0).mean() < 1 and (photo.pixels[photo.alpha > 0] == 100).all()
+
+
+def test_white_stays_white_in_all_bits_when_scaled(tmp_path):
+    white = pyvips.Image.new_from_memory(np.full((24, 32, 3), 65_535, np.uint16), 32, 24, 3, 'ushort')
+    white.copy(interpretation='rgb16').heifsave(tmp_path / 'a.avif', bitdepth=10, lossless=True)
+    assert (read_photo(tmp_path / 'a.avif', largest=20).pixels == 65_535).all()
+    whole, scaled = (read_photo(DATA / 'deep.heic', largest=largest).pixels for largest in (None, 32))
+    expected = cv2.resize(whole, (32, 24), interpolation=cv2.INTER_AREA).astype(int)
+    assert np.abs(scaled - expected).mean() < 40
 
 
 def test_heic_is_read(tmp_path):

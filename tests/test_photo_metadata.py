@@ -3,6 +3,7 @@
 import os
 import struct
 import zlib
+from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -120,6 +121,28 @@ def test_film_behind_a_photograph_is_said_and_no_longer_promised(tmp_path, name)
     assert photo.metadata['xmp-data'] == xmp.replace(name + b'="1"', name + b'="0"')
 
 
+@pytest.mark.parametrize('marks', [b'<mwg-rs:Regions rdf:parseType="Resource">', b'<MP:RegionInfo>', b''])
+def test_faces_marked_in_a_photograph_that_is_turned_are_said(tmp_path, marks):
+    for orientation in (1, 6):
+        exif = Image.Exif()
+        exif[ORIENTATION] = orientation
+        Image.fromarray(picture(8, 8)).save(tmp_path / 'a.jpg', exif=exif, xmp=b'<x:xmpmeta>' + marks)
+        said = ['the faces marked in it were not turned upright with the picture'] if marks and orientation > 1 else []
+        assert loss_warnings('jpeg', read_photo(tmp_path / 'a.jpg')) == said
+
+
+@pytest.mark.parametrize('target', ['.jpg', '.png', '.tif', '.webp'])
+def test_pieces_that_a_result_has_not_are_not_promised(tmp_path, target):
+    head, tail = b'<x:xmpmeta xmlns:hdrgm="http://ns.adobe.com/hdr-gain-map/1.0/"', b'>text</x:xmpmeta>'
+    for promise, kept in (
+        (b'\n hdrgm:Version="1.0"\n xmpNote:HasExtendedXMP = \'18AC\'' + tail, tail),
+        (b'><xmpNote:HasExtendedXMP>18AC</xmpNote:HasExtendedXMP><hdrgm:Version>1.0</hdrgm:Version' + tail, tail),
+        (b' xmp:Version="1.0"' + tail, b' xmp:Version="1.0"' + tail),
+    ):
+        write_photo(tmp_path / f'b{target}', Photo(pixels=picture(8, 8), metadata={'xmp-data': head + promise}))
+        assert read_photo(tmp_path / f'b{target}').metadata['xmp-data'].rstrip(b'\0') == head + kept
+
+
 def test_what_a_bigtiff_says_of_itself_is_lost_and_said(tmp_path):
     for order in '<>':
         tifffile.imwrite(tmp_path / 'a.tif', picture(8, 8), bigtiff=True, byteorder=order, photometric='rgb')
@@ -226,6 +249,24 @@ def test_resolution_is_what_exif_says_or_would_have_it(tmp_path, source, target)
         write_photo(tmp_path / f'b{target}', photo)
         written = Image.open(tmp_path / f'b{target}').getexif()
         assert written[X_RESOLUTION] == written[Y_RESOLUTION] == (dpi or 72) and written[RESOLUTION_UNIT] == 2
+
+
+@pytest.mark.parametrize('target', ['.jpg', '.png', '.tif', '.webp', '.avif'])
+@pytest.mark.parametrize('said', [None, 1, 65535])
+def test_colour_space_in_exif_is_what_it_was(tmp_path, target, said):
+    exif, tag = Image.Exif(), 0xA001
+    exif[EXIF_IFD] = {EXPOSURE: 0.01} if said is None else {tag: said}
+    Image.fromarray(picture(16, 24)).save(tmp_path / 'a.jpg', exif=exif, dpi=(300, 300))
+    photo = read_photo(tmp_path / 'a.jpg')
+    for each, otherwise in (
+        (photo, 1),
+        (replace(photo, declares_non_srgb=True), 65535),
+        (replace(photo, metadata={**photo.metadata, 'icc-profile-data': SRGB}), 65535),
+    ):
+        write_photo(tmp_path / f'b{target}', each)
+        written = Image.open(tmp_path / f'b{target}').getexif().get_ifd(EXIF_IFD)
+        assert written.get(tag, otherwise) == (said or otherwise)
+        assert said or written[EXPOSURE] == pytest.approx(0.01)
 
 
 def test_file_without_metadata_gets_none(tmp_path):

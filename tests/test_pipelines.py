@@ -73,11 +73,12 @@ def test_draws_are_of_all_gpus_of_a_process_and_of_the_iterations_that_are_left(
     opt = resolved_options()
     opt |= {'num_gpu': num_gpu, 'dist': dist, 'manual_seed': 5}
     opt['datasets']['train'] |= {'batch_size_per_gpu': 4, 'num_worker_per_gpu': 2, 'prefetch_mode': 'cpu'}
-    run, logger = pipelines.Run(resume_state={'iter': 7}, warnings=['a doubt']), mock.Mock()
+    run, logger = pipelines.Run(resume_state={'iter': 7, 'draws': 40}, warnings=['a doubt']), mock.Mock()
     with mock.patch.object(pipelines, '_toolbox_create_loaders', ask), pytest.raises(Asked) as asked:
         pipelines.create_train_val_dataloader(run, opt, logger)
     train, draws = asked.value.args
-    assert draws == {'batch_size': batch, 'seed': 5, 'start_iter': 7, 'total_iter': opt['train']['total_iter']}
+    total = opt['train']['total_iter']
+    assert draws == {'batch_size': batch, 'seed': 5, 'start_iter': 7, 'start_draw': 40, 'total_iter': total}
     assert train['persistent_workers'] and train['prefetch_mode'] is None
     assert logger.warning.mock_calls == [mock.call('a doubt')]
 
@@ -102,7 +103,8 @@ def test_init_dist_replacement_is_needed():
 @contextmanager
 def joining(*, rank=1, **options):
     """Let init_dist run as one of two processes on a machine with GPUs, without the other one."""
-    options = pipelines.with_hash({'name': 'small', 'num_gpu': 0, 'datasets': {}, **options})
+    about = {'name': 'small', 'model_type': 'WRCANModel', 'num_gpu': 0, 'datasets': {}}
+    options = pipelines.with_hash(about | options)
     run = pipelines.Run(command='test', options=options)
     with (
         mock.patch.object(pipelines.Team, 'from_environment', lambda **_: mock.Mock(rank=rank, size=2)),
@@ -122,14 +124,15 @@ def test_processes_without_gpus_leave_those_that_are_there(num_gpu, backend):
     assert init.call_args.args[0] == backend and take.called == (backend == 'nccl')
 
 
-def test_backend_port_and_timeout_may_be_chosen(monkeypatch):
+@pytest.mark.parametrize(('num_gpu', 'backend'), [(0, 'gloo'), ('auto', 'mpi')])
+def test_port_and_timeout_may_be_chosen_and_on_gpus_the_backend(monkeypatch, num_gpu, backend):
     monkeypatch.delenv(pipelines.STARTED_BY_TORCHRUN, raising=False)
     with (
-        joining(dist_params={'backend': 'mpi', 'port': 1234, 'timeout': 7}) as (run, init, _),
+        joining(num_gpu=num_gpu, dist_params={'backend': 'mpi', 'port': 1234, 'timeout': 7}) as (run, init, _),
         mock.patch.object(pipelines, 'take_slurms_environment') as take,
     ):
         pipelines.init_dist(run, 'slurm')
-        assert init.call_args.args[0] == 'mpi' and take.call_args.args == (1234,)
+        assert init.call_args.args[0] == backend and take.call_args.args == (1234,)
         assert init.call_args.kwargs['timeout'] == timedelta(seconds=7) and run.timeout == 7
         (seen,), how = run.team.agree.call_args
         assert seen == {'the options with SHA-256': run.options['options_sha256'][:16]} and how == {'timeout': 7}
@@ -162,6 +165,14 @@ def test_the_order_in_which_a_disk_lists_its_files_is_no_difference(tmp_path):
     assert len(seen) == 1
     (tmp_path / 'b.png').rename(tmp_path / 'c.png')
     assert pipelines._describe_data(tmp_path) not in seen
+
+
+def test_the_toolboxs_own_models_are_not_several_processes_without_gpus():
+    with joining(model_type='SRModel', num_gpu='auto') as (run, init, _):
+        pipelines.init_dist(run, 'pytorch')
+    with joining(model_type='SRModel') as (run, init, _), pytest.raises(InputError, match='SRModel cannot run as sev'):
+        pipelines.init_dist(run, 'pytorch')
+    assert not init.called
 
 
 @pytest.mark.parametrize(('rank', 'held'), [(0, [mock.call(Path('results/small'))]), (1, [])])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from wrcan_arch import InputError
-from wrcan_arch.photos.comparison import HEAD, pictures_of, write_page
+from wrcan_arch.photos.comparison import pictures_of, write_page
 from wrcan_arch.photos.find_photos import read_list
 from wrcan_arch.photos.plan import Job, plan
 from wrcan_arch.photos.read_photo import read_photo
@@ -112,11 +112,14 @@ def test_pictures_of_an_earlier_comparison_are_no_photographs():
     odd, long = 'in/Zoë & "海".JPG', f'in/{"x" * 250}.jpg'
     shown = [pictures_of(Path('look'), 'in/b.PNG')[0], pictures_of(Path('look'), long)[0]]
     shown.append(pictures_of(Path('in/look'), odd)[1])
-    for name in (*map(str, shown), 'look/IMG_1.HEIC.jpg', 'in/e.jpg.jpg'):
+    earlier = pictures_of(Path('look'), 'in/gone.png')[0]
+    for name in (*map(str, shown), str(earlier), 'look/IMG_1.HEIC.jpg', 'in/e.jpg.jpg'):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).touch()
-    assert len(plan(['.'], out=Path('out'))) == 9
-    write_page(Path('look'), ['in/b.PNG', long])
+    assert len(plan(['.'], out=Path('out'))) == 10
+    write_page(Path('look'), ['in/gone.png', long])
+    write_page(Path('look'), ['in/b.PNG', 'in/gone.jpg'])
+    write_page(Path('look'), ['in/b.PNG'])
     write_page(Path('in/look'), [odd])
     write_page(Path('in'), [])
     expected = ['a.jpg', 'in/b.PNG', 'in/e.jpg.jpg', 'in/deep/c.heic', 'in/deep/d.tiff', 'look/IMG_1.HEIC.jpg']
@@ -194,7 +197,10 @@ def test_pictures_of_before_and_after_overwrite_nothing_that_lies_among_the_phot
     Path('../out').mkdir()
     Path('../out/b.PNG').touch()
     assert plan(['b.PNG'], out=Path('../out'), compare=Path(), skip_existing=True), 'which nothing is made of'
-    Path('index.html').write_text(HEAD)
+    write_page(Path(), [])
+    with pytest.raises(InputError, match=taken.replace('in/', '')):
+        plan(['b.PNG'], out=Path('../other'), compare=Path())
+    write_page(Path(), ['b.PNG'])
     assert plan(['b.PNG'], out=Path('../other'), compare=Path()), 'an earlier run made the picture'
 
 
@@ -245,6 +251,21 @@ def test_inputs_and_results_are_never_overwritten():
     Path('a.png').touch()
     with pytest.raises(InputError, match=r'a\.png and a\.jpg: both results would be out/a\.png; rename one, or give'):
         plan(['a.jpg', 'a.png'], out=Path('out'), format='png')
+
+
+def test_all_clashes_are_told_at_once():
+    Path('cards').mkdir()
+    for number in range(23):
+        for ending in ('jpg', 'png'):
+            Path(f'cards/{number:02}.{ending}').touch()
+    with pytest.raises(InputError) as caught:
+        plan(['cards'], out=Path('out'), format='png')
+    lines = str(caught.value).splitlines()
+    clash = 'cards/{0}.png and cards/{0}.jpg: both results would be out/{0}.png; rename one, or give each another -o'
+    assert lines == [*(clash.format(f'{number:02}') for number in range(20)), 'and 3 more']
+    with pytest.raises(InputError) as caught:
+        plan(['cards/00.png', 'cards/01.png'], out=Path('cards'), format='jpg')
+    assert len(str(caught.value).splitlines()) == 2
 
 
 def test_what_nobody_named_may_be_a_photograph_too():

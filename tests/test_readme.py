@@ -4,9 +4,11 @@ import re
 import runpy
 import shlex
 from pathlib import Path
+from textwrap import dedent
 
 import cv2
 import pytest
+from basicsr.utils.registry import ARCH_REGISTRY
 from conftest import picture
 
 from wrcan_arch.cli import build_parser, main
@@ -86,6 +88,23 @@ def test_option_files_of_the_pages_are_sound(tmp_path, monkeypatch):
     Path('experiments/mine/models').mkdir(parents=True)
     assert main(['convert', str(SHIPPED['small']), '-o', 'experiments/mine/models/net_g_best.pth']) == 0
     option_checks.check(options.read_options('test_mine.yml'), 'test')
+
+
+def test_a_class_of_ones_own_is_known_to_the_pages_script(quick, monkeypatch):
+    script = re.search('^    # own.py\n((?:    .*\n|\n)+)', (ROOT / 'docs/options.md').read_text(), re.MULTILINE)
+    Path('own.py').write_text(dedent(script[1]))
+    Path('mynet.py').write_text(
+        'import torch\nfrom basicsr.utils.registry import ARCH_REGISTRY\n'
+        '@ARCH_REGISTRY.register()\nclass MyNet(torch.nn.Conv2d): ...\n'
+    )
+    monkeypatch.syspath_prepend('.')
+    monkeypatch.setattr('basicsr.utils.registry.ARCH_REGISTRY._obj_map', dict(ARCH_REGISTRY._obj_map))
+    network = 'network_g={type: MyNet, in_channels: 3, out_channels: 3, kernel_size: 1}'
+    overrides = ['--force_yml', network, 'train:autoencoder_opt=~', 'train:total_iter=1']
+    assert main(['train', '-opt', 'train.yml', *overrides]) == 2
+    monkeypatch.setattr('sys.argv', ['own.py', 'train', '-opt', 'train.yml', *overrides])
+    with pytest.raises(SystemExit, match='^0$'):
+        runpy.run_path('own.py', run_name='__main__')
 
 
 def test_page_of_options_names_those_that_there_are():

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from basicsr.models import build_model
+from basicsr.utils.registry import METRIC_REGISTRY
 from test_wrcan_model import HOST_IS_FULL, batch
 
 from wrcan_arch import InputError, WRCANModel, restore
@@ -69,6 +70,14 @@ def test_a_border_that_leaves_no_pixels_is_an_error():
     assert scoring._score('psnr', {'type': 'calculate_psnr', 'crop_border': 3}, 'a', images) == math.inf
     with pytest.raises(InputError, match="val:metrics:psnr of 'a': ValueError: the result is not a number"):
         scoring._score('psnr', {'type': 'calculate_psnr', 'crop_border': 4}, 'a', images)
+
+
+def test_a_metric_is_not_asked_for_what_the_toolbox_alone_reads(monkeypatch):
+    def mean(img):
+        return img.mean()
+
+    monkeypatch.setitem(METRIC_REGISTRY._obj_map, 'mean', mean)
+    assert scoring._score('mean', {'type': 'mean', 'better': 'lower'}, 'a', {'img': np.ones((8, 9, 3))}) == 1
 
 
 def test_full_disk_ends_the_run_and_keeps_the_old_file(opt, tmp_path):

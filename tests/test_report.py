@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 from basicsr.metrics import calculate_psnr
+from basicsr.utils.registry import METRIC_REGISTRY
 from conftest import picture
 
 from wrcan_arch import InputError
@@ -39,7 +40,7 @@ def test_curves_are_what_the_logs_say_and_a_later_log_counts(tmp_path):
 
 
 def test_validations_stand_at_their_own_iteration_and_set(tmp_path):
-    said = '2026 INFO: Validated {} at iteration {}\n2026 INFO: Validation\n\t # psnr: {}\tBest: 1 @ 1 iter\n'
+    said = '2026 INFO: Validated {} at iteration {}: exact fp32\n INFO: Validation\n\t # psnr: {}\tBest: 1 @ 1 iter\n'
     text = (
         LOG.splitlines()[0]
         + '\n'
@@ -88,6 +89,10 @@ def test_losses_below_zero_are_drawn_too_and_said_to_be_psnr():
     assert '<!-- training loss (l_pix: -PSNR x loss_weight) -->' in drawn
 
 
+def mean_error(img, img2):
+    return float(np.abs(img - img2).mean())
+
+
 @pytest.fixture
 def finished_test(tmp_path, monkeypatch):
     """The options of a finished test that restored one image of 240 x 200, with its files."""
@@ -124,6 +129,13 @@ def test_page_shows_images_at_1_to_1_and_crops_at_2_to_1(finished_test):
         assert np.abs(found[name].astype(int) - picture(200, 240, seed)).mean() < 5, 'a JPEG'
         crop = picture(200, 240, seed)[top : top + 160, left : left + 160]
         np.testing.assert_array_equal(found[f'{name}, crop'], crop)
+
+
+def test_a_metric_of_ones_own_is_given_what_a_test_gives_it(finished_test, monkeypatch):
+    monkeypatch.setitem(METRIC_REGISTRY._obj_map, 'mean_error', mean_error)
+    finished_test['val']['metrics'] = {'error': {'type': 'mean_error', 'better': 'lower'}}
+    means = write_report(finished_test, None, Path('report.html'))['small']
+    assert means.blurred['error'] == pytest.approx(mean_error(picture(200, 240), picture(200, 240, 1)))
 
 
 def test_scores_are_of_blurred_and_restored_and_what_was_gained(finished_test):
@@ -164,7 +176,7 @@ def test_what_is_missing_or_damaged_is_said_before_anything_is_scored(finished_t
     if wrong == 'result':
         Path('results/some/result_small.json').write_text('{')
     with (
-        mock.patch('wrcan_arch.look.report.calculate_metric') as score,
+        mock.patch('wrcan_arch.look.report.measure') as score,
         pytest.raises(InputError, match={'log': 'no train_', 'result': 'result_small.json: not a result'}[wrong]),
     ):
         write_report(finished_test, Path('nowhere') if wrong == 'log' else None, Path('report.html'))
@@ -219,6 +231,10 @@ def test_the_tested_iteration_is_marked_in_the_curves_of_its_own_training(finish
         write_report(finished_test, Path(training), Path(f'{training}.html'))
         pages[training] = Path(f'{training}.html').read_text()
         assert '; weights: net.pth, iteration 9 of own.' in pages[training]
+    Path('net.pth').touch()
+    write_report(finished_test, None, Path('replaced.html'))
+    said = '; weights: net.pth (another file by now: test again), iteration 9 of own.'
+    assert said in Path('replaced.html').read_text()
     assert '<p>At iteration 0: the weights that it began with. </p>' in pages['other']
     dotted = 'stroke-dasharray'
     assert pages['own'].count(dotted) == pages['other'].count(dotted) + 1
@@ -278,7 +294,7 @@ def test_what_would_be_passed_over_is_refused(capsys, arguments, message):
 
 
 def test_image_that_was_not_saved_is_said_once(tmp_path, capfd):
-    with pytest.raises(InputError, match=r'no restored image a\.png; run basicsr test with save_img: true'):
+    with pytest.raises(InputError, match=r'no restored image a\.png; test again, with save_img: true'):
         read_restored(tmp_path / 'a.png')
     other = tmp_path / os.fsdecode(b'\xff.png')
     write_png(other, picture(4, 5))

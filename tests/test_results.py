@@ -39,6 +39,7 @@ def test_scores_of_images_whose_names_are_not_utf8_are_written(tmp_path):
 def test_images_of_the_toolboxs_data_sets_are_called_as_ours_are(path, root, key):
     assert key_of({'lq_path': path}, {'dataroot_lq': root}) == key
     assert key_of({'lq_path': path, 'key': 'own'}, {'dataroot_lq': root}) == 'own'
+    assert key_of({'lq_path': path, 'key': 7}, {'dataroot_lq': root}) == '7'
 
 
 @pytest.mark.parametrize('order', [(1e16, 1.0, -1e16), (1.0, 1e16, -1e16), (-1e16, 1e16, 1.0)])

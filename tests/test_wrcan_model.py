@@ -119,6 +119,20 @@ def test_bytes_become_floats_on_the_device(opt):
         assert torch.equal(getattr(model, name), value.float() / 255)
 
 
+@pytest.mark.parametrize(
+    ('named', 'keys'),
+    [
+        ({'key': ['a', 'b']}, ['a', 'b']),
+        ({'key': torch.tensor([7, 8])}, ['7', '8']),
+        ({'lq_path': ['c', 'd']}, ['c', 'd']),
+    ],
+)
+def test_samples_are_named_for_the_log(opt, named, keys):
+    model = build_model(opt)
+    model.feed_data(batch() | named)
+    assert model.keys == keys
+
+
 def test_losses_are_read_only_when_the_log_asks(opt):
     """Reading a loss makes the host wait for the GPU."""
     model = build_model(opt)

@@ -217,7 +217,9 @@ def build_parser() -> argparse.ArgumentParser:
         return command
 
     def takes_overrides(command: argparse.ArgumentParser) -> None:
-        command.add_argument('--force_yml', nargs='+', metavar='KEYS=VALUE', help='set options: train:total_iter=20')
+        command.add_argument(
+            '--force_yml', nargs='+', action='extend', metavar='KEYS=VALUE', help='set options: train:total_iter=20'
+        )
 
     for name, about in (
         ('train', 'train as an option file says; experiments/ and tb_logger/ go under the current folder'),
@@ -255,6 +257,9 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument('--precision', help='auto (default), fp32, bf16, fp16')
     command.add_argument('--patch-size', type=int, help="pixels, for local (default: the training patch's)")
     command.add_argument('--max-memory', type=_bytes, metavar='4G', help='to work in (default: most of what is free)')
+    command.add_argument(
+        '--largest', type=int, metavar='PIXELS', help='first scale down to so many on the longer side (default: not)'
+    )
     command.add_argument('--max-pixels', type=int, help='refuse larger photographs (default 200000000)')
 
     command = add('convert', run_convert, "turn a weight file into another form, the authors' included")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .convolution import Span
 from .errors import InputError
 from .free_memory import free_memory
-from .precision import PRECISIONS, autocast_dtype, exact_convolutions
+from .precision import PRECISIONS, autocast_dtype, exact_convolutions, name_of
 from .strip_sizes import StripSizes
 from .strips import is_as_built, restore_in_strips, spans
 from .wrcan_arch import SIZE_MULTIPLE, WRCAN
@@ -111,8 +111,7 @@ class Request:
 
     def describe(self, device: torch.device) -> str:
         """A description for results, such as 'chop x8 fp32'."""
-        dtype = autocast_dtype(self.precision, device)
-        computed_in = next(name for name, each in PRECISIONS.items() if each == dtype)
+        computed_in = name_of(autocast_dtype(self.precision, device))
         return ' '.join([self.mode, *(['x8'] if self.ensemble else []), computed_in])
 
 
@@ -279,6 +278,7 @@ def restore(
         network: a WRCAN with float32 weights, on the device to run on. In mode 'exact' another network, or a WRCAN
             that was modified (parts changed or wrapped, hooks, its own forward), runs on the whole image at once.
         image: RGB, a float tensor (B, 3, H, W) in [0, 1]; or an array (H, W, 3), uint8, uint16, or float in [0, 1].
+            For another network the channels are that network's, whatever their number.
         mode: 'exact', the network's function of the whole image, in strips; 'local', its attention pooled over a window
             of the training patch's size; 'chop', the authors' overlapping quadrants; 'input', the image as it is.
         ensemble: average over the eight flips and transposes; eight times the work.
@@ -304,14 +304,15 @@ def restore(
                 f'weights must be torch.float32 (network.float(); choose with precision) and on one device: {name} is '
                 f'{weight.dtype} on {weight.device}, others on {device}'
             )
-    channels = network.head.in_channels if isinstance(network, WRCAN) else 3
+    channels: int | str = network.head.in_channels if isinstance(network, WRCAN) else 'C'  # 'C': any number
     if isinstance(network, WRCAN) and network.tail.out_channels != channels:
         raise InputError(f'the network makes {network.tail.out_channels} channels of {channels}, no restored image')
     with exact_convolutions(device), torch.autocast(device.type, enabled=False):
         if isinstance(image, np.ndarray):
             image = image.astype(image.dtype.newbyteorder('='), copy=False)
             is_known = image.dtype in PEAKS or np.issubdtype(image.dtype, np.floating)
-            if image.ndim != 3 or image.shape[2] != channels or 0 in image.shape or not is_known:
+            fits = image.ndim == 3 and channels in ('C', image.shape[2]) and 0 not in image.shape
+            if not fits or not is_known:
                 raise InputError(
                     f'an image array must be uint8, uint16 or float (H, W, {channels}), not {image.dtype} {image.shape}'
                 )
@@ -321,7 +322,8 @@ def restore(
 
         if not isinstance(image, Tensor):
             raise InputError(f'an image must be a NumPy array or a tensor, not {type(image).__name__}')
-        if image.ndim != 4 or image.shape[1] != channels or 0 in image.shape[2:] or not image.is_floating_point():
+        fits = image.ndim == 4 and channels in ('C', image.shape[1]) and 0 not in image.shape[1:]
+        if not fits or not image.is_floating_point():
             shape = tuple(image.shape)
             raise InputError(f'an image tensor must be float (B, {channels}, H, W), not {image.dtype} {shape}')
         results = np.empty(image.shape, np.float32)

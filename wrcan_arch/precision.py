@@ -25,6 +25,11 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
     return PRECISIONS[precision]
 
 
+def name_of(dtype: torch.dtype) -> str:
+    """The name, as in the options, of a type that convolutions compute in."""
+    return next(name for name, each in PRECISIONS.items() if each == dtype)
+
+
 class _ExactConvolutions:
     """Switch TF32 off. All threads share PyTorch's switch: the first to enter sets it, the last to leave resets it."""
 

@@ -33,7 +33,7 @@ class DrawSampler(Sampler[Draw]):
     """Yield one process's draws, in whole batches, for iterations `start_iter` to `total_iter` - 1.
 
     An epoch has as many iterations as it takes to show each item about `ratio` times, rounded up to whole batches.
-    Iterations count from 0; batch i of all processes together starts at draw i * batch_size * num_replicas.
+    Iterations count from 0; each takes batch_size * num_replicas draws, all processes together.
 
     Args:
         dataset: the data set to draw from; only its length matters.
@@ -42,6 +42,7 @@ class DrawSampler(Sampler[Draw]):
         batch_size: items in one process's batch.
         seed: seed of the permutations.
         start_iter, total_iter: the iterations made already, and those made when the run ends.
+        start_draw: the draws made already; by default those of `start_iter` such batches.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class DrawSampler(Sampler[Draw]):
         seed: int,
         start_iter: int,
         total_iter: int,
+        start_draw: int | None = None,
     ) -> None:
         self.size = len(dataset)
         self.rank = rank
@@ -63,6 +65,7 @@ class DrawSampler(Sampler[Draw]):
         self.seed = seed
         self.start_iter = start_iter
         self.total_iter = total_iter
+        self.start_draw = start_iter * self.batch_size_total if start_draw is None else start_draw
         self.iters_per_epoch = max(1, -(-int(self.size * ratio) // self.batch_size_total))
         self.epoch = self.start_epoch
 
@@ -77,10 +80,14 @@ class DrawSampler(Sampler[Draw]):
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
+    def draws_before(self, iteration: int) -> int:
+        """The number of draws that all processes make before `iteration`, in earlier runs too."""
+        return self.start_draw + (iteration - self.start_iter) * self.batch_size_total
+
     def __iter__(self) -> Iterator[Draw]:
         permutation, permutation_number = np.empty(0, int), -1
         for iteration in self._iterations():
-            first = iteration * self.batch_size_total + self.rank * self.batch_size
+            first = self.draws_before(iteration) + self.rank * self.batch_size
             for number in range(first, first + self.batch_size):
                 if permutation_number != number // self.size:
                     permutation_number = number // self.size

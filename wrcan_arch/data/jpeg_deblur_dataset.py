@@ -168,7 +168,7 @@ class JPEGDeblurDataset(Dataset):
     a plain int, as from PyTorch's own samplers, the number comes from PyTorch's random state.
 
     Items: `lq`, `gt` and, for training, `gt_jpeg`: float (3, H, W), RGB in [0, 1], or with `as_bytes` uint8; `lq_path`,
-    `gt_path`; `key`, the frame's name.
+    `gt_path`; `key`, the frame's name. Except in training `lq_path` is that name with the file's ending.
     """
 
     def __init__(self, opt: Mapping[str, Any]) -> None:
@@ -253,6 +253,8 @@ class JPEGDeblurDataset(Dataset):
         if not (self.training and self.opt.get('as_bytes')):
             tensors = {role: tensor.float().div_(255) for role, tensor in tensors.items()}
         paths = {f'{role}_path': frame[role] for role in ('lq', 'gt') if role in frame}
+        if not self.training:  # by its last part without the ending the toolbox names pictures
+            paths['lq_path'] = frame['key'] + Path(frame['lq']).suffix
         return {**tensors, **paths, 'key': frame['key']}
 
     def _check_sizes(self, images: Mapping[str, np.ndarray], frame: Mapping[str, str]) -> None:

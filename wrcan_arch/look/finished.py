@@ -67,7 +67,7 @@ def read_restored(path: Path) -> np.ndarray:
     """Read an image that a test restored: uint8 (H, W, 3), BGR."""
     image = decode_image(path.read_bytes()) if path.is_file() else None
     if image is None:
-        raise InputError(f'{path.parent}: no restored image {path.name}; run basicsr test with save_img: true')
+        raise InputError(f'{path.parent}: no restored image {path.name}; test again, with save_img: true')
     return image
 
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from basicsr.metrics import calculate_metric
 from basicsr.utils import tensor2img
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -21,7 +20,8 @@ from matplotlib.ticker import MaxNLocator
 from ..errors import InputError
 from ..files import write_text
 from ..train.lpips_metric import use_gpu
-from ..train.results import key_of, mean_scores, restored_path, result_path
+from ..train.results import describe_weights, key_of, mean_scores, restored_path, result_path
+from ..train.scoring import measure
 from .crops import CROP, ZOOM, busiest_crops
 from .finished import TestResult, check_sizes, open_test_set, read_restored, read_result
 from .page import check_page_name, page, picture, rounded
@@ -80,7 +80,7 @@ def read_images(opt: Mapping[str, Any], phase: str, dataset: Sequence[Mapping[st
         check_sizes(key, pictures)
         scores = {
             name: {
-                metric: float(calculate_metric({'img': pictures[name], 'img2': pictures['sharp']}, metric_opt))
+                metric: measure(metric_opt, {'img': pictures[name], 'img2': pictures['sharp']})
                 for metric, metric_opt in metrics.items()
             }
             for name in ('blurred', 'restored')
@@ -163,12 +163,18 @@ def _row(image: TestImage) -> str:
     return f'<h3>{html.escape(image.key)}</h3><div class="columns">{"".join(columns)}</div>'
 
 
+def _weights_were_replaced(result: TestResult) -> bool:
+    path = result.weights_path
+    return path is not None and Path(path).is_file() and describe_weights(path)['sha256'] != result.weights
+
+
 def _summary(dataset: str, means: Means, result: TestResult | None) -> str:
     rows = [f'<tr><td>{"</td><td>".join(map(html.escape, cells))}</td></tr>' for cells in means.rows()]
     about = f'{dataset}: {means.counted}'
     if result is not None:
         about += f'; protocol: {result.protocol}'
         about += f'; weights: {result.weights_path}' if result.weights_path else ''
+        about += ' (another file by now: test again)' if _weights_were_replaced(result) else ''
         about += f', iteration {result.iteration} of {result.training}' if result.iteration is not None else ''
     about += '.'
     return (

@@ -45,6 +45,7 @@ class Options:
         strength: how much of the change to apply, from 0 (the photograph as it was) to 1.
         quality: of lossy formats, 1 to 100.
         max_pixels: larger photographs fail.
+        largest: pixels of the longer side that larger photographs are scaled down to; None: they keep their size.
         skip_existing: do not restore photographs that have a result.
         out: the folder of the results; None if each lies beside its photograph.
         compare: the folder of the pictures of before and after; None for none. Both folders are checked before the
@@ -55,6 +56,7 @@ class Options:
     strength: float = 1
     quality: int = DEFAULT_QUALITY
     max_pixels: int = MAX_PIXELS
+    largest: int | None = None
     skip_existing: bool = False
     out: Path | None = None
     compare: Path | None = None
@@ -66,6 +68,8 @@ class Options:
             raise InputError(f'quality must be from 1 to 100, not {self.quality}')
         if self.max_pixels < 1:
             raise InputError(f'max_pixels must be from 1 up, not {self.max_pixels}')
+        if self.largest is not None and self.largest < 1:
+            raise InputError(f'largest must be from 1 up, not {self.largest}')
 
 
 @dataclass
@@ -76,17 +80,22 @@ class Work:
     photo: Photo = field(init=False)
     restored: Photo = field(init=False)
     restored_before: bool = False  # then it is only compared
+    has_result: bool = False  # and that it is compared may fail still
     warnings: list[str] = field(default_factory=list)
     failure: str | None = None
 
     def summary(self) -> Summary:
-        if self.failure is not None:
-            return Summary(failures=[self.failure], failed=[self.job.source])
+        failures = [] if self.failure is None else [self.failure]
+        if not self.has_result:
+            return Summary(failures=failures, failed=[self.job.source])
+        not_shown = [self.job.source] if failures else []
         if self.restored_before:
-            return Summary(skipped=1)
+            return Summary(skipped=1, failures=failures, not_shown=not_shown)
         quality = self.photo.jpeg_quality
         return Summary(
             restored=1,
+            failures=failures,
+            not_shown=not_shown,
             warnings=Counter(self.warnings),
             examples={warning: [self.job.source] for warning in self.warnings},
             qualities=Counter() if quality is None else Counter([quality]),
@@ -97,11 +106,12 @@ class Work:
 
 
 def _read(options: Options, trained_quality: int | list[int] | None, work: Work) -> None:
-    work.photo = photo = read_photo(work.job.source, max_pixels=options.max_pixels)
+    work.photo = photo = read_photo(work.job.source, max_pixels=options.max_pixels, largest=options.largest)
     if _has_result(work.job, options):
         work.restored_before, work.restored = True, read_photo(work.job.target, max_pixels=options.max_pixels)
         if work.restored.pixels.shape != photo.pixels.shape:
-            raise InputError(f'{work.job.target}: is of another size than {work.job.source}; move it away')
+            was, now = (f'{each.pixels.shape[1]} x {each.pixels.shape[0]}' for each in (work.restored, photo))
+            raise InputError(f'{work.job.target}: is {was}, a result of {work.job.source} would be {now}; move it away')
         return
     target = Path(work.job.target)
     _check_target(work.job, options)
@@ -152,6 +162,7 @@ def _compute(network: nn.Module, options: Options, progress: Callable[[float], N
 def _write(options: Options, work: Work) -> None:
     if not work.restored_before:
         write_photo(work.job.target, work.restored, quality=options.quality)
+    work.has_result = True
     if options.compare is not None:
         write_side_by_side(options.compare, work.job.source, work.photo, work.restored.pixels)
 
@@ -247,9 +258,9 @@ def restore_photos(
     for message in messages:
         total.add(Summary.from_json(message))
     if options.compare is not None:
-        failed = set(total.failed)  # an earlier run's pictures of these may exist, but are not shown
+        outdated = {*total.failed, *total.not_shown}  # an earlier run's pictures of these may exist
         try:
-            write_page(options.compare, (job.source for job in jobs if job.source not in failed))
+            write_page(options.compare, (job.source for job in jobs if job.source not in outdated))
         except InputError as error:
             total.failures.append(str(error))
     return total

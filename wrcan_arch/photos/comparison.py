@@ -37,8 +37,7 @@ HEAD = """<!doctype html>
   p { margin: .25rem 0 2rem; opacity: .75; }
   figure { margin: 0 0 2.5rem; }
   figcaption { margin-top: .5rem; overflow-wrap: anywhere; }
-  /* As wide as the file, which holds two pictures: at 2:1, or less where there is no room. No higher than a window. */
-  .pair { --at: 50%; position: relative; overflow: hidden; border-radius: 8px; background: #8883; width: fit-content; }
+  .pair { --at: 50%; position: relative; overflow: hidden; border-radius: 8px; background: #8883; }
   .pair img { display: block; width: 200%; }
   .restored { position: absolute; inset: 0; clip-path: inset(0 0 0 var(--at)); }
   .restored img { margin-left: -100%; }
@@ -52,12 +51,18 @@ HEAD = """<!doctype html>
 <h1>Blurred and restored</h1>
 <p>Drag over a picture, or choose it with Tab and use the arrow keys. Each picture's file holds both halves.</p>
 """
+# At 2:1, or less where there is no room, and no higher than a window. Its size is known before the picture is there:
+# else all of them would be fetched at once, and the page move under the reader.
 FIGURE = """<figure>
-  <div class="pair" style="max-width: calc(90vh * {width} / {height})">
+  <div class="pair" style="width: {wide}px; max-width: min(100%, 90vh * {width} / {height});
+    aspect-ratio: {width} / {height}">
     <img src="{link}" alt="blurred" loading="lazy">
-    <div class="restored"><img src="{link}" alt="restored" loading="lazy"></div>
-    <span class="label" style="left: .5rem">blurred</span><span class="label" style="right: .5rem">restored</span>
-    <input type="range" min="0" max="100" step="any" value="50" aria-label="how much of {name} is shown blurred">
+    <span class="label" style="left: .5rem">blurred</span>
+    <div class="restored">
+      <img src="{link}" alt="restored" loading="lazy"><span class="label" style="right: .5rem">restored</span>
+    </div>
+    <input type="range" min="0" max="100" step="any" value="50" autocomplete="off"
+      aria-label="how much of {name} is shown blurred">
   </div>
   <figcaption><a href="{link}">{name}</a></figcaption>
 </figure>
@@ -87,10 +92,10 @@ def has_page(folder: Path) -> bool:
 
 
 def pictures_on_page(folder: Path) -> set[Path]:
-    """The pictures that the folder's page shows; empty without a page that `write_page` wrote."""
+    """The pictures that the folder's page shows or knows; empty without a page that `write_page` wrote."""
     if not has_page(folder):
         return set()
-    links = re.findall(rb'<figcaption><a href="([^"]+)">', (folder / PAGE).read_bytes())
+    links = re.findall(rb'<a (?:hidden )?href="([^"]+)">', (folder / PAGE).read_bytes())
     return {folder / os.fsdecode(unquote_to_bytes(link)) for link in links}
 
 
@@ -126,17 +131,29 @@ def _in_8_bits(pixels: np.ndarray) -> np.ndarray:
 
 
 def write_page(folder: Path, sources: Iterable[str]) -> None:
-    """Write the page that shows the pictures that `write_side_by_side` made of these photographs."""
-    page = folder / PAGE
+    """Write the page that shows the pictures that `write_side_by_side` made of these photographs.
+
+    Those of an earlier page stay known: they are no photographs.
+    """
+    page, earlier = folder / PAGE, pictures_on_page(folder)
     with disk_errors_as_input_errors(page), written_whole(page) as file:
         file.write(HEAD.encode())
         for source in sources:
             for picture in filter(Path.exists, pictures_of(folder, source)):
+                earlier.discard(picture)
                 width, height = _size_of_half(picture)
-                link = quote(os.fsencode(picture.relative_to(folder)))
                 name = html.escape(printable(str(without_root(Path(source)))))
-                file.write(FIGURE.format(link=link, name=name, width=width, height=height).encode())
+                figure = FIGURE.format(
+                    link=_link(folder, picture), name=name, wide=2 * width, width=width, height=height
+                )
+                file.write(figure.encode())
+        for picture in sorted(filter(Path.exists, earlier)):
+            file.write(f'<a hidden href="{_link(folder, picture)}"></a>\n'.encode())
         file.write(TAIL.encode())
+
+
+def _link(folder: Path, picture: Path) -> str:
+    return quote(os.fsencode(picture.relative_to(folder)))
 
 
 def _size_of_half(picture: Path) -> tuple[int, int]:

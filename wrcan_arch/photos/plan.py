@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -10,9 +10,11 @@ from typing import NamedTuple
 from ..errors import InputError
 from ..files import without_root
 from ..folders import real
-from .comparison import PAGE, check_page, pictures_of
+from .comparison import check_page, pictures_of, pictures_on_page
 from .find_photos import RESTORED, Finder
 from .photo import ENDINGS, format_of_name
+
+SHOWN_FAULTS = 20  # of those of one kind
 
 
 class Job(NamedTuple):
@@ -72,18 +74,20 @@ def plan(
     if skip_existing and out is None:
         results = {os.path.realpath(target) for _, target in wanted}
         wanted = [job for job in wanted if os.path.realpath(job.source) not in results]
-    _check_results(wanted)
+    _refuse(_clashes_of_results(wanted))
     if compare is not None:
-        _check_pictures(wanted, compare)
+        _check_compare(compare)
+        _refuse(_clashes_of_pictures(wanted, compare))
     if out is not None and not skip_existing:
         hint = 'choose another -o, or leave it with --skip-existing'
-        _check_no_photograph_is_overwritten(wanted, out, 'its result', hint)
-    if compare is not None and not (compare / PAGE).exists():  # else the pictures there are an earlier run's
+        _refuse(_overwritten_photographs(wanted, out, 'its result', hint))
+    if compare is not None:
+        earlier = pictures_on_page(compare)
         waiting = (job for job in wanted if not (skip_existing and os.path.lexists(job.target)))
-        pictures = ((job.source, str(picture)) for job in waiting for picture in pictures_of(compare, job.source))
-        _check_no_photograph_is_overwritten(
-            pictures, compare, 'its picture of before and after', 'choose another --compare'
-        )
+        pictures = ((job.source, picture) for job in waiting for picture in pictures_of(compare, job.source))
+        new = ((source, str(picture)) for source, picture in pictures if picture not in earlier)
+        hint = 'choose another --compare'
+        _refuse(_overwritten_photographs(new, compare, 'its picture of before and after', hint))
     return wanted
 
 
@@ -99,18 +103,25 @@ def _result_ending(source: Path, format: str | None) -> str:
     return source.suffix if own and format in (None, own) else ENDINGS[format or 'png'][0]
 
 
-def _check_no_photograph_is_overwritten(made: Iterable[tuple[str, str]], folder: Path, what: str, hint: str) -> None:
-    """Raise InputError if a target exists and may be a photograph itself, as its `folder` holds the source too."""
+def _refuse(faults: Iterable[str]) -> None:
+    """Raise one InputError for all faults, if there are any."""
+    if told := list(faults):
+        more = [f'and {len(told) - SHOWN_FAULTS} more'] if len(told) > SHOWN_FAULTS else []
+        raise InputError('\n'.join([*told[:SHOWN_FAULTS], *more]))
+
+
+def _overwritten_photographs(made: Iterable[tuple[str, str]], folder: Path, what: str, hint: str) -> Iterator[str]:
+    """Yield a line for each target that exists and may be a photograph itself, as its `folder` holds the source too."""
     own, real_of = real(folder), cache(real)
     for source, target in made:
         if os.path.lexists(target):
             named = Path(os.path.normpath(Path(source).absolute()))  # a link's own place, not its target's
             if own in real(source).parents or own in map(real_of, named.parents):
-                raise InputError(f'{source}: {what} would overwrite {target}, which may be a photograph; {hint}')
+                yield f'{source}: {what} would overwrite {target}, which may be a photograph; {hint}'
 
 
-def _check_results(jobs: list[Job]) -> None:
-    """Raise InputError if a result would overwrite a photograph or another result."""
+def _clashes_of_results(jobs: list[Job]) -> Iterator[str]:
+    """Yield a line for each result that would overwrite a photograph or another result."""
     sources = {os.path.realpath(job.source) for job in jobs}
     taken: dict[str, str] = {}
     for source, target in jobs:
@@ -118,24 +129,25 @@ def _check_results(jobs: list[Job]) -> None:
         if place in sources:
             is_beside = Path(target).stem.endswith(RESTORED)
             hint = 'leave that one out, or ' + ('add --skip-existing' if is_beside else 'choose another -o')
-            raise InputError(f'{source}: its result would overwrite the photograph {target}; {hint}')
-        if place in taken:
-            raise InputError(
-                f'{source} and {taken[place]}: both results would be {target}; rename one, or give each another -o'
-            )
-        taken[place] = source
+            yield f'{source}: its result would overwrite the photograph {target}; {hint}'
+        elif (other := taken.setdefault(place, source)) != source:
+            yield f'{source} and {other}: both results would be {target}; rename one, or give each another -o'
 
 
-def _check_pictures(jobs: list[Job], compare: Path) -> None:
-    """Raise InputError if `compare` is not fit for the pictures, or one would overwrite a photograph or a result."""
+def _check_compare(compare: Path) -> None:
+    """Raise InputError if `compare` is not fit for the pictures."""
     if compare.exists() and not compare.is_dir():
         raise InputError(f'{compare}: is no folder; choose another --compare')
     check_page(compare)
+
+
+def _clashes_of_pictures(jobs: list[Job], compare: Path) -> Iterator[str]:
+    """Yield a line for each photograph whose picture would overwrite a photograph, a result or another picture."""
     folder = real(compare)
     taken = {os.path.realpath(path) for job in jobs for path in job}
     for source, _ in jobs:
-        for picture in map(str, pictures_of(folder, source)):
-            if picture in taken:
-                hint = 'choose another --compare'
-                raise InputError(f'{source}: its picture of before and after would overwrite {picture}; {hint}')
-            taken.add(picture)
+        pictures = [*map(str, pictures_of(folder, source))]
+        if clash := next((picture for picture in pictures if picture in taken), None):
+            hint = 'choose another --compare'
+            yield f'{source}: its picture of before and after would overwrite {clash}; {hint}'
+        taken.update(pictures)

@@ -137,18 +137,33 @@ def _mode(image: pyvips.Image) -> Literal['grey', 'rgb', 'cmyk']:
     raise InputError(f'images of kind {kind} are not read; convert it to 8-bit or 16-bit RGB')
 
 
+def _scaled_down(image: pyvips.Image, largest: int) -> pyvips.Image:
+    """Scale an image so that its longer side is at most `largest` pixels; what is smaller stays as it is."""
+    longer = max(image.width, image.height)
+    if longer <= largest:
+        return image
+    across, down = (max(1, round(side * largest / longer)) / side for side in (image.width, image.height))
+    white = {'max_alpha': 65535 if image.format == 'ushort' else 255}
+    # Transparent pixels have colours too, which nobody is to see. In floats: libvips's integers make white darker.
+    light = image.premultiply(**white) if image.hasalpha() else image.cast('float')
+    scaled = light.resize(across, vscale=down)
+    return (scaled.unpremultiply(**white) if image.hasalpha() else scaled).rint().cast(image.format)
+
+
 def _decode(
-    image: pyvips.Image, format: str, orientation: int, profile: bytes | None
+    image: pyvips.Image, format: str, orientation: int, profile: bytes | None, largest: int | None
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Decode and turn upright: pixels (H, W, 3), transparency (H, W) and inks (H, W, 4), as in `Photo`."""
+    """Decode, scale and turn upright: pixels (H, W, 3), transparency (H, W) and inks (H, W, 4), as in `Photo`."""
     is_cmyk = _mode(image) == 'cmyk'
+    if format in ('avif', 'heic') and image.format == 'ushort':  # 10 or 12 bits, in the upper ones of 16
+        image |= image >> image.get('bits-per-sample')  # so that white is 65535
+    if largest is not None:
+        image = _scaled_down(image, largest)
     if orientation > 1:
         image = image.copy_memory().copy()  # turning needs all rows in memory
         image.set_type(pyvips.GValue.gint_type, 'orientation', orientation)
         image = image.autorot()
     samples = np.atleast_3d(image.numpy())  # (H, W, 1 to 5)
-    if format in ('avif', 'heic') and samples.itemsize == 2:  # 10 or 12 bits, in the upper ones of 16
-        samples = samples | samples >> image.get('bits-per-sample')  # so that white is 65535
     alpha = np.ascontiguousarray(samples[:, :, -1]) if image.hasalpha() else None
     colours = samples if alpha is None else samples[:, :, :-1]
     inks = None
@@ -199,6 +214,8 @@ def _read_metadata(file: BinaryIO, format: str, image: pyvips.Image) -> FileMeta
         metadata['xmp-data'], films = re.subn(film, rb'\g<1>0', upright)
         if films:
             not_read.append('the file holds a film too; the picture was restored')
+        if orientation > 1 and re.search(b'mwg-rs:Regions|MP:RegionInfo', upright):
+            not_read.append('the faces marked in it were not turned upright with the picture')
     return FileMetadata(metadata, png, orientation, not_read)
 
 
@@ -231,7 +248,7 @@ def _resolution(image: pyvips.Image, format: str, png: PngMetadata) -> tuple[flo
 # The photograph
 
 
-def _read(file: BinaryIO, max_pixels: int) -> Photo:
+def _read(file: BinaryIO, max_pixels: int, largest: int | None) -> Photo:
     clear_messages()
     head = file.read(HEAD)
     if not head:
@@ -250,7 +267,7 @@ def _read(file: BinaryIO, max_pixels: int) -> Photo:
     resolution = _resolution(image, format, found.png)
     is_animated = start[8:12] == b'avis' or b'acTL' in found.png.marks  # AVIF, PNG: libvips reports one picture
     profile = found.metadata.get('icc-profile-data')
-    pixels, alpha, inks = _decode(image, format, found.orientation, profile)
+    pixels, alpha, inks = _decode(image, format, found.orientation, profile, largest)
     return Photo(
         pixels=pixels,
         alpha=alpha,
@@ -266,8 +283,10 @@ def _read(file: BinaryIO, max_pixels: int) -> Photo:
     )
 
 
-def read_photo(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Photo:
+def read_photo(path: Path | str, *, max_pixels: int = MAX_PIXELS, largest: int | None = None) -> Photo:
     """Read a photograph of 8 to 16 bits: grey, palette, RGB or CMYK, with or without transparency.
+
+    It is scaled down to `largest` pixels on its longer side, if that is given and it is larger.
 
     InputError, naming the file, if it cannot be read whole or has more than `max_pixels` pixels. MemoryError if there
     is not enough memory.
@@ -278,7 +297,7 @@ def read_photo(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Photo:
         if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for data
             raise InputError('not a file')
         with path.open('rb', buffering=0) as file:
-            photo = _read(file, max_pixels)
+            photo = _read(file, max_pixels, largest)
         return replace(photo, permissions=status.st_mode & 0o666, group=status.st_gid)
     except FileNotFoundError as error:
         raise InputError(f'{path}: no such photograph') from error
@@ -291,4 +310,7 @@ def read_photo(path: Path | str, *, max_pixels: int = MAX_PIXELS) -> Photo:
     except (OSError, pyvips.Error, SyntaxError, ValueError, OverflowError) as error:
         if vips_lacks_memory(error):
             raise MemoryError from error
-        raise InputError(f'{path}: cannot be read, it may be cut or damaged ({reason_of(error)})') from error
+        reason = reason_of(error)
+        if re.search('tiff.* not (configured|supported)', reason):  # in libvips's words
+            raise InputError(f'{path}: is of a kind that is not read ({reason}); save it uncompressed') from error
+        raise InputError(f'{path}: cannot be read, it may be cut or damaged ({reason})') from error

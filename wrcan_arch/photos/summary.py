@@ -14,7 +14,8 @@ class Summary:
     restored: int = 0
     skipped: int = 0
     failures: list[str] = field(default_factory=list)  # one message each
-    failed: list[str] = field(default_factory=list)  # the photographs that failed
+    failed: list[str] = field(default_factory=list)  # the photographs that have no result
+    not_shown: list[str] = field(default_factory=list)  # those whose picture of before and after was not written
     warnings: Counter[str] = field(default_factory=Counter)  # number of photographs, by warning
     examples: dict[str, list[str]] = field(default_factory=dict)  # some of their names, by warning
     qualities: Counter[int] = field(default_factory=Counter)  # number of JPEGs, by quality
@@ -24,6 +25,7 @@ class Summary:
         self.skipped += other.skipped
         self.failures += other.failures
         self.failed += other.failed
+        self.not_shown += other.not_shown
         self.warnings += other.warnings
         self.qualities += other.qualities
         for warning, names in other.examples.items():

@@ -24,6 +24,7 @@ RESOURCES = (b'8BIM', b'PHUT', b'DCSR', b'AgHg', b'MeSa')  # signatures of a res
 CAPTION = b'\x1c'  # begins a caption, and so all of them (IPTC-IIM, 1.5)
 CAPTIONS, THUMBNAILS = b'8BIM\x04\x04', (b'8BIM\x04\x09', b'8BIM\x04\x0c')  # signature and number of a resource
 LAYERS = 0x935C  # Photoshop's; may be very long
+COLOUR_SPACE = 0xA001
 SIZES = (0xA002, 0xA003)  # width and height in EXIF: for compressed pictures, and outdated if turned
 # Bytes by type; for a rational, those of each half.
 ITEM_SIZES = dict(zip(range(1, 14), (1, 1, 2, 4, 4, 1, 1, 2, 4, 4, 4, 8, 4), strict=True))
@@ -67,6 +68,11 @@ def orientation_of(exif: bytes) -> int:
     _, _, value = _first_directory(BytesIO(exif.removeprefix(EXIF_HEAD)))[0].get(ORIENTATION, (0, 0, b''))
     said = _number(value[:2], '<')
     return said if 1 <= said <= 8 else 1
+
+
+def says_colour_space(exif: bytes) -> bool:
+    """Whether an EXIF block has a tag on the colour space."""
+    return COLOUR_SPACE in _about(BytesIO(exif.removeprefix(EXIF_HEAD))).get(EXIF, {})
 
 
 def add_metadata(file: BinaryIO, exif: bytes, iptc: bytes) -> None:

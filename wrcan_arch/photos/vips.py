@@ -39,10 +39,11 @@ def vips_lacks_memory(error: Exception) -> bool:
 def reason_of(error: Exception) -> str:
     """The last 3 lines of an error as one, at most 200 characters: libvips's first may be of earlier attempts.
 
-    pyvips's own line, "unable to write to memory", is left out: it names the call and not the reason.
+    One that is repeated is said once. pyvips's own, "unable to write to memory", is left out: it names the call and not
+    the reason.
     """
     lines = [line for line in map(str.strip, str(error).splitlines()) if line and not line.startswith('unable to ')]
-    return ' '.join(' '.join(lines[-3:]).split())[:200] or 'for an unknown reason'
+    return ' '.join(' '.join(dict.fromkeys(lines[-3:])).split())[:200] or 'for an unknown reason'
 
 
 def vips_image(samples: np.ndarray, interpretation: str) -> pyvips.Image:

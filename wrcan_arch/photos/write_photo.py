@@ -1,6 +1,7 @@
 """Write photographs, in the format of the name's ending, with all of their metadata that the format can hold."""
 
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -12,7 +13,7 @@ from ..errors import InputError
 from ..files import disk_errors_as_input_errors, written_whole
 from .photo import ENDINGS, NO_RESOLUTION, Photo, format_of_name
 from .png_metadata import add_texts
-from .tiff_exif import add_metadata, as_jpeg_has_it, has_captions
+from .tiff_exif import add_metadata, as_jpeg_has_it, has_captions, says_colour_space
 from .vips import KEPT, reason_of, to_srgb, vips_image, vips_lacks_memory
 
 MAX_SIDE = {'jpeg': 65_500, 'webp': 16_383, 'avif': 16_384}  # pixels; a limit of the format or its encoder
@@ -22,6 +23,10 @@ LOSSLESS_WEBP = {'lossless': True, 'exact': True, 'Q': 20}
 
 # Maximum bytes; libvips leaves out what is longer.
 HELD_BY_JPEG = {'exif-data': 65_000, 'xmp-data': 59_999, 'iptc-data': 65_500}
+
+# What XMP promises of pieces that a result has not (their list stays): the map of an HDR screen, more XMP.
+PIECES = b'(hdrgm:Version|xmpNote:HasExtendedXMP)'
+PROMISES = re.compile(rb'\s*%b\s*=\s*("[^"]*"|\'[^\']*\')|<%b>[^<]*</\3>' % (PIECES, PIECES))
 
 LUMA = [0.299, 0.587, 0.114]  # ITU-R BT.601, as in JPEG
 
@@ -100,11 +105,17 @@ def _image_of(photo: Photo, format: str) -> pyvips.Image:
 
     if format == 'jpeg' and 'iptc-data' in metadata:
         metadata['iptc-data'] = as_jpeg_has_it(metadata['iptc-data'])
+    if 'xmp-data' in metadata:
+        metadata['xmp-data'] = PROMISES.sub(b'', metadata['xmp-data'])
     image = image.copy(xres=photo.pixels_per_mm[0], yres=photo.pixels_per_mm[1])
     for key, value in metadata.items():
         if value:  # libvips crashes on empty XMP
             image.set_type(pyvips.GValue.blob_type, key, value)
     image.set_type(pyvips.GValue.gint_type, 'orientation', 1)
+    is_srgb = image.interpretation != 'cmyk' and not photo.declares_non_srgb and 'icc-profile-data' not in metadata
+    if is_srgb and not says_colour_space(metadata.get('exif-data', b'')):
+        # libexif adds the tag where it is missing, as "uncalibrated", which a photograph without a profile is not.
+        image.set_type(pyvips.GValue.gstr_type, 'exif-ifd2-ColorSpace', '1')
     return image
 
 

@@ -1,5 +1,6 @@
 """One run of a pipeline: what the replaced functions of the toolbox share, and the checkpoint that it goes on from."""
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ class Run:
     resume_state: dict[str, Any] | None = None  # creating the loaders corrects its epoch
     warnings: list[str] = field(default_factory=list)  # issued before the log is open
     val_loaders: list[Any] = field(default_factory=list)
+    draws_before: Callable[[int], int] | None = None  # the loader's number of draws before an iteration
     model: Any = None
 
 

@@ -36,9 +36,12 @@ WRCAN_MODEL_ONLY: tuple[Keys, ...] = (
     ('logger', 'keep_last'),
     ('deterministic',),
 )
+OPTIMIZERS = {'Adam': torch.optim.Adam, 'Muon': Muon}
 PAIRED = ('JPEGDeblurDataset', 'PairedImageDataset')
 # The toolbox's models that raise without a pixel or a perceptual loss; others can learn from a GAN's alone.
 NEED_PIXELS = 'SRModel SwinIRModel RealESRNetModel HiFaceGANModel EDVRModel VideoBaseModel VideoRecurrentModel'.split()
+# Metrics that take **kwargs to ignore them; those of others may use them.
+WITHOUT_FURTHER_ARGUMENTS = ('basicsr.metrics.', 'wrcan_arch.')
 LOWER_IS_BETTER = {'calculate_lpips': 'LPIPS', 'calculate_niqe': 'NIQE'}
 
 
@@ -98,6 +101,9 @@ def _missing_of_data_sets(file: OptionFile, command: str) -> Iterator[str]:
             yield f'{file.at(*place)}: data sets to be scored are called test, test_2 ..., or val'
         if dataset.get('type') in PAIRED and (phase == 'train' or _compares_with_sharp_frames(file)):
             yield from _absent(file, *place, 'dataroot_gt')
+        if dataset.get('type') == 'SingleImageDataset' and phase != 'train' and _compares_with_sharp_frames(file):
+            hint = 'gives no sharp frames, which a metric compares with; take a PairedImageDataset, or leave that out'
+            yield f'{file.at(*place, "type")}: {hint}'
         if phase == 'train' and dataset.get('type') in PAIRED:
             yield from _absent(file, *place, 'gt_size')
         if phase == 'train' and dataset.get('type') == 'PairedImageDataset':  # without these its first item fails
@@ -145,10 +151,10 @@ def _wrong_classes(file: OptionFile, *, build: bool) -> Iterator[str]:
     for name in training:
         if name.endswith('_opt'):
             yield from _wrong_section(file, ('train', name), registry.LOSS_REGISTRY, build=build)
-    if 'optim_g' in training:
-        arguments = {key: value for key, value in training['optim_g'].items() if key != 'type'}
+    arguments = dict(training.get('optim_g', {}))
+    optimizer = OPTIMIZERS.get(str(arguments.pop('type', None)))
+    if optimizer:  # a model of one's own may have others
         arguments['params'] = [torch.zeros(1)]
-        optimizer = Muon if training['optim_g'].get('type') == 'Muon' else torch.optim.Adam
         yield from _wrong_arguments(file, optimizer, arguments, ('train', 'optim_g'), build=build)
 
 
@@ -160,6 +166,8 @@ def _unknown(file: OptionFile, name: Any, keys: Keys, classes: Any) -> Iterator[
     if name is not None and not _is_in(classes, name):
         near = difflib.get_close_matches(str(name), classes.keys(), n=1)
         hint = f'did you mean {near[0]}?' if near else f'there are {", ".join(sorted(classes.keys()))}'
+        if isinstance(classes, registry.Registry):
+            hint += ' (one of your own: see docs/options.md)'
         yield f"{file.at(*keys)}: there is no '{name}'; {hint}"
 
 
@@ -168,10 +176,30 @@ def _wrong_metrics(file: OptionFile, classes: Any) -> Iterator[str]:
     for name, metric in metrics.items():
         yield from _unknown(file, metric.get('type'), ('val', 'metrics', name, 'type'), classes)
         if _is_in(classes, metric.get('type')):
-            taken = inspect.signature(classes.get(metric['type'])).parameters.keys()
-            for key in metric.keys() - taken - {'type', 'better'}:
-                yield f'{file.at("val", "metrics", name, key)}: {metric["type"]} does not take it'
+            made = classes.get(metric['type'])
+            images = dict.fromkeys(_images_of_metric(file, made))
+            gets_better = _is_the_toolboxs(file.values.get('model_type')) and not _takes_others(made)
+            not_given = {'type'} if gets_better else {'type', 'better'}
+            arguments = {key: value for key, value in metric.items() if key not in not_given}
+            yield from _unfit_arguments(file, made, images | arguments, ('val', 'metrics', name))
     yield from _unknown(file, find(file.values, 'val', 'best_metric'), ('val', 'best_metric'), metrics)
+
+
+def _is_the_toolboxs(model_type: Any) -> bool:
+    models = registry.MODEL_REGISTRY
+    return _is_in(models, model_type) and models.get(model_type).__module__.startswith('basicsr.')
+
+
+def _takes_others(made: Callable) -> bool:
+    return any(each.kind == each.VAR_KEYWORD for each in inspect.signature(made).parameters.values())
+
+
+def _images_of_metric(file: OptionFile, metric: Callable) -> set[str]:
+    """Return the names of the images that validation gives a metric, and of those that it needs."""
+    needed = {'img', 'img2'} & inspect.signature(metric).parameters.keys()
+    scored = (data for phase, data in sections(file.values, 'datasets').items() if phase != 'train')
+    gets_sharp = not _takes_others(metric) and any(data.get('dataroot_gt') for data in scored)
+    return needed | ({'img2'} if gets_sharp else set())
 
 
 def _wrong_section(file: OptionFile, keys: Keys, classes: Any, *, build: bool) -> Iterator[str]:
@@ -195,7 +223,7 @@ def _wrong_arguments(
 
 def _unfit_arguments(file: OptionFile, made: Callable, arguments: dict[str, Any], keys: Keys) -> Iterator[str]:
     taken = inspect.signature(made).parameters
-    if not any(each.kind == each.VAR_KEYWORD for each in taken.values()):
+    if not _takes_others(made) or made.__module__.startswith(WITHOUT_FURTHER_ARGUMENTS):
         for name in arguments.keys() - taken.keys():
             near = difflib.get_close_matches(name, taken, n=1)
             hint = f'did you mean {near[0]}?' if near else f'it takes {", ".join(taken)}'
@@ -285,16 +313,17 @@ def _unfit_validation(file: OptionFile) -> Iterator[str]:
 
 
 def _unfit_model(file: OptionFile) -> Iterator[str]:
-    """Yield options of WRCANModel that SRModel would silently ignore."""
-    if file.values['model_type'] != 'SRModel':
+    """Yield options of WRCANModel that the toolbox's own models would silently ignore."""
+    model = file.values['model_type']
+    if not _is_the_toolboxs(model):
         return
     for keys in WRCAN_MODEL_ONLY:
         asked = find(file.values, *keys)
         if asked is not False and asked not in (None, 'off', 'none'):  # 0 is not off
-            yield f'{file.at(*keys)}: SRModel does not know it; leave it out, or set model_type: WRCANModel'
+            yield f'{file.at(*keys)}: {model} does not know it; leave it out, or set model_type: WRCANModel'
     if find(file.values, 'train', 'optim_g', 'type') == 'Muon':
         at = file.at('train', 'optim_g', 'type')
-        yield f'{at}: SRModel does not know it; take Adam, or set model_type: WRCANModel'
+        yield f'{at}: {model} does not know it; take Adam, or set model_type: WRCANModel'
 
 
 def _unfit_schedule(file: OptionFile) -> Iterator[str]:
@@ -325,6 +354,22 @@ def _unfit_network(file: OptionFile) -> Iterator[str]:
     for phase, dataset in sections(file.values, 'datasets').items():
         if network.get('type') == 'WRCAN' and dataset.get('color') == 'y':
             yield f'{file.at("datasets", phase, "color")}: WRCAN takes 3 channels, not the luma alone; leave it out'
+
+
+def _unfit_scale(file: OptionFile) -> Iterator[str]:
+    """Yield what gives an image of the size that it gets, where the run is to enlarge."""
+    if file.values['scale'] == 1:
+        return
+    model, network = file.values['model_type'], find(file.values, 'network_g', 'type')
+    kept = {model: 'SRModel'} if is_wrcan_model(model) else {}
+    kept |= {'WRCAN': 'another network'} if network == 'WRCAN' else {}
+    kept |= {
+        data['type']: 'a PairedImageDataset'
+        for data in sections(file.values, 'datasets').values()
+        if data['type'] == 'JPEGDeblurDataset'
+    }
+    for name, instead in kept.items():
+        yield f'{file.at("scale")}: {name} gives an image of the size that it gets; set scale to 1, or take {instead}'
 
 
 def _unfit_data_sets(file: OptionFile) -> Iterator[str]:
@@ -395,6 +440,7 @@ CHECKS_OF_VALID_OPTIONS = (
     _unfit_model,
     _unfit_schedule,
     _unfit_network,
+    _unfit_scale,
     _unfit_data_sets,
     _unfit_weights,
     _unfit_frames,

@@ -5,13 +5,23 @@ option_checks.py checks their other keys against the class's signature.
 """
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
-from .options import Keys, OptionFile
+from .options import Keys, OptionFile, find
 
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -38,6 +48,14 @@ class Section(BaseModel):
     """A mapping whose keys are all known. Types are strict: a string is not taken for a number."""
 
     model_config = ConfigDict(extra='forbid', strict=True)
+
+    @model_validator(mode='before')
+    @classmethod
+    def _tell_keys(cls, section: Any, info: ValidationInfo) -> Any:
+        """Note this section's keys, to suggest one for a misspelt key."""
+        assert info.context is not None
+        info.context[id(section)] = cls.model_fields.keys()
+        return section
 
 
 class OpenSection(BaseModel):
@@ -161,7 +179,7 @@ class Training(Section):
 
 
 class Metric(Built):
-    crop_border: Count
+    crop_border: Count = OPTIONAL
     better: Literal['higher', 'lower'] = OPTIONAL
 
 
@@ -247,21 +265,11 @@ class OtherOptions(OpenSection):
     datasets: Annotated[dict[Text, DataSet], Field(min_length=1)]
 
 
-def _known_keys() -> set[str]:
-    """Return every key of every section, to suggest one for a misspelt key."""
-    sections: list[type[BaseModel]] = [Section, OpenSection]
-    names: set[str] = set()
-    while sections:
-        section = sections.pop()
-        names |= section.model_fields.keys()
-        sections += section.__subclasses__()
-    return names
-
-
 def wrong_keys(file: OptionFile) -> Iterator[str]:
     """Yield what the schema refuses: unknown or missing keys, wrong types, values out of range."""
+    keys_of: dict[int, Iterable[str]] = {}  # by the section's id
     try:
-        _schema_of(file.values.get('model_type')).model_validate(file.values)
+        _schema_of(file.values.get('model_type')).model_validate(file.values, context=keys_of)
     except ValidationError as error:
         messages: dict[Keys, list[str]] = {}
         for each in error.errors():
@@ -270,7 +278,8 @@ def wrong_keys(file: OptionFile) -> Iterator[str]:
                 keys = (*keys, str(each['loc'][-1]))
                 message = 'is missing'
             elif each['type'] == 'extra_forbidden':
-                near = difflib.get_close_matches(keys[-1], _known_keys() - {keys[-1]}, n=1)
+                known = keys_of.get(id(find(file.values, *keys[:-1])), ())
+                near = difflib.get_close_matches(keys[-1], known, n=1)
                 message = 'there is no such option here' + (f'; did you mean {near[0]}?' if near else '')
             else:
                 message = f'{each["msg"][0].lower()}{each["msg"][1:]}, not {each["input"]!r}'

@@ -20,7 +20,10 @@ Keys = tuple[str, ...]
 
 
 class OptionLoader(yaml.SafeLoader):
-    """YAML's safe loader, which makes only plain values. 1e-4 is a number and `off` a string, as in YAML 1.2."""
+    """YAML's safe loader, which makes only plain values. 1e-4 is a number and `off` a string, as in YAML 1.2.
+
+    BasicSR reads YAML 1.1, in which `off` is false; so _Reader refuses such words where one could be meant.
+    """
 
     yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag != 'tag:yaml.org,2002:bool']
@@ -34,6 +37,10 @@ OptionLoader.add_implicit_resolver(
 OptionLoader.add_implicit_resolver(
     'tag:yaml.org,2002:float', re.compile(r'^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$'), list('-+.0123456789')
 )
+
+
+BOOLEANS_OF_YAML_1_1 = re.compile('yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF')
+WITH_OFF = ('train', 'amp')  # which takes the text, and the schema says what else
 
 
 @dataclass
@@ -61,16 +68,20 @@ class OptionFile:
 
 
 class _Reader:
-    """Parses one file's text into values and origins."""
+    """Parses a file's text, or that of an override of `keys`, into values and origins."""
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, keys: Keys = ()) -> None:
         self.file = OptionFile(source)
+        self.keys = keys
 
     def read(self, text: str) -> OptionFile:
         self.loader = OptionLoader(text)
         try:
             node = self.loader.get_single_node()
-            self.file.values = self._value(node, ()) if node else {}
+            if self.keys:
+                ((_, node), *_) = node.value  # of `_parse_value`
+                self.file.origins[self.keys] = self.file.source
+            self.file.values = self._value(node, self.keys) if node else {}
         except yaml.MarkedYAMLError as error:
             line = f':{error.problem_mark.line + 1}' if error.problem_mark else ''
             raise InputError(f'{self.file.source}{line}: {error.problem}') from error
@@ -82,11 +93,11 @@ class _Reader:
         if node.tag == yaml.resolver.BaseResolver.DEFAULT_SEQUENCE_TAG:
             return [self._value(each, keys) for each in node.value]
         if node.tag != yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG:
-            return self.loader.construct_object(node, deep=True)  # a scalar; other than plain YAML tags are refused
+            return self._scalar(node, keys)
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
             key = str(self.loader.construct_object(key_node))
-            place = f'{self.file.source}:{key_node.start_mark.line + 1}'
+            place = self._place(key_node)
             if key in values:
                 self.file.problems.append(f"{place}: the key '{key}' stands twice")
             inner = (*keys, key)
@@ -94,14 +105,24 @@ class _Reader:
             values[key] = self._value(value_node, inner)
         return values
 
+    def _scalar(self, node: yaml.Node, keys: Keys) -> Any:
+        is_plain = isinstance(node, yaml.ScalarNode) and node.style is None
+        if is_plain and keys != WITH_OFF and BOOLEANS_OF_YAML_1_1.fullmatch(node.value):
+            hint = f'write true or false, or put {node.value} in quotes if it is a text'
+            self.file.problems.append(f'{self._place(node)}: {":".join(keys)}: {hint}')
+            return node.value.lower() in ('yes', 'on')  # so that the schema does not report it again
+        return self.loader.construct_object(node, deep=True)  # other than plain YAML tags are refused
 
-def _parse_value(text: str, keys: Keys, source: str) -> tuple[Any, dict[Keys, str]]:
-    """Parse `text` as the plain YAML value of `keys`; return it with `source` as the origin of `keys` and all below."""
+    def _place(self, node: yaml.Node) -> str:
+        return self.file.source if self.keys else f'{self.file.source}:{node.start_mark.line + 1}'
+
+
+def _parse_value(text: str, keys: Keys, source: str) -> OptionFile:
+    """Parse `text` as the plain YAML value of `keys`; the result's `values` is that value."""
     try:
-        parsed = _Reader(source).read(f'value: {text}')
+        return _Reader(source, keys).read(f'value: {text}')
     except InputError as error:
         raise InputError(f'{error}; a text with such characters needs quotes of its own, "{text}"') from error
-    return parsed.values['value'], {(*keys, *inner): source for _, *inner in parsed.origins}
 
 
 DEFAULTS = {'num_gpu': 'auto', 'manual_seed': 0, 'scale': 1, 'path': {}}  # keys that the toolbox requires
@@ -125,12 +146,15 @@ def read_options(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) 
         section = find(file.values, *keys[:-1])
         if not equals or not isinstance(section, dict):
             raise InputError(f'--force_yml {override}: write SECTION:OPTION=VALUE, of a section that is in {path}')
-        value, origins = _parse_value(text, keys, f'--force_yml {override}')
+        parsed = _parse_value(text, keys, f'--force_yml {override}')
+        value = parsed.values
         if value is None and isinstance(section.get(keys[-1]), dict):
             del section[keys[-1]]  # as in a file with a base
         else:
             section[keys[-1]] = value
-        file.origins = {place: each for place, each in file.origins.items() if place[: len(keys)] != keys} | origins
+        kept = {place: each for place, each in file.origins.items() if place[: len(keys)] != keys}
+        file.origins = kept | parsed.origins
+        file.problems += parsed.problems
     weights = find(file.values, 'path', 'pretrain_network_g')
     if isinstance(weights, str) and weights in SHIPPED:
         file.values['path']['pretrain_network_g'] = str(SHIPPED[weights])

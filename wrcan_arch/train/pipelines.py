@@ -46,7 +46,7 @@ from .wrcan_model import WRCANModel, is_wrcan_model
 
 
 def init_dist(run: Run, launcher: str, **_: Any) -> None:
-    """Join the processes that torchrun or srun started: NCCL with GPUs, gloo without.
+    """Join the processes that torchrun or srun started: NCCL, or the chosen backend, with GPUs; gloo without.
 
     All must see the same options, data and weights.
     """
@@ -60,8 +60,13 @@ def init_dist(run: Run, launcher: str, **_: Any) -> None:
     on_gpus = run.options['num_gpu'] != 0 and torch.cuda.is_available()
     if on_gpus:
         take_own_gpu()
+    elif not is_wrcan_model(model := run.options['model_type']):
+        raise InputError(
+            f'model_type: {model} cannot run as several processes without GPUs; run it without torchrun or srun, '
+            'or take WRCANModel'
+        )
     distributed.init_process_group(
-        chosen.get('backend') or ('nccl' if on_gpus else 'gloo'),
+        (chosen.get('backend') or 'nccl') if on_gpus else 'gloo',  # BasicSR's own files all name nccl
         store=distributed.PrefixStore('group', team.store),
         rank=team.rank,
         world_size=team.size,
@@ -140,6 +145,7 @@ def create_train_val_dataloader(run: Run, opt: dict[str, Any], logger: Any) -> t
         seed=opt['manual_seed'],
         start_iter=run.resume_state['iter'] if run.resume_state else 0,
         total_iter=int(opt['train']['total_iter']),
+        start_draw=run.resume_state.get('draws') if run.resume_state else None,  # of batches of another size, maybe
     )
     train['manual_seed'] = opt['manual_seed']
     train['as_bytes'] = is_wrcan_model(opt['model_type'])  # which makes floats of them on its device
@@ -150,7 +156,7 @@ def create_train_val_dataloader(run: Run, opt: dict[str, Any], logger: Any) -> t
     with mock.patch('basicsr.train.EnlargedSampler', sampler):
         loaders = _toolbox_create_loaders(opt, logger)
     train_loader, train_sampler, val_loaders, _, total_iters = loaders
-    run.val_loaders = val_loaders
+    run.val_loaders, run.draws_before = val_loaders, train_sampler.draws_before
     if isinstance(train_loader.dataset, JPEGDeblurDataset):
         for doubt in train_loader.dataset.likely_mistakes():
             logger.warning(doubt)
@@ -169,7 +175,7 @@ def build_model(run: Run, opt: dict[str, Any]) -> Any:
     model = run.model = _toolbox_build_model(opt)
     if not isinstance(model, WRCANModel):
         return model
-    model.guard.stop = run.stop
+    model.guard.stop, model.draws_before = run.stop, run.draws_before
     model.check_disk_space(run.resume_state['iter'] if run.resume_state else 0)
     trains_on = opt['path'].get('pretrain_network_g') and not run.resume_state
     if trains_on and (opt.get('val') or {}).get('metrics'):

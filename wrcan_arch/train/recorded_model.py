@@ -1,5 +1,6 @@
 """A model that records a run: scores, the best network, checkpoints to resume from."""
 
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -58,6 +59,7 @@ class RecordedModel(SRModel):
         self.commit = checkpoint.source_commit() if opt['rank'] == 0 else None
         self.pending_save: tuple[int, int] | None = None  # (epoch, iteration)
         self.unrecorded_best: dict[str, Any] | None = None  # saved after the state; no worse one replaces it
+        self.draws_before: Callable[[int], int] | None = None  # the loader's number of draws before an iteration
         self.last_iter = 0
         self.saved_iter: int | None = None  # newest one to resume from; None before any step
         super().__init__(opt)
@@ -128,7 +130,8 @@ class RecordedModel(SRModel):
                 for metric, value in self.metric_results.items():
                     self._update_best_metric_result(name, metric, value, current_iter)
                 self._keep_if_best(name, current_iter)
-                get_root_logger().info(f'Validated {name} at iteration {current_iter}')
+                how = self.request.describe(self.device)
+                get_root_logger().info(f'Validated {name} at iteration {current_iter}: {how}')
             self._log_validation_metric_values(current_iter, name, tb_logger)
         if not self.is_train and self.opt['rank'] == 0:
             self._write_results(name, scores, seconds, save_img)
@@ -280,6 +283,7 @@ class RecordedModel(SRModel):
             'schedulers': [scheduler.state_dict() for scheduler in self.schedulers],
             'best_metric_results': getattr(self, 'best_metric_results', {}),
             'best_by': self.best_by,
+            'draws': self.draws_before and self.draws_before(current_iter),
             **self.extra_state(),
         }
         path = run_folder.state_path(self._folder, current_iter)
@@ -308,8 +312,9 @@ class RecordedModel(SRModel):
             super().resume_training({**resume_state, 'schedulers': schedulers, 'optimizers': optimizers})
         except ValueError as error:
             raise InputError(
-                f'the training state is of another optimizer ({" ".join(str(error).split())}); leave '
-                'train:optim_g:type as it was, or begin a new run with its weights as path:pretrain_network_g'
+                f'the training state is of another optimizer or network ({" ".join(str(error).split())}); leave '
+                'train:optim_g:type and network_g as they were, or begin a new run with its weights as '
+                'path:pretrain_network_g'
             ) from error
         for optimizer in self.optimizers:
             match_weight_layout(optimizer)

@@ -30,7 +30,7 @@ def key_of(item: Mapping[str, Any], dataset: Mapping[str, Any]) -> str:
     000/00000012 the key is 000_00000012, as in our data sets.
     """
     if 'key' in item:
-        return item['key']
+        return str(item['key'])
     path, root = Path(item['lq_path']).with_suffix(''), Path(dataset.get('dataroot_lq') or '')
     below = path.relative_to(root) if path.is_relative_to(root) else path
     return printable(below.name if below.is_absolute() else '_'.join(below.parts))

@@ -27,9 +27,14 @@ def _duplicate_key_error(dataset: Any, key: str) -> InputError:
     return InputError(f'{place}: two of its images would be called {key}; rename one of them')
 
 
+def measure(opt: Mapping[str, Any], images: Mapping[str, np.ndarray]) -> float:
+    """Compute the metric of a section of val:metrics; its function is not given `better`, which says what is best."""
+    return float(calculate_metric(images, {key: each for key, each in opt.items() if key != 'better'}))
+
+
 def _score(name: str, opt: Mapping[str, Any], key: str, images: Mapping[str, np.ndarray]) -> float:
     try:
-        value = float(calculate_metric(images, opt))
+        value = measure(opt, images)
         if math.isnan(value):
             raise ValueError('the result is not a number, as of no pixels within crop_border')
         return value

@@ -121,6 +121,7 @@ class WRCANModel(RecordedModel):
         if self.device.type == 'cpu':
             keep_freed_memory()
         super().init_training_settings()
+        get_root_logger().info(f'Training steps compute in {precision.name_of(self.amp_dtype)} on {self.device.type}.')
         if self.ema_decay > 0 and self.keeps_channels_last:
             set_channels_last(self.net_g_ema)
 
@@ -220,7 +221,8 @@ class WRCANModel(RecordedModel):
         }
         super().feed_data(data)
         self.gt_jpeg = data.get('gt_jpeg')
-        self.keys = data.get('key') or data.get('lq_path', ())
+        keys = data.get('key', data.get('lq_path', ()))
+        self.keys = [str(each) for each in (keys.tolist() if isinstance(keys, Tensor) else keys)]
 
     def optimize_parameters(self, current_iter: int) -> None:
         """Make one step on the whole batch in `accumulate` parts; if that is 'auto', in more when out of memory."""
