@@ -251,3 +251,22 @@ def train(*overrides, resume=False):
         ['train', '-opt', 'train.yml', *(['--auto_resume'] if resume else [])]
         + (['--force_yml', *overrides] if overrides else [])
     )
+
+
+@pytest.fixture(scope='session')
+def stores(tmp_path_factory):
+    """The demo's stores, with values that are never decoded here."""
+    folder = tmp_path_factory.mktemp('stores')
+    for name in ('train', 'val', 'test'):
+        for role in ('blur', 'sharp'):
+            with StoreWriter(folder / f'demo_{name}_{role}.lmdb') as store:
+                store.put('a', '.jpg', b'no image', (80, 96, 3))
+    return folder
+
+
+@pytest.fixture
+def demo(stores, tmp_path, monkeypatch):
+    """The text of the demo's training options, in a working folder with its data."""
+    monkeypatch.chdir(tmp_path)
+    Path('datasets').symlink_to(stores)
+    return (DATA.parents[1] / 'options' / 'train_wrcan_demo.yml').read_text()
