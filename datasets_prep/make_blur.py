@@ -20,13 +20,12 @@ import pairs
 from pair_writer import pair_stores
 from workers import Workers, add_workers_option, check_workers
 from wrcan_arch.data.image_files import IMAGE_ENDINGS, images_under, is_image, key_for
-from wrcan_arch.errors import InputError
+from wrcan_arch.errors import InputError, refuse
 from wrcan_arch.progress_bar import progress_bar
 
 WIDEST = 32766  # pixels a side, the limit of OpenCV's remap
 LARGE = 4_000_000  # pixels
 WIDEST_ROLL = 5  # degrees: exposure.py takes a rotation's linear part alone, which stretches the picture
-SHOWN_FAULTS = 20
 NOT_OF_A_PAIR = ('photos', 'out', 'val', 'files', 'copies', 'still', 'workers')  # options that make_pair does not take
 
 
@@ -84,9 +83,7 @@ def check_photos(photos: dict[str, Path], largest: int | None, *, grid: int, far
     """
     looked = workers.in_order(look_at, ((photo, largest, grid, farthest) for photo in photos.values()))
     found = list(progress_bar(looked, total=len(photos), unit='photograph', desc='look at each'))
-    if faults := [fault for fault, _ in found if fault]:
-        more = [f'and {len(faults) - SHOWN_FAULTS} more'] if len(faults) > SHOWN_FAULTS else []
-        raise InputError('\n'.join([*faults[:SHOWN_FAULTS], *more]))
+    refuse(fault for fault, _ in found if fault)
     large = sum(pixels > LARGE for _, pixels in found)
     if large and not largest:
         print(

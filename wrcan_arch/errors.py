@@ -1,5 +1,7 @@
 import re
+from collections.abc import Iterable
 
+SHOWN_FAULTS = 20
 NO_MEMORY = re.compile('out of memory|not enough memory|allocate memory|STATUS_ALLOC_FAILED')  # in PyTorch's messages
 
 FULL_GPU = re.compile('(CUDA|HIP)( error:)? out of memory|STATUS_ALLOC_FAILED')
@@ -12,6 +14,14 @@ class InputError(ValueError):
     The message is one line, or one for each of several mistakes: what, where, and what to do. The `basicsr` command
     prints it and exits with code 2; for one photograph among several it is reported at the end, and the exit code is 1.
     """
+
+
+def refuse(faults: Iterable[str]) -> None:
+    """Raise one InputError for all faults, of which 20 are shown; do nothing if there are none."""
+    told = list(faults)
+    more = [f'and {len(told) - SHOWN_FAULTS} more'] if len(told) > SHOWN_FAULTS else []
+    if told:
+        raise InputError('\n'.join([*told[:SHOWN_FAULTS], *more]))
 
 
 def one_line(error: InputError) -> str:

@@ -7,14 +7,12 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import InputError
+from ..errors import InputError, refuse
 from ..files import without_root
 from ..folders import real
 from .comparison import check_page, pictures_of, pictures_on_page
 from .find_photos import RESTORED, Finder
 from .photo import ENDINGS, format_of_name
-
-SHOWN_FAULTS = 20  # of those of one kind
 
 
 class Job(NamedTuple):
@@ -74,20 +72,20 @@ def plan(
     if skip_existing and out is None:
         results = {os.path.realpath(target) for _, target in wanted}
         wanted = [job for job in wanted if os.path.realpath(job.source) not in results]
-    _refuse(_clashes_of_results(wanted))
+    refuse(_clashes_of_results(wanted))
     if compare is not None:
         _check_compare(compare)
-        _refuse(_clashes_of_pictures(wanted, compare))
+        refuse(_clashes_of_pictures(wanted, compare))
     if out is not None and not skip_existing:
         hint = 'choose another -o, or leave it with --skip-existing'
-        _refuse(_overwritten_photographs(wanted, out, 'its result', hint))
+        refuse(_overwritten_photographs(wanted, out, 'its result', hint))
     if compare is not None:
         earlier = pictures_on_page(compare)
         waiting = (job for job in wanted if not (skip_existing and os.path.lexists(job.target)))
         pictures = ((job.source, picture) for job in waiting for picture in pictures_of(compare, job.source))
         new = ((source, str(picture)) for source, picture in pictures if picture not in earlier)
         hint = 'choose another --compare'
-        _refuse(_overwritten_photographs(new, compare, 'its picture of before and after', hint))
+        refuse(_overwritten_photographs(new, compare, 'its picture of before and after', hint))
     return wanted
 
 
@@ -101,13 +99,6 @@ def _format_called(name: str) -> str:
 def _result_ending(source: Path, format: str | None) -> str:
     own = format_of_name(source)
     return source.suffix if own and format in (None, own) else ENDINGS[format or 'png'][0]
-
-
-def _refuse(faults: Iterable[str]) -> None:
-    """Raise one InputError for all faults, if there are any."""
-    if told := list(faults):
-        more = [f'and {len(told) - SHOWN_FAULTS} more'] if len(told) > SHOWN_FAULTS else []
-        raise InputError('\n'.join([*told[:SHOWN_FAULTS], *more]))
 
 
 def _overwritten_photographs(made: Iterable[tuple[str, str]], folder: Path, what: str, hint: str) -> Iterator[str]:
