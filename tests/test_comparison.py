@@ -9,7 +9,7 @@ from conftest import picture
 from PIL import Image, ImageCms
 
 from wrcan_arch import InputError
-from wrcan_arch.photos.comparison import check_page, write_page, write_side_by_side
+from wrcan_arch.photos.comparison import check_page, pictures_on_page, write_page, write_side_by_side
 from wrcan_arch.photos.photo import Photo
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
@@ -76,6 +76,19 @@ def test_page_links_and_escapes_any_name(tmp_path):
     assert page.count('value="50" autocomplete="off"') == 2, 'else a browser goes back to where the slider was, alone'
     assert 'latin\\udce9#.png</a>' in page and 'missing' not in page
     assert not re.search('https?:', page)
+
+
+def test_a_page_knows_the_pictures_of_earlier_runs_that_are_still_there(tmp_path):
+    for shown, known in ((['a.png', 'b.png'], 0), (['a.png'], 1), (['b.png'], 1), (['a.png', 'b.png'], 0)):
+        for name in shown:
+            write_side_by_side(tmp_path, name, Photo(pixels=picture(8, 8)), picture(8, 8, 1))
+        write_page(tmp_path, shown)
+        page = (tmp_path / 'index.html').read_text(encoding='utf-8')
+        assert (page.count('<figure>'), page.count('<a hidden ')) == (len(shown), known)
+        assert len(pictures_on_page(tmp_path)) == 2
+    next(tmp_path.glob('b.*')).unlink()
+    write_page(tmp_path, ['a.png'])
+    assert '<a hidden ' not in (tmp_path / 'index.html').read_text(encoding='utf-8')
 
 
 def test_a_page_that_is_not_ours_stays(tmp_path):
