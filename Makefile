@@ -10,8 +10,8 @@ help:  ## list the targets
 
 install: $(INSTALLED)  ## set up .venv with the tested versions (once; the other targets do it themselves)
 
-# BasicSR's build needs torch; without build isolation it uses the one installed here. --no-compile: of 10,000 modules a
-# tenth is ever imported, and Python compiles and caches those on import.
+# BasicSR's build needs torch; without build isolation it uses the one installed here. --no-compile: only a tenth of
+# 10,000 modules is ever imported, and Python compiles and caches those on import.
 $(INSTALLED): setup.py pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 13) or sys.exit("Python 3.11 or 3.12 is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv $$([ "$$($(BIN)/python -V 2>&1)" = "$$($(PYTHON) -V)" ] || echo --clear) .venv
@@ -22,7 +22,7 @@ $(INSTALLED): setup.py pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## blur photographs, restore them, train the small weights on; demo/look/index.html, demo/report.html
 	PATH="$(CURDIR)/$(BIN):$$PATH" ./demo.sh
 
-small: $(INSTALLED)  ## train as the weights that ship were, from nothing, 1.5 hours on two cores; small/wrcan_small.safetensors
+small: $(INSTALLED)  ## train as the shipped weights were, from nothing, 1.5 hours on two cores; small/wrcan_small.safetensors
 	PATH="$(CURDIR)/$(BIN):$$PATH" ./small.sh
 
 test: $(INSTALLED) lint  ## ruff, the type checker and all tests
@@ -32,7 +32,7 @@ lint: $(INSTALLED)  ## ruff and the type checker alone
 	$(BIN)/ruff check .
 	$(BIN)/mypy --num-workers 2
 
-# As basicsr sets it: on a busy machine threads that wait actively would disturb what is measured.
+# basicsr sets this too: on a busy machine, threads that wait actively would disturb what is measured.
 bench: export OMP_WAIT_POLICY := passive
 bench: $(INSTALLED)  ## measure the training step, restoring and the data, an hour on two cores; JSON in benchmarks/results/
 	$(BIN)/python benchmarks/train_step.py
