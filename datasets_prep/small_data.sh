@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the data of the shipped weights (options/train_small.yml) from nothing in the current folder, from dead leaves
+# Makes the data of the shipped weights (options/train_small.yml) in the current folder, from dead leaves that it draws
 # and the photographs in scikit-image's wheel. coffee and chelsea are in photos/test, which is not used here.
 # `make small` runs this first.
 set -eu
@@ -10,7 +10,7 @@ python "$prep/dead_leaves.py" leaves --count 400 --size 384 --seed 1
 
 # Half of all pairs are for the paper's task, quality 25, the rest for the general one. In a quarter of all pairs
 # nothing moves, so that the network learns to leave good photographs alone. Enlarged views are soft without motion
-# blur: most photographs are softer than dead leaves, and softness is not blur to remove.
+# blur: most photographs are softer than dead leaves, and their softness is not blur to remove.
 view=(--grid 15 --zoom 0.6 2 --dim 0.8)
 make_pairs() { # $1: folder of pictures; $2: exposures of each for the general task
     python "$prep/make_blur.py" "$1" -o "$(basename "$1")_paper" --copies $((2 * $2)) --seed 1 "${view[@]}" \
@@ -24,12 +24,12 @@ make_pairs leaves 1
 make_pairs photos/train 24
 python "$prep/join_stores.py" {leaves,train}_{paper,general,still} -o datasets/small_train --store raw
 
-# For train_small_longer.yml also what a good camera records of a still scene.
+# train_small_longer.yml also trains on what a good camera records of a still scene.
 python "$prep/make_blur.py" photos/train -o train_good --copies 24 --seed 5 "${view[@]}" --length 0 0 --noise 0.5 \
     --quality 80-100
 python "$prep/join_stores.py" {leaves,train}_{paper,general,still} train_good -o datasets/small_longer_train --store raw
 
-# For train_small_last.yml also pictures out of focus in places, as most photographs are: soft, and meant to stay so.
+# train_small_last.yml also trains on pictures out of focus in places, as most photographs are: soft, and to stay so.
 view+=(--soft 3)
 python "$prep/make_blur.py" leaves -o leaves_soft --copies 1 --seed 6 "${view[@]}" --length 0.5 18
 python "$prep/make_blur.py" photos/train -o train_soft --copies 24 --seed 6 "${view[@]}" --length 0.5 18
