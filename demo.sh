@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The demo, with the commands that one would type: blur photographs and restore them with this package's weights; then
-# fine-tune these for a minute, test them and write a page with the results.
+# The demo, with the commands that you would type: blur photographs and restore them with this package's weights, then
+# fine-tune these weights for a minute, test them and write a page with the results.
 # Everything is written to demo/; `make demo` runs this in the project's environment.
 set -eu
 project=$(cd "$(dirname "$0")" && pwd)
