@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes the shipped weights from nothing: the data, three parts of training, the weight file. Takes an hour and a half
-# on two cores, and 15 GB of disk.
-# Run again after a stop, it resumes from the last checkpoint; data that were not complete are made anew.
+# Makes the shipped weights from nothing: the data, three parts of training, the weight file. This takes an hour and a
+# half on two cores, and 15 GB of disk. Run again after a stop, it resumes from the last checkpoint; data that was not
+# complete is made anew.
 # Everything is written to small/; `make small` runs this in the project's environment.
 set -eu
 project=$(cd "$(dirname "$0")" && pwd)
