@@ -1,9 +1,9 @@
 """Ablation of the paper's parts: the four blocks of Table 1, and L1 against L1 + L_AE-JPEG, at minutes for each run.
 
 Every run has the same data, patches, iterations and optimizer. The paper gives each case the same number of blocks, so
-its wide blocks have twice the parameters and work; here each narrow block is also run with twice as many blocks,
-which makes these equal. Run it where datasets_prep/small_data.sh wrote its data: an interrupted run resumes, and a
-finished one is not repeated. Scored on a third of the exposures of each of held_out.py's blurred pictures.
+its wide blocks have twice the parameters and work; here each narrow case also runs with twice as many blocks, which
+makes these equal. Weights are scored on a third of the exposures of each of held_out.py's blurred pictures. Run the
+script where datasets_prep/small_data.sh wrote its data: an interrupted run resumes, a finished one is not repeated.
 """
 
 import argparse

@@ -160,9 +160,9 @@ def kill_after(seconds: float, process: int) -> int:
 
 
 def die_at_file_operation(number: int) -> Callable[[], None]:
-    """Return a function after which a child kills itself at a checkpoint file's open, fsync, rename or remove.
+    """Return a function that makes a child kill itself at a checkpoint file's open, fsync, rename or remove.
 
-    `number` of these operations are still done.
+    The first `number` of these operations are still done.
     """
 
     def prepare_to_die() -> None:

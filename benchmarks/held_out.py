@@ -37,7 +37,7 @@ WEIGHTS = SHIPPED['small'].resolve()
 STORED = Path(__file__).with_name('held_out.json')
 TOLERANCE = 0.02  # dB
 PATHS = 12  # exposures of each picture
-FURTHER_PATHS = 2  # of each of --photos
+FURTHER_PATHS = 2  # of each picture of --photos
 SEED = 2021  # of the exposures; those of training and validation are 1 to 7
 LEAVES_SEED, LEAVES_COUNT, LEAVES_SIZE = 7, 4, 320  # the seed of training is 1, of validation 2
 
@@ -104,7 +104,7 @@ def score(network: nn.Module, sample: Sample, strength: float = 1) -> tuple[Scor
 
 
 def mean_scores(each: dict[str, list[Scores]]) -> dict[str, Scores]:
-    """Return mean scores by group; of drifts the one of largest magnitude, as they would cancel in a mean."""
+    """Return mean scores by group; for drifts, which would cancel in a mean, the one of largest magnitude."""
     means: dict[str, Scores] = {}
     for group, all_scores in each.items():
         means[group] = {'pictures': len(all_scores)}

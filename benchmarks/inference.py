@@ -84,7 +84,7 @@ def restore_once(mode: str, precision: str, blocks: tuple[int, int], size: tuple
 @functools.cache
 def smallest_peak(mode: str, precision: str, blocks: tuple[int, int]) -> int:
     """Return the peak memory of a process that restores a tiny image: weights and libraries."""
-    return measure.peak_memory(restore_once, mode, precision, blocks, (8, 8))[0]  # 4 would be fp32
+    return measure.peak_memory(restore_once, mode, precision, blocks, (8, 8))[0]  # sides of 4 would be fp32
 
 
 def measured_alone(mode: str, precision: str, blocks: tuple[int, int], size: tuple[int, int]) -> tuple[float, float]:

@@ -34,7 +34,7 @@ RESULTS = Path(__file__).parent / 'results'
 LIBRARIES = ('torch', 'numpy', 'opencv-python', 'lmdb', 'basicsr')
 DEVICE = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
 MATRIX_ROWS = {'cpu': 4096, 'cuda': 8192}[DEVICE.type]
-MATRIX_SIDES = {'cpu': (512, 4096), 'cuda': (8192,)}[DEVICE.type]  # of the square matrices that they are multiplied by
+MATRIX_SIDES = {'cpu': (512, 4096), 'cuda': (8192,)}[DEVICE.type]  # of the square matrices to multiply by
 WARMUPS = {'cpu': 1, 'cuda': 3}[DEVICE.type]
 COPY_BYTES = 256 << 20
 
@@ -105,10 +105,10 @@ def take_turns(variants: Mapping[str, Callable[[], object]], *, rounds: int = 7,
 
 
 def matrix_product(dtype: torch.dtype) -> tuple[Callable[[], object], float]:
-    """The ceiling of arithmetic: return products of two matrices and their floating-point operations.
+    """Return a function that multiplies matrices, the ceiling of arithmetic, and its floating-point operations.
 
-    Of two sizes on a CPU, as `torch.mm` and as a 1 x 1 convolution, those that are fastest here: MKL has no AVX-512 for
-    processors that are not Intel's, and large matrices leave the caches.
+    It is the fastest of `torch.mm` and a 1 x 1 convolution, on a CPU in two sizes: MKL has no AVX-512 for processors
+    that are not Intel's, and large matrices leave the caches.
     """
     ways = [partial(_products, side, dtype, multiply) for side in MATRIX_SIDES for multiply in (torch.mm, _convolve)]
     seconds = {way: take_turns({'': way()}, rounds=2)[''].median for way in ways}
@@ -116,7 +116,7 @@ def matrix_product(dtype: torch.dtype) -> tuple[Callable[[], object], float]:
 
 
 def _products(side: int, dtype: torch.dtype, multiply: Callable[[Tensor, Tensor], Tensor]) -> Callable[[], None]:
-    """Products with a square matrix, as many as make the operations of one with the largest."""
+    """Return a function that makes products with a square matrix, with the operations of one with the largest."""
     left, right = (torch.randn(rows, side, device=DEVICE).to(dtype) for rows in (MATRIX_ROWS, side))
 
     def run() -> None:
@@ -127,7 +127,7 @@ def _products(side: int, dtype: torch.dtype, multiply: Callable[[Tensor, Tensor]
 
 
 def _convolve(left: Tensor, right: Tensor) -> Tensor:
-    """`left` times `right`, transposed: the rows of `left` as the features of pixels."""
+    """Multiply `left` by the transpose of `right`: a row of `left` is the features of a pixel."""
     image = left.view(1, 64, -1, left.shape[1]).permute(0, 3, 1, 2)  # in channels last
     return F.conv2d(image, right[:, :, None, None])
 
@@ -140,7 +140,7 @@ def operations(run: Callable[[], object]) -> float:
 
 
 def copy() -> tuple[Callable[[], object], float]:
-    """The ceiling of the CPU's memory: return a copy and the number of bytes that it reads and writes."""
+    """Return a function that copies, the ceiling of the CPU's memory, and the bytes that it reads and writes."""
     source = torch.ones(COPY_BYTES // 4)
     target = torch.empty_like(source)
     return lambda: target.copy_(source), 2.0 * COPY_BYTES

@@ -41,7 +41,7 @@ PAPERS_BATCH, PAPERS_RATE, PAPERS_ITERATIONS = 16, 1e-4, 562_500
 BACKWARD = 2 / 3  # of a step: the exchange can overlap with it
 
 
-Measured = tuple[dict[str, measure.Times], dict[int, measure.Times]]  # by the clock; the busiest process's
+Measured = tuple[dict[str, measure.Times], dict[int, measure.Times]]  # by the clock; busiest process's CPU time
 
 
 class Frames:
@@ -186,7 +186,7 @@ def exchange_rows(parameters: int) -> list[dict[str, Any]]:
 
 
 def efficiency(gpus: int, own_batch: float, patch_seconds: float, size: float, speed: float) -> str:
-    """Return the share of computing in a step: with no exchange hidden, to all that the backward pass can hide."""
+    """Return computing's share of a step: from no exchange hidden to all that the backward pass can hide."""
     computing, exchange = own_batch * patch_seconds, exchange_seconds(size, gpus, speed)
     left = max(0.0, exchange - BACKWARD * computing)
     return f'{computing / (computing + exchange):.0%} to {computing / (computing + left):.0%}'

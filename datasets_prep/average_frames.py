@@ -3,8 +3,8 @@
 Consecutive frames are averaged in linear light, where light adds up, as REDS and GoPro were made; the middle one is the
 sharp frame. Use video of 120 frames a second or more: below that, a moving edge leaves steps in the average.
 
-Each video is read twice, so that only one window of frames is held in memory: first to find cuts and still shots on
-small pictures; then to average. --val keeps whole videos, for shots of one may look alike; of a single one, its scenes.
+Each video is read twice, so that memory holds only one window of frames: first to find cuts and still shots on small
+pictures, then to average. --val keeps whole videos, since shots of one may look alike; of a single one, whole scenes.
 """
 
 import argparse
@@ -168,7 +168,7 @@ def find_cuts(changes: Sequence[float]) -> list[int]:
 
 
 def place_windows(arguments: argparse.Namespace, number: int) -> Iterator[Window]:
-    """Yield windows for video `number` without end."""
+    """Yield windows for video `number`, endlessly."""
     rng = np.random.default_rng((arguments.seed, number))
     shortest, longest = arguments.frames[0], arguments.frames[-1]
     first = 0
@@ -246,7 +246,7 @@ def average_windows(
             return
 
 
-Plan = list[tuple[str, Path, dict[Window, str]]]  # names, videos, and their windows with the names of their scenes
+Plan = list[tuple[str, Path, dict[Window, str]]]  # a video's name, path, and windows with their scenes' names
 
 
 def plan_windows(videos: dict[str, Path], arguments: argparse.Namespace) -> tuple[Plan, Counter[str], list[str]]:
@@ -274,7 +274,7 @@ def plan_windows(videos: dict[str, Path], arguments: argparse.Namespace) -> tupl
 
 
 def parts_to_split(planned: Plan) -> tuple[dict[str, str], str]:
-    """Return which part of a split each scene belongs to, and what a part is: its video, or itself if that is all."""
+    """Map each scene to what --val keeps whole, its video or, of a single one, itself; also return which, as a noun."""
     video_of = {scene: name for name, _, windows in planned for scene in windows.values()}
     if len({*video_of.values()}) > 1:
         return video_of, 'video'

@@ -3,7 +3,7 @@
 The camera moves and rolls; near things move more than distant ones; an object in front moves in its own way. Light is
 averaged before the camera's response, where light adds up. The sharp picture shows everything at its average position
 over the exposure: the position half-way through cannot be inferred from the blurred picture. With steady motion, as
-in REDS's short exposures, the two are the same.
+in REDS's short exposures, the two positions are the same.
 """
 
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ class Motion:
     def moments(self) -> np.ndarray:
         """Return the moments to average, (N, 5): x and y of the camera, its roll, x and y of the object's path.
 
-        Moments of a short path are some of its points, as in the data of the shipped weights (at most 18 pixels long).
+        For a short path they are some of its points, as in the shipped weights' data (paths of at most 18 pixels).
         """
         paths = np.column_stack([self.path, self.roll, self.object_path])
         reach = np.hypot(*self.nearness.shape) / 2
@@ -127,9 +127,9 @@ def draw_motion(
 
 
 def behind(light: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Return `light`, with each pixel that the object hides as the nearest one that it does not hide.
+    """Return `light` with each pixel that the object hides replaced by the nearest one that it does not hide.
 
-    So the ground that the object uncovers goes on as it is beside it. Another colour there would be a line along the
+    So the ground that the moving object uncovers is like that beside it. Another colour there would be a line along the
     object's outline, which the sharp picture does not have.
     """
     hidden = mask == 1  # (H, W); the object's soft edge lets the ground through

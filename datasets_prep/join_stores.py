@@ -36,7 +36,7 @@ def records_of(store: Store) -> dict[str, Record] | None:
 
 
 def checked_value(store: Store, key: str, records: dict[str, Record] | None) -> bytes:
-    """Return the value; InputError if it differs from its manifest's record: the joined manifest will vouch for it."""
+    """Return the value; InputError if it differs from its record, as the joined store's manifest vouches for it."""
     value = store.get(key)
     if records is not None:
         record = records.get(key)

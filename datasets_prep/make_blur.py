@@ -25,7 +25,7 @@ from wrcan_arch.progress_bar import progress_bar
 
 WIDEST = 32766  # pixels a side, the limit of OpenCV's remap
 LARGE = 4_000_000  # pixels
-WIDEST_ROLL = 5  # degrees: exposure.py takes a rotation's linear part alone, which stretches the picture
+WIDEST_ROLL = 5  # degrees: exposure.py computes only a rotation's linear part, which stretches the picture
 NOT_OF_A_PAIR = ('photos', 'out', 'val', 'files', 'copies', 'still', 'workers')  # options that make_pair does not take
 
 
@@ -45,7 +45,7 @@ def find_photos(inputs: list[Path]) -> dict[str, Path]:
             found.add(os.path.realpath(path))
             other = photos.setdefault(key_for('_'.join(inside.with_suffix('').parts)), path)
             if other is not path:
-                # renamed, one picture could be in both parts of --val
+                # one picture under two names could be in both parts of --val
                 advice = 'leave one out if they show the same picture, else rename it'
                 more = '' if other.parent == path.parent else ', or give the folder around both'
                 raise InputError(f'{other} and {path} have the same name; {advice}{more}')
@@ -55,7 +55,7 @@ def find_photos(inputs: list[Path]) -> dict[str, Path]:
 
 
 def look_at(photo: Path, largest: int | None, grid: int, farthest: float) -> tuple[str, int]:
-    """Return why no pairs can be made of a photograph, or '', and its pixel count; options as in `check_photos`."""
+    """Return why no pairs can be made of a photograph, or '', and its number of pixels; see `check_photos`."""
     try:
         height, width = pairs.read_image(photo).shape[:2]
     except InputError as error:
@@ -116,7 +116,7 @@ def out_of_focus(rng: np.random.Generator, light: np.ndarray, softness: float) -
 def draw_view(
     rng: np.random.Generator, sharp: np.ndarray, *, zoom: tuple[float, float] = (1, 1), dim: float = 0, soft: float = 0
 ) -> np.ndarray:
-    """Return `sharp` scaled down, or a part of it enlarged, so softer; in less light; in parts out of focus.
+    """Return `sharp` scaled down, or a part of it enlarged and so softer; dimmed; partly out of focus.
 
     Args:
         rng: source of all randomness.
@@ -142,7 +142,7 @@ def draw_view(
 
 
 def is_still(index: int, share: float) -> bool:
-    """Whether nothing moves in this of all copies, as in `share` of them: at 0.25 in 3, 7, 11 and so on."""
+    """Whether nothing moves in copy `index`, as in a `share` of all copies: at 0.25 in 3, 7, 11 and so on."""
     return int((index + 1) * share) > int(index * share)
 
 
@@ -151,7 +151,7 @@ def make_pair(
 ) -> tuple[dict[str, bytes], tuple]:
     """Make pair `copy` of photograph `number`; return the encoded images by role, and their shape (H, W, 3)."""
     sharp = scaled_photo(photo, options.largest)
-    view_rng = np.random.default_rng((options.seed, number, copy, 1))  # its own stream: exposures stay the same
+    view_rng = np.random.default_rng((options.seed, number, copy, 1))  # a stream of its own: exposures stay the same
     view = draw_view(view_rng, sharp, zoom=options.zoom, dim=options.dim, soft=options.soft)
     rng = np.random.default_rng((options.seed, number, copy))
     exposed = {name: getattr(options, name) for name in ('length', 'rotation', 'depth', 'objects', 'noise', 'glare')}

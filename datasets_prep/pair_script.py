@@ -1,4 +1,4 @@
-"""Run a script that makes pairs: its common options, and what lies under the names that it is to write."""
+"""Run a script that makes pairs: add the common options, and check them and the names that it is to write."""
 
 import argparse
 from collections.abc import Callable, Iterable, Mapping

@@ -21,8 +21,8 @@ from wrcan_arch.errors import InputError
 def choose_validation(sizes: Mapping[str, int], fraction: float, seed: int) -> set[str]:
     """Draw scenes at random with about `fraction` of all pairs, unless scenes are large; at least one, never all.
 
-    A scene's place in the draw depends on its name and the seed alone. So if a few are added, hardly any changes sides,
-    and weights are hardly validated on what they were trained on before.
+    A scene's place in the draw depends on its name and the seed alone. So if a few are added, hardly any other changes
+    sides, and weights from before are hardly validated on what they were trained on.
 
     Args:
         sizes: how many pairs each scene has; two scenes or more.
@@ -135,9 +135,9 @@ class PairWriter:
         self._waiting = 0
 
     def complete(self) -> None:
-        """Complete the stores and remove files that are not this run's, then name the folders: the stores come last.
+        """Complete the stores, remove files that are not this run's, then name the folders.
 
-        So all that can fail comes before the first name is given.
+        `written_together` names the stores last, so all that can fail comes before the first name is given.
         """
         for store in self._stores.values():
             store.complete()
@@ -152,7 +152,7 @@ class PairWriter:
         with suppress(InputError):  # a full disk, say
             self.flush()
         for folder in self._folders.values():
-            with suppress(OSError):  # it has files
+            with suppress(OSError):  # a folder with files stays
                 folder.rmdir()
 
 

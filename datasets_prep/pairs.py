@@ -21,7 +21,7 @@ from wrcan_arch.folders import walk
 FILE_ENDINGS = {'blur': '.jpg', 'sharp': '.png'}
 ENCODED = np.arange(256) / 255
 LIGHT = np.where(ENCODED <= 0.04045, ENCODED / 12.92, ((ENCODED + 0.055) / 1.055) ** 2.4).astype(np.float32)
-GENERATION = 2  # raised by hand whenever the scripts make other pairs of the same photographs or videos and options
+GENERATION = 2  # raise it whenever the scripts make other pairs of the same input and options
 GO_ON = 'stopped; run it again to go on'
 
 
@@ -90,7 +90,7 @@ def without_copies(
     A copy could be on the other side of --val.
 
     Args:
-        found: by name.
+        found: photographs or videos, by name.
         noun: what one of them is called in the report, such as 'picture'.
         files_of: returns the files that one consists of, in order.
     """

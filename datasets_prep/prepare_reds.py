@@ -4,7 +4,7 @@ Blurred frames keep their JPEG bytes. Sharp frames keep their PNG bytes, or beco
 which a crop is read without decoding a frame; JPEGDeblurDataset can read those, BasicSR's own data sets cannot. Each
 frame is decoded once, so that no unreadable one is stored.
 
-After a run was stopped or killed, the next one does what is missing. A store gets its name when it is complete; until
+After a run was stopped or killed, the next one writes what is missing. A store gets its name when it is complete; until
 then it is NAME.lmdb.partial.
 """
 
@@ -48,14 +48,14 @@ class Frame(NamedTuple):
     key: str
     path: Path  # of the frame's own file, or of the zip file that holds it
     member: str  # its name in the zip file; '' for a file of its own
-    source: str  # size with checksum or time of change: tells changed content without reading it
+    source: str  # size, and checksum or time of change: shows a change without reading the frame
 
     def __str__(self) -> str:
         return f'{self.path}: {self.member}' if self.member else str(self.path)
 
 
 def placed(name: re.Match[str], path: Path, member: str, source: str) -> tuple[str, Frame]:
-    """Return a frame and the set that it belongs to, from the match of FRAME_PATH; InputError for a wrong ending."""
+    """Return a frame's set and the frame, from the match of FRAME_PATH; InputError for a wrong ending."""
     set_name, sequence, number, ending = name.groups()
     frame = Frame(f'{sequence}_{number}', path, member, source)
     expected = ENDINGS[set_name.partition('_')[2]]
@@ -96,7 +96,7 @@ def files_under(downloads: list[Path]) -> list[Path]:
 
 
 def find_frames(downloads: list[Path], splits: list[str]) -> dict[str, dict[str, Frame]]:
-    """Find the frames of each set of `splits`, sorted by key. A frame in a zip file takes precedence over a file."""
+    """Find the frames of each set of `splits`, sorted by key. A frame in a zip file takes precedence over its file."""
     wanted = [name for name in SETS if name.partition('_')[0] in splits]
     files = files_under(downloads)
     zips = [path for path in files if path.suffix.lower() == '.zip']

@@ -55,14 +55,14 @@ class Workers:
         """End the processes: a call may take minutes, and nobody takes its result."""
         for process in list(self._pool._processes.values()):  # from Python 3.14 on there is terminate_workers()
             process.terminate()
-        # Else the pool, if one of them was sending a result, would wait for the rest of it.
+        # Else the pool would wait for the rest of a result that one of them was sending.
         self._pool._result_queue._writer.close()  # type: ignore[attr-defined]
 
     def call(self, function: Callable[..., Result], *arguments: object) -> Result:
         return self._pool.submit(function, *arguments).result()
 
     def in_order(self, function: Callable[..., Result], calls: Iterable[tuple]) -> Iterator[Result]:
-        """Yield `function(*arguments)` for each of `calls`, in order; at most AHEAD calls a worker are ahead."""
+        """Yield `function(*arguments)` for each of `calls`, in order, with at most AHEAD calls per worker ahead."""
         rest = iter(calls)
         running = deque(self._pool.submit(function, *arguments) for arguments in islice(rest, self._ahead))
         while running:

@@ -1,4 +1,4 @@
-"""Find what is wrong with the frames of a run: quickly, before it starts, or all of it (`basicsr doctor --data`)."""
+"""Find what is wrong with a run's frames: quickly before it starts, or by reading all (`basicsr doctor --data`)."""
 
 import io
 import math
@@ -25,15 +25,15 @@ TOOLBOX_DATASETS = ('PairedImageDataset', 'SingleImageDataset')
 def quick_problems(
     dataset: Mapping[str, Any], phase: str, *, scale: int = 1, every: int | None = None
 ) -> Iterator[str]:
-    """Yield what is wrong with a data set of an option file: its stores or folders, their pairing, the frames' sizes.
+    """Yield what is wrong with an option file's data set: its stores or folders, their pairing, the sizes of frames.
 
     Sizes come from meta_info.txt or from the files' headers; only a file that Pillow cannot open is decoded.
 
     Args:
         dataset: the section of the option file.
         phase: 'train' or another.
-        scale: the option file's: how much larger sharp frames are, for the toolbox's own classes.
-        every: val:submission's, if there is one: names must then end in the frame's number, as in 000_00000012.
+        scale: the option file's: how many times larger sharp frames are in the toolbox's own data sets.
+        every: val:submission:every, if it is set: names must then end in the frame's number, as in 000_00000012.
     """
     try:
         for root in roots_of(dataset).values():
@@ -79,7 +79,7 @@ Sizes = Mapping[str, list[tuple[int, ...]]]  # (H, W) of each frame, by role
 
 
 def _sizes(dataset: Mapping[str, Any], frames: Mapping[str, list[str]]) -> Sizes:
-    """Return the sizes of frames, given by role as keys or paths; InputError for a file that is no image."""
+    """Return the size of each of `frames`, keys or paths by role; InputError for a file that is no image."""
     roots, stored = roots_of(dataset), reads_stores(dataset)
 
     def size(role: str, frame: str) -> tuple[int, ...]:
@@ -91,13 +91,13 @@ def _sizes(dataset: Mapping[str, Any], frames: Mapping[str, list[str]]) -> Sizes
 
 
 def _paths_of_toolbox_dataset(dataset: Mapping[str, Any], phase: str) -> dict[str, list[str]]:
-    """Return what the toolbox's own data set reads, by role: files, or keys of its stores; InputError if it cannot."""
+    """Return the paths, or keys in stores, that the toolbox's data set reads, by role; InputError if it cannot."""
     kind = dataset['type']
-    if kind == 'PairedImageDataset' and not dataset.get('dataroot_gt'):  # it would list the current folder
+    if kind == 'PairedImageDataset' and not dataset.get('dataroot_gt'):  # else it would list the current folder
         raise error_in(dataset, f'a {kind} needs dataroot_gt; name it, or take a SingleImageDataset')
     try:
         paths = DATASET_REGISTRY.get(kind)(deepcopy({**dataset, 'phase': phase})).paths
-    except Exception as error:  # it checks little before it uses its options
+    except Exception as error:  # the toolbox checks few options before it uses them
         reason = ' '.join(f'{type(error).__name__}: {error}'.split())
         raise error_in(dataset, f'{kind} cannot read it ({reason}); correct the names or the options') from error
     if not paths:
@@ -109,9 +109,9 @@ def _paths_of_toolbox_dataset(dataset: Mapping[str, Any], phase: str) -> dict[st
 
 
 def _agreement(phase: str, scale: int) -> Callable[[tuple[int, ...], tuple[int, ...]], bool]:
-    """Return whether PairedImageDataset takes a blurred and a sharp frame of two sizes as a pair.
+    """Return a function that tells whether PairedImageDataset pairs a blurred and a sharp frame of given sizes.
 
-    Except in training it crops what a sharp frame has beyond `scale` times the blurred one.
+    The sharp frame must be `scale` times as large; except in training it may be larger, and is cropped.
     """
     compare = operator.eq if phase == 'train' else operator.ge
     return lambda blurred, sharp: all(compare(s, scale * b) for b, s in zip(blurred, sharp, strict=True))
@@ -124,7 +124,7 @@ def _wrong_sizes(
     sizes: Sizes,
     agree: Callable[[tuple[int, ...], tuple[int, ...]], bool],
 ) -> Iterator[str]:
-    """Yield each role's first frame that does not `agree` with its sharp partner, and the smallest for a patch."""
+    """Report each role's first frame that does not `agree` with its sharp partner, and the smallest below gt_size."""
     name, roots = dataset['name'], roots_of(dataset)
     guide = 'gt' if 'gt' in sizes else 'lq'
     for role in (each for each in sizes if each != guide):
@@ -151,7 +151,7 @@ def _text(size: tuple[int, ...]) -> str:
 def all_problems(root: Path | str) -> list[str]:
     """Read all of one store or folder; return what is wrong with it.
 
-    Every encoded image is decoded, unless its store was found damaged without that.
+    Images are decoded; those of a store only if nothing else is wrong with it.
     """
     if Path(root).suffix != '.lmdb':
         try:
@@ -195,7 +195,7 @@ def _read_all(root: Path | str) -> list[str]:
 
 
 def _image_fault(value: bytes, shape: tuple[int, int, int] | None = None) -> str | None:
-    """Return what is wrong with an image file, or None; one whose size is not that of `shape` is not decoded."""
+    """Return what is wrong with an image file, or None. A file whose size differs from `shape` is not decoded."""
     try:
         with without_pillow_size_limit(), Image.open(io.BytesIO(value)) as image:
             if shape and image.size != (shape[1], shape[0]):

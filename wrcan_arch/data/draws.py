@@ -33,7 +33,7 @@ class DrawSampler(Sampler[Draw]):
     """Yield one process's draws, in whole batches, for iterations `start_iter` to `total_iter` - 1.
 
     An epoch has as many iterations as it takes to show each item about `ratio` times, rounded up to whole batches.
-    Iterations count from 0; each takes batch_size * num_replicas draws, all processes together.
+    Iterations count from 0; in each, all processes together make batch_size * num_replicas draws.
 
     Args:
         dataset: the data set to draw from; only its length matters.
@@ -41,8 +41,8 @@ class DrawSampler(Sampler[Draw]):
         ratio: the toolbox's dataset_enlarge_ratio.
         batch_size: items in one process's batch.
         seed: seed of the permutations.
-        start_iter, total_iter: the iterations made already, and those made when the run ends.
-        start_draw: the draws made already; by default those of `start_iter` such batches.
+        start_iter, total_iter: number of iterations made already, and at the end of the run.
+        start_draw: number of draws made already; by default start_iter * batch_size * num_replicas.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class DrawSampler(Sampler[Draw]):
         self.epoch = epoch
 
     def draws_before(self, iteration: int) -> int:
-        """The number of draws that all processes make before `iteration`, in earlier runs too."""
+        """Return the number of draws that all processes make before `iteration`, earlier runs included."""
         return self.start_draw + (iteration - self.start_iter) * self.batch_size_total
 
     def __iter__(self) -> Iterator[Draw]:
@@ -98,7 +98,7 @@ class DrawSampler(Sampler[Draw]):
         return len(self._iterations()) * self.batch_size
 
     def _permutation(self, number: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, number, 1)).permutation(self.size)  # 1: no draw has this stream
+        return np.random.default_rng((self.seed, number, 1)).permutation(self.size)  # 1: another stream than any draw's
 
     def _iterations(self) -> range:
         first = self.epoch * self.iters_per_epoch

@@ -18,12 +18,12 @@ IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
 
 def is_image(path: Path) -> bool:
-    """Whether the name is an image's. One with a leading dot is not: macOS leaves ._NAME.jpg, no image, by NAME.jpg."""
+    """Whether the name is an image's. One with a leading dot is not: macOS puts ._NAME.jpg, no image, by NAME.jpg."""
     return path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith('.')
 
 
 def images_under(folder: Path) -> list[Path]:
-    """Return the images of a folder and of those below that `walk` visits, sorted; InputError if one is unreadable."""
+    """Return the images of all folders that `walk` visits from `folder`, sorted; InputError if one is unreadable."""
     try:
         paths = (path for here, names in walk(folder) for path in map(here.joinpath, names))
         return sorted(filter(is_image, paths))
@@ -35,7 +35,7 @@ def size_of_image(path: Path | str) -> tuple[int, ...]:
     """Return (H, W) of the upright image from the file's header; () if Pillow cannot open it."""
     try:
         with warnings.catch_warnings(), without_pillow_size_limit():
-            warnings.simplefilter('ignore')  # what else is wrong with it is reported when it is decoded
+            warnings.simplefilter('ignore')  # other faults are reported when it is decoded
             with Image.open(path) as image:
                 exif = image.getexif() if 'exif' in image.info else {}  # else Pillow decodes a PNG to look for it
                 return image.size if exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8) else image.size[::-1]
@@ -55,7 +55,7 @@ def decode_image(content: bytes) -> np.ndarray | None:
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
-    """Write uint8 (H, W, 3) in BGR, whole or not at all; make the folder if it is missing. InputError if it cannot.
+    """Write uint8 (H, W, 3) in BGR, whole or not at all; make the folder if it is missing. InputError if that fails.
 
     Does not use cv2.imwrite: it too cannot take a path that is not UTF-8, and it reports success on some full disks.
     """
@@ -68,8 +68,8 @@ def write_png(path: Path, image: np.ndarray) -> None:
 def key_for(name: str) -> str:
     """Make a key that BasicSR can read (ASCII, no dots) from a file's name without its ending.
 
-    A name that is not ASCII loses letters; a checksum of it is appended to keep keys apart. InputError for an ASCII
-    name that would lose all.
+    A name that is not ASCII loses letters, so a checksum of it is appended to keep keys apart. InputError for an ASCII
+    name of which nothing would be left.
     """
     key = re.sub(r'[^A-Za-z0-9_-]+', '_', name)
     if not name.isascii():

@@ -1,8 +1,8 @@
 """JPEG compression of a crop, bit-identical to compressing the whole frame and then cropping.
 
 JPEG transforms blocks on a grid anchored at the frame's corner: 8 x 8 pixels in luma, 16 x 16 frame pixels in chroma
-(4:2:0). The decoder interpolates chroma from one neighbouring sample, if a row has more than two. So the blocks that a
-crop touches when it is widened by one pixel determine all of its pixels.
+(4:2:0). The decoder interpolates chroma from one neighbouring sample if a row has more than two samples. So a crop's
+pixels are determined by the blocks that it touches after it is widened by one pixel.
 """
 
 import cv2

@@ -34,14 +34,14 @@ BRIGHTEST = 255
 
 @cache
 def whole_noise(sigma: float) -> np.ndarray:
-    """Return equally likely pairs of Gaussian noise, cut to whole grey levels towards zero: int16 (NOISE_PAIRS, 2).
+    """Return equally likely pairs of Gaussian noise values, truncated to whole grey levels: int16 (NOISE_PAIRS, 2).
 
-    The authors' code cuts, so at the paper's sigma of 2 the noise has a standard deviation of 1.64 and two values in
-    five are 0. The pairs are quantiles of the joint distribution of two independent values. A lookup takes a tenth of
-    the time of drawing normals, and at that sigma no level's probability is off by more than 5e-5.
+    The authors' code truncates, so at the paper's sigma of 2 the noise has a standard deviation of 1.64 and two values
+    in five are 0. The pairs are quantiles of the joint distribution of two independent values. A lookup takes a tenth
+    of the time of drawing normals, and at that sigma no level's probability is off by more than 5e-5.
     """
     levels = torch.arange(-BRIGHTEST, BRIGHTEST, dtype=torch.float64)
-    borders = levels + (levels >= 0)  # where each level ends: those below 0 at themselves, the others at the next
+    borders = levels + (levels >= 0)  # upper end of what truncates to each level: below 0 itself, else the next
     below = torch.special.ndtr(borders / sigma)
     likelihood = torch.cat([below, torch.ones(1)]).diff(prepend=torch.zeros(1))  # of each level
     joint = torch.outer(likelihood, likelihood).flatten().cumsum(0)
@@ -51,7 +51,7 @@ def whole_noise(sigma: float) -> np.ndarray:
 
 
 def draw_noise(shape: tuple[int, ...], sigma: float, rng: np.random.Generator) -> np.ndarray:
-    """Draw Gaussian noise as of `whole_noise`: int16 of `shape`."""
+    """Draw Gaussian noise from the pairs of `whole_noise`: int16 of `shape`."""
     count = math.prod(shape)
     words = rng.bit_generator.random_raw(-(-count // 8))  # 64 bits each, for four pairs
     pairs = whole_noise(sigma).view(np.int32).ravel()  # one int32 per pair
@@ -59,7 +59,7 @@ def draw_noise(shape: tuple[int, ...], sigma: float, rng: np.random.Generator) -
 
 
 def planes(image: np.ndarray, order: Sequence[int] = (2, 1, 0)) -> np.ndarray:
-    """Turn uint8 (H, W, 3) into (3, H, W), plane i from channel order[i], by default BGR to RGB; NumPy is slower."""
+    """Turn uint8 (H, W, 3) into (3, H, W); plane i is channel order[i], by default BGR to RGB. NumPy is slower."""
     out = np.empty((3, *image.shape[:2]), np.uint8)
     cv2.split(image, [out[order.index(channel)] for channel in range(3)])
     return out
@@ -82,11 +82,11 @@ def augment(
         patches: uint8 (H, W, 3), BGR, by role.
         rng: the draw's generator.
         hflip_prob, vflip_prob, transpose_prob, rgb_permute_prob: the probability of each.
-        noise_prob: the probability that 'lq' gets Gaussian noise, cut to whole levels and clipped to 8 bit.
-        noise_sigma: its standard deviation before the cut, on the 0-255 scale.
+        noise_prob: the probability that 'lq' gets Gaussian noise, truncated to whole levels and clipped to 8 bits.
+        noise_sigma: its standard deviation before truncation, on the 0-255 scale.
 
     Returns:
-        uint8 (3, H, W), RGB except for the permutation, by role.
+        uint8 (3, H, W), by role; RGB unless permuted.
     """
     chances = (hflip_prob, vflip_prob, transpose_prob, rgb_permute_prob, noise_prob)
     happens = [number < chance for number, chance in zip(rng.random(5).tolist(), chances, strict=True)]
@@ -127,7 +127,7 @@ def error_in(opt: Mapping[str, Any], text: str) -> InputError:
 
 
 def content_of(opt: Mapping[str, Any], role: str, frame: str) -> bytes:
-    """Read what is stored for a frame, given by its key in the store or its path."""
+    """Return the stored bytes of `frame`, its key in the store or its path."""
     return open_store(opt[f'dataroot_{role}']).get(frame) if reads_stores(opt) else Path(frame).read_bytes()
 
 
@@ -149,10 +149,10 @@ class JPEGDeblurDataset(Dataset):
     Options:
         dataroot_lq, dataroot_gt: blurred and sharp frames, `.lmdb` stores or folders, with the same names in both.
             A test can do without the sharp ones.
-        names: a pattern that the names must match, such as `000_*` for one sequence. In names, `/` is replaced by `_`.
+        names: take only names that match this pattern, such as `000_*` for one sequence. In names `/` becomes `_`.
         dataroot_gt_jpeg: a store or folder of I_JPEG(HR); without it I_JPEG(HR) is made from the sharp frame, at
             `jpeg_quality`.
-        jpeg_quality: 1 to 100, the paper's is 25. Leave both out when the auto-encoder loss is off.
+        jpeg_quality: 1 to 100, the paper's is 25. Leave this and dataroot_gt_jpeg out if the auto-encoder loss is off.
         blurred_quality: JPEG quality of the blurred frames, one or `[lowest, highest]`, if it is not jpeg_quality; kept
             with the weights, so that `basicsr restore` can warn about photographs of another quality.
         io_backend: `{type: lmdb}` or `{type: disk}`.
@@ -178,7 +178,7 @@ class JPEGDeblurDataset(Dataset):
         self.augmentation = {name: opt[name] for name in AUGMENTATIONS if name in opt}
         self.jpeg_quality = opt.get('jpeg_quality')
         self.roots = roots_of(opt)
-        self.guide = 'gt' if 'gt' in self.roots else 'lq'  # the others must have its names and sizes
+        self.guide = 'gt' if 'gt' in self.roots else 'lq'  # the other roles must have its names and sizes
         if self.training and self.guide == 'lq':
             raise error_in(opt, 'training needs dataroot_gt, the sharp frames')
         names = {role: self._names(root) for role, root in self.roots.items()}
@@ -190,7 +190,7 @@ class JPEGDeblurDataset(Dataset):
         self.frames = [{'key': key, **{role: names[role][key] for role in names}} for key in sorted(names[self.guide])]
 
     def _names(self, root: str) -> dict[str, str]:
-        """Map the name that pairs a frame to its key in the store or its path."""
+        """Map each frame's name, by which roles are paired, to its key in the store or its path."""
         if reads_stores(self.opt):
             called = [(key, key) for key in open_store(root).keys()]
         elif Path(root).is_dir():
@@ -199,7 +199,7 @@ class JPEGDeblurDataset(Dataset):
             raise error_in(self.opt, f"no folder '{root}'")
         names: dict[str, str] = {}
         for name, frame in called:
-            key = printable(name.replace('/', '_'))  # results are files in one folder, and rows of a table
+            key = printable(name.replace('/', '_'))  # it names files in one folder, and rows of a table
             other = names.setdefault(key, frame)
             if other != frame:
                 raise error_in(self.opt, f'{other} and {frame} are one name; remove one of them')
@@ -253,7 +253,7 @@ class JPEGDeblurDataset(Dataset):
         if not (self.training and self.opt.get('as_bytes')):
             tensors = {role: tensor.float().div_(255) for role, tensor in tensors.items()}
         paths = {f'{role}_path': frame[role] for role in ('lq', 'gt') if role in frame}
-        if not self.training:  # by its last part without the ending the toolbox names pictures
+        if not self.training:  # the toolbox names pictures by its last part, without the ending
             paths['lq_path'] = frame['key'] + Path(frame['lq']).suffix
         return {**tensors, **paths, 'key': frame['key']}
 

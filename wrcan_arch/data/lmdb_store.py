@@ -1,13 +1,16 @@
 """Reads stores, BasicSR's LMDB folders; store_writer.py writes them.
 
-`NAME.lmdb/` holds `data.mdb`; `meta_info.txt`, as BasicSR's data sets read it, with one line for each image:
-`key.ext (height,width,channels) 0`; and `manifest.json`, with a checksum of every value. There are two kinds. In an
-encoded store a value is the bytes of the image file, unchanged. In a raw store, where `.ext` is `.raw`, it is the
-image's rows, uint8 (H, W, 3) in BGR, so that a crop is read without decoding a frame; BasicSR's own data sets cannot
-read that kind.
+`NAME.lmdb/` holds
+- `data.mdb`, the values;
+- `meta_info.txt`, as BasicSR's data sets read it, with one line for each image: `key.ext (height,width,channels) 0`;
+- `manifest.json`, with a checksum of every value.
 
-The checksum is CRC-32: it finds every change of up to 32 bits in a row and all but one in 4e9 of any others, takes a
-quarter of BLAKE2's time (4.2 against 0.9 GB/s), and is what a zip file stores for each member.
+In an encoded store a value is the bytes of the image file, unchanged. In a raw store, where `.ext` is `.raw`, it is the
+image's rows, uint8 (H, W, 3) in BGR, so that a crop is read without decoding a frame; BasicSR's own data sets cannot
+read raw stores.
+
+The checksum is CRC-32, as zip files store it for each member. It finds every change within 32 bits in a row and all but
+one in 4e9 of any others, in a quarter of BLAKE2's time (4.2 against 0.9 GB/s).
 """
 
 import json
@@ -32,11 +35,11 @@ from .image_files import images_under
 FORMAT = 1  # of manifest.json and of the records
 RAW_ENDING = '.raw'
 UNLISTED = 'meta_info.txt does not list what manifest.json does'
-RECORDS = b'.records'  # a database beside the values; no key of an image has a dot, so BasicSR never asks for it
+RECORDS = b'.records'  # a database beside the values; no image's key has a dot, so BasicSR never asks for it
 
 
 class Record(NamedTuple):
-    """A store's record of one value. `source` tells a resumed writer what the value was made from."""
+    """What a store records of one value; `source` tells a resumed writer what the value was made from."""
 
     ending: str
     shape: tuple[int, ...]  # (H, W, C)
@@ -79,7 +82,7 @@ def read_manifest(path: Path | str) -> tuple[str, dict[str, Record]]:
 
 
 def missing_bytes(environment: lmdb.Environment, path: Path) -> str | None:
-    """Report a truncated data.mdb: LMDB maps it into memory, and reading past its end kills the process (SIGBUS)."""
+    """Report a truncated data.mdb, or return None: LMDB maps it, and a read past its end kills the process (SIGBUS)."""
     needed = (environment.info()['last_pgno'] + 1) * environment.stat()['psize']
     found = (path / 'data.mdb').stat().st_size
     return f'data.mdb has {found} of {needed} bytes, it was cut' if found < needed else None
@@ -122,11 +125,11 @@ class Store:
         return 'raw' if self._meta_info and self.ending(next(iter(self._meta_info))) == RAW_ENDING else 'encoded'
 
     def keys(self) -> list[str]:
-        """The keys that meta_info lists, sorted."""
+        """Return the keys that meta_info lists, sorted."""
         return sorted(self._meta_info)
 
     def shape(self, key: str) -> tuple[int, int, int]:
-        """(H, W, C) of the image under `key`, from meta_info."""
+        """Return (H, W, C) of the image under `key`, from meta_info."""
         found = re.search(r' \((\d+),(\d+),(\d+)\)', self._meta_info.get(key, '').removeprefix(key))
         if not found:
             raise InputError(f"{self.path}: meta_info.txt has no (height,width,channels) of '{key}'; prepare it again")
@@ -134,11 +137,11 @@ class Store:
         return height, width, channels
 
     def ending(self, key: str) -> str:
-        """Of the file that the value under `key` is, or RAW_ENDING."""
+        """Return the ending of the file stored under `key`, such as '.png', or RAW_ENDING."""
         return self._meta_info[key].removeprefix(key).partition(' ')[0]  # other programs' keys may have spaces
 
     def get(self, key: str) -> bytes:
-        """The bytes stored under `key`."""
+        """Return the bytes stored under `key`."""
         with self._value(key) as value:
             return bytes(value)
 
@@ -162,7 +165,7 @@ class Store:
     def view(self, key: str) -> Iterator[np.ndarray]:
         """Yield a raw store's whole image, mapped from the file: rows that are not accessed are not read.
 
-        uint8 (H, W, 3) in BGR, read only, valid only inside the `with`: copy what is needed later.
+        It is uint8 (H, W, 3) in BGR, read-only, and valid only inside the `with`: copy what is needed later.
         """
         if self.kind != 'raw':
             raise InputError(f'{self.path}: an encoded store has no rows to view; decode `get`, or prepare it as raw')
@@ -176,7 +179,7 @@ class Store:
             yield np.frombuffer(value, np.uint8).reshape(shape)
 
     def disagreements(self) -> Iterator[str]:
-        """Yield contradictions of meta_info.txt, manifest.json (if any) and the number of values. Reads no values."""
+        """Report where meta_info.txt, manifest.json (if any) and the number of values disagree; read no values."""
         own = (self.path / 'manifest.json').is_file()  # our stores have one more entry, RECORDS
         found, listed = self._environment.stat()['entries'], len(self._meta_info)
         if found - listed not in ((1,) if own else (0, 1)):
@@ -188,7 +191,7 @@ class Store:
         return kind == self.kind and list(self._meta_info.values()) == meta_info_text(records).splitlines()
 
     def problems(self, progress: Callable[[list[str]], Iterable[str]] = iter) -> Iterator[str]:
-        """Yield a line for each contradiction of manifest.json; see `verify_store`."""
+        """Yield a line for each difference from manifest.json; see `verify_store`."""
         kind, records = read_manifest(self.path)
         if not self._is_listed(kind, records):
             yield UNLISTED
@@ -214,7 +217,7 @@ _open_stores: dict[str, tuple[Identity, Store]] = {}  # by real path, and by the
 
 
 def open_store(path: Path | str) -> Store:
-    """Return the store at `path`, opened once in each process: LMDB refuses a second open; forks cannot share one."""
+    """Return the store at `path`, opened once in each process: LMDB refuses a second open, and forks cannot share."""
     name = str(path)
     identity = _identity(name)
     opened = _open_stores.get(name)
@@ -233,7 +236,7 @@ def open_store(path: Path | str) -> Store:
 
 @cache
 def _data_file(path: str) -> Path:
-    return Path(path, 'data.mdb')  # making one takes three times as long as its stat
+    return Path(path, 'data.mdb')  # cached: making one takes three times as long as its stat
 
 
 def _identity(path: str) -> Identity:
@@ -245,16 +248,16 @@ def _identity(path: str) -> Identity:
 
 
 def stores_in(folder: Path) -> list[Path]:
-    """Return the stores in a folder and the folders in it, sorted; the folder itself if it is one."""
+    """Return the stores in a folder and the folders below it, sorted; the folder itself if it is a store."""
     is_store = (folder / 'data.mdb').exists() or (folder.suffix == '.lmdb' and folder.is_dir())
     return [folder] if is_store else sorted(folder.rglob('*.lmdb'))
 
 
 def verify_store(path: Path | str, progress: Callable[[list[str]], Iterable[str]] = iter) -> list[str]:
-    """Return a line for each thing wrong with the store at `path`; none if every value has its manifest's checksum.
+    """Return a line for each fault of the store at `path`; none if every value has its checksum in the manifest.
 
     Args:
-        path: of a store with manifest.json.
+        path: a store with manifest.json.
         progress: wraps the iteration over the keys, as tqdm does.
     """
     problems: list[str] = []
@@ -276,7 +279,7 @@ def in_own_process(read: Callable[[Path | str], list[str]], path: Path | str) ->
 
 
 class StoreBackend:
-    """The toolbox's storage backend on `open_store`: each store is opened once in a process and reports damage."""
+    """The toolbox's storage backend on `open_store`, which opens a store once in a process and reports damage."""
 
     def __init__(self, db_paths: str | list[str], client_keys: str | list[str] = 'default', **_: Any) -> None:
         db_paths = [db_paths] if isinstance(db_paths, str) else db_paths

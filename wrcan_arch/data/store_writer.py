@@ -27,20 +27,20 @@ def partial_of(path: Path) -> Path:
 
 
 def is_complete(path: Path) -> bool:
-    """Whether the store at `path` has only to be named: its writer was stopped after all was written."""
+    """Whether the store for `path` only has to be named: its writer was stopped after everything was written."""
     return (partial_of(path) / 'manifest.json').is_file()
 
 
 def writer_lock(path: Path) -> AbstractContextManager[None]:
-    """Hold the store that is written for `path`; InputError if another process does."""
+    """Lock the temporary store of `path`; InputError if another process holds it."""
     return locked(partial_of(path) / LOCK, f'{path}: another process is writing it')
 
 
 def give_name(path: Path) -> None:
-    """Give the complete store its name; inside `writer_lock`, or another writer would begin in it."""
+    """Give the complete store its name. Call it inside `writer_lock`, or another writer would begin in the store."""
     partial = partial_of(path)
-    # Readers do not lock. lmdb would remember the lock file's inode, and once the store is deleted and another store's
-    # file gets that number, would take it for one that is already open.
+    # Readers do not need LMDB's lock file, and lmdb remembers its inode: once this store is deleted and a new store's
+    # file gets that inode, lmdb would take the new store for one that is already open.
     (partial / 'lock.mdb').unlink(missing_ok=True)
     partial.rename(path)
     (path / LOCK).unlink()
@@ -54,11 +54,11 @@ class StoreWriter:
         with StoreWriter('train_blur.lmdb') as store:
             store.put('000_00000000', '.jpg', jpeg_bytes, (720, 1280, 3))
 
-    With `resume`, a writer that fails or is killed leaves the temporary store, and the next writer finds the record of
-    each value in it in `resumed`. `keep` keeps one; values that are neither kept nor put again are deleted. A value and
-    its record are flushed to the disk in one LMDB transaction, so they cannot disagree.
+    With `resume`, a writer that fails or is killed leaves the temporary store, and the next writer finds the records of
+    its values in `resumed`. Values that are neither kept, by `keep`, nor put again are deleted. A value and its record
+    are flushed to the disk in one LMDB transaction, so they cannot disagree.
 
-    For two stores that belong together, call complete() on both before the first is closed: all that can fail happens
+    For two stores that belong together, call complete() on both before the first is closed: whatever can fail fails
     there.
 
     Raises InputError if the store exists or another process writes it, a key is put twice or is too long, or the disk
@@ -109,7 +109,7 @@ class StoreWriter:
         return self
 
     def _continue(self) -> bool:
-        """Open what an earlier writer left, if it is intact and of this format; InputError if it is of another kind."""
+        """Open what an earlier writer left; False if damaged or of another format, InputError if of another kind."""
         if not (self._partial / 'data.mdb').is_file():
             return False
         try:
@@ -163,12 +163,12 @@ class StoreWriter:
             self._commit()
 
     def flush(self) -> None:
-        """Write to the disk what was put, so that it is found by the next writer that resumes."""
+        """Write what was put to the disk, where the next writer that resumes finds it."""
         if self._waiting:
             self._commit()
 
     def _commit(self, stale: Collection[str] = ()) -> None:
-        if self._waiting or stale:  # another request than that of the writer that completed it
+        if self._waiting or stale:  # the store is no longer what an earlier writer completed
             (self._partial / 'manifest.json').unlink(missing_ok=True)
         while True:
             try:

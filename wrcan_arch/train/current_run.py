@@ -29,18 +29,18 @@ class Run:
     timeout: float = TIMEOUT  # seconds that processes wait for each other
     stop: StopReasons = field(default_factory=StopReasons)
     resume_state: dict[str, Any] | None = None  # creating the loaders corrects its epoch
-    warnings: list[str] = field(default_factory=list)  # issued before the log is open
+    warnings: list[str] = field(default_factory=list)  # collected until the log is open
     val_loaders: list[Any] = field(default_factory=list)
-    draws_before: Callable[[int], int] | None = None  # the loader's number of draws before an iteration
+    draws_before: Callable[[int], int] | None = None  # the loader's DrawSampler.draws_before
     model: Any = None
 
 
 def load_resume_state(run: Run, opt: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the training state to resume from, or None for a new run; also take the run's signals, GPU and folder.
+    """Return the training state to resume from, or None for a new run; first take over signals, a GPU and the folder.
 
-    With auto_resume it is the state of the experiment's newest whole pair of state and weights (InputError if it has
-    pairs and none is whole); if it has none, or without auto_resume, the one that the options name. Processes that
-    torchrun restarts resume from what their predecessors saved, if those had begun to train.
+    With auto_resume it is the state of the experiment's newest whole pair of state and weights; InputError if there are
+    pairs but none is whole. Without auto_resume, or if there are no pairs, it is the state that the options name. A
+    process that torchrun restarts resumes from what its predecessor saved, if that one had begun to train.
     """
     folder = Path(opt['path']['experiments_root'])
     _take_over(run, opt, folder)
@@ -56,7 +56,7 @@ def load_resume_state(run: Run, opt: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _take_over(run: Run, opt: dict[str, Any], folder: Path) -> None:
-    """Take what this process works with: signal handlers, one GPU and, at rank 0, the experiment folder's lock."""
+    """Install signal handlers, settle for one GPU and, at rank 0, lock and tidy up the experiment's folder."""
     if is_wrcan_model(opt['model_type']):  # it can be asked to end; any other model's run ends at once
         run.held.enter_context(signals_ask(run.stop))
         if not opt['dist'] and opt['num_gpu'] > 1:
@@ -85,14 +85,14 @@ def _state_to_go_on_from(run: Run, opt: dict[str, Any], folder: Path) -> dict[st
             return state
         opt['auto_resume'] = False  # from here on the named state counts, if there is one
         if folder.is_dir() and not named:
-            if not is_restart:  # which may be of a run that put an older one aside itself
+            if not is_restart:  # a restarted run may itself have put an older one aside
                 _check_not_forgotten(folder)
             run.warnings.append(f'{folder} had no training state to go on from: the run starts at iteration 0.')
     return run_folder.read_state(named) if named else None
 
 
 def _check_not_forgotten(folder: Path) -> None:
-    """Raise InputError if what is to be resumed was put aside, as by a run without --auto_resume that made no state."""
+    """Raise InputError if the run to resume was put aside, as by a run without --auto_resume that saved no state."""
     if archive := run_folder.newest_archive(folder):
         raise InputError(
             f'{folder} has no training state, but {archive.name} beside it has: rename that to {folder.name}, in its '
@@ -118,7 +118,7 @@ def _go_on_from(run: Run, opt: dict[str, Any], state: dict[str, Any], folder: Pa
             )
         run_folder.check_weights(state, weights)
     keep = opt['logger'].get('keep_last')
-    if keep and opt['auto_resume'] and opt['rank'] == 0:  # the last save may have been killed before this
+    if keep and opt['auto_resume'] and opt['rank'] == 0:  # a save that was killed may have left old ones
         run_folder.remove_old(folder, state['iter'], keep)
 
 
@@ -135,8 +135,8 @@ def _check_weights_stay(opt: dict[str, Any], folder: Path) -> None:
 def begin_run(run: Run, opt: dict[str, Any]) -> None:
     """Prepare the experiment's folder right before the first iteration of this run.
 
-    From here on a process that torchrun restarts resumes from what this run saves. So must --auto_resume: if the run
-    resumes from a named state, newer ones beside it are renamed.
+    From here on a process that torchrun restarts resumes from what this run saves. So must --auto_resume: therefore, if
+    the run resumes from a named state, newer ones beside it are renamed.
     """
     folder, state = Path(opt['path']['experiments_root']), run.resume_state
     if state and not opt['auto_resume'] and state['iter'] < int(opt['train']['total_iter']) and opt['rank'] == 0:

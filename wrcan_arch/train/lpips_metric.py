@@ -1,4 +1,4 @@
-"""The metric LPIPS by the `lpips` package: AlexNet, version 0.1, as in the challenge. Nothing is downloaded here."""
+"""The metric LPIPS, by the `lpips` package with AlexNet, version 0.1, as in the challenge. Downloads nothing."""
 
 import functools
 import importlib.util
@@ -29,7 +29,7 @@ def use_gpu(wanted: bool) -> None:
 
 
 def find_backbone() -> Path:
-    """Return the path of AlexNet's weights. InputError if they or the package are missing; it says what to do."""
+    """Return the path of AlexNet's weights; InputError, with what to do, if they or the package are missing."""
     if not importlib.util.find_spec('lpips'):
         raise InputError(
             'calculate_lpips: no lpips package here; pip install "wrcan-arch[lpips]", or leave the metric out'

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's: five steps bring singular values from 0.01 up to 0.7 to 1.2
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Jordan's: five steps bring singular values above 0.01 into 0.7 to 1.2
 STEPS = 5
 IMAGE_CHANNELS = 3
 

@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def match_weight_layout(optimizer: torch.optim.Optimizer) -> None:
-    """Give moments the memory layout of their weights, which a fused step assumes; a saved one may differ.
+    """Give moments their weights' memory layout, which a fused step assumes.
 
-    The layout depends on the precision, so on the machine too.
+    The saved layout may differ: it depends on the precision, and so on the machine.
     """
     for weight, state in optimizer.state.items():
         for name, value in state.items():
@@ -18,9 +18,9 @@ def match_weight_layout(optimizer: torch.optim.Optimizer) -> None:
 
 
 def with_own_settings(own: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-    """Return the saved state with the option file's settings; its rate stays the same fraction of the initial one."""
+    """Return `saved` with the settings of `own`; each rate stays the same fraction of its initial one."""
     groups = []
-    for asked, group in zip(own.param_groups, saved['param_groups'], strict=False):  # loading checks the number
+    for asked, group in zip(own.param_groups, saved['param_groups'], strict=False):  # loading checks their number
         fallen = group['lr'] / group['initial_lr'] if group['initial_lr'] else 1.0  # Muon's adam_lr may be 0
         settings = {name: value for name, value in asked.items() if name not in ('params', 'amsgrad')}
         unchanged = asked['initial_lr'] == group['initial_lr']  # then keep the rate to the bit

@@ -40,7 +40,7 @@ OPTIMIZERS = {'Adam': torch.optim.Adam, 'Muon': Muon}
 PAIRED = ('JPEGDeblurDataset', 'PairedImageDataset')
 # The toolbox's models that raise without a pixel or a perceptual loss; others can learn from a GAN's alone.
 NEED_PIXELS = 'SRModel SwinIRModel RealESRNetModel HiFaceGANModel EDVRModel VideoBaseModel VideoRecurrentModel'.split()
-# Metrics that take **kwargs to ignore them; those of others may use them.
+# Modules whose metrics take **kwargs only to ignore them; other metrics may use them.
 WITHOUT_FURTHER_ARGUMENTS = ('basicsr.metrics.', 'wrcan_arch.')
 LOWER_IS_BETTER = {'calculate_lpips': 'LPIPS', 'calculate_niqe': 'NIQE'}
 
@@ -65,7 +65,7 @@ def check(file: OptionFile, command: str, *, auto_resume: bool = False) -> None:
 
 
 def _resumes(file: OptionFile) -> bool:
-    """Whether the experiment has a training state, whose weights are read instead of all pretrained ones."""
+    """Whether the experiment has a training state to resume, so that no pretrained weights are read."""
     has_state = run_folder.iterations(Path('experiments', file.values['name']))
     return bool(has_state) and not find(file.values, 'path', 'ignore_resume_networks')
 
@@ -153,7 +153,7 @@ def _wrong_classes(file: OptionFile, *, build: bool) -> Iterator[str]:
             yield from _wrong_section(file, ('train', name), registry.LOSS_REGISTRY, build=build)
     arguments = dict(training.get('optim_g', {}))
     optimizer = OPTIMIZERS.get(str(arguments.pop('type', None)))
-    if optimizer:  # a model of one's own may have others
+    if optimizer:  # a plugin's model may have others
         arguments['params'] = [torch.zeros(1)]
         yield from _wrong_arguments(file, optimizer, arguments, ('train', 'optim_g'), build=build)
 
@@ -195,7 +195,7 @@ def _takes_others(made: Callable) -> bool:
 
 
 def _images_of_metric(file: OptionFile, metric: Callable) -> set[str]:
-    """Return the names of the images that validation gives a metric, and of those that it needs."""
+    """Return the arguments for images that validation passes to a metric, and those that the metric needs."""
     needed = {'img', 'img2'} & inspect.signature(metric).parameters.keys()
     scored = (data for phase, data in sections(file.values, 'datasets').items() if phase != 'train')
     gets_sharp = not _takes_others(metric) and any(data.get('dataroot_gt') for data in scored)
@@ -236,7 +236,7 @@ def _unfit_arguments(file: OptionFile, made: Callable, arguments: dict[str, Any]
 
 
 def _unfit_values(file: OptionFile, made: Callable, arguments: dict[str, Any], keys: Keys) -> Iterator[str]:
-    """Build classes of ours and PyTorch's, and yield their errors. Others may download or compile when built."""
+    """Build a class of ours or PyTorch's, and yield its error. Other classes may download or compile when built."""
     if made.__module__.startswith(('wrcan_arch.', 'torch.')):
         try:
             with torch.device('meta'):
@@ -286,7 +286,7 @@ def _unfit_losses(file: OptionFile) -> Iterator[str]:
             reason = 'parts of a batch and processes are averaged, so a loss is to be a mean'
             yield f'{file.at("train", name, "reduction")}: {reason}; leave it out'
     criterion = find(file.values, 'train', 'perceptual_opt', 'criterion')
-    if criterion not in (None, 'l1'):  # fro is a norm of the whole batch; l2 fails there
+    if criterion not in (None, 'l1'):  # fro is a norm of the whole batch; l2 fails in the toolbox
         yield f"{file.at('train', 'perceptual_opt', 'criterion')}: l1 alone is a mean, not '{criterion}'; leave it out"
 
 
@@ -357,7 +357,7 @@ def _unfit_network(file: OptionFile) -> Iterator[str]:
 
 
 def _unfit_scale(file: OptionFile) -> Iterator[str]:
-    """Yield what gives an image of the size that it gets, where the run is to enlarge."""
+    """Yield the classes that keep an image's size, if `scale` asks to enlarge it."""
     if file.values['scale'] == 1:
         return
     model, network = file.values['model_type'], find(file.values, 'network_g', 'type')
@@ -385,7 +385,7 @@ def _unfit_data_sets(file: OptionFile) -> Iterator[str]:
 
 
 def _is_readable(weights: str, content: Any, model: str, key: str | None) -> bool:
-    """Whether `model` reads such a file: the toolbox's own take the weights under `key`, else 'params', of a .pth."""
+    """Whether `model` can read the file: the toolbox's own need a .pth with weights under `key`, else 'params'."""
     if registry.MODEL_REGISTRY.get(model).load_network is not BaseModel.load_network:
         return True
     held = {key, 'params'} & content.keys() if isinstance(content, Mapping) else ()

@@ -1,6 +1,6 @@
 """The schema of option files, the toolbox's keys included, and what in a file violates it.
 
-Sections from which a registry builds an object (networks, losses, metrics) and the optimizer's are open here;
+The optimizer's section, and those from which a registry builds an object (networks, losses, metrics), are open here:
 option_checks.py checks their other keys against the class's signature.
 """
 
@@ -32,7 +32,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 AboveZero = Annotated[float, Field(gt=0)]
 Text = Annotated[str, Field(min_length=1)]
 
-OPTIONAL: Any = None  # marks a key that may be left out; the code that reads it has the default
+OPTIONAL: Any = None  # marks a key that may be left out, but not be ~; the code that reads it has the default
 
 
 def _is_name(text: str) -> str:
@@ -289,7 +289,7 @@ def wrong_keys(file: OptionFile) -> Iterator[str]:
 
 
 def _schema_of(model: Any) -> type[BaseModel]:
-    """Return the schema for the file's model. The toolbox, which takes seconds to load, is imported only for others."""
+    """Return the schema for `model`. The toolbox, which takes seconds to load, is imported only for other models."""
     if not isinstance(model, str) or model in ('SRModel', 'WRCANModel'):
         return Options
     from basicsr.utils.registry import MODEL_REGISTRY
@@ -298,7 +298,7 @@ def _schema_of(model: Any) -> type[BaseModel]:
 
 
 def _present_keys(location: tuple[int | str, ...], values: Any) -> Keys:
-    """Return the keys of an error's location that are in `values`; pydantic mixes names of union members in."""
+    """Return the keys of an error's location that are in `values`; pydantic adds the names of union members."""
     keys: list[str] = []
     for part in location:
         if isinstance(values, dict) and part in values:

@@ -22,7 +22,7 @@ Keys = tuple[str, ...]
 class OptionLoader(yaml.SafeLoader):
     """YAML's safe loader, which makes only plain values. 1e-4 is a number and `off` a string, as in YAML 1.2.
 
-    BasicSR reads YAML 1.1, in which `off` is false; so _Reader refuses such words where one could be meant.
+    BasicSR reads YAML 1.1, in which `off` is false, so _Reader refuses such words without quotes, but for train:amp.
     """
 
     yaml_implicit_resolvers = {
@@ -40,7 +40,7 @@ OptionLoader.add_implicit_resolver(
 
 
 BOOLEANS_OF_YAML_1_1 = re.compile('yes|Yes|YES|no|No|NO|on|On|ON|off|Off|OFF')
-WITH_OFF = ('train', 'amp')  # which takes the text, and the schema says what else
+WITH_OFF = ('train', 'amp')  # takes the text `off`; the schema says what else
 
 
 @dataclass
@@ -60,7 +60,7 @@ class OptionFile:
     problems: list[str] = field(default_factory=list)
 
     def at(self, *keys: str) -> str:
-        """Return the beginning of a message about `keys`: FILE:LINE: a:b, of the innermost that there is."""
+        """Return the beginning of a message about `keys`, FILE:LINE: a:b; the line is of the innermost known key."""
         place = keys
         while place and place not in self.origins:
             place = place[:-1]
@@ -79,7 +79,7 @@ class _Reader:
         try:
             node = self.loader.get_single_node()
             if self.keys:
-                ((_, node), *_) = node.value  # of `_parse_value`
+                ((_, node), *_) = node.value  # the text is `_parse_value`'s
                 self.file.origins[self.keys] = self.file.source
             self.file.values = self._value(node, self.keys) if node else {}
         except yaml.MarkedYAMLError as error:
@@ -111,14 +111,14 @@ class _Reader:
             hint = f'write true or false, or put {node.value} in quotes if it is a text'
             self.file.problems.append(f'{self._place(node)}: {":".join(keys)}: {hint}')
             return node.value.lower() in ('yes', 'on')  # so that the schema does not report it again
-        return self.loader.construct_object(node, deep=True)  # other than plain YAML tags are refused
+        return self.loader.construct_object(node, deep=True)  # refuses all tags but plain YAML's
 
     def _place(self, node: yaml.Node) -> str:
         return self.file.source if self.keys else f'{self.file.source}:{node.start_mark.line + 1}'
 
 
 def _parse_value(text: str, keys: Keys, source: str) -> OptionFile:
-    """Parse `text` as the plain YAML value of `keys`; the result's `values` is that value."""
+    """Parse `text` as the plain YAML value of `keys`, which becomes the result's `values`."""
     try:
         return _Reader(source, keys).read(f'value: {text}')
     except InputError as error:
@@ -132,11 +132,11 @@ def read_options(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) 
     """Read an option file over the file that its `base:` names, and apply `overrides`.
 
     `pretrain_network_g: small` names weights that this package includes; a path may begin with `~`. A cosine schedule
-    without periods gets the length of the run.
+    without `periods` gets one as long as the run.
 
     Args:
         path: the option file.
-        overrides: each the path of a key, in a section that exists, and its new value in YAML: 'train:total_iter=20'.
+        overrides: each a key's path, in a section that exists, and its new value in YAML, as 'train:total_iter=20'.
     """
     file = _read_with_bases(Path(path), ())
     file.values |= {key: copy.copy(value) for key, value in DEFAULTS.items() if key not in file.values}
@@ -149,7 +149,7 @@ def read_options(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) 
         parsed = _parse_value(text, keys, f'--force_yml {override}')
         value = parsed.values
         if value is None and isinstance(section.get(keys[-1]), dict):
-            del section[keys[-1]]  # as in a file with a base
+            del section[keys[-1]]  # ~ removes a section, as in `_merge`
         else:
             section[keys[-1]] = value
         kept = {place: each for place, each in file.origins.items() if place[: len(keys)] != keys}
@@ -171,7 +171,7 @@ def read_options(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) 
 
 
 DATA, WEIGHTS = 'dataroot', 'pretrain_network'
-PATHS = (DATA, WEIGHTS, 'resume_state')  # what the keys begin with whose values are paths
+PATHS = (DATA, WEIGHTS, 'resume_state')  # keys that begin with these hold paths
 
 
 def data_paths(values: dict[str, Any]) -> dict[Keys, str]:
@@ -225,7 +225,7 @@ def _read_with_bases(path: Path, above: tuple[Path, ...]) -> OptionFile:
 def _merge(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     """Merge `own` over `base`, section by section.
 
-    A section of another `type` replaces the base's, whose arguments belong to that type. A section set to ~ is removed.
+    A section of another `type` replaces the base's, whose arguments are the old type's. A section set to ~ is removed.
     """
     merged = dict(base)
     for key, value in own.items():

@@ -1,7 +1,7 @@
 """Runs BasicSR's train_pipeline and test_pipeline with their defective functions replaced while they run.
 
-The toolbox looks these names up when it calls them, so one assignment replaces each: REPLACEMENTS says which, why, and
-when it can go. No code is copied: a replacement calls the toolbox's own function where that does most of the work.
+The toolbox looks these names up when it calls them, so one assignment replaces each. REPLACEMENTS lists them, with why
+and until when. No code is copied: a replacement calls the toolbox's own function where that does most of the work.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ from .wrcan_model import WRCANModel, is_wrcan_model
 
 
 def init_dist(run: Run, launcher: str, **_: Any) -> None:
-    """Join the processes that torchrun or srun started: NCCL, or the chosen backend, with GPUs; gloo without.
+    """Connect the processes that torchrun or srun started: with GPUs by NCCL or the chosen backend, else by gloo.
 
     All must see the same options, data and weights.
     """
@@ -66,7 +66,7 @@ def init_dist(run: Run, launcher: str, **_: Any) -> None:
             'or take WRCANModel'
         )
     distributed.init_process_group(
-        (chosen.get('backend') or 'nccl') if on_gpus else 'gloo',  # BasicSR's own files all name nccl
+        (chosen.get('backend') or 'nccl') if on_gpus else 'gloo',  # though BasicSR's own files all name nccl
         store=distributed.PrefixStore('group', team.store),
         rank=team.rank,
         world_size=team.size,
@@ -87,7 +87,7 @@ def _shared_inputs(options: dict[str, Any]) -> dict[str, str]:
 
 
 def _describe_data(root: Path) -> str:
-    """A fingerprint of a set of frames that does not read them: a hash of its lists, else of its file names."""
+    """Return a fingerprint of a store or folder without reading frames: a hash of its lists, else of its file names."""
     lists = [root / name for name in ('manifest.json', 'meta_info.txt') if (root / name).is_file()]
     if lists:
         return f'lists of SHA-256 {_sha256(*(path.read_bytes() for path in lists))}'
@@ -100,7 +100,7 @@ def _sha256(*parts: bytes) -> str:
 
 
 def share_of_batch(train: dict[str, Any], parts: int) -> int:
-    """Return batch_size_per_gpu, or batch_size_total / `parts`, the number of processes or of one process's GPUs."""
+    """Return batch_size_per_gpu, or batch_size_total / `parts`: the number of processes, or of a single one's GPUs."""
     total = train.get('batch_size_total')
     if total is None:
         return train['batch_size_per_gpu']
@@ -114,13 +114,13 @@ def share_of_batch(train: dict[str, Any], parts: int) -> int:
 
 
 def _check_batch(run: Run, parts: int) -> None:
-    """Raise InputError if a training's batch is not divisible, before the toolbox archives an older run of its name."""
+    """Raise InputError if a training's batch cannot be divided, before the toolbox archives an older run."""
     if run.command == 'train':
         share_of_batch(run.options['datasets']['train'], parts)
 
 
 def _gpus_of_one_process(command: str, options: dict[str, Any]) -> int:
-    """The number of GPUs that a single process uses. InputError if the options ask a WRCANModel for several."""
+    """Return the number of GPUs that a single process uses; InputError if the options ask a WRCANModel for several."""
     wanted = options['num_gpu']
     if not is_wrcan_model(options['model_type']):
         return torch.cuda.device_count() if wanted == 'auto' else wanted
@@ -145,10 +145,10 @@ def create_train_val_dataloader(run: Run, opt: dict[str, Any], logger: Any) -> t
         seed=opt['manual_seed'],
         start_iter=run.resume_state['iter'] if run.resume_state else 0,
         total_iter=int(opt['train']['total_iter']),
-        start_draw=run.resume_state.get('draws') if run.resume_state else None,  # of batches of another size, maybe
+        start_draw=run.resume_state.get('draws') if run.resume_state else None,  # batches may have had another size
     )
     train['manual_seed'] = opt['manual_seed']
-    train['as_bytes'] = is_wrcan_model(opt['model_type'])  # which makes floats of them on its device
+    train['as_bytes'] = is_wrcan_model(opt['model_type'])  # WRCANModel converts them on its device
     # Workers start once, before the backward pass has threads: forking beside threads can leave a worker deadlocked.
     train['persistent_workers'] = train['num_worker_per_gpu'] > 0
     if train.get('prefetch_mode') == 'cpu':  # its thread would wait forever once a worker has failed
@@ -189,7 +189,7 @@ _toolbox_build_model = basicsr.train.build_model
 
 
 def message_logger(run: Run, opt: dict[str, Any], *arguments: Any, **options: Any) -> Any:
-    """Return the toolbox's logger, its time left corrected by one iteration. It is made last, so begin the run here."""
+    """Begin the run, as this logger is made last; return the toolbox's, its time left corrected by one iteration."""
     begin_run(run, opt)
     logger = _toolbox_message_logger(opt, *arguments, **options)
     logger.max_iters += 1
@@ -208,9 +208,9 @@ def worker_init_fn(worker_id: int, **_: Any) -> None:
 
 
 def make_exp_dirs(run: Run, opt: dict[str, Any]) -> None:
-    """Lock a test's results folder against a second test of its name, then make it, an older one put aside.
+    """Lock a test's results folder against a second test of its name, put an older one aside, and make it.
 
-    No process goes on before that is done; what refuses it in the first process is raised in all.
+    All processes wait until the first has done this, and raise its error if it fails.
     """
     refused: list[Exception | None] = [None]
     if opt['rank'] == 0:
@@ -360,12 +360,12 @@ def run(command: str, options: dict[str, Any], name: str, *, launcher: str = 'no
     Args:
         command: 'train' or 'test'.
         options: the resolved options. The toolbox reads them from a file, and keeps a copy with a training run.
-        name: the file name of this copy.
+        name: the copy's file name.
         launcher: 'none', 'pytorch' or 'slurm'.
         auto_resume: resume from the newest training state, if there is one.
     """
     pipeline = importlib.import_module(f'basicsr.{command}')
-    options = with_hash({key: value for key, value in options.items() if value is not None})  # no `dist_params: ~`
+    options = with_hash({key: value for key, value in options.items() if value is not None})  # without `dist_params: ~`
     use_gpu(options['num_gpu'] != 0)
     flags = ['--auto_resume'] if auto_resume else []
     with tempfile.TemporaryDirectory(prefix='basicsr-options-') as folder:

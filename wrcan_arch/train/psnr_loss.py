@@ -1,4 +1,4 @@
-"""The negative PSNR as a loss: every patch counts by its decibels."""
+"""The negative PSNR as a loss: a decibel counts the same in every patch."""
 
 import torch.nn.functional as F
 from basicsr.utils.registry import LOSS_REGISTRY

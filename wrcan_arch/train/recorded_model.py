@@ -23,7 +23,7 @@ PLACE_IN_SCHEDULE = ('last_epoch', '_step_count', '_last_lr')  # keys of a sched
 
 
 def _record(records: Records, best_by: list[str]) -> dict[str, Any] | None:
-    """The record of the set and the metric that choose the best network; None if they have not been scored."""
+    """Return the record of the set and metric that choose the best network; None if they have not been scored."""
     if not best_by:
         return None
     record = records.get(best_by[0], {}).get(best_by[1])
@@ -50,7 +50,7 @@ class RecordedModel(SRModel):
             raise InputError(f'val:inference: {error}') from error
         self.validated: set[tuple[str, int]] = set()
         self.metric_results: dict[str, float] = {}
-        self.scores: dict[str, dict[str, float]] = {}  # the newest means by metric, by data set
+        self.scores: dict[str, dict[str, float]] = {}  # the newest means, by data set and metric
         weights = opt['path'].get('pretrain_network_g')
         is_told = opt['rank'] == 0 and not opt['is_train']
         # Both are read now: the file and the checkout may change during the run.
@@ -58,14 +58,14 @@ class RecordedModel(SRModel):
         self.tested_weights = results.describe_weights(weights, key) if weights and is_told else None
         self.commit = checkpoint.source_commit() if opt['rank'] == 0 else None
         self.pending_save: tuple[int, int] | None = None  # (epoch, iteration)
-        self.unrecorded_best: dict[str, Any] | None = None  # saved after the state; no worse one replaces it
-        self.draws_before: Callable[[int], int] | None = None  # the loader's number of draws before an iteration
+        self.unrecorded_best: dict[str, Any] | None = None  # newer than the resumed state; no worse one replaces it
+        self.draws_before: Callable[[int], int] | None = None  # the loader's DrawSampler.draws_before
         self.last_iter = 0
-        self.saved_iter: int | None = None  # newest one to resume from; None before any step
+        self.saved_iter: int | None = None  # newest to resume from; None before any step
         super().__init__(opt)
 
     def extra_state(self) -> dict[str, Any]:
-        """What a training state must hold besides, so that the steps after a resume are the same."""
+        """Return what else a training state must hold, so that the steps after a resume are the same."""
         return {}
 
     @property
@@ -88,7 +88,7 @@ class RecordedModel(SRModel):
     def validation(self, dataloader: Any, current_iter: int | str, tb_logger: Any, save_img: bool = False) -> None:
         """Score a data set, its images shared out over the processes; a test also writes its results."""
         name = dataloader.dataset.opt['name']
-        current_iter = int(current_iter) if self.is_train else 0  # of a test the toolbox gives the name
+        current_iter = int(current_iter) if self.is_train else 0  # for a test the toolbox passes its name
         if (name, current_iter) in self.validated:  # the toolbox validates once more at the end of a run
             return
         try:
@@ -115,11 +115,11 @@ class RecordedModel(SRModel):
             self._save_pending()
 
     def save_progress(self, iteration: int, *, meet: bool = True) -> None:
-        """Save the pair of `iteration`, unless it is saved or no step was made; `meet`: all processes wait for it."""
+        """Save the pair of `iteration`, unless it is saved or no step was made; with `meet`, wait for all processes."""
         if self.saved_iter is not None and self.saved_iter < iteration:
-            self.save_pair(0, iteration)  # the loaders find the epoch out
+            self.save_pair(0, iteration)  # the loaders compute the epoch
             if meet and self.opt['dist']:
-                distributed.barrier()  # a launcher ends all when one ends: save first
+                distributed.barrier()  # a launcher ends all processes when one ends, saved or not
 
     def _validate(self, dataset: Any, name: str, current_iter: int, tb_logger: Any, save_img: bool) -> None:
         scores, seconds = scoring.score_images(self, dataset, current_iter, save_img)
@@ -137,7 +137,7 @@ class RecordedModel(SRModel):
             self._write_results(name, scores, seconds, save_img)
 
     def image_path(self, dataset_name: str, key: str, current_iter: int) -> Path:
-        """The path of a restored image, the toolbox's; of several sets in training each has a folder of its own."""
+        """Return the toolbox's path of a restored image; of several sets in training each has a folder of its own."""
         folder = Path(self.opt['path']['visualization'])
         if self.is_train:
             folder = folder / dataset_name if len(self._validation_sets()) > 1 else folder
@@ -177,14 +177,14 @@ class RecordedModel(SRModel):
         network.train(was_training)
 
     def _keep_if_best(self, dataset_name: str, current_iter: int) -> None:
-        """Write net_g_best.pth if this validation is of the set that chooses it, and its best so far."""
+        """Write net_g_best.pth if this validation is of the set that chooses it, and the best so far."""
         chooser, metric = self.best_by
         if dataset_name != chooser:
             return
         best = self.best_metric_results[chooser][metric]
         if self.unrecorded_best and _is_better(self.unrecorded_best, best):
             last = int(self.opt['train']['total_iter'])
-            if current_iter >= min(last, self.unrecorded_best['iter']):  # earlier records match an undisturbed run's
+            if current_iter >= min(last, self.unrecorded_best['iter']):  # until then it matches an undisturbed run's
                 best.update(self.unrecorded_best)
         elif (best['iter'], best['val']) == (current_iter, self.metric_results[metric]):
             about = {'iter': current_iter, 'best_by': self.best_by, 'metrics': dict(self.metric_results)}
@@ -207,7 +207,7 @@ class RecordedModel(SRModel):
         """
         at_end = current_iter == -1
         if at_end:
-            epoch, current_iter = 0, self.last_iter  # the loaders find the epoch out
+            epoch, current_iter = 0, self.last_iter  # the loaders compute the epoch
             self._save_networks('latest', {'iter': current_iter})
             if self.saved_iter in (None, current_iter):
                 return
@@ -301,7 +301,7 @@ class RecordedModel(SRModel):
         return f'Best {self.best_by[1]}: {best["val"]:.4f} at iteration {best["iter"]}{no_better}, {path}'
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
-        """Resume; the state gives the schedules' progress, the options their initial rates and when these fall."""
+        """Resume. The state gives the schedules' progress, the options the initial rates and when these fall."""
         schedulers = [
             {key: value for key, value in each.items() if key in PLACE_IN_SCHEDULE}
             for each in resume_state['schedulers']
@@ -345,10 +345,10 @@ class RecordedModel(SRModel):
             )
 
     def _compare_with_best_file(self, recalled: dict[str, Any], path: Path) -> None:
-        """Forget the record of a best network whose file is not there, so that a next one is saved.
+        """Forget the record of a best network whose file is not there, so that the next one is saved.
 
-        A killed run may have saved a better network after its last state. A run from an older state that was named goes
-        on without those that came later.
+        A killed run may have saved a better network after its last state; `unrecorded_best` remembers it. A run that
+        resumes from a named older state goes on without the networks that came later.
         """
         in_file = self._best_of_file(path)
         goes_back = not self.opt.get('auto_resume') and self.last_iter < int(self.opt['train']['total_iter'])
@@ -363,7 +363,7 @@ class RecordedModel(SRModel):
             self.best_metric_results.pop(self.best_by[0])
 
     def _best_of_file(self, path: Path) -> dict[str, Any] | None:
-        """The record of the best network in a file; None if it is missing, damaged or was chosen in another way."""
+        """Return the record of the best network in a file; None if it is missing, damaged or chosen in another way."""
         with suppress(InputError):
             about = checkpoint.read_weights(path)[1]
             if about.get('best_by') == self.best_by:

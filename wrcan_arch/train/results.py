@@ -18,15 +18,15 @@ Scores = Mapping[str, Mapping[str, float]]  # by image key, then by metric
 
 
 def mean_scores(scores: Scores) -> dict[str, float]:
-    """The mean of each metric over all images, summed exactly, so that neither order nor sharding changes it."""
+    """Return each metric's mean over all images, summed exactly, so that neither order nor sharding changes it."""
     metrics = next(iter(scores.values()), {})
     return {name: math.fsum(each[name] for each in scores.values()) / len(scores) for name in metrics}
 
 
 def key_of(item: Mapping[str, Any], dataset: Mapping[str, Any]) -> str:
-    """The key of a data set's item, by which results name its image; `dataset` is the data set's options.
+    """Return the key of a data set's item, by which results name its image; `dataset` holds the data set's options.
 
-    The toolbox's own data sets give only `lq_path`: a path, absolute or below dataroot_lq, or a key in a store. Of
+    The toolbox's own data sets give only `lq_path`: a path, absolute or below dataroot_lq, or a key in a store. For
     000/00000012 the key is 000_00000012, as in our data sets.
     """
     if 'key' in item:
@@ -37,7 +37,7 @@ def key_of(item: Mapping[str, Any], dataset: Mapping[str, Any]) -> str:
 
 
 def restored_path(visualization: Path, dataset: str, key: str, opt: Mapping[str, Any]) -> Path:
-    """The path of a restored image of a test with the options `opt`; the same as the toolbox's."""
+    """Return the path of a restored image of a test with the options `opt`, the same as the toolbox's."""
     return visualization / dataset / f'{key}_{opt["val"].get("suffix") or opt["name"]}.png'
 
 
@@ -74,7 +74,7 @@ def describe_weights(path: str, key: str | None = None) -> dict[str, Any]:
 
 
 def result_path(folder: Path, dataset: str) -> Path:
-    """The path of a test's result for a data set; `folder` is results/NAME."""
+    """Return the path of a test's result for a data set; `folder` is results/NAME."""
     return folder / f'result_{dataset}.json'
 
 

@@ -50,13 +50,13 @@ def persist(write: Callable[[], Written]) -> Written:
 
 
 def iterations(folder: Path) -> list[int]:
-    """The iterations of the training states in an experiment's folder, newest first."""
+    """Return the iterations of the training states in an experiment's folder, newest first."""
     states = (path.stem for path in (folder / 'training_states').glob('*.state'))
     return sorted((int(stem) for stem in states if stem.isdecimal()), reverse=True)
 
 
 def newest_archive(folder: Path) -> Path | None:
-    """The newest run of this name that was put aside and has training states; None if there is none."""
+    """Return the newest run of this name that was put aside and has training states; None if there is none."""
     archives = folder.parent.glob(f'{glob.escape(folder.name)}_archived_*')
     return max((each for each in archives if iterations(each)), default=None)  # the name ends in the time
 
@@ -112,7 +112,7 @@ def newest_pair(folder: Path, networks: list[str]) -> tuple[dict[str, Any] | Non
 
 
 def rename_newer(folder: Path, iteration: int, networks: list[str]) -> list[str]:
-    """Rename files of later iterations to *.after_N: they are not of the run that goes on from `iteration` = N.
+    """Rename files of later iterations to *.after_N: they do not belong to a run that resumes at `iteration` = N.
 
     Returns:
         the iterations of the pairs, and 'best' if the best network is of a later one.
@@ -129,7 +129,7 @@ def rename_newer(folder: Path, iteration: int, networks: list[str]) -> list[str]
 
 
 def _iteration_of_best(folder: Path) -> int:
-    """The iteration of the best network; -1 if there is none or it cannot be read."""
+    """Return the iteration of the best network; -1 if there is none or it cannot be read."""
     with suppress(InputError):
         return int(checkpoint.read_weights(weights_path(folder, 'best'))[1].get('iter', -1))
     return -1
@@ -143,7 +143,7 @@ def remove_partial(folder: Path) -> None:
 
 
 def remove_old(folder: Path, iteration: int, keep: int) -> None:
-    """Keep `keep` pairs, the newest being that of `iteration`, which is written. Remove a state before its weights.
+    """Keep `keep` pairs, the newest being that of `iteration`, just written. Remove a state before its weights.
 
     Later pairs are left: a resume passed over them as damaged, and this run will overwrite them.
     """
@@ -176,7 +176,7 @@ def check_disk_space(
     if keep is not None:  # one more: an old pair is removed only after the new one is written
         pairs = min(pairs, max(1, keep + 1 - sum(each <= start for each in iterations(folder))))
     there = sum(weights_path(folder, label).is_file() for label in ('best', 'latest'))
-    needed = pairs * (weights + state) + (3 - there) * weights  # both, and a second copy while one is rewritten
+    needed = pairs * (weights + state) + (3 - there) * weights  # best, latest, and a copy while one is rewritten
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise InputError(

@@ -28,7 +28,7 @@ def _duplicate_key_error(dataset: Any, key: str) -> InputError:
 
 
 def measure(opt: Mapping[str, Any], images: Mapping[str, np.ndarray]) -> float:
-    """Compute the metric of a section of val:metrics; its function is not given `better`, which says what is best."""
+    """Compute the metric of a section of val:metrics; leave out `better`, which is not for the metric's function."""
     return float(calculate_metric(images, {key: each for key, each in opt.items() if key != 'better'}))
 
 
@@ -38,7 +38,7 @@ def _score(name: str, opt: Mapping[str, Any], key: str, images: Mapping[str, np.
         if math.isnan(value):
             raise ValueError('the result is not a number, as of no pixels within crop_border')
         return value
-    except Exception as error:  # such as NIQE's for a picture without detail; an InputError saves what is learnt
+    except Exception as error:  # such as NIQE's for a picture without detail; after an InputError the run is saved
         reason = ' '.join(f'{type(error).__name__}: {error}'.split())
         raise InputError(f"val:metrics:{name} of '{key}': {reason}; leave that metric or image out") from error
 

@@ -21,7 +21,7 @@ logger = logging.getLogger('basicsr')  # the toolbox's
 
 @dataclass
 class StopReasons:
-    """Requests that a run end before its next iteration."""
+    """Reasons for a run to end before its next iteration."""
 
     asked_by: signal.Signals | None = None
     unreadable: InputError | None = None  # why the next batch cannot be read
@@ -70,14 +70,14 @@ def ending_data_workers() -> Iterator[None]:
 
 
 def ending_error(error: InputError) -> RunError:
-    """The error that ends a run whose input turns out bad after it has begun."""
+    """Return the error that ends a run whose input turns out bad after it has begun."""
     ends = RunError(f'{one_line(error)}; the run ends; fix that and go on with --auto_resume')
     ends.__cause__ = error  # for --debug
     return ends
 
 
 def as_input_error(error: Exception, what: str = 'the next batch') -> InputError:
-    """An InputError for data that cannot be read: the toolbox's data sets and dead workers raise any kind of error."""
+    """Return `error` as an InputError for unreadable data: the toolbox's data sets and dead workers raise any kind."""
     if isinstance(error, InputError):
         return error
     last_line = str(error).strip().rpartition('\n')[2]
@@ -90,8 +90,8 @@ class UntilUnreadable:
     """Iterate over a data loader; if a batch cannot be read, have the run save and end.
 
     The previous batch is then yielded once more: the loop begins an iteration with it, and the model saves and ends
-    the run before it makes a step. With `saves_first` false the run ends at once instead: of several
-    processes the others would wait for this one's step, and models other than WRCANModel would make it.
+    the run before it makes a step. With `saves_first` false the run ends at once instead: other processes would wait
+    for this one's step, and models other than WRCANModel would make that step.
     """
 
     def __init__(self, loader: Iterable[Any], stop: StopReasons, *, saves_first: bool) -> None:
@@ -159,7 +159,7 @@ class StepGuard:
         return flags[0]
 
     def verdict(self, made: int) -> RunError | None:
-        """The error that ends the run here, after `made` iterations, or None."""
+        """Return the error that ends the run here, after `made` iterations, or None."""
         while len(self.pending_flags) > self.delay:
             self._read(*self.pending_flags.popleft())
         if self.stop.unreadable:

@@ -35,7 +35,7 @@ def is_wrcan_model(model_type: str) -> bool:
 
 
 def be_deterministic() -> None:
-    """Make runs on one kind of GPU bit-identical, at the cost of time. Operations with no such kernel raise."""
+    """Make runs on one kind of GPU bit-identical, at the cost of time. Operations without such a kernel raise."""
     os.environ.setdefault('CUBLAS_WORKSPACE_CONFIG', ':4096:8')
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False  # it picks the kernel that was fastest this time
@@ -225,7 +225,7 @@ class WRCANModel(RecordedModel):
         self.keys = [str(each) for each in (keys.tolist() if isinstance(keys, Tensor) else keys)]
 
     def optimize_parameters(self, current_iter: int) -> None:
-        """Make one step on the whole batch in `accumulate` parts; if that is 'auto', in more when out of memory."""
+        """Make one step on the whole batch in `accumulate` parts; with 'auto', in more parts if memory runs out."""
         self.last_iter = current_iter
         losses = None
         while losses is None:
@@ -234,7 +234,7 @@ class WRCANModel(RecordedModel):
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
-                lacking = error.with_traceback(None)  # which holds the step's tensors
+                lacking = error.with_traceback(None)  # the traceback holds the step's tensors
             if losses is None:
                 self.optimizer_g.zero_grad(set_to_none=True)
                 torch.cuda.empty_cache()
@@ -267,7 +267,7 @@ class WRCANModel(RecordedModel):
             averaged.lerp_(weight, share)
 
     def _split_further(self, error: Exception) -> None:
-        """Double the number of parts, at most to single patches, after running out of memory; else save and raise."""
+        """Double the number of parts after running out of memory, at most to single patches; else save and raise."""
         alone = self.opt['world_size'] == 1
         more = min(2 * self.accumulate, len(self.lq))
         if self.accumulate_auto and more > self.accumulate:
@@ -296,8 +296,8 @@ class WRCANModel(RecordedModel):
         """Compute the gradients of the batch's mean losses in `parts` and return these losses.
 
         Processes exchange gradients once, in the last part. In its first pass DDP learns the graph, always exchanges,
-        and then reorders its buckets. That pass is made once for nothing, so that the first step of a run, resumed or
-        not, adds in the same order as all others.
+        and then reorders its buckets. That pass is made beforehand and discarded, so that a run's first step, resumed
+        or not, adds in the same order as all others.
         """
         batch = {'lq': self.lq, 'gt': self.gt, 'gt_jpeg': self.gt_jpeg}
         pieces = {name: whole.chunk(parts) for name, whole in batch.items() if whole is not None}
@@ -349,7 +349,7 @@ class WRCANModel(RecordedModel):
         return losses
 
     def get_current_log(self) -> dict[str, float]:
-        """The last step's losses. The host waits for them only here, which the toolbox calls when it prints."""
+        """Return the last step's losses. The host waits for them only here, when the toolbox is about to print."""
         return self.reduce_loss_dict(self.losses)
 
     def extra_state(self) -> dict[str, Any]:
@@ -358,6 +358,6 @@ class WRCANModel(RecordedModel):
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         super().resume_training(resume_state)
         if self.accumulate_auto:
-            self.accumulate = resume_state.get('accumulate', 1)  # other parts would round differently
+            self.accumulate = resume_state.get('accumulate', 1)  # another number would round differently
         if resume_state.get('scaler'):
             self.scaler.load_state_dict(resume_state['scaler'])
