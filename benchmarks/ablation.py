@@ -76,7 +76,7 @@ def score(weights: Path, samples: list[Sample]) -> dict[str, float]:
     found: dict[str, list[float]] = {}
     for sample in samples:
         set_name = sample.group.partition(' ')[0]
-        psnr, ssim = compare(restored_by(network, sample.given, ensemble=False), sample.sharp)
+        psnr, ssim = compare(restored_by(network, sample.given), sample.sharp)
         given, _ = compare(sample.given, sample.sharp)
         for name, value in (('psnr', psnr), ('ssim', ssim), ('input', given)):
             found.setdefault(f'{set_name} {name}', []).append(value)

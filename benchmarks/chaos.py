@@ -26,6 +26,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -179,9 +180,9 @@ def die_at_file_operation(number: int) -> Callable[[], None]:
             if event in FILE_EVENTS and str(arguments[0]).endswith(CHECKPOINT_ENDINGS):
                 one_more()
 
-        def watched_fsync(file: int) -> None:
+        def watched_fsync(fd: Any) -> None:
             one_more()
-            fsync(file)
+            fsync(fd)
 
         os.fsync = watched_fsync
         sys.addaudithook(watch)
@@ -310,7 +311,7 @@ def no_room() -> None:
     """Refuse files of more than 30,000 bytes, as a full disk would, and drop the pauses between retries."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
-    run_folder.RETRY_PAUSES = (0, 0)
+    run_folder.RETRY_PAUSES = (0, 0, 0)
 
 
 def become_nobody() -> None:

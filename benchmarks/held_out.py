@@ -56,7 +56,7 @@ class Sample(NamedTuple):
 def held_out_pictures(further: Path | None = None) -> dict[str, dict[str, np.ndarray]]:
     """Return the sharp pictures, by set and name; those of the folder `further` are a set of their own."""
     shipped = Path(skimage.__file__).parent / 'data'
-    photos = {name: cv2.imread(str(shipped / f'{name}.png'), cv2.IMREAD_COLOR) for name in ('coffee', 'chelsea')}
+    photos = {name: read_image(shipped / f'{name}.png') for name in ('coffee', 'chelsea')}
     leaves = {f'leaves{index}': dead_leaves(LEAVES_SEED, index, LEAVES_SIZE) for index in range(LEAVES_COUNT)}
     sets = {'photos': photos, 'leaves': leaves}
     return sets | {'further': {path.stem: read_image(path) for path in images_under(further)}} if further else sets
@@ -74,7 +74,7 @@ def draw_samples(further: Path | None = None) -> Iterator[Sample]:
             yield Sample(f'{set_name} clean', name, sharp, sharp)
 
 
-def restored_by(network: nn.Module, given: np.ndarray, strength: float, *, ensemble: bool) -> np.ndarray:
+def restored_by(network: nn.Module, given: np.ndarray, *, strength: float = 1, ensemble: bool = False) -> np.ndarray:
     rgb = np.ascontiguousarray(given[:, :, ::-1])
     restored = restore(network, rgb, ensemble=ensemble, precision='fp32')[:, :, ::-1]
     return restored if strength == 1 else blend(given, restored, strength)
@@ -89,14 +89,14 @@ def compare(picture: np.ndarray, sharp: np.ndarray) -> tuple[float, float]:
 
 def score(network: nn.Module, sample: Sample, strength: float = 1) -> tuple[Scores, np.ndarray]:
     """Return the sample's scores and the restored picture."""
-    restored = restored_by(network, sample.given, strength, ensemble=False)
+    restored = restored_by(network, sample.given, strength=strength)
     if sample.group.endswith('clean'):
         drift = restored.mean((0, 1)) - sample.sharp.mean((0, 1))
         scores = {f'drift {channel}': float(value) for channel, value in zip('BGR', drift, strict=True)}
         return scores | {'psnr restored': compare(restored, sample.sharp)[0]}, restored
     pictures = {'input': sample.given, 'restored': restored}
     if sample.group.endswith('blurred'):
-        pictures['x8'] = restored_by(network, sample.given, strength, ensemble=True)
+        pictures['x8'] = restored_by(network, sample.given, strength=strength, ensemble=True)
     scores = {}
     for name, picture in pictures.items():
         scores[f'psnr {name}'], scores[f'ssim {name}'] = compare(picture, sample.sharp)

@@ -39,7 +39,7 @@ def network_of(mode: str, num_group: int, num_block: int) -> WRCAN:
     with torch.device('meta'):
         network = WRCAN(num_group=num_group, num_block=num_block)
         network.metadata = {'patch_size': PATCH_SIZE}
-    network.to_empty(device=measure.DEVICE).to(memory_format=layout)
+    network.to_empty(device=measure.DEVICE).to(memory_format=layout)  # type: ignore[call-overload]  # missing in torch's own types
     torch.manual_seed(0)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.02)

@@ -55,6 +55,7 @@ def write_stores(folder: Path) -> None:
             sharp = sharp_frame(number)
             blurred = jpeg(cv2.blur(sharp, (9, 3)))
             decoded = cv2.imdecode(np.frombuffer(blurred, np.uint8), cv2.IMREAD_COLOR)
+            assert decoded is not None
             for name, ending, value in (
                 ('blurred', '.jpg', blurred),
                 ('sharp', '.png', cv2.imencode('.png', sharp)[1].tobytes()),

@@ -199,7 +199,7 @@ def machine(device: torch.device = DEVICE) -> dict[str, Any]:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return Markdown with a column for each key of the longest row; floats have three digits, gaps are dashes."""
-    columns = list(max(rows, key=len))
+    columns = max((list(row) for row in rows), key=len)
     lines = [columns, ['---'] * len(columns), *([_cell(row.get(column)) for column in columns] for row in rows)]
     widths = [max(len(line[number]) for line in lines) for number in range(len(columns))]
     return '\n'.join(

@@ -13,6 +13,7 @@ import pickle
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from wrcan_arch.processes import Team
 SIDE = 192  # pixels, of the images
 IMAGES = 16
 BATCH, PATCH = 8, 48
-NETWORK = {'num_feat': 16, 'num_group': 1, 'num_block': 2}
+NETWORK: dict[str, Any] = {'num_feat': 16, 'num_group': 1, 'num_block': 2}
 PORT = 29631
 
 LINKS = {'NVLink, 450 GB/s': 450e9, '400 Gb/s': 50e9, '100 Gb/s': 12.5e9, '25 Gb/s': 3.1e9}  # bytes/s one way, per GPU
@@ -132,7 +133,7 @@ def work(rank: int, folder: Path, rounds: int) -> None:
             dist.all_reduce(longest, dist.ReduceOp.MAX)  # returns when both are done
             busy[processes].append(longest.item())
 
-        times = measure.take_turns({'1': lambda turn=turn: turn(1), '2': lambda turn=turn: turn(2)}, rounds=rounds)
+        times = measure.take_turns({'1': partial(turn, 1), '2': partial(turn, 2)}, rounds=rounds)
         measured[name] = (
             times,
             {processes: measure.Times(tuple(each[measure.WARMUPS :])) for processes, each in busy.items()},
