@@ -47,7 +47,7 @@ def test_what_is_told_nobody_is_not_printed_as_a_result(monkeypatch, capsys, pro
 
 
 def test_the_older_launchers_argument_may_stand_before_the_command(capsys):
-    """python -m torch.distributed.launch, of BasicSR's documentation, passes it so."""
+    """python -m torch.distributed.launch, from BasicSR's documentation, passes it there."""
     assert basicsr(capsys, '--local-rank=0', 'train', '-opt', 'gone.yml')[1] == [
         'basicsr train: gone.yml: there is no such option file'
     ]
@@ -113,7 +113,7 @@ def test_wrong_restore_is_one_line(tmp_path, monkeypatch, capsys, official_weigh
 
 
 def test_each_flag_of_restore_is_named_as_what_it_sets():
-    """Flags of other names would be left out."""
+    """A flag with another name would have no effect."""
     of_the_command = {'command', 'run', 'debug', 'local_rank', 'photos', 'list', 'weights', 'format'}
     fields = {field.name for kind in (Request, Options) for field in dataclasses.fields(kind)} - {'request'}
     assert vars(cli.build_parser().parse_args(['restore'])).keys() == fields | of_the_command
