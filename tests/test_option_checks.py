@@ -150,7 +150,7 @@ def test_off_is_what_amp_takes_and_the_schema_says_what_else(demo):
 
 @pytest.mark.parametrize('wrong', ['-1', '1e3', '~'])
 def test_wrong_length_of_a_run_is_one_mistake(demo, wrong):
-    """The cosine's periods, which follow from it, are not reported too."""
+    """The cosine's periods, which follow from it, are not reported as well."""
     assert len(problems_of(demo.replace('total_iter: 400', f'total_iter: {wrong}', 1))) == 1
 
 
