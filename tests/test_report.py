@@ -190,7 +190,7 @@ def test_test_of_the_toolboxs_own_model_which_writes_no_result_has_a_page(finish
 
 
 def test_each_data_set_has_means_of_its_own_those_of_the_result(finished_test, capsys):
-    """Equal to the bit, which a plain sum of these scores is not. Each data set is opened once."""
+    """They are equal to the bit; a plain sum of these scores is not. Each data set is opened once."""
     Path('results/some/visualization/more').mkdir()
     scores = {}
     for number in range(9):
