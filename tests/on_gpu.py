@@ -181,7 +181,7 @@ def test_other_optimizers_make_steps_too(gpu, optim_g):
     check_update(on_gpu, on_cpu, before)
 
 
-def test_commands_use_it(gpu, quick):
+def test_commands_use_the_gpu(gpu, quick):
     train_yml, test_yml = Path('train.yml'), Path('test.yml')
     text = set_options(train_yml.read_text(), num_gpu=1, amp='auto', total_iter=6)
     loading = 'pin_memory: true\n    prefetch_mode: cuda\n'

@@ -497,7 +497,7 @@ def test_ten_thousand_photographs_take_no_more_memory_than_ten(tmp_path, monkeyp
 
 
 @pytest.mark.slow
-def test_pixels_are_let_go(tmp_path, monkeypatch):
+def test_pixels_are_freed(tmp_path, monkeypatch):
     assert grown_by(tmp_path, 400, (300, 400), monkeypatch) < 30_000_000  # a tenth of the pixels read and written
 
 

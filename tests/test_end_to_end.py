@@ -202,7 +202,7 @@ def toolboxs_own(workplace):
     Path('own.yml').write_text(text.replace('save_checkpoint_freq: 6', 'save_checkpoint_freq: !!float 6e0'))
 
 
-def test_state_of_another_way_to_compute_the_step_is_gone_on_with(workplace, capsys):
+def test_resume_may_compute_the_step_in_another_way(workplace, capsys):
     assert train('train:total_iter=6', 'train:optim_g={type: Adam, lr: 1e-3, fused: false}') == 0
     assert train(resume=True) == 0
     assert train('train:optim_g={type: Muon, lr: 1e-2}', 'train:total_iter=13', resume=True) == 2

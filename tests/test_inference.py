@@ -282,7 +282,7 @@ def test_damaged_weights_do_not_become_black_pixels(mode, ensemble):
     assert floats.isnan().any()
 
 
-def test_the_memory_given_is_kept_to_or_refused(monkeypatch):
+def test_max_memory_is_kept_to_or_refused(monkeypatch):
     network, image = (
         small_network(),
         np.zeros((3200, 300, 3), np.uint8),
