@@ -275,7 +275,7 @@ def start_from_image(network: WRCAN) -> None:
 
     The paper's network has no skip from image to image, and trains long enough to learn one. Here the head copies the
     image into its first channels, the last decoder adds nothing to them, and the tail reads only them. All other
-    weights come from `draw_evenly`. The head's other filters sum to zero over each input channel: brightness, common to
+    weights come from `draw_evenly`. The head's other filters each sum to zero per input channel: brightness, common to
     the whole image, would drown its edges. The last decoder's bias raises the image's channels by HEADROOM, and the
     tail's bias subtracts it: so the ReLU between them passes gradients, and each weight has one after one step.
     """
