@@ -1,10 +1,10 @@
 """WRCAN on a whole image, computed strip by strip: the same result in bounded memory, with strips that fit the cache.
 
 Channel attention pools over the whole image, so on a tile the network computes another function. Here each block makes
-one pass over the whole map: it computes its branch strip by strip and sums it for the mean. The next block's pass
-scales that branch by the attention and adds it to the features just before it reads them, while they are in the cache.
-Encoder and decoder are local: rows flow through them and are not kept, and the encoder runs a second time beside the
-decoder. So only three maps are held for the whole image, of 4F channels at a sixteenth of the pixels.
+one pass over the whole map: it computes its branch strip by strip and sums it for the mean. The next pass scales that
+branch by the attention and adds it to the features just before it reads them, while they are in the cache. Encoder and
+decoder are local: rows flow through them and are not kept, and the encoder runs a second time beside the decoder. So
+only three maps are held for the whole image, of 4F channels at a sixteenth of the pixels.
 
 A convolution sees zeros only beyond the image's own edges. Everywhere else a strip reads its neighbours' rows, so
 strips do not overlap.
