@@ -25,7 +25,7 @@ from wrcan_arch.train import options
 if 'PYTEST_XDIST_WORKER' in os.environ:  # one of several processes, which share the cores
     os.environ['OMP_NUM_THREADS'] = '1'
     torch.set_num_threads(1)
-os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # of the processes that tests start, as of the command's
+os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # for the processes that tests start, as in the command
 
 # Results are compared bit for bit with a CPU's, so only on_gpu.py sees the GPUs of this machine.
 GPUS, VISIBLE = 'GPUS_OF_ON_GPU', 'CUDA_VISIBLE_DEVICES'
@@ -33,7 +33,7 @@ if GPUS not in os.environ:
     os.environ[GPUS] = os.environ.get(VISIBLE, 'all')
     os.environ[VISIBLE] = ''
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored in a background job, and children inherit that
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and its children would too
 
 DATA = Path(__file__).parent / 'data'
 
@@ -44,7 +44,7 @@ def environment_with_gpus() -> dict[str, str]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run slow tests first, else one process idles while the other ends one, and both start `forked`'s server."""
+    """Run slow tests first: else one process idles while the other ends one, and both start `forked`'s server."""
     items.sort(key=lambda item: item.get_closest_marker('slow') is None)
 
 
@@ -187,7 +187,7 @@ val:
 
 @pytest.fixture(scope='session')
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with six sharp 80 x 96 photographs, photos/, and what make_blur.py makes of them: data_*."""
+    """A folder with photos/, six sharp photographs of 80 x 96, and data_*, what make_blur.py makes of them."""
     folder = tmp_path_factory.mktemp('prepared')
     (folder / 'photos').mkdir()
     for number in range(6):

@@ -30,7 +30,7 @@ def write(name, content):
 
 
 def change(name, of):
-    """Return a step that replaces a file's bytes by `of` of them."""
+    """Return a step that replaces a file's bytes by `of(bytes)`."""
     return lambda: Path(name).write_bytes(of(Path(name).read_bytes()))
 
 

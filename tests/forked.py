@@ -1,4 +1,4 @@
-"""Runs the command in forks of a process that has loaded the toolbox, which takes ten seconds of a core."""
+"""Runs the command in forks of a process that has loaded the toolbox: loading it takes ten seconds of a core."""
 
 import multiprocessing
 import os

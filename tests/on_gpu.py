@@ -56,7 +56,7 @@ def network_of(block):
 
 
 def shipped_network():
-    """Unlike in an untrained network, groups and window matter: the modes' results differ by 0.1."""
+    """The small network: unlike in an untrained one, groups and window matter; the modes' results differ by 0.1."""
     network = load_network()
     network.metadata['patch_size'] = 16
     set_channels_last(network)
@@ -70,7 +70,7 @@ def shipped_network():
     ids=[*LARGEST_ERROR, 'no attention'],
 )
 def test_restores_as_a_cpu_does(gpu, make, precision, mode, monkeypatch):
-    monkeypatch.setattr(inference, 'CHOP_SHAVE', 3)  # else a quadrant is nearly the whole
+    monkeypatch.setattr(inference, 'CHOP_SHAVE', 3)  # else a quadrant is nearly the whole image
     on_cpu, on_gpu = make(), make().cuda()
     bound = LARGEST_ERROR[precision] * (3 if mode == 'chop' else 1)  # there the skips are rounded too
     for size in ((1, 1), (45, 62)):
@@ -181,7 +181,7 @@ def test_other_optimizers_make_steps_too(gpu, optim_g):
     check_update(on_gpu, on_cpu, before)
 
 
-def test_commands_use_it(gpu, quick):
+def test_commands_use_the_gpu(gpu, quick):
     train_yml, test_yml = Path('train.yml'), Path('test.yml')
     text = set_options(train_yml.read_text(), num_gpu=1, amp='auto', total_iter=6)
     loading = 'pin_memory: true\n    prefetch_mode: cuda\n'

@@ -33,7 +33,7 @@ def test_doctor_examines_stores_value_by_value(workplace, capfd):
 
 
 def test_doctor_takes_a_folder_of_stores_and_what_else_is_in_it(workplace, capfd):
-    """As prepare_reds.py --verify does, and makes it."""
+    """So does prepare_reds.py --verify; prepare_reds.py makes such a folder."""
     Path('all/REDS').mkdir(parents=True)
     STORE.rename('all/REDS/a.lmdb')
     assert main(['doctor', '--data', 'all']) == 0
@@ -170,7 +170,7 @@ def one_folder_further_down():
     ],
 )
 def test_pairs_of_the_toolboxs_data_set_are_checked_as_ours_are(workplace, capfd, prepare, expected):
-    """By a test, before it renames any folder, and by doctor."""
+    """`test` checks them before it renames any folder; `doctor` checks them too."""
     for path in Path('data_blur').iterdir():  # the toolbox pairs whole names
         cv2.imwrite(str(path.with_suffix('.png')), cv2.imread(str(path)))
         path.unlink()
@@ -196,7 +196,7 @@ def test_pairs_of_the_toolboxs_data_set_are_checked_as_ours_are(workplace, capfd
         ('val', 1, (64, 64), (65, 66), []),  # PairedImageDataset crops the sharp one
         ('train', 1, (64, 64), (65, 66), ["a.png' is 64 x 64 in lq but 66 x 65 in gt"]),
         ('val', 1, (64, 64), (65, 63), ["a.png' is 64 x 64 in lq but 63 x 65 in gt"]),
-        ('val', 1, (8, 8), (9, 9), []),  # nor takes patches
+        ('val', 1, (8, 8), (9, 9), []),  # and takes no patches
         ('train', 2, (32, 48), (64, 96), []),
         ('train', 2, (32, 48), (64, 98), ["a.png' is 48 x 32 in lq but 98 x 64 in gt"]),
         ('val', 2, (64, 96), (32, 48), ["a.png' is 96 x 64 in lq but 48 x 32 in gt"]),  # swapped
@@ -296,7 +296,7 @@ def test_doctor_holds_raw_images_against_their_sizes(tmp_path, capfd):
 
 
 def test_store_whose_tree_is_damaged_does_not_end_doctor(workplace, capfd):
-    """LMDB follows damaged pointers, which can kill the process: it reads in one of its own."""
+    """LMDB follows damaged pointers, which can kill the process: so it reads in another process."""
     data = bytearray((STORE / 'data.mdb').read_bytes())
     data[2 * 4096 :] = np.random.default_rng(0).bytes(len(data) - 2 * 4096)
     (STORE / 'data.mdb').write_bytes(data)

@@ -232,7 +232,7 @@ def split_of(folder, name):
 
 
 def test_split_is_by_video_and_from_the_seed(scenes, run, tmp_path):
-    """Shots of one video look alike, above all where a cut was found that is none."""
+    """Shots of one video look alike, above all if a cut was found where there is none."""
 
     def split(name, seed):
         inputs = [scenes / 'v0.avi', scenes / 'v1.avi', scenes / 'frames']
@@ -272,7 +272,7 @@ def test_a_stopped_run_goes_on_with_another_split(scenes, run, tmp_path):
 
 
 def test_copies_of_a_video_are_one(scenes, run, tmp_path):
-    """Else copies could be on both sides of --val."""
+    """Otherwise copies could be on both sides of --val."""
     for name in ('v0.avi', 'v1.avi'):
         shutil.copy(scenes / name, tmp_path / name)
         shutil.copytree(scenes / 'frames', tmp_path / f'{name}.frames')

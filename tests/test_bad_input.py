@@ -270,7 +270,7 @@ def test_every_cut_of_a_store_is_an_error_and_not_a_dead_process(place):
 
 
 def test_archive_cannot_write_outside_its_folder(place, run_script, tmp_path_factory):
-    """prepare_reds reads members and never unpacks them; it takes none whose name leads elsewhere."""
+    """prepare_reds reads an archive's members without unpacking them, and takes none whose name leads elsewhere."""
     import prepare_reds
 
     frame, elsewhere = png(picture(40, 40)), tmp_path_factory.mktemp('elsewhere') / 'written.png'

@@ -491,13 +491,13 @@ def grown_by(folder, count, size, monkeypatch):
 @pytest.mark.slow
 def test_ten_thousand_photographs_take_no_more_memory_than_ten(tmp_path, monkeypatch):
     pixels = Photo(picture(12, 16))
-    monkeypatch.setattr(bulk_restore, 'read_photo', lambda path, **_: pixels)  # pixels: the next test
+    monkeypatch.setattr(bulk_restore, 'read_photo', lambda path, **_: pixels)  # the next test is about pixels
     monkeypatch.setattr(bulk_restore, 'write_photo', lambda path, photo, quality: Path(path).touch())
     assert grown_by(tmp_path, 10_000, (12, 16), monkeypatch) < 5_000_000  # 500 bytes each
 
 
 @pytest.mark.slow
-def test_pixels_are_let_go(tmp_path, monkeypatch):
+def test_pixels_are_freed(tmp_path, monkeypatch):
     assert grown_by(tmp_path, 400, (300, 400), monkeypatch) < 30_000_000  # a tenth of the pixels read and written
 
 

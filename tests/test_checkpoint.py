@@ -257,7 +257,7 @@ def write_beyond_a_limit(path, said):
         said.send(str(error))
 
 
-def test_what_is_not_the_disks_is_not_said_of_it(tmp_path):
+def test_errors_that_are_not_the_disks_are_raised_as_they_are(tmp_path):
     with mock.patch('torch.save', side_effect=RuntimeError('CUDA error')), pytest.raises(RuntimeError, match='CUDA'):
         write_atomically(tmp_path / 'a.pth', {})
     assert not [*tmp_path.iterdir()]

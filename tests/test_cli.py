@@ -30,7 +30,7 @@ def basicsr(capsys, *arguments):
 
 
 @pytest.mark.parametrize(('error', 'code'), [(KeyboardInterrupt(), 130), (RunError('stopped', 143), 143)])
-def test_exit_code_is_the_same_where_nobody_reads(monkeypatch, error, code):
+def test_exit_code_is_the_same_if_nobody_reads_stderr(monkeypatch, error, code):
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, 'w', buffering=1) as stderr, mock.patch.object(cli, 'run_doctor', side_effect=error):
@@ -39,7 +39,7 @@ def test_exit_code_is_the_same_where_nobody_reads(monkeypatch, error, code):
 
 
 @pytest.mark.parametrize('processes', [1, 2])
-def test_what_is_told_nobody_is_not_printed_as_a_result(monkeypatch, capsys, processes):
+def test_errors_do_not_go_to_stdout_if_stderr_is_closed(monkeypatch, capsys, processes):
     monkeypatch.setattr('sys.stderr', None)
     monkeypatch.setattr(cli, 'is_one_of_several', lambda: processes > 1)
     assert cli.main(['report', '--figure', 'nowhere']) == 2
@@ -47,7 +47,7 @@ def test_what_is_told_nobody_is_not_printed_as_a_result(monkeypatch, capsys, pro
 
 
 def test_the_older_launchers_argument_may_stand_before_the_command(capsys):
-    """python -m torch.distributed.launch, of BasicSR's documentation, passes it so."""
+    """python -m torch.distributed.launch, from BasicSR's documentation, passes it there."""
     assert basicsr(capsys, '--local-rank=0', 'train', '-opt', 'gone.yml')[1] == [
         'basicsr train: gone.yml: there is no such option file'
     ]
@@ -113,7 +113,7 @@ def test_wrong_restore_is_one_line(tmp_path, monkeypatch, capsys, official_weigh
 
 
 def test_each_flag_of_restore_is_named_as_what_it_sets():
-    """Flags of other names would be left out."""
+    """A flag with another name would have no effect."""
     of_the_command = {'command', 'run', 'debug', 'local_rank', 'photos', 'list', 'weights', 'format'}
     fields = {field.name for kind in (Request, Options) for field in dataclasses.fields(kind)} - {'request'}
     assert vars(cli.build_parser().parse_args(['restore'])).keys() == fields | of_the_command
@@ -179,7 +179,7 @@ def test_reader_that_leaves_early_is_no_error(workplace, arguments):
         ('tables >&-', 0),
     ],
 )
-def test_exit_code_is_the_works_whoever_reads(tmp_path, command, code):
+def test_closed_output_gives_no_traceback(tmp_path, command, code):
     cv2.imwrite(str(tmp_path / 'a.png'), picture(8, 8))
     command = f'{sys.executable} -m wrcan_arch {command}; exit ${{PIPESTATUS[0]}}'
     buffered = {**os.environ, 'PYTHONUNBUFFERED': ''}
@@ -189,7 +189,7 @@ def test_exit_code_is_the_works_whoever_reads(tmp_path, command, code):
 
 @pytest.mark.parametrize('buffering', [1, -1], ids=['by line', 'by block'])
 @pytest.mark.parametrize('command', ['restore a.png b.png -o out', 'doctor --data bad'])
-def test_what_failed_counts_though_nobody_reads_the_rest(tmp_path, monkeypatch, capfd, command, buffering):
+def test_failures_are_reported_if_nobody_reads_stdout(tmp_path, monkeypatch, capfd, command, buffering):
     monkeypatch.chdir(tmp_path)
     Path('bad').mkdir()
     for path in ('b.png', 'bad/b.png'):

@@ -143,7 +143,7 @@ def test_folder_that_cannot_be_written_is_an_error_and_leaves_nothing(tmp_path):
 @pytest.mark.parametrize('cleared', [False, True])
 @pytest.mark.parametrize('ending', ['.jpg', '.png', '.tif', '.webp', '.avif'])
 def test_full_disk_is_said_with_what_to_do(tmp_path, monkeypatch, ending, cleared):
-    """Whatever the thread that reads has cleared of libvips's messages."""
+    """Even if the thread that reads has cleared libvips's messages."""
 
     @contextmanager
     def full(*_):

@@ -202,7 +202,7 @@ def toolboxs_own(workplace):
     Path('own.yml').write_text(text.replace('save_checkpoint_freq: 6', 'save_checkpoint_freq: !!float 6e0'))
 
 
-def test_state_of_another_way_to_compute_the_step_is_gone_on_with(workplace, capsys):
+def test_resume_may_compute_the_step_in_another_way(workplace, capsys):
     assert train('train:total_iter=6', 'train:optim_g={type: Adam, lr: 1e-3, fused: false}') == 0
     assert train(resume=True) == 0
     assert train('train:optim_g={type: Muon, lr: 1e-2}', 'train:total_iter=13', resume=True) == 2
@@ -280,7 +280,7 @@ def test_the_toolboxs_own_option_files_run(toolboxs_own):
 
 
 def test_another_model_ends_at_once_where_ours_would_save(toolboxs_own, capfd):
-    """It ends by a signal or an unreadable frame, as it checks for neither before its next step."""
+    """A signal or an unreadable frame ends it at once: it checks for neither before its next step."""
 
     def stop(*_):
         os.kill(os.getpid(), signal.SIGINT)
@@ -321,7 +321,7 @@ def test_first_metric_chooses_where_none_is_psnr(workplace):
 
 @pytest.mark.slow
 def test_second_test_of_one_name_is_refused(workplace):
-    """Else the images of one would lie beside the scores of the other."""
+    """Otherwise the images of one would lie beside the scores of the other."""
     assert train('train:total_iter=4') == 0
     arguments = ['test', '-opt', 'test.yml', '--force_yml', 'val:metrics:ssim=null']
     assert main(arguments) == 0

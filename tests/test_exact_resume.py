@@ -56,7 +56,7 @@ def assert_equal(first, second, place='state'):
 
 
 def outcome(folder=FOLDER, iteration=10):
-    """The state, which holds its weights' checksum; its, the best and the latest weights; what was logged."""
+    """The state with its weights' checksum; the weights of `iteration`, the best, the latest; what was logged."""
     weights = {
         label: {
             key: value
@@ -229,7 +229,7 @@ def test_state_that_is_named_is_taken_where_auto_resume_finds_none(quick, capsys
 
 
 def test_a_forgotten_flag_does_not_hide_what_was_trained(quick, capsys):
-    """A run without --auto_resume puts the trained one aside; the next with it must not start anew."""
+    """A run without --auto_resume puts the trained one aside; the next run with the flag must not start anew."""
     assert train('train:total_iter=4') == 0
     with mock.patch.object(StepGuard, 'verdict', return_value=RunError('stopped')):
         assert train('train:total_iter=4') == 1
@@ -439,7 +439,7 @@ DAMAGES = {
 
 
 def test_resume_takes_the_newest_whole_pair_and_says_what_it_passed_over(quick):
-    """For each kind of damage to the newest of two pairs. The resumed run ends like an undisturbed one."""
+    """Each kind of damage is done to the newest of two pairs. The resumed run ends like an undisturbed one."""
     assert train('train:total_iter=8') == 0
     expected = outcome(iteration=8)
     whole = {path: path.read_bytes() for part in ('models', 'training_states') for path in (FOLDER / part).iterdir()}

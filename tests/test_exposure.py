@@ -119,7 +119,7 @@ def test_a_roll_is_a_rotation_about_the_middle():
     expected = rotated / len(motion.moments())
     inside = slice(8, -8), slice(8, -8)
     found = exposure.average_light(light, motion)
-    # The ratio is 0.2, since both place pixels on a grid of 1/32; it is 0.5 or more for what is no rotation.
+    # The ratio is 0.2, since both place pixels on a grid of 1/32. It is 0.5 or more for what is not a rotation.
     assert np.abs(found - expected)[inside].mean() < 0.3 * np.abs(light - expected)[inside].mean()
 
 

@@ -53,9 +53,9 @@ def relative(ours, plain):
 
 
 def errors(model):
-    """Return a step's relative errors, of output, all gradients and the worst, and the output's largest error.
+    """Return relative errors of the output, of all gradients together and of the worst; the output's largest error.
 
-    Of all gradients together, those of the groups are a thousandth.
+    The groups' gradients are only a thousandth of all.
     """
     data = batch()
     restored, network = plain_step(data)

@@ -80,7 +80,7 @@ def test_a_failed_import_can_be_tried_again(tmp_path):
     assert result.returncode == 0, result.stderr
 
 
-def test_what_comes_after_is_tried_again_until_it_succeeds_and_then_no_more(tmp_path):
+def test_after_is_called_until_it_succeeds_and_then_no_more(tmp_path):
     (tmp_path / 'plain.py').touch()
     result = run_from_nothing(f"""
 import importlib, pkgutil, sys

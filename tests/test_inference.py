@@ -282,7 +282,7 @@ def test_damaged_weights_do_not_become_black_pixels(mode, ensemble):
     assert floats.isnan().any()
 
 
-def test_the_memory_given_is_kept_to_or_refused(monkeypatch):
+def test_max_memory_is_kept_to_or_refused(monkeypatch):
     network, image = (
         small_network(),
         np.zeros((3200, 300, 3), np.uint8),
@@ -312,7 +312,7 @@ def test_the_memory_given_is_kept_to_or_refused(monkeypatch):
     ],
 )
 def test_strips_are_of_about_one_height(monkeypatch, height, precision, rows):
-    """A strip has an even number of at most 40 feature rows (80 in bf16), or one strip up to 59; not 40, then 24."""
+    """Strips have an even number of feature rows, up to 40 (80 in bf16); 59 are one strip; 64 are not 40 and 24."""
     network, taken = small_network(), []
     row = 4 * network.config['num_feat'] * 8
     monkeypatch.setattr(strip_sizes, 'CPU_STRIP', 4 * 40 * row)

@@ -137,7 +137,7 @@ def test_a_view_of_one_pixel(zoom):
 
 
 def test_one_photograph_is_not_taken_twice(tmp_path):
-    """Else it could be on both sides of --val."""
+    """Otherwise it could be on both sides of --val."""
     (tmp_path / 'all' / 'best').mkdir(parents=True)
     (tmp_path / 'all' / 'best' / 'a.png').touch()
     with pytest.raises(InputError, match=r'best/a\.png: given twice; leave it out once'):
@@ -145,7 +145,7 @@ def test_one_photograph_is_not_taken_twice(tmp_path):
 
 
 def test_copies_of_a_picture_are_one(run, tmp_path):
-    """Else copies could be on both sides of --val."""
+    """Otherwise copies could be on both sides of --val."""
     for number, name in enumerate(('a', 'b', 'copies/a', 'copies/b')):
         (tmp_path / 'all' / name).parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(tmp_path / 'all' / f'{name}.png'), picture(20, 30, number % 2))

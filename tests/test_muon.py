@@ -27,7 +27,7 @@ def test_orthogonalized_keeps_the_singular_vectors_and_evens_the_values(size):
     torch.testing.assert_close(result, torch.diag_embed(evened), rtol=0, atol=1e-4)
 
 
-def test_nothing_stays_nothing():
+def test_orthogonalized_zeros_stay_zeros():
     assert orthogonalize(torch.zeros(2, 4, 9)).abs().max() == 0
 
 

@@ -137,7 +137,7 @@ def test_words_that_basicsr_takes_for_booleans_are_mistakes_without_quotes(demo,
     assert not file.problems and file.values['network_g']['learn_it'] == word
 
 
-def test_off_is_what_amp_takes_and_the_schema_says_what_else(demo):
+def test_amp_takes_off_with_and_without_quotes(demo):
     for key in ('off', '"off"'):
         assert not problems_of(demo.replace('amp: auto', f'amp: {key}'))
     (said,) = problems_of(demo.replace('amp: auto', 'amp: no'))
@@ -150,7 +150,7 @@ def test_off_is_what_amp_takes_and_the_schema_says_what_else(demo):
 
 @pytest.mark.parametrize('wrong', ['-1', '1e3', '~'])
 def test_wrong_length_of_a_run_is_one_mistake(demo, wrong):
-    """The cosine's periods, which follow from it, are not reported too."""
+    """The cosine's periods, which follow from it, are not reported as well."""
     assert len(problems_of(demo.replace('total_iter: 400', f'total_iter: {wrong}', 1))) == 1
 
 
@@ -203,7 +203,7 @@ def test_the_toolboxs_own_models_do_not_pass_over_our_options(demo, model):
     assert any(line.endswith('train: needs pixel_opt or perceptual_opt') for line in said)
 
 
-def test_what_fails_at_its_turn_with_the_toolboxs_classes_is_said_before(demo):
+def test_what_the_toolboxs_classes_would_fail_on_is_said_before_the_run(demo):
     text = demo.replace('JPEGDeblurDataset', 'PairedImageDataset')
     text = re.sub(r'.*(jpeg_quality|autoencoder_opt|noise_prob|rgb_permute_prob).*\n', '', text)
     said = problems_of(text)
@@ -310,7 +310,7 @@ def test_what_keeps_the_size_is_not_asked_to_enlarge(demo):
     assert said(yaml.safe_dump(values)) == data
 
 
-def test_what_is_as_long_as_the_run_or_a_store_of_its_own_is_no_mistake(demo):
+def test_periods_one_short_of_the_run_and_a_store_of_jpegs_are_no_mistake(demo):
     text = demo.replace('eta_min: 1e-6', 'eta_min: 1e-6, periods: [399]')  # the last step is made with the rate of 399
     assert not problems_of(text.replace('jpeg_quality: 25', 'dataroot_gt_jpeg: datasets/demo_train_sharp.lmdb'))
 
@@ -428,7 +428,7 @@ def test_what_wrcan_alone_can_do_is_refused_of_others(demo):
         assert line.endswith(f'train:{name}: is for WRCAN, not for MSRResNet; leave it out')
 
 
-def test_which_of_two_sets_of_weights_is_asked_of_any_network(demo):
+def test_any_network_has_to_choose_between_two_sets_of_weights(demo):
     network = '  type: WRCAN\n  num_feat: 16\n  num_group: 1\n  num_block: 6\n  block: wrca\n'
     weight = {'conv_first.weight': torch.zeros(1)}
     torch.save({'params': weight, 'params_ema': weight}, 'two.pth')
@@ -452,7 +452,7 @@ def test_weights_that_the_toolboxs_own_model_cannot_read_are_said_before_the_run
     assert not any('path:' in line for line in said)
 
 
-def test_what_an_optimizer_cannot_be_is_one_of_the_mistakes(demo):
+def test_what_an_optimizer_refuses_is_one_of_the_mistakes(demo):
     said = problems_of(demo.replace('optim_g: {type: Adam,', 'optim_g: {type: Adam, foreach: true, fused: true,'))
     assert any('train:optim_g' in each and 'foreach' in each for each in said)
 

@@ -235,7 +235,7 @@ INKS = {
 
 @pytest.mark.parametrize('kind', INKS)
 def test_cmyk_changes_as_much_as_its_pixels(tmp_path, kind, cmyk_profile):
-    """However much of a grey is black ink. A new separation made pure black 5 levels darker, out of four inks."""
+    """However much of a grey is black ink. A new separation made pure black, from four inks, 5 levels darker."""
     smooth = cv2.GaussianBlur(picture(48, 64), (0, 0), 3)
     Image.fromarray(INKS[kind](smooth), 'CMYK').save(tmp_path / 'a.tif', icc_profile=cmyk_profile)
     photo = read_photo(tmp_path / 'a.tif')

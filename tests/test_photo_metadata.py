@@ -75,7 +75,7 @@ def test_what_is_lost_of_captions_and_depth_is_said(name):
 
 
 @pytest.mark.parametrize('captions', [b'\x1c\x02\x78\0\x03abc', b'\x1c\x02\x78\0\x02ab'])
-def test_captions_of_a_tiff_are_those_of_its_jpeg_and_the_other_way(tmp_path, captions):
+def test_captions_are_kept_from_tiff_to_jpeg_and_back(tmp_path, captions):
     write_photo(tmp_path / 'a.tif', Photo(pixels=picture(8, 8), metadata={'iptc-data': captions}))
     assert read_photo(tmp_path / 'a.tif').metadata['iptc-data'].startswith(captions)
     write_photo(tmp_path / 'b.jpg', read_photo(tmp_path / 'a.tif'))
@@ -234,7 +234,7 @@ def test_no_resolution_is_made_up(tmp_path, source, capfd):
 
 @pytest.mark.parametrize('source', ['.webp', '.avif', '.png', '.jpg', '.heic'])
 @pytest.mark.parametrize('target', ['.png', '.jpg', '.tif', '.webp'])
-def test_resolution_is_what_exif_says_or_would_have_it(tmp_path, source, target):
+def test_resolution_is_that_of_exif_or_its_default(tmp_path, source, target):
     for dpi in (None, 300.0):
         exif = Image.Exif()
         exif[MAKE] = 'a camera'

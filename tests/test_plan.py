@@ -108,7 +108,7 @@ def test_a_pattern_does_not_follow_links_round():
 
 
 def test_pictures_of_an_earlier_comparison_are_no_photographs():
-    """A photograph of such a name, as converters write, stays one."""
+    """A photograph with such a name, as converters give it, stays a photograph."""
     odd, long = 'in/Zoë & "海".JPG', f'in/{"x" * 250}.jpg'
     shown = [pictures_of(Path('look'), 'in/b.PNG')[0], pictures_of(Path('look'), long)[0]]
     shown.append(pictures_of(Path('in/look'), odd)[1])
@@ -381,7 +381,7 @@ def test_results_that_a_shells_star_has_found_are_no_photographs():
 
 @pytest.mark.parametrize('line', ['.', '/'])
 def test_list_may_name_what_is_no_photograph(line):
-    """The output of `find .` begins with such a line; only it fails, when it is read."""
+    """The output of `find .` begins with such a line. Only this line fails, when it is read."""
     assert [job.source for job in plan(listed=[line, 'a.jpg'])] == [line, 'a.jpg']
 
 

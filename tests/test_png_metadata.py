@@ -45,7 +45,7 @@ def test_metadata_behind_the_pixels_of_png_is_read(tmp_path, compressed):
 
 @pytest.mark.parametrize(('name', 'of_captions'), [(b'tEXt', 'iptc'), (b'zTXt', '8bim'), (b'iTXt', 'IPTC')])
 def test_metadata_in_hexadecimal_texts_of_png_is_read(tmp_path, name, of_captions):
-    """As ImageMagick writes them; its orientation is of the file that the PNG was made from."""
+    """As ImageMagick writes them. Their orientation is that of the file that the PNG was made from."""
     exif, content = Image.Exif(), io.BytesIO()
     exif[MAKE], exif[ORIENTATION] = 'a camera', 6
     Image.fromarray(picture(20, 30)).save(content, 'PNG')

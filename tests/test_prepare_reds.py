@@ -69,7 +69,7 @@ def reds(tmp_path_factory):
 
 @pytest.fixture
 def downloads(reds, tmp_path, monkeypatch):
-    """The current folder, with copies of tree/ and zips/ to damage; prepare_reds takes REDS to be as small as they."""
+    """The current folder, with copies of tree/ and zips/ to damage; prepare_reds expects REDS to be as small."""
     for name in ('tree', 'zips'):
         shutil.copytree(reds / name, tmp_path / name)
     monkeypatch.chdir(tmp_path)
@@ -460,7 +460,7 @@ def test_reds_own_numbers_and_size_are_expected(reds, tmp_path, monkeypatch, cap
 
 
 def test_run_after_a_repaired_frame_takes_only_what_is_missing(reds, downloads, monkeypatch, capsys):
-    """Frames stored before the damaged one are kept, but for one that changed since: it is read again."""
+    """Frames stored before the damaged one are kept, except one that changed since, which is read again."""
     monkeypatch.setattr(store_writer, 'BATCH_SIZE', 1)
     good, bad = Path(FIRST), Path('tree/train/train_sharp/002/00000001.png')
     shutil.copy(LAST, good)

@@ -71,7 +71,7 @@ def test_processes_with_different_lists_are_told_apart(pair):
 
 
 def test_none_begins_while_another_still_looks_for_photographs(pair, monkeypatch):
-    """Else the other would find the first one's results and take them for photographs."""
+    """Otherwise the other would find the first one's results and take them for photographs."""
     began = []
     first = threading.Thread(target=lambda: began.append(pair[0].agree_on(JOBS)))
     first.start()

@@ -189,8 +189,8 @@ def test_test_of_the_toolboxs_own_model_which_writes_no_result_has_a_page(finish
     assert '<p>small: 1 image.</p>' in Path('report.html').read_text()
 
 
-def test_each_data_set_has_means_of_its_own_those_of_the_result(finished_test, capsys):
-    """Equal to the bit, which a plain sum of these scores is not. Each data set is opened once."""
+def test_means_of_each_data_set_are_those_of_its_result(finished_test, capsys):
+    """They are equal to the bit; a plain sum of these scores is not. Each data set is opened once."""
     Path('results/some/visualization/more').mkdir()
     scores = {}
     for number in range(9):
@@ -288,7 +288,7 @@ def test_report_reads_what_was_tested(finished_test, capsys):
         (['--figure', 'a', '--experiment', 'b'], '--experiment and --force_yml are for -opt'),
     ],
 )
-def test_what_would_be_passed_over_is_refused(capsys, arguments, message):
+def test_flags_without_effect_are_refused(capsys, arguments, message):
     assert main(['report', *arguments]) == 2
     assert capsys.readouterr().err == f'basicsr report: {message}\n'
 

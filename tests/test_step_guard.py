@@ -37,7 +37,7 @@ def test_a_signal_is_heard_where_nobody_reads_what_it_prints():
 
 
 def test_a_signal_that_is_ignored_stays_ignored():
-    """A shell has its background jobs ignore Ctrl+C, which is for what is in front."""
+    """A shell makes its background jobs ignore Ctrl+C, which is meant for the job in the foreground."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         stop = StopReasons()
@@ -119,7 +119,7 @@ def test_broken_step_leaves_no_trace(opt, amp, optimizer, value):
 
 
 def test_fp16_skips_a_step_whose_loss_alone_is_broken(opt):
-    """It is reported as skipped, but the scaler looks only at gradients."""
+    """It is reported as skipped, so it has to be, although the scaler looks only at gradients."""
     opt['train']['amp'] = 'fp16'
     model = build_model(opt)
     step(model, 1, batch())

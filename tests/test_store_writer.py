@@ -37,7 +37,7 @@ def test_rest_of_a_killed_writer_is_no_obstacle(tmp_path):
 
 
 def test_a_store_has_its_name_before_the_lock_goes(tmp_path, monkeypatch):
-    """Else another writer would start over in a finished store."""
+    """Otherwise another writer would start over in a finished store."""
     locked = []
 
     def rename(self, target, rename=Path.rename):
@@ -72,7 +72,7 @@ def hold(path, others_turn, resume):
 
 @pytest.mark.parametrize('resume', [False, True])
 def test_two_processes_cannot_write_one_store(tmp_path, resume):
-    """Else the first to end would rename what the other still writes."""
+    """Otherwise the first to end would rename what the other still writes."""
     context = multiprocessing.get_context('fork')
     done = context.Event()
     other = context.Process(target=hold, args=(tmp_path / 'a.lmdb', done, resume), daemon=True)

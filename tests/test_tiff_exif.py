@@ -56,7 +56,7 @@ def test_the_place_on_a_map_is_kept(tmp_path, order):
     assert {tag: written[tag].value for tag in tags} == {tag: value for tag, (_, _, value) in tags.items()}
 
 
-def test_values_that_say_they_are_the_same_bytes_do_not_fill_the_memory():
+def test_many_tags_of_the_same_bytes_do_not_fill_the_memory():
     entries = 2000
     rows = b''.join(struct.pack('<HHII', MAKE + number, 7, 100_000, 8) for number in range(entries))
     at = 100_008

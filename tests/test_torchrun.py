@@ -96,8 +96,8 @@ def own_lines(text):
 def job(workplace):
     """A training of twenty iterations with batches of eight, whose only randomness is the draws.
 
-    Adam's eps is large: with 1e-8, where rounding moves a pixel over the kink of a ReLU or of L1, a weight of small
-    gradient moves differently (4e-5 after 20 iterations). A sum instead of the mean differs by 3e-3, with 1e-8 by 2e-3.
+    Adam's eps is large: with 1e-8, a weight of small gradient moves differently where rounding moves a pixel over the
+    kink of a ReLU or of L1 (4e-5 after 20 iterations). A sum instead of the mean differs by 3e-3, with 1e-8 by 2e-3.
     """
     text = set_options(Path('train.yml').read_text(), gt_size=16, total_iter=20, save_checkpoint_freq=5, val_freq=20)
     text = text.replace('batch_size_per_gpu: 4', 'batch_size_total: 8').replace('lr: 1e-3,', 'lr: 1e-3, eps: 1e-3,')
@@ -135,9 +135,9 @@ def drawn_alone(monkeypatch):
 
 @pytest.mark.slow
 def test_training_is_the_same_whatever_the_number_of_processes(job, drawn_alone):
-    """Compare 1 process, 2 with 2 parts each and 4 with checkpointing; and 2 of which one is killed, bit by bit.
+    """Compare 1 process, 2 with 2 parts each and 4 with checkpointing; and, bit by bit, 2 of which one is killed.
 
-    The undisturbed ones are started as by srun, the others by torchrun, which restarts them.
+    The undisturbed processes start as by srun. The others are started, and restarted, by torchrun.
     """
     assert main(['train', '-opt', 'train.yml']) == 0
     alone, curves = read_file(FOLDER / 'models/net_g_latest.pth')['params'], read_curves(FOLDER)

@@ -42,7 +42,7 @@ def test_results_are_in_order_and_only_a_few_calls_are_ahead():
     assert os.getpid() not in {process for _, process in found} and len({process for _, process in found}) == 2
 
 
-def test_an_error_is_the_callers():
+def test_an_error_in_a_worker_is_raised_in_the_caller():
     with Workers(2) as workers:
         results = workers.in_order(refuse, ((number,) for number in range(100)))
         assert [next(results) for _ in range(3)] == [0, 1, 2]

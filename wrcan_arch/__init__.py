@@ -1,7 +1,7 @@
 """WRCAN and the JPEG auto-encoder loss for BasicSR.
 
-Importing it costs nothing: modules are loaded when their names are used. BasicSR is repaired and gets our classes when
-it is imported (at once if it is imported already).
+Importing this package is cheap: a module is loaded when one of its names is used. BasicSR is repaired and gets our
+classes when it is imported, or at once if it already is.
 """
 
 import importlib

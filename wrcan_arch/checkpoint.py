@@ -1,6 +1,6 @@
 """Read and write weight files: safe to open, checked by a checksum, written whole or not at all.
 
-Three forms are read: the toolbox's `.pth` (`{'params': ...}`, perhaps `params_ema`, ours with `metadata`),
+Three forms are read: the toolbox's `.pth` (`{'params': ...}`, perhaps with `params_ema`; ours also have `metadata`),
 `.safetensors`, and the authors' bare state dict with their names. None of them can run code when opened.
 """
 
@@ -50,20 +50,20 @@ OFFICIAL_NAMES = (
 
 
 def _renamed(name: str, pattern: str, template: str, numbers: Mapping[str, Any]) -> str | None:
-    """`name` rewritten by `template` if it is a weight or bias that matches `pattern`, else None; {x} is a number."""
+    """`name` rewritten by `template` if it is a weight or bias that matches `pattern`, else None. {x} is a number."""
     expression = re.sub(r'\\{(\w+)\\}', r'(?P<\1>\\d+)', re.escape(pattern))
     match = re.fullmatch(rf'{expression}\.(?P<kind>weight|bias)', name)
     return f'{template}.{{kind}}'.format(**numbers, **match.groupdict()) if match else None
 
 
 def name_from_official(name: str) -> str:
-    """Our name of the tensor that the authors' checkpoint calls `name`; any other name is returned unchanged."""
+    """Our name for the tensor that the authors' checkpoint calls `name`; any other name is returned unchanged."""
     found = (_renamed(name, official, ours, {}) for official, ours in OFFICIAL_NAMES)
     return next(filter(None, found), name)
 
 
 def name_to_official(name: str, config: Mapping[str, Any]) -> str:
-    """The authors' name of our tensor `name`, in a network of `config`; InputError if they have none."""
+    """The authors' name for our tensor `name` in a network of `config`; InputError if they have none."""
     numbers = {key: config[key] for key in ('num_group', 'num_block')}
     found = (_renamed(name, ours, official, numbers) for official, ours in OFFICIAL_NAMES)
     renamed = next(filter(None, found), None)
@@ -101,7 +101,7 @@ def source_commit() -> str | None:
 
 
 def write_atomically(path: Path | str, content: Any) -> None:
-    """Save `content` by `torch.save`, or as it is if it is bytes: a whole file or none, flushed to disk."""
+    """Save `content` with `torch.save`, or bytes as they are: the whole file or nothing, flushed to disk."""
     path = Path(path)
     try:
         with written_whole(path) as file:
@@ -131,7 +131,7 @@ def write_weights(path: Path | str, networks: Mapping[str, Tensors], metadata: M
     Args:
         path: `.safetensors`, which holds 'params' alone, or `.pth`.
         networks: tensors by our names, under 'params' and perhaps 'params_ema'.
-        metadata: plain values, which JSON can hold.
+        metadata: values that JSON can hold.
     """
     networks = {key: {name: tensor.contiguous() for name, tensor in each.items()} for key, each in networks.items()}
     checksums = {key: checksum(tensors) for key, tensors in networks.items()}
@@ -173,7 +173,7 @@ def read_file(path: Path | str) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """A value of a .safetensors file's metadata, which is text: ours is JSON, another program's may be anything."""
+    """A value of a .safetensors file's metadata. All values are texts: ours are JSON, another program's anything."""
     try:
         return json.loads(text)
     except ValueError:
@@ -181,7 +181,7 @@ def _value(text: str) -> Any:
 
 
 def _damaged_part(path: Path) -> str | None:
-    """The first part with a wrong CRC-32 of a file in torch's zip format, or None; torch does not check these."""
+    """The first part with a wrong CRC-32 in a file of torch's zip format, or None; torch does not check them."""
     if not zipfile.is_zipfile(path):
         return None
     with zipfile.ZipFile(path) as archive:
@@ -194,17 +194,17 @@ def holds_two_sets(content: Any) -> bool:
 
 
 def _is_of_its_type(name: str, value: Any) -> bool:
-    """Whether a patch size is a whole number above 0, and a JPEG quality one or a list of two; True for other names."""
+    """Whether 'patch_size' is a whole number above 0, or 'jpeg_quality' one or a list of two; True for other names."""
     numbers = value if name == 'jpeg_quality' and isinstance(value, list) and len(value) == 2 else [value]
     return name not in ('patch_size', 'jpeg_quality') or all(type(each) is int and each > 0 for each in numbers)
 
 
 def read_weights(path: Path | str, key: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read tensors by our names, floats as fp32, and the metadata (empty if the file has none).
+    """Read the tensors, by our names and floats as fp32, and the metadata (empty if the file has none).
 
     Args:
         path: a weight file of one of the three forms.
-        key: 'params' or 'params_ema' (averaged, the default); a file without averaged weights gives 'params'.
+        key: 'params' or 'params_ema' (averaged; the default). A file without averaged weights gives 'params'.
     """
     return weights_in(read_file(path), path, key)
 
@@ -293,11 +293,10 @@ def network_of(tensors: Tensors, source: Path | str) -> WRCAN:
 
 
 def load_network(path: Path | str = SHIPPED['small']) -> WRCAN:
-    """Load a network, rebuilt from its weight file alone, in evaluation mode on the CPU.
+    """Load a network from its weight file alone, on the CPU and in evaluation mode.
 
-    The default is the small network that is part of this package.
-
-    `network.metadata` holds the file's metadata (its training patch, its quality factor), if any.
+    The default is the small network that is part of this package. `network.metadata` holds the file's metadata (such as
+    the patch size and JPEG quality of its training), if any.
     """
     tensors, metadata = read_weights(path)
     network = network_of(tensors, path)
@@ -306,7 +305,7 @@ def load_network(path: Path | str = SHIPPED['small']) -> WRCAN:
 
 
 def _can_be_written(name: Any, value: Any) -> bool:
-    """Whether metadata fits a `.safetensors` file; another program's may be anything."""
+    """Whether an item of metadata fits into a `.safetensors` file; another program's may be anything."""
     try:
         json.dumps(value)
     except (TypeError, ValueError):

@@ -1,7 +1,10 @@
-"""The `basicsr` command: arguments in, exit code out. Other modules do the work, imported only when needed.
+"""The `basicsr` command: arguments in, exit code out. Other modules do the work; they are imported when needed.
 
-Exit codes: 0 done; 1 some inputs failed, named at the end, or a run had to end; 2 the request is wrong: the message
-says what and what to do; 130, 143 stopped by Ctrl+C or SIGTERM.
+Exit codes:
+    0: done.
+    1: some inputs failed and were named at the end, or a run had to end.
+    2: the request is wrong; the message says what is wrong and what to do.
+    130, 143: stopped by Ctrl+C or SIGTERM.
 """
 
 import argparse
@@ -22,7 +25,7 @@ from .ending import (
     sigterm_exits,
 )
 
-FAILURES_REPORTED = 'told failures'  # note of a restore to the processes that torchrun may start after it
+FAILURES_REPORTED = 'told failures'  # note that a restore leaves for the processes that torchrun may start after it
 
 
 def run_pipeline(arguments: argparse.Namespace) -> int:
@@ -86,7 +89,7 @@ def run_restore(arguments: argparse.Namespace) -> int:
 
     with sigterm_exits():  # so that unfinished files are removed
         summary = restore_photos(network, jobs, options=options, team=team)
-    if summary is None:  # the first process reports it
+    if summary is None:  # only the first process reports it
         return 0
     summary.failures += unreadable
     for failure in summary.failures:
@@ -104,7 +107,7 @@ def run_restore(arguments: argparse.Namespace) -> int:
 
 
 def _failures_were_reported() -> bool:
-    """Whether a restore before this restart reported its failures: torchrun restarts one that exited with 1 too."""
+    """Whether a restore reported its failures before this restart: torchrun also restarts one that exited with 1."""
     if not int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)):  # the rest loads torch
         return False
     from .processes import Team
@@ -303,8 +306,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors='backslashreplace')  # as stderr does: a terminal may lack a name's characters
-    os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # else waiting threads hold up other work, then ours
+        sys.stdout.reconfigure(errors='backslashreplace')  # like stderr: a terminal may lack a name's characters
+    os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # else waiting threads hold up other work, and so ours
     code = 0
     try:
         with ignore_closed_pipe():

@@ -1,4 +1,4 @@
-"""The network's 3 x 3 convolutions, for any rows of their output, with weights prepared once."""
+"""Compute any rows of the output of the network's 3 x 3 convolutions, with weights that are prepared once."""
 
 import platform
 from collections.abc import Callable
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 Span = tuple[int, int]  # rows [start, stop)
 
-# Smallest input for which pairing rows pays; below it the extra additions cost more than the saved products.
+# Smallest input for which `PairedKernel` pays: below, its extra additions cost more than the products that it saves.
 PAIRED_CHANNELS = 256
-PAIRED_POSITIONS = 1 << 12  # of the whole map: as many as 256 x 256 pixels have at a quarter of the size
+PAIRED_POSITIONS = 1 << 12  # of the whole map: 64 x 64, a quarter of the size of 256 x 256 pixels
 
 MARGIN_WIDTH = 128  # positions; for narrower maps oneDNN's copies cost less than the margins' extra columns
 
@@ -25,7 +25,7 @@ def packs_weights(device: torch.device, dtype: torch.dtype) -> bool:
 
 @cache
 def can_pack(dtype: torch.dtype) -> bool:
-    """Whether `Kernel` works here and agrees with F.conv2d: the two operators that it calls are private to PyTorch."""
+    """Whether `Kernel` works here and agrees with F.conv2d: it calls two operators that are private to PyTorch."""
     weight = torch.arange(36, dtype=dtype, device='cpu').view(2, 2, 3, 3).contiguous(memory_format=torch.channels_last)
     rows, bias = weight[:1] / 36, weight[0, :, 0, 0]
     try:
@@ -38,7 +38,7 @@ def can_pack(dtype: torch.dtype) -> bool:
 def onednn_computes_in(dtype: torch.dtype) -> bool:
     """Whether PyTorch runs CPU convolutions in `dtype`, fp32 or bf16, by oneDNN; otherwise it unfolds their input.
 
-    False if oneDNN is switched off (`torch.backends.mkldnn.flags`). bf16 needs AVX-512, which may emulate it.
+    False if oneDNN is switched off (`torch.backends.mkldnn.flags`). bf16 needs AVX-512, if only to emulate it.
     """
     if not (torch.backends.mkldnn.is_available() and torch._C._get_mkldnn_enabled()):
         return False
@@ -46,9 +46,9 @@ def onednn_computes_in(dtype: torch.dtype) -> bool:
 
 
 def margin_of(device: torch.device, dtype: torch.dtype, width: int, rate: int) -> int:
-    """Columns of zeros to keep on either side of a map, for convolutions up to `rate`; 0 if they pad it themselves.
+    """Columns of zeros to keep on either side of a map for convolutions up to `rate`; 0 if they pad it themselves.
 
-    On AMX oneDNN copies an input that it pads, for an atrous convolution of a wide map most of its rows more than once.
+    On AMX, oneDNN copies an input that it pads; for an atrous convolution of a wide map, most rows more than once.
     """
     if width < MARGIN_WIDTH:
         return 0
@@ -75,7 +75,7 @@ class Kernel:
         """Convolve `rows`, padded by `zeros` rows of zeros above and below."""
         geometry = [zeros, self.padding], [self.stride] * 2, [self.rate] * 2, 1  # padding, stride, rate, groups
         if self.packed_for != (rows.shape, zeros):
-            self.packed = None  # frees its memory for the next
+            self.packed = None  # frees its memory before the next are packed
             self.packed = torch.ops.mkldnn._reorder_convolution_weight(self.make(), *geometry, rows.shape)
             self.packed_for = rows.shape, zeros
         return torch.ops.mkldnn._convolution_pointwise(rows, self.packed, self.bias, *geometry, 'none', [], '')
@@ -87,7 +87,7 @@ class PairedKernel:
     Winograd's F(2, 3) along the columns (Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks", CVPR
     2016): with input rows d and kernel rows g, m0 = (d0 - d2) g0, m1 = (d1 + d2)(g0 + g1 + g2) / 2,
     m2 = (d2 - d1)(g0 - g1 + g2) / 2 and m3 = (d1 - d3) g2 give the rows m0 + m1 + m2 and m1 - m2 - m3. Each product is
-    a convolution along the rows. The rounding error, as measured, is 0.6 of that of oneDNN's own sum of nine products.
+    a convolution along the rows. The measured rounding error is 0.6 of that of oneDNN's own sum of nine products.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
@@ -127,7 +127,7 @@ class Convolution:
         """
         Args:
             positions: number of positions of the whole input, all strips together.
-            margin: columns of zeros on either side of the input, which the output does not have; 0: pad here.
+            margin: columns of zeros that the input has on either side and the output has not; 0: pad here.
         """
         assert isinstance(conv, nn.Conv2d) and conv.bias is not None
         weight, bias = conv.weight, conv.bias.to(dtype)
@@ -150,7 +150,7 @@ class Convolution:
         return start * self.stride - self.rate, (stop - 1) * self.stride + self.rate + 1
 
     def __call__(self, rows: Tensor, zeros: int = 0) -> Tensor:
-        """(1, C', n', W / stride) for (1, C, n, W + 2 margin), with `zeros` rows of zeros added above and below."""
+        """(1, C', n', W / stride) from `rows` (1, C, n, W + 2 margin) and `zeros` rows of zeros above and below."""
         if self.packs:
             out = self.kernel(rows, zeros)
         else:
@@ -161,7 +161,7 @@ class Convolution:
         return out[..., of_margin : out.shape[3] - of_margin]
 
     def rows_of_map(self, whole: Tensor, span: Span) -> Tensor:
-        """Rows `span` of the output, (1, C', stop - start, W / stride), for a whole map, (1, C, H, W + 2 margin)."""
+        """Rows `span` of the output, (1, C', stop - start, W / stride), from a whole map (1, C, H, W + 2 margin)."""
         first, last = self.input_rows_for(span)
         above, below = max(0, -first), max(0, last - whole.shape[2])
         rows = whole[:, :, first + above : last - below]
@@ -181,7 +181,7 @@ def pad_rows(rows: Tensor, above: int, below: int) -> Tensor:
 
 
 def set_channels_last(network: nn.Module) -> None:
-    """Store the weights channels last, the layout in which convolutions are fastest and weights are packed fastest."""
+    """Store the weights channels last: in this layout, convolutions and the packing of weights are fastest."""
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's own types
 
 

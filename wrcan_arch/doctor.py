@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 
 from .errors import InputError
 
-Row = tuple[str, str, str]
+Row = tuple[str, str, str]  # name, value, note
 
 # The module to import for a package, if it is not named like the package.
 MODULES = {'opencv-python': 'cv2', 'pyyaml': 'yaml', 'scikit-image': 'skimage', 'pillow': 'PIL'}
@@ -92,7 +92,7 @@ def _repairs() -> list[Row]:
 
 
 def _lines(rows: list[Row]) -> list[str]:
-    """Rows as aligned lines; in a terminal that is too narrow the note has lines of its own."""
+    """Rows as aligned lines; in a terminal that is too narrow, the note gets lines of its own."""
     name_width, value_width = (max(len(row[column]) for row in rows) for column in range(2))
     lines = []
     for name, value, note in rows:
@@ -127,13 +127,13 @@ def examine_data(sources: Iterable[str], found: Callable[[str], None]) -> list[s
     """Decode all data of stores, folders and option files, and compare the sizes of pairs.
 
     Args:
-        sources: paths; of a folder that holds stores, such as datasets/REDS, each is examined.
-        found: is given one line on each store or folder once it has been read.
+        sources: paths. If a folder holds stores, as datasets/REDS does, each of them is examined.
+        found: called with one line about each store or folder once it has been read.
 
     Returns:
         What is wrong, each problem once.
     """
-    # Not above: `basicsr doctor` reports what cannot be imported.
+    # Imported here, since `basicsr doctor` has to report what cannot be imported.
     from .data import audit, image_files, jpeg_deblur_dataset, lmdb_store
     from .train import option_schema, options
 

@@ -25,7 +25,7 @@ def ignore_closed_pipe() -> Iterator[None]:
         for stream in left:
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         if sys.stderr in left:
-            sys.exit(128 + signal.SIGPIPE)  # the code of a process that SIGPIPE ends
+            sys.exit(128 + signal.SIGPIPE)  # the code of a process that SIGPIPE has ended
         if not left:
             raise
 
@@ -47,12 +47,12 @@ def sigterm_exits() -> Iterator[None]:
 
 
 def print_error(text: str) -> None:
-    """Print to stderr if it is still open; the exit code must not depend on it."""
-    if sys.stderr is None:  # print would use stdout
+    """Print to stderr if it is still open; the exit code must not depend on whether it is."""
+    if sys.stderr is None:  # print(file=None) would use stdout
         return
     try:
         print(text, file=sys.stderr)
-    except OSError:  # Ctrl+C has ended the tee that read it, or the terminal is gone
+    except OSError:  # the reader is gone: a terminal, or a tee that Ctrl+C has ended too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
@@ -62,7 +62,7 @@ def is_one_of_several() -> bool:
 
 
 def exit_code_of_several(error: Exception, command: str, *, debug: bool) -> int:
-    """The exit code of one of several processes. Only the first with an error prints it, the others just end."""
+    """The exit code of one of several processes. Only the first with an error prints its message."""
     from .errors import InputError
     from .processes import ERROR_WAIT, Team, contact_lost
 
@@ -97,7 +97,7 @@ def message_for_user(error: Exception) -> str | None:
         return one_line(error)
     if isinstance(error, RuntimeError) and is_full_gpu(error):
         return GPU_IS_FULL
-    if isinstance(error, ImportError):  # a package, or a library of the system's
+    if isinstance(error, ImportError):  # of a package or a system library
         return f'{error}; basicsr doctor says what is missing'
     if isinstance(error, OSError):
         return f'{error.filename}: {error.strerror}' if error.filename else str(error)

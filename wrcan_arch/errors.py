@@ -1,3 +1,5 @@
+"""Errors that the command reports in one line, and PyTorch's memory errors."""
+
 import re
 from collections.abc import Iterable
 
@@ -17,7 +19,7 @@ class InputError(ValueError):
 
 
 def refuse(faults: Iterable[str]) -> None:
-    """Raise one InputError for all faults, of which 20 are shown; do nothing if there are none."""
+    """Raise one InputError that shows the first 20 faults; do nothing if there are none."""
     told = list(faults)
     more = [f'and {len(told) - SHOWN_FAULTS} more'] if len(told) > SHOWN_FAULTS else []
     if told:
@@ -30,7 +32,7 @@ def one_line(error: InputError) -> str:
 
 
 class RunError(RuntimeError):
-    """A run under way must end. The message is one line, as InputError's; the exit code is `exit_code`."""
+    """A run under way must end. The message is one line, like InputError's."""
 
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)

@@ -12,7 +12,7 @@ from .errors import InputError
 
 @contextmanager
 def locked(file: Path, what: str) -> Iterator[None]:
-    """Create and lock `file`. If another process holds it, raise InputError: `what`, and which process that is."""
+    """Create and lock `file`. If another process holds it, raise InputError with `what` and which process that is."""
     with file.open('a+') as opened:
         try:
             fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)  # lockf: workers that outlive the run do not inherit it

@@ -1,4 +1,4 @@
-"""Write files whole or not at all, open images of any size, and handle any name: too long, unprintable, anywhere."""
+"""Write files whole or not at all, open images of any size, and handle names that are too long or unprintable."""
 
 import errno
 import fcntl
@@ -37,12 +37,12 @@ def name_is_too_long(path: Path) -> bool:
 
 @contextmanager
 def written_whole(path: Path, *, permissions: int = 0o666) -> Iterator[BinaryIO]:
-    """A file to write into; it gets the name `path` once all of it is on the disk, and is removed on an error.
+    """Yield a file to write into. It gets the name `path` once all of it is on the disk; on an error it is removed.
 
     Its mode is `permissions` less the umask; its owner may always read and write it.
 
-    If two processes write the same file, the second waits for the first. A killed one leaves `.NAME.partial`, which the
-    next run overwrites. OSError, naming `path`, if the disk refuses.
+    If two processes write the same file, the second waits for the first. A killed process leaves `.NAME.partial`, which
+    the next run overwrites. OSError, naming `path`, if the disk refuses.
     """
     partial = path.with_name(f'.{name_that_fits(path.name, ".partial.")}.partial')
     try:
@@ -70,7 +70,7 @@ def _is_at(path: Path, file: BinaryIO) -> bool:
 
 @contextmanager
 def _opened_alone(path: Path, permissions: int) -> Iterator[BinaryIO]:
-    """Open an empty file that no other process writes through this function at the same time."""
+    """Open an empty file; other processes that open it through this function wait until it is closed."""
 
     def create(name: str, flags: int) -> int:
         return os.open(name, flags | os.O_CREAT, permissions)
@@ -79,14 +79,14 @@ def _opened_alone(path: Path, permissions: int) -> Iterator[BinaryIO]:
         is_new = not path.exists()
         with open(path, 'r+b', opener=create) as file:
             with suppress(OSError):  # if the file system has no locks
-                fcntl.flock(file, fcntl.LOCK_EX)  # lockf's would end when libvips closes its copy of the descriptor
+                fcntl.flock(file, fcntl.LOCK_EX)  # a lockf lock ends when libvips closes its copy of the descriptor
             if _is_at(path, file):
                 if is_new:
                     file.truncate()  # another process may have made it since, and been killed
                     yield file
                     return
-                path.unlink()  # left of a killed process, with other permissions perhaps
-        # Or while this process waited, the other one renamed or removed that file.
+                path.unlink()  # left by a killed process, perhaps with other permissions
+        # Try again: the file was unlinked, or another process renamed or removed it while this one waited.
 
 
 @contextmanager

@@ -19,11 +19,11 @@ def walk(
 ) -> Iterator[tuple[Path, list[str]]]:
     """Yield a folder and each folder below it, in order, with the sorted names of its files; skip hidden names.
 
-    A link to a folder elsewhere, neither in this one nor above it, is followed, but each folder is visited once.
+    A link to a folder that is neither in this one nor above it is followed. Each folder is visited once.
 
     Args:
         folder: where to start; its own name may be hidden.
-        avoid: `real` folders to skip, as well as links to what is below them.
+        avoid: folders to skip, as `real` returns them; links to what is below them are skipped too.
         on_error: called with the OSError of a folder that cannot be read; by default raises it.
     """
     top = real(folder)

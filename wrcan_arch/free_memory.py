@@ -9,7 +9,7 @@ import torch
 
 UNKNOWN = 8 << 30  # assumed if the system does not say
 
-# Of control groups of version 2 and 1: files of limit and use, and memory.stat's key of the reclaimable cache.
+# For control groups of version 2 and 1: the files of limit and use, and memory.stat's key for the reclaimable cache.
 VERSION_2 = ('memory.max', 'memory.current', 'inactive_file')
 VERSION_1 = ('memory.limit_in_bytes', 'memory.usage_in_bytes', 'total_inactive_file')
 
@@ -23,7 +23,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def _processes_here() -> int:
-    """Number of this run's processes on this machine; of srun's '4(x2),3' for several machines, the first number."""
+    """Number of this run's processes on this machine; if srun gives '4(x2),3' for several machines, the first one."""
     said = os.environ.get('LOCAL_WORLD_SIZE') or os.environ.get('SLURM_STEP_TASKS_PER_NODE') or '1'
     return int(re.split('[(,]', said)[0])
 

@@ -9,7 +9,7 @@ from types import ModuleType
 
 
 class _Loader(Loader):
-    """A loader that calls `before` and `after` around that of `spec`."""
+    """Calls `before` and `after` around a module's own loader."""
 
     def __init__(self, spec: ModuleSpec, loader: Loader, before: Callable[[], None], after: Callable[[], None]) -> None:
         self.spec, self.loader, self.before, self.after = spec, loader, before, after

@@ -22,10 +22,10 @@ from .strips import is_as_built, restore_in_strips, spans
 from .wrcan_arch import SIZE_MULTIPLE, WRCAN
 
 MODES = ('exact', 'local', 'chop', 'input')
-PEAKS = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}  # of integers; that of floats is 1
+PEAKS = {np.dtype(np.uint8): 255, np.dtype(np.uint16): 65535}  # of integer images; that of floats is 1
 
-CHOP_SHAVE = 36  # pixels by which the authors' quadrants overlap the image's halves
-CHOP_PIXELS = 1_280_000  # their quadrants are cut again while the image has at least this many
+CHOP_SHAVE = 36  # pixels by which the authors' quadrants reach beyond the image's halves
+CHOP_PIXELS = 1_280_000  # if an image has at least this many, its quadrants are cut again
 
 FREE_SHARE = 0.8  # of the free memory, for one image
 
@@ -35,8 +35,8 @@ Pixels = TypeVar('Pixels', Tensor, np.ndarray)
 def restore_chop(network: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
     """The authors' protocol: four overlapping quadrants, restored one by one and joined without blending.
 
-    Only for comparison with the paper: WRCAN pools over its whole input, so on quadrants it is another function, with
-    seams.
+    Only for comparison with the paper: WRCAN pools over its whole input, so on quadrants it computes another function,
+    with seams.
     """
     height, width = image.shape[2:]
     recurse = height * width >= CHOP_PIXELS
@@ -52,7 +52,7 @@ def restore_chop(network: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
 
 
 def _halves(size: int) -> list[tuple[slice, slice]]:
-    """For each half of [0, size): the half, and the longer range that is read for it. Leaves out an empty half."""
+    """For each half of [0, size) that is not empty: the half, and the longer range that is read for it."""
     middle = size // 2
     halves = [
         (slice(0, middle), slice(0, min(size, middle + CHOP_SHAVE))),
@@ -116,7 +116,7 @@ class Request:
 
 
 def window_of(network: nn.Module, mode: str, patch_size: int | None) -> int | None:
-    """Side of the attention's window in mode local, in positions of the features; None, the whole image, otherwise."""
+    """Side of the attention's window in mode local, in positions of the features; else None, for the whole image."""
     if mode != 'local':
         return None
     if not is_as_built(network):
@@ -136,7 +136,7 @@ Tell = Callable[[float], None]  # takes the share of the work that is done, up t
 
 
 def _tell_of_all(tell: Tell, number: int, count: int, share: float) -> None:
-    """Tell what share of `count` images or turns is done when `share` of the one with this number is."""
+    """Tell what share of all `count` images or turns is done when `share` of the one with this number is."""
     tell((number + share) / count)
 
 
@@ -150,7 +150,7 @@ def _store(result: np.ndarray, span: Span, rows: Tensor) -> None:
 
 
 class _Restoring:
-    """A network with a request that is checked for it, once for all images; each call restores one image."""
+    """A network and a request, which are checked together once for all images. Each call restores one image."""
 
     def __init__(self, network: nn.Module, request: Request, progress: Tell) -> None:
         self.network, self.request, self.progress = network, request, progress
@@ -163,7 +163,7 @@ class _Restoring:
         self.dtype = autocast_dtype(request.precision, self.device)
 
     def __call__(self, image: np.ndarray, result: np.ndarray) -> None:
-        """Restore `image` into `result`, both (H, W, C). Raises _NotFinite, but not for float results in fp32."""
+        """Restore `image` into `result`, both (H, W, C). Raises _NotFinite, except for float results in fp32."""
         must_be_finite = self.dtype != torch.float32 or result.dtype in PEAKS
         on_host = self.device.type == 'cpu'
         if not self.request.ensemble:
@@ -179,7 +179,7 @@ class _Restoring:
             _store(result, (start, stop), total[start:stop].div_(len(ALL_TURNS)))
 
     def _run(self, image: np.ndarray, write: Write, held: int, must_be_finite: bool, tell: Tell) -> None:
-        """Restore one turn of an image; `held`: bytes of images on the device."""
+        """Restore one turn of an image; `held`: bytes that images take in the device's memory."""
         height, width = image.shape[:2]
 
         def read(span: Span) -> Tensor:
@@ -245,7 +245,7 @@ def _restore_finite(restoring: _Restoring, image: np.ndarray, result: np.ndarray
     """
     in_fp32 = copy(restoring)
     in_fp32.dtype = torch.float32
-    if min(image.shape[:2]) <= SIZE_MULTIPLE:  # oneDNN 3.12 on AMX reads wrong rows: bf16, stride 2, output one wide
+    if min(image.shape[:2]) <= SIZE_MULTIPLE:  # oneDNN 3.12 on AMX reads wrong rows in bf16, stride 2, output one wide
         restoring = in_fp32
     try:
         try:
@@ -286,7 +286,7 @@ def restore(
             that is not finite is computed again in fp32, with a RuntimeWarning. If that is not finite either, an
             integer image raises InputError and a float one is returned as computed. A side of 4 pixels or less is
             always computed in fp32.
-        patch_size: the training patch's, in pixels, for 'local'; by default the one in the weight file.
+        patch_size: side of the training patch in pixels, for 'local'; by default the one in the weight file.
         max_memory: working memory in bytes, besides the weights and the results of a batch (on a GPU, besides cuDNN's
             own too); by default most of what is free. An image that needs more raises InputError.
         progress: called with the share of the work that is done, up to 1: after each strip in 'exact' and 'local',

@@ -26,7 +26,7 @@ TABLES = np.array([np.clip((STANDARD * int(scale(quality)) + 50) // 100, 1, 255)
 
 
 def _next_marker(file: BinaryIO) -> int | None:
-    """The second byte of the next marker; None if no marker follows. The first may be repeated (T.81, B.1.1.2)."""
+    """The second byte of the next marker; None if no marker follows. The first byte may repeat (T.81, B.1.1.2)."""
     byte = first = file.read(1)
     while byte == b'\xff':
         byte = file.read(1)
@@ -43,7 +43,7 @@ def segments(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
 def luminance_table(file: BinaryIO) -> np.ndarray | None:
     """The first quantisation table of a JPEG stream, (64,), in zigzag order; None if there is none."""
     for marker, body in segments(file):
-        if marker == QUANTISATION and body:  # one table or several, each after a byte: from 16 up, two bytes a value
+        if marker == QUANTISATION and body:  # tables, each after a byte: if it is 16 or more, a value has two bytes
             kind = np.dtype('>u2') if body[0] >> 4 else np.dtype(np.uint8)
             values = body[1 : 1 + 64 * kind.itemsize]
             return np.frombuffer(values, kind).astype(int) if len(values) == 64 * kind.itemsize else None

@@ -26,7 +26,7 @@ def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """The name, as in the options, of a type that convolutions compute in."""
+    """The options' name for a type that convolutions compute in."""
     return next(name for name, each in PRECISIONS.items() if each == dtype)
 
 
@@ -38,7 +38,7 @@ class _ExactConvolutions:
 
     @staticmethod
     def switch() -> tuple[Any, str, Any]:
-        """The object and the name of its attribute that controls TF32, and the attribute's value for no TF32."""
+        """The object and the name of its attribute that control TF32, and the value that switches it off."""
         cudnn = torch.backends.cudnn
         conv = getattr(cudnn, 'conv', None)  # newer; once it has been set, reading the older switch fails
         return (conv, 'fp32_precision', 'ieee') if conv else (cudnn, 'allow_tf32', False)

@@ -1,8 +1,8 @@
 """Coordinate the processes of one run: torchrun or srun starts them, and they share a key-value store.
 
 Processes that restore one collection share nothing else. Each takes the next photograph when it is free, so the work is
-balanced whatever the photographs' sizes and the processors' speed. What a process leaves undone when it dies, the next
-run with --skip-existing does.
+balanced whatever the photographs' sizes and the processors' speed. If a process dies, the next run with --skip-existing
+does what it left undone.
 """
 
 import hashlib
@@ -59,7 +59,7 @@ def take_slurms_environment(port: int | None = None) -> None:
     os.environ.setdefault('MASTER_ADDR', first_host(hosts))
     if port is not None:
         os.environ['MASTER_PORT'] = str(port)
-    own_port = 20000 + (job + 997 * step) % 10000  # one each for jobs on one machine, and for their steps
+    own_port = 20000 + (job + 997 * step) % 10000  # another one for each job on a machine, and for each of its steps
     os.environ.setdefault('MASTER_PORT', str(own_port))
 
 
@@ -80,7 +80,7 @@ def take_own_gpu() -> None:
 
 
 def contact_lost(error: BaseException) -> RunError | None:
-    """The RunError to raise for an `error` that says that another process is lost; None for other errors."""
+    """The RunError to raise if `error` says that another process is lost; None for other errors."""
     text = ' '.join(str(error).split())
     if not isinstance(error, dist.DistError) and not (isinstance(error, RuntimeError) and LOST.search(text)):
         return None
@@ -105,7 +105,7 @@ class Team:
         self.rank = rank
         self.size = size
         self._agreements = 0
-        self._collection = self.store  # counts the work on one list of jobs
+        self._collection = self.store  # for the counts and messages of one list of jobs
 
     @classmethod
     def from_environment(cls, *, timeout: float = START_TIMEOUT) -> 'Team':
@@ -173,7 +173,9 @@ class Team:
         return first
 
     def _stay_until_all(self, counted: str, store: dist.Store) -> None:
-        """Keep the first process alive up to ERROR_WAIT seconds: the store ends with it, unless torchrun hosts it.
+        """Keep the first process alive until all are done with the store, for ERROR_WAIT seconds at most.
+
+        The store ends with that process, unless torchrun hosts it.
 
         Args:
             counted: key in `store` to which each process adds 1 when it no longer needs the store.
@@ -184,7 +186,7 @@ class Team:
                 time.sleep(0.05)
 
     def agree_on(self, jobs: Sequence[Task]) -> None:
-        """`agree` on the list of jobs: it is shared out by number, and nobody may write while another still builds it.
+        """`agree` on the list of jobs: it is shared out by number, and no process may write while another builds it.
 
         Later counts are of this list only, so that one team can do several lists.
         """
@@ -208,7 +210,7 @@ class Team:
         return self._collection.add('done', 0)
 
     def gather(self, message: str, waiting: Callable[[], None]) -> list[str]:
-        """Return all processes' messages in the first process, [] in the others, once it has them all.
+        """Return all processes' messages in the first process, [] in the others, once the first has them all.
 
         `waiting` is called several times a second. InputError if no process gets anything done for STALL_LIMIT seconds.
         """

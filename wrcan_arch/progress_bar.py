@@ -11,7 +11,7 @@ LOG_AFTER = 30  # seconds between the lines of a log
 
 
 class _Log(ObjectWrapper):
-    """A file in which each update is a line: tqdm begins it with a carriage return, to draw over the one before."""
+    """A file in which each update is a line. tqdm begins each with a carriage return, to draw over the one before."""
 
     def write(self, text: str) -> None:
         if text.strip():
@@ -23,6 +23,6 @@ def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> tqdm:
     if sys.stderr is None:
         options['disable'] = True
     elif not sys.stderr.isatty():
-        # miniters: with tqdm's own its monitor would write in between; leave: else the last line would be an early one.
+        # miniters: with tqdm's own its monitor would write in between. leave: else the last line would be an early one.
         options |= {'file': _Log(sys.stderr), 'mininterval': LOG_AFTER, 'miniters': 1, 'leave': True}
     return tqdm(iterable, **options)

@@ -8,10 +8,10 @@ from .wrcan_arch import SIZE_MULTIPLE, WRCAN, Decoder, Encoder
 
 
 class Progress:
-    """Reports the share of an image's work that is done, in multiplications of the convolutions per feature column.
+    """Reports what share of an image's work is done. Work is the convolutions' multiplications in one feature column.
 
     Attributes:
-        encoder, decoder: the multiplications of one pass per row of that column.
+        encoder, decoder: multiplications of one pass for each row of that column.
     """
 
     def __init__(self, network: WRCAN, height: int, tell: Callable[[float], None]) -> None:

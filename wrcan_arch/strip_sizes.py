@@ -5,18 +5,19 @@ import torch
 from .convolution import margin_of, onednn_computes_in
 from .wrcan_arch import ATROUS_RATES, SIZE_MULTIPLE
 
-BRANCH_MATRICES = 4  # of 4F x 4F at each of 9 places: the weights of a block's convolutions
+BRANCH_MATRICES = 4  # of 4F x 4F for each of a kernel's 9 places: the weights of a block's convolutions
 WEIGHT_COPIES = 2  # one converted or packed, and one more during the conversion
 BRANCH_MAPS = 6  # maps of 4F channels that a strip of a block takes, the library's own copies included
 END_MAPS = 16  # maps of F channels that a strip of encoder and decoder takes
-UNFOLDED_MAPS = 18  # more where PyTorch's own convolution unfolds its input: 9 positions of twice as many channels
-END_IMAGES = 6  # maps of the image's channels that it takes too, in fp32
+UNFOLDED_MAPS = 18  # more maps if PyTorch's own convolution unfolds its input: 9 positions of twice as many channels
+END_IMAGES = 6  # maps of the image's channels, in fp32, that a strip of encoder and decoder takes too
 END_ROWS = 24  # rows of the image by which the decoder lags behind the encoder, about
-# Elements in F channels of a strip of the encoder and decoder, least and most: what suits caches and kernels.
+# Least and most elements, in F channels, of a strip of the encoder and decoder: what suits caches and kernels.
 CPU_END_STRIP, GPU_END_STRIP = (5 << 16, 2 << 20), (4 << 20, 64 << 20)
-CPU_STRIP, GPU_STRIP = 9 << 18, 64 << 20  # bytes of the features in one strip of the blocks: what suits them too
-CPU_WHOLE = 1 << 20  # elements up to which one strip is used: more save little memory; 256 x 256 pixels, full width
-WORKSPACE = 32 << 20  # bytes of the library's scratch, whatever the size
+CPU_STRIP, GPU_STRIP = 9 << 18, 64 << 20  # bytes of the features in a strip of the blocks: what suits these too
+# Elements of the features up to which one strip is used: more save little memory. 256 x 256 pixels at full width.
+CPU_WHOLE = 1 << 20
+WORKSPACE = 32 << 20  # bytes of the library's scratch memory, whatever the image's size
 
 
 def padded_to_multiple(size: tuple[int, int]) -> tuple[int, int]:
@@ -37,7 +38,7 @@ class StripSizes:
         height, width = padded_to_multiple(size)
         self.feat, self.dtype, self.on_cpu = feat, dtype, device.type == 'cpu'
         self.height = height // SIZE_MULTIPLE  # of the features
-        # Elements in a row of the features, as many as in one of F channels at the image's size; in all rows.
+        # Elements of the features in one row (4F channels at a quarter of the width) and in all rows.
         self.row_numel, self.map_numel = feat * width, feat * width * self.height
         self.margins = 4 * feat * self.height * 2 * margin_of(device, dtype, width // SIZE_MULTIPLE, max(ATROUS_RATES))
         unfolded = UNFOLDED_MAPS if self.on_cpu and not onednn_computes_in(dtype) else 0
@@ -51,9 +52,9 @@ class StripSizes:
         return 3 * self.map_numel + self.margins + strip
 
     def end_rows(self, rows: int) -> int:
-        """The height of the encoder's and decoder's strips, in rows of the image, if those of the blocks have `rows`.
+        """The height of the encoder's and decoder's strips, in rows of the image, if the blocks' strips have `rows`.
 
-        While these two run, all but one of the blocks' maps are freed: the strips may use that memory.
+        While encoder and decoder run, all but one of the blocks' maps are freed: their strips may use that memory.
         """
         fitting = (self._held_in_blocks(rows) - self.map_numel) // self.end_row_numel - END_ROWS
         preferred = CPU_END_STRIP if self.on_cpu else GPU_END_STRIP
@@ -69,8 +70,8 @@ class StripSizes:
     def rows_within(self, budget: int) -> tuple[int, int]:
         """The height of the blocks' strips, and the bytes that they need, which exceed `budget` if nothing fits.
 
-        The height suits the caches, or is lower if the memory requires it. It is about the same for all strips, since
-        weights are packed again for another height, which is costly if there are few strips. It is even, for whole
+        The height suits the caches, or is lower if the memory requires it. All strips are about equally high: weights
+        are packed again for each other height, which is costly if there are few strips. The height is even, for whole
         pairs of rows (`PairedKernel`), unless only single rows fit.
         """
         if self.on_cpu and self.map_numel <= CPU_WHOLE:

@@ -1,10 +1,10 @@
 """WRCAN on a whole image, computed strip by strip: the same result in bounded memory, with strips that fit the cache.
 
-Channel attention pools over the whole image, so the network on a tile computes another function. Here each block makes
-one pass over the whole map: it computes its branch strip by strip and sums it for the mean. The next pass adds the
-branch, scaled by the attention, to the features just before it reads them, while they are in the cache. Encoder and
-decoder are local: rows flow through them and are not kept; the encoder runs a second time beside the decoder. So only
-three maps of 4F channels at a sixteenth of the pixels are held for the whole image.
+Channel attention pools over the whole image, so on a tile the network computes another function. Here each block makes
+one pass over the whole map: it computes its branch strip by strip and sums it for the mean. The next pass scales that
+branch by the attention and adds it to the features just before it reads them, while they are in the cache. Encoder and
+decoder are local: rows flow through them and are not kept, and the encoder runs a second time beside the decoder. So
+only three maps are held for the whole image, of 4F channels at a sixteenth of the pixels.
 
 A convolution sees zeros only beyond the image's own edges. Everywhere else a strip reads its neighbours' rows, so
 strips do not overlap.
@@ -62,14 +62,14 @@ class Flow:
         self.top, self.stop, self.done = -conv.rate, 0, 0  # done: output rows returned so far
 
     def space_for(self, count: int) -> Tensor:
-        """Where to write the next `count` input rows: a view, (1, C, count, W)."""
+        """A view, (1, C, count, W), to write the next `count` input rows into."""
         rate = self.conv.rate
         top, _ = self.conv.input_rows_for((self.done, self.done))
         still_needed = self.buffer[:, :, top - self.top : self.stop - self.top]
         kept, stop = still_needed.shape[2], self.stop + count
         beyond = rate if stop == self.height else 0  # rows of zeros below the map
         if kept + count + beyond > self.buffer.shape[2]:
-            most_kept = max(kept, 2 * rate)  # in later calls
+            most_kept = max(kept, 2 * rate)  # in this and later calls
             self.buffer = empty_map(self.buffer.shape[1], most_kept + count + rate, self.width, like=self.buffer)
         else:
             still_needed = still_needed.clone()  # it may overlap its destination
@@ -123,7 +123,7 @@ class Queue:
 
 
 class Encoded(NamedTuple):
-    """The next rows of each map, which the encoder returns for some more rows of the image."""
+    """What the encoder returns for some more rows of the image: the next rows of each map."""
 
     skip0: Tensor  # (1, F, rows, W)
     skip1: Tensor  # (1, 2F, rows, W/2)
@@ -156,7 +156,7 @@ class Decoding:
     def __init__(
         self, network: WRCAN, size: tuple[int, int], dtype: torch.dtype, features: Tensor, end_rows: int
     ) -> None:
-        """`end_rows`: maximum of image rows per call, and of rows per step of the tail."""
+        """`end_rows`: the most image rows in a call, and the most rows in a step of the tail."""
         outer, inner = network.decoders
         assert isinstance(outer, Decoder) and isinstance(inner, Decoder)  # a ModuleList loses their type
         self.features = features  # (1, 4F, H/4, W/4), the groups' output
@@ -182,7 +182,7 @@ class Decoding:
             self.done += count
         decoded1 = _decode(self.up1.next_rows(), self.skip1, self.conv1)
         decoded0 = _decode(self.up0(decoded1), self.skip0, self.conv0)
-        restored = [self.tail.next_rows()]  # no rows: torch.cat needs a tensor if no rows follow
+        restored = [self.tail.next_rows()]  # no rows yet, but torch.cat needs a tensor if none follow
         # The last strip makes many rows computable at once; in steps they take less memory.
         for start, stop in spans(decoded0.shape[2], self.end_rows):
             shallow = self.head.next_rows(at_most=stop - start)
@@ -231,7 +231,8 @@ class Workspace:
             side.zero_()
         self.branch = torch.empty_like(entry)
         widest = max(conv.in_channels for conv in network.groups.modules() if isinstance(conv, nn.Conv2d))
-        self.fuse_input = empty_map(widest, min(rows, height) + 3, width, like=entry)  # 2 of the last strip, 1 of zeros
+        # 3 more rows: 2 of the last strip, 1 of zeros.
+        self.fuse_input = empty_map(widest, min(rows, height) + 3, width, like=entry)
 
     def convolution(self, conv: nn.Module) -> Convolution:
         """`conv` for use on `padded_features`, the features with their margins."""
@@ -239,7 +240,7 @@ class Workspace:
 
 
 def run_branch(block: ResidualBlock, maps: Workspace, update: Update, rows: int, progress: Progress) -> Tensor:
-    """Compute the block's branch of the features, in strips, into maps.branch; return its sum (1, C, 1, 1) in float32.
+    """Compute the block's branch, strip by strip, into maps.branch; return its sum (1, C, 1, 1) in float32.
 
     A row of maps.branch is written only after `update` has passed it: the update may still read the old row.
     """
@@ -279,13 +280,13 @@ class WindowMeans:
         self.top = 0
         first = self.values[: self.rows].split(4)  # in parts: a sum in another type copies its input
         nothing = self.values.new_zeros((), dtype=torch.float32)
-        self.sums = sum((rows.sum(0, dtype=torch.float32) for rows in first), nothing)  # (W, C), of the window
+        self.sums = sum((rows.sum(0, dtype=torch.float32) for rows in first), nothing)  # (W, C), of the window's rows
 
     def __call__(self, span: Span) -> Tensor:
         """The means for rows `span`, (1, C, rows, W - window + 1): one for each place of the window along a row."""
         above, lowest = (self.rows - 1) // 2, self.values.shape[0] - self.rows
         tops = torch.arange(*span, device=self.values.device).sub_(above).clamp_(0, lowest)
-        moves = min(max(0, span[1] - 1 - above), lowest) - self.top  # to the last of them; no wait for a GPU
+        moves = min(max(0, span[1] - 1 - above), lowest) - self.top  # to the last of `tops`, without waiting for a GPU
         entering = self.values[self.top + self.rows : self.top + self.rows + moves]
         leaving = self.values[self.top : self.top + moves]
         sums = torch.cat([self.sums[None], entering.float() - leaving]).cumsum_(0)  # (moves + 1, W, C)
@@ -295,7 +296,7 @@ class WindowMeans:
         return means.permute(2, 0, 1)[None]
 
     def places(self) -> Tensor:
-        """The place of the window, its first column, for each column of the map, (W,)."""
+        """The window's place (its first column) for each column of the map, (W,)."""
         width = self.values.shape[1]
         centred = torch.arange(width, device=self.values.device) - (self.columns - 1) // 2
         return centred.clamp_(0, width - self.columns)
@@ -380,7 +381,7 @@ def restore_in_strips(
     dtype: torch.dtype = torch.float32,
     tell: Callable[[float], None] = lambda share: None,
 ) -> None:
-    """Restore one image.
+    """Restore one image, strip by strip.
 
     Args:
         network: a WRCAN that `is_as_built`, with float32 weights, on the device to run on; not under autocast.
@@ -389,7 +390,7 @@ def restore_in_strips(
         size: the image's height and width.
         rows: the strips' height, in rows of the features at a quarter of the size. It affects only time and memory.
         window: side, in positions of the features, of the window that the attention pools over; None: the whole image.
-        dtype: type of the computation, except for head and tail, through which the image bypasses the network: fp32.
+        dtype: type of the computation. Head and tail, through which the image bypasses the rest, compute in float32.
         tell: called after each strip with the share of the work that is done, up to 1.
     """
     height, width = size

@@ -16,7 +16,7 @@ from .errors import InputError
 ATROUS_RATES = (1, 2, 3, 4)
 ATTENTION_REDUCTION = 16
 SIZE_MULTIPLE = 4  # two halvings in the encoder
-DETAIL_GAIN = 5.0  # of the head's filters that `start_from_image` draws: they see variation, not brightness
+DETAIL_GAIN = 5.0  # scales the head's filters that `start_from_image` draws: they see variation, not brightness
 HEADROOM = 0.1  # bias by which `start_from_image` lets negative values pass the last ReLU
 
 
@@ -34,12 +34,12 @@ class ChannelAttention(nn.Module):
         self.excite = nn.Conv2d(channels // ATTENTION_REDUCTION, channels, 1)
 
     def weights(self, means: Tensor) -> Tensor:
-        """Attention weights of the channels' means, of the same shape: (B, C, 1, 1), or (B, C, H, W) of windows."""
+        """Attention weights for the channels' means, in the same shape: (B, C, 1, 1), or (B, C, H, W) for windows."""
         return torch.sigmoid(self.excite(F.relu(self.squeeze(means))))
 
     def forward(self, features: Tensor) -> Tensor:
-        # A sum over channels-last data: in fp32 and bf16 its gradient is a view. A mean's gradient is a map in another
-        # memory layout, and adding that to the features' own gradient took a tenth of a block's step.
+        # Sum over channels-last data: in fp32 and bf16 the sum's gradient is a view. The gradient of a mean is a map in
+        # another memory layout; adding it to the features' own gradient took a tenth of a block's step.
         summed_in = torch.float32 if features.dtype == torch.float16 else None  # the sum may exceed fp16's range
         sums = features.permute(0, 2, 3, 1).sum((1, 2), dtype=summed_in)  # (B, C)
         means = (sums / (features.shape[2] * features.shape[3])).to(features.dtype)
@@ -156,8 +156,8 @@ class WRCAN(nn.Module):
     Args:
         num_in_ch, num_out_ch: image channels.
         num_feat: F, the features at full resolution; a multiple of 4.
-        num_group, num_block: residual groups, and blocks in each. The full network is 64, 4 and 16: 156,974,339
-            parameters.
+        num_group, num_block: residual groups, and blocks in each. With num_feat 64, num_group 4 and num_block 16 it is
+            the full network of 156,974,339 parameters.
         block: 'wrca' (WRCAN), 'wr' (WRN), 'rca' or 'res' (Table 1).
     """
 
@@ -232,7 +232,7 @@ class WRCAN(nn.Module):
         skip0, down0 = self.encoders[0](shallow)  # (B, F, H, W), (B, F, H/2, W/2)
         skip1, down1 = self.encoders[1](down0)  # (B, 2F, H/2, W/2), (B, 2F, H/4, W/4)
         expanded = self.expand(down1)  # (B, 4F, H/4, W/4)
-        # Split, not sliced: gradients of slices would not be channels last.
+        # Split instead of sliced: the gradients of slices would not be channels last.
         blurred, jpeg_sharp = expanded.split([batch, images.shape[0] - batch])
         deep = blurred + self.body_conv(self.groups(blurred))  # f_NLT, Eq. 4
         if jpeg_sharp.shape[0]:  # len() would be a constant in a trace
@@ -251,11 +251,11 @@ class WRCAN(nn.Module):
 
 
 def draw_evenly(network: WRCAN) -> None:
-    """Draw all weights anew with variance 1 / fan-in and zero biases, so that signals keep their magnitude.
+    """Draw all weights anew with variance 1 / fan-in, and zero the biases, so that signals keep their magnitude.
 
-    (LeCun et al., "Efficient BackProp", 1998.) PyTorch's default has a third of that variance: the variation over the
-    image is then 20 times smaller after the encoder than before it and five times smaller than the biases, and the
-    groups need long training to pick it up.
+    See LeCun et al., "Efficient BackProp", 1998. PyTorch's default has a third of that variance: after the encoder, the
+    variation over the image is then 20 times smaller than before it and five times smaller than the biases. The groups
+    need long training to pick it up.
     """
     blocks = []
     for module in network.modules():
@@ -275,9 +275,9 @@ def start_from_image(network: WRCAN) -> None:
 
     The paper's network has no skip from image to image, and trains long enough to learn one. Here the head copies the
     image into its first channels, the last decoder adds nothing to them, and the tail reads only them. All other
-    weights come from `draw_evenly`; the head's other filters each sum to zero per input channel, as brightness, common
-    to the whole image, would drown its edges. After one step each weight has a gradient: the last decoder's ReLU passes
-    HEADROOM in the image's channels, which the tail's bias subtracts again.
+    weights come from `draw_evenly`. The head's other filters each sum to zero per input channel: brightness, common to
+    the whole image, would drown its edges. The last decoder's bias raises the image's channels by HEADROOM, and the
+    tail's bias subtracts it: so the ReLU between them passes gradients, and each weight has one after one step.
     """
     channels = network.head.in_channels
     if not channels == network.tail.out_channels <= network.head.out_channels:

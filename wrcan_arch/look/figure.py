@@ -1,4 +1,4 @@
-"""Make the paper's Fig. 4 from any finished tests: a row for each crop; columns: input, each method, sharp."""
+"""Make the paper's Fig. 4 from any finished tests: a row for each crop, columns for input, each method and sharp."""
 
 import html
 import re
@@ -49,7 +49,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Cell:
-    """A crop, uint8 (h, w, 3), BGR; `psnr` is that of the whole image, None for the sharp image or without one."""
+    """A crop, uint8 (h, w, 3), BGR. `psnr` is the whole image's, None for the sharp image or if there is none."""
 
     title: str
     crop: np.ndarray
@@ -94,7 +94,7 @@ def _keys(dataset: Any) -> list[str]:
     """The keys of a data set's images, in its order."""
     if isinstance(dataset, JPEGDeblurDataset):
         return [frame['key'] for frame in dataset.frames]
-    return [key_of(item, dataset.opt) for item in dataset]  # other classes tell it only by decoding the images
+    return [key_of(item, dataset.opt) for item in dataset]  # other classes give keys only with the decoded images
 
 
 def _most_different(dataset: TestSet, keys: Sequence[str], methods: Sequence[Method]) -> list[str]:
@@ -154,7 +154,7 @@ def read_rows(results: Sequence[Path], crops: Sequence[str]) -> list[FigureRow]:
         crops = paper if len(paper) == len(PAPER_FRAMES) else _most_different(dataset, list(places), methods)
     rows = []
     for crop in crops:
-        frame, corner = (crop, None) if key_of_frame(crop) in places else _parse(crop)  # a name may end as a place does
+        frame, corner = (crop, None) if key_of_frame(crop) in places else _parse(crop)  # a name may end like :TOP,LEFT
         if key_of_frame(frame) not in places:
             known = frame_of_key(next(iter(places)))
             raise InputError(

@@ -18,8 +18,11 @@ from ..train.options import kind_of_phase
 class TestResult:
     """The result of one test on one data set.
 
-    `weights` is the SHA-256 of the weight file, None for a test without one; `key` names the set in it that was asked
-    for; `weights_path` is where it lay, `training` and `iteration` what it is from, None if it does not say so.
+    Attributes:
+        weights: SHA-256 of the weight file; None for a test without one.
+        key: the set of weights in the file that was asked for.
+        weights_path: where the file lay.
+        training, iteration: what the weights are from; None if the file does not say.
     """
 
     metrics: dict[str, float]
@@ -84,7 +87,7 @@ def read_result(path: Path) -> TestResult:
             network=dict(result['network_g']),
             metric_options=dict(result.get('metric_options') or {}),  # earlier versions wrote none
             weights=None if weights is None else str(weights['sha256']),
-            key=origin.get('key'),  # nor a key, nor what the weights are from
+            key=origin.get('key'),  # earlier versions wrote neither this nor what the weights are from
             weights_path=origin.get('path'),
             training=origin.get('training'),
             iteration=origin.get('iteration'),

@@ -27,7 +27,7 @@ from .finished import TestResult, check_sizes, open_test_set, read_restored, rea
 from .page import check_page_name, page, picture, rounded
 
 CROPS_PER_PICTURE = 2
-MAX_PICTURES = 60  # pictures on a page at most; of more, some at equal distances
+MAX_PICTURES = 60  # images on a page at most; of more, some at equal distances
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Curves:
     """The curves in a training's logs: points (iteration, value) by loss and by validation metric."""
 
     losses: dict[str, list[tuple[int, float]]]
-    metrics: dict[str, list[tuple[int, float]]]  # PSNR, or of several sets PSNR (NAME)
+    metrics: dict[str, list[tuple[int, float]]]  # PSNR, or PSNR (NAME) if there are several sets
 
 
 def read_images(opt: Mapping[str, Any], phase: str, dataset: Sequence[Mapping[str, Any]]) -> Iterator[TestImage]:
@@ -105,7 +105,7 @@ def read_curves(experiment: Path) -> Curves:
         elif match := re.search(r'Validated (.+) at iteration (\d+)', line):
             sets.add(match[1])
             place, iteration = match[1], int(match[2])
-        elif match := re.search(r' INFO: Validation (.+)', line):  # all that the toolbox's own models log before scores
+        elif match := re.search(r' INFO: Validation (.+)', line):  # the toolbox's own models log no more before scores
             sets.add(match[1])
             place = match[1]
         elif match := re.match(r'\s+# (.+?): (\S+)\s+Best: ', line):

@@ -134,7 +134,7 @@ def _line(table: Table, row: Row, folder: Path) -> Line:
 def _differences(row: Row, found: TestResult) -> str:
     """How the result's measurement differs from the row's; '' if the two can be compared."""
     network = {**WRCAN, **found.network}  # with WRCAN's defaults
-    protocol = 'input' if found.protocol.startswith('input') else found.protocol  # whatever the type
+    protocol = 'input' if found.protocol.startswith('input') else found.protocol  # whatever precision follows
     here = {'protocol': protocol, 'images': found.images, **{name: network[name] for name in row.network}}
     paper = {'protocol': row.protocol, 'images': FRAMES, **row.network}
     for metric in row.paper:

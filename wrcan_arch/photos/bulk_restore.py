@@ -79,8 +79,8 @@ class Work:
     job: Job
     photo: Photo = field(init=False)
     restored: Photo = field(init=False)
-    restored_before: bool = False  # then it is only compared
-    has_result: bool = False  # and that it is compared may fail still
+    restored_before: bool = False  # by an earlier run: it is only compared
+    has_result: bool = False  # the comparison may still fail
     warnings: list[str] = field(default_factory=list)
     failure: str | None = None
 
@@ -183,7 +183,7 @@ def _attempt(step: Callable[[Work], None], work: Work) -> Work:
 
 
 def in_thread(function: Callable[[T], R], items: Iterable[T]) -> Generator[R, None, None]:
-    """`map`, one item ahead: a thread runs `function` while the previous result is used and the next item is made."""
+    """Like `map`, one item ahead: a thread runs `function` while the last result is used and the next item is made."""
     with ThreadPoolExecutor(1) as pool:
         running: Future[R] | None = None
         for item in items:
@@ -204,7 +204,7 @@ def restore_photos(
 
     Returns the summary of all processes in the first process, None in the others.
     """
-    # Raises here, once, if the request does not suit the network.
+    # Raises here, once for all photographs, if the request does not suit the network.
     window_of(network, options.request.mode, options.request.patch_size)
     config = getattr(network, 'config', {})
     taken, made = (config.get(name, 3) for name in ('num_in_ch', 'num_out_ch'))
@@ -215,7 +215,7 @@ def restore_photos(
         for folder in filter(None, (options.compare, options.out)):
             check_writable(folder)
     team = team or Team()
-    # The largest first, or one process could begin it when the others are done.
+    # The largest first: else one process might begin it when the others are done.
     in_turn = sorted(jobs, key=_size, reverse=True) if team.size > 1 else jobs
     bar = _progress_bar(team, to_do)  # before another process has counted any work
     team.agree_on(in_turn)
@@ -246,7 +246,7 @@ def restore_photos(
                 summary.add(outcome)
                 tally.finish()
             messages = team.gather(summary.to_json(), waiting=lambda: bar.update(team.done() - bar.n))
-    except BaseException:  # stopped: what was made is shown, and the next run takes no picture for a photograph
+    except BaseException:  # stopped: the page shows what was made, and the next run takes no picture for a photograph
         if options.compare is not None and team.rank == 0:
             with suppress(InputError):
                 write_page(options.compare, (job.source for job in jobs))

@@ -51,8 +51,8 @@ HEAD = """<!doctype html>
 <h1>Blurred and restored</h1>
 <p>Drag over a picture, or choose it with Tab and use the arrow keys. Each picture's file holds both halves.</p>
 """
-# At 2:1, or less where there is no room, and no higher than a window. Its size is known before the picture is there:
-# else all of them would be fetched at once, and the page move under the reader.
+# Shown at 2:1, or smaller where there is no room, and no higher than the window. The size is given before a picture is
+# there: else the browser would fetch all pictures at once, and the page would move under the reader.
 FIGURE = """<figure>
   <div class="pair" style="width: {wide}px; max-width: min(100%, 90vh * {width} / {height});
     aspect-ratio: {width} / {height}">
@@ -92,7 +92,7 @@ def has_page(folder: Path) -> bool:
 
 
 def pictures_on_page(folder: Path) -> set[Path]:
-    """The pictures that the folder's page shows or knows; empty without a page that `write_page` wrote."""
+    """The pictures that the folder's page shows or has hidden links to; none without a page that `write_page` wrote."""
     if not has_page(folder):
         return set()
     links = re.findall(rb'<a (?:hidden )?href="([^"]+)">', (folder / PAGE).read_bytes())
@@ -131,9 +131,9 @@ def _in_8_bits(pixels: np.ndarray) -> np.ndarray:
 
 
 def write_page(folder: Path, sources: Iterable[str]) -> None:
-    """Write the page that shows the pictures that `write_side_by_side` made of these photographs.
+    """Write the page of the pictures that `write_side_by_side` made of these photographs.
 
-    Those of an earlier page stay known: they are no photographs.
+    Pictures of an earlier page keep a hidden link, so that a later run does not take them for photographs.
     """
     page, earlier = folder / PAGE, pictures_on_page(folder)
     with disk_errors_as_input_errors(page), written_whole(page) as file:

@@ -5,10 +5,10 @@ from itertools import pairwise
 import numpy as np
 
 BLOCK = 64  # pixels, side of a block
-# Between 60 sharp photographs and their blurred JPEGs (paths of 5 to 40 pixels), at most a tenth of the blocks' means
-# differed by more than 15.4 levels; between photographs and the results of random networks, by 20 to 202.
+# The difference that a tenth of the blocks' means exceed: at most 15.4 levels between 60 sharp photographs and their
+# blurred JPEGs (paths of 5 to 40 pixels), 20 to 202 between photographs and the results of random networks.
 DRIFT = 16  # 8-bit levels
-DRIFTING_SHARE = 0.1  # of the blocks that may differ by more
+DRIFTING_SHARE = 0.1  # of the blocks: so many may differ by more
 
 
 def blend(original: np.ndarray, restored: np.ndarray, strength: float) -> np.ndarray:
@@ -21,7 +21,7 @@ def blend(original: np.ndarray, restored: np.ndarray, strength: float) -> np.nda
 
 
 def block_means(image: np.ndarray) -> np.ndarray:
-    """Means over blocks, in 8-bit levels: (H, W, 3) to (max(1, H // 64), ..., 3), so of 64 to 127 pixels a side."""
+    """Means over blocks of 64 to 127 pixels a side, in 8-bit levels: (H, W, 3) to (max(1, H // 64), ..., 3)."""
     rows, columns = (_edges(size) for size in image.shape[:2])
     sums = [
         np.add.reduceat(image[top:bottom].sum(axis=0, dtype=np.int64), columns[:-1])  # (W // 64, 3)
@@ -38,5 +38,5 @@ def _edges(size: int) -> np.ndarray:
 
 
 def colours_drift(original: np.ndarray, restored: np.ndarray) -> bool:
-    """Whether the local means of result and photograph differ: deblurring moves light over edges, not over blocks."""
+    """Whether local means of result and photograph differ. Deblurring moves light across edges, not across blocks."""
     return bool(np.quantile(np.abs(block_means(original) - block_means(restored)), 1 - DRIFTING_SHARE) > DRIFT)

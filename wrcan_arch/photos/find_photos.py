@@ -20,7 +20,7 @@ RESTORED = '_restored'  # ends the stem of a result that lies beside its photogr
 
 @dataclass
 class Finder:
-    """Finds photographs, but none that an earlier run made.
+    """Finds photographs, without the results and pictures of earlier runs.
 
     Args:
         out: the folder of the results; None: they lie beside the photographs, as NAME_restored.EXT.
@@ -89,9 +89,9 @@ class Finder:
             yield from (here / name for name in names if name.lower().endswith(PHOTO_ENDINGS))
 
     def _photos_like(self, pattern: Path, top: Path) -> Iterator[Path]:
-        """Yield the photographs that match a pattern, by their endings, and those in matching folders, sorted.
+        """Yield the photographs, known by their endings, that match a pattern or lie in a matching folder, sorted.
 
-        `top` is a folder that the pattern begins with. If it lies in a folder to avoid, that one excludes nothing.
+        `top` is the folder that the pattern begins with. A folder to avoid that holds it excludes nothing.
         """
         avoid = {folder for folder in self._avoid if real(top) in folder.parents}
         for path in sorted(set(self._expanded(top, pattern.relative_to(top).parts)), key=str):
@@ -104,9 +104,9 @@ class Finder:
                 yield path
 
     def _expanded(self, folder: Path, parts: tuple[str, ...]) -> Iterator[Path]:
-        """Yield what matches a pattern, given in parts, below a folder; unlike `glob`, without following cyclic links.
+        """Yield what matches a pattern, given in parts, below a folder. Unlike `glob`, do not follow cyclic links.
 
-        `*` matches nothing hidden; `**` matches the folder and all folders below, as the last part the files in them.
+        `*` matches nothing hidden. `**` matches the folder and all folders below, or, as the last part, their files.
         """
         if not parts:
             yield folder

@@ -1,4 +1,4 @@
-"""Read from a file's first bytes its format, and what libvips does not report."""
+"""Tell from a file's first bytes its format, and what libvips does not report."""
 
 import re
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ def format_of_content(head: bytes) -> str | None:
     if head[4:8] == b'ftyp':
         brands = head[8 : int.from_bytes(head[:4], 'big')]
         own, others = brands[:4], [brands[start : start + 4] for start in range(8, len(brands), 4)]
-        general = own in (b'mif1', b'msf1')  # HEIF image or sequence; the other brands say of which codec
+        general = own in (b'mif1', b'msf1')  # HEIF image or sequence; the other brands name the codec
         if own in AVIF_BRANDS or (general and not AVIF_BRANDS.isdisjoint(others)):
             return 'avif'
         return 'heic' if general or own in HEIC_BRANDS else None  # else a film, or a camera's raw file
@@ -28,9 +28,9 @@ def format_of_content(head: bytes) -> str | None:
 
 
 def declares_non_srgb(start: bytes, format: str, chunks: Mapping[bytes, bytes], has_profile: bool) -> bool:
-    """Whether a file that begins with `start` says, in numbers that count beside its profile, that it is not sRGB.
+    """Whether a file that begins with `start` says by numbers, not by its profile, that it is not sRGB.
 
-    `chunks`: those of a PNG file before its pixels, by chunk name.
+    `chunks`: those before the pixels of a PNG file, by chunk name.
     """
     if b'cICP' in chunks:  # takes precedence over a profile
         return _are_not_srgb(chunks[b'cICP'][:2])

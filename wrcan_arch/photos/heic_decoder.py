@@ -1,4 +1,4 @@
-"""Decode a HEIC file, in a process of its own: a damaged one can crash the library, and the others must go on.
+"""Decode a HEIC file in a process of its own: a damaged file can crash the library, and the run must go on.
 
 The file comes on standard input; the only argument is the maximum number of pixels. Standard output is a line of JSON,
 then the bytes that it describes: the metadata, by libvips's names, and the samples.
@@ -15,7 +15,7 @@ NAMES = {'exif-data': 'exif', 'xmp-data': 'xmp', 'icc-profile-data': 'icc_profil
 
 
 def decode(file: BinaryIO, max_pixels: int) -> tuple[dict, list[bytes]]:
-    """The description of a photograph, and the bytes of its metadata and samples; no bytes if beyond `max_pixels`."""
+    """A photograph's description, and the bytes of its metadata and samples; no bytes if it exceeds `max_pixels`."""
     opened = pi_heif.open_heif(file, convert_hdr_to_8bit=False)
     width, height = opened.size
     told: dict[str, Any] = {'size': (width, height), 'pictures': len(opened)}

@@ -36,11 +36,11 @@ class Photo:
     texts: bytes = b''  # a PNG file's text chunks, one after the other
     pixels_per_mm: tuple[float, float] = NO_RESOLUTION
     permissions: int = 0o666  # read and write bits of the file, for the result too
-    group: int | None = None  # the file's, by number, which its permissions are about
+    group: int | None = None  # number of the file's group, to which its permissions apply
     jpeg_quality: int | None = None  # estimated, of a JPEG file
     lossless_webp: bool = False
-    declares_non_srgb: bool = False  # the file marks them as other than sRGB, in a way that no result can
-    not_read: tuple[str, ...] = ()  # warnings of what else is in the file
+    declares_non_srgb: bool = False  # the file marks its colours as other than sRGB, in a way that no result can
+    not_read: tuple[str, ...] = ()  # warnings about what else is in the file
 
 
 def format_of_name(path: Path) -> str | None:

@@ -38,9 +38,9 @@ def plan(
         entries: files, folders with all that is below them, and patterns (`'holiday/**/*.jpg'`). What is named
             twice is restored once.
         listed: paths of more photographs; whether they exist is not checked here.
-        out: the folder of the results, OUT/NAME.EXT. Subfolders of a folder, or of a pattern's part without wildcards,
-            are kept below it, as is the whole path of a listed photograph. None: beside the photograph, as
-            NAME_restored.EXT.
+        out: the folder of the results, OUT/NAME.EXT. It keeps the subfolders of a folder, or of the beginning of a
+            pattern before any wildcard, and the whole path of a listed photograph. None: each result lies beside its
+            photograph, as NAME_restored.EXT.
         compare: a folder for pictures of before and after. Files in it and in `out` are not taken for photographs.
         format: of the results, a name or an ending; None for the photograph's own if it can be written, else PNG.
         skip_existing: existing results are kept; those among `entries` (a shell's *.jpg finds them) are skipped.
@@ -102,7 +102,7 @@ def _result_ending(source: Path, format: str | None) -> str:
 
 
 def _overwritten_photographs(made: Iterable[tuple[str, str]], folder: Path, what: str, hint: str) -> Iterator[str]:
-    """Yield a line for each target that exists and may be a photograph itself, as its `folder` holds the source too."""
+    """Yield a line for each target that exists and may be a photograph, since its `folder` holds the source too."""
     own, real_of = real(folder), cache(real)
     for source, target in made:
         if os.path.lexists(target):

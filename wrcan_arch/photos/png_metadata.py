@@ -23,9 +23,12 @@ END = struct.pack('>I4sI', 0, b'IEND', zlib.crc32(b'IEND'))
 class PngMetadata(NamedTuple):
     """What libvips does not read of a PNG file.
 
-    `marks` has the chunks before the pixels that say how they are shown, by chunk name. `behind` is metadata after the
-    pixels and `in_texts` that in texts, by libvips's names; `texts` are all other texts, as chunks in a row. The
-    orientation of EXIF in a text is outdated: programs that write it turn the pixels.
+    Attributes:
+        marks: chunks before the pixels that say how to show them, by chunk name.
+        behind: metadata after the pixels, by libvips's names.
+        in_texts: metadata in texts, by libvips's names. The orientation of its EXIF is outdated: programs that write it
+            turn the pixels.
+        texts: all other texts, as chunks in a row.
     """
 
     marks: dict[bytes, bytes]
@@ -54,7 +57,7 @@ def read_metadata(file: BinaryIO) -> PngMetadata:
                 marks[name] = body
         elif name == b'eXIf':
             if is_behind and body:
-                metadata['exif-data'] = EXIF_HEAD + body.removeprefix(EXIF_HEAD)  # some encoders write it too
+                metadata['exif-data'] = EXIF_HEAD + body.removeprefix(EXIF_HEAD)  # some encoders write the head too
         elif keyword == XMP:
             if is_behind and name == b'iTXt' and (text := _text_of_itxt(rest)):
                 metadata['xmp-data'] = text
@@ -93,7 +96,7 @@ def _check(name: bytes, body: bytes) -> bytes:
 
 
 def _in_raw_profile(keyword: bytes, text: bytes) -> dict[str, bytes]:
-    """The metadata in a text of a name, a length and hexadecimal digits, a line each or more; none if it is damaged."""
+    """The metadata in a text that has a name, a length and hexadecimal digits on separate lines; none if damaged."""
     name = RAW_NAMES.get(keyword.removeprefix(RAW_PROFILE).lower())
     try:
         content = bytes.fromhex(b''.join(text.split(b'\n', 3)[3:]).decode('ascii'))

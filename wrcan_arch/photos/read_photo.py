@@ -47,7 +47,7 @@ from .tiff_exif import (
 from .vips import KEPT, clear_messages, reason_of, to_srgb, vips_image, vips_lacks_memory
 
 MAX_PIXELS = 200_000_000
-DESCRIPTION = 1 << 16  # bytes of a file's start to search, besides as many as its metadata takes
+DESCRIPTION = 1 << 16  # bytes of a file's start to search, in addition to the length of its metadata
 APP2, COMMENT = 0xE2, 0xFE  # markers of a JPEG's segments
 
 HEIC_DECODER = Path(__file__).with_name('heic_decoder.py')
@@ -95,7 +95,7 @@ def _open_bmp(file: BinaryIO, max_pixels: int) -> pyvips.Image:
         samples = np.asarray(opened.convert('L' if grey else 'RGBA' if opened.has_transparency_data else 'RGB'))
         image = vips_image(np.atleast_3d(samples), 'b-w' if grey else 'srgb')
         across, down = opened.info.get('dpi', (0, 0))
-        said = 0 < min(across, down) <= max(across, down) < 1_000_000  # more is damage, at which libvips warns
+        said = 0 < min(across, down) <= max(across, down) < 1_000_000  # more is damage, about which libvips warns
         return image.copy(xres=across / 25.4, yres=down / 25.4) if said else image
 
 
@@ -144,7 +144,7 @@ def _scaled_down(image: pyvips.Image, largest: int) -> pyvips.Image:
         return image
     across, down = (max(1, round(side * largest / longer)) / side for side in (image.width, image.height))
     white = {'max_alpha': 65535 if image.format == 'ushort' else 255}
-    # Transparent pixels have colours too, which nobody is to see. In floats: libvips's integers make white darker.
+    # Premultiplied, so that colours of transparent pixels stay unseen. In floats: libvips's integers make white darker.
     light = image.premultiply(**white) if image.hasalpha() else image.cast('float')
     scaled = light.resize(across, vscale=down)
     return (scaled.unpremultiply(**white) if image.hasalpha() else scaled).rint().cast(image.format)
@@ -220,9 +220,9 @@ def _read_metadata(file: BinaryIO, format: str, image: pyvips.Image) -> FileMeta
 
 
 def _also_in_file(file: BinaryIO, format: str, is_animated: bool, image: pyvips.Image) -> Iterator[str]:
-    """Yield warnings of further pictures and of a JPEG's comment."""
+    """Yield warnings about further pictures and a JPEG's comment."""
     parts = [*segments(file)] if format == 'jpeg' else []
-    # Further JPEGs behind the first: cameras' for 3D, phones' for an HDR gain map (CIPA DC-007, 5.1).
+    # MPF lists further JPEGs behind the first: a camera's for 3D, a phone's HDR gain map (CIPA DC-007, 5.1).
     of_several = any(marker == APP2 and body.startswith(b'MPF\0') for marker, body in parts)
     if of_several or is_animated or _field(image, 'n-pages', 1) > 1:
         yield 'the file holds several pictures; the first was restored'
@@ -286,7 +286,7 @@ def _read(file: BinaryIO, max_pixels: int, largest: int | None) -> Photo:
 def read_photo(path: Path | str, *, max_pixels: int = MAX_PIXELS, largest: int | None = None) -> Photo:
     """Read a photograph of 8 to 16 bits: grey, palette, RGB or CMYK, with or without transparency.
 
-    It is scaled down to `largest` pixels on its longer side, if that is given and it is larger.
+    If `largest` is given, a photograph whose longer side has more pixels is scaled down to so many.
 
     InputError, naming the file, if it cannot be read whole or has more than `max_pixels` pixels. MemoryError if there
     is not enough memory.

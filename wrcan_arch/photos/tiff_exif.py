@@ -1,4 +1,4 @@
-"""Read and write EXIF in TIFF files, where it is no block but entries among the image's own; drop its thumbnail.
+"""Read and write EXIF in TIFF files, where its tags stand among the image's own; drop its thumbnail.
 
 libvips 8.18 neither reads nor writes EXIF in TIFF, and writes only a quarter of IPTC.
 
@@ -100,7 +100,7 @@ def has_captions(iptc: bytes) -> bool:
 
 
 def in_order(captions: bytes) -> bytes:
-    """Undo what libtiff does to captions that stand alone, as 32-bit numbers, in a big-endian file: it swaps each."""
+    """Undo libtiff's swap of bytes in captions that stand alone, as 32-bit numbers, in a big-endian file."""
     if captions[3:4] != CAPTION or captions[:1] == CAPTION:
         return captions
     return b''.join(captions[at : at + 4][::-1] for at in range(0, len(captions), 4))
@@ -114,7 +114,10 @@ def as_jpeg_has_it(iptc: bytes) -> bytes:
 
 
 def resources_without_thumbnail(iptc: bytes) -> bytes:
-    """Remove the thumbnails, which show the unrestored photograph, from Photoshop's resources; keep captions alone."""
+    """Remove the thumbnails, which show the unrestored photograph, from Photoshop's resources.
+
+    Captions that stand alone are returned as they are.
+    """
     if not iptc.startswith(PHOTOSHOP_HEAD):
         return iptc
     kept, at = PHOTOSHOP_HEAD, len(PHOTOSHOP_HEAD)
@@ -179,7 +182,7 @@ def _read_directory(file: BinaryIO, at: int, order: str) -> Directory:
     count = _number(file.read(2), order)
     rows = file.read(12 * count)
     directory: Directory = {}
-    left = end  # bytes of values to read: more than the file has would be a bomb that repeats one value
+    left = end  # bytes of values that may be read: more than the file has is a bomb that repeats one value
     for start in range(0, len(rows) - 11, 12):
         tag, kind, items, place = struct.unpack(order + 'HHII', rows[start : start + 12])
         size = ITEM_SIZES.get(kind, 1)

@@ -1,4 +1,4 @@
-"""What reading and writing share of libvips: its error messages, images over NumPy's memory, CMYK to sRGB."""
+"""What reading and writing with libvips share: its error messages, images over NumPy's memory, CMYK to sRGB."""
 
 import errno
 from typing import Any
@@ -17,16 +17,16 @@ def _text_of_any_bytes(text: Any) -> str:
     return pyvips.ffi.string(text).decode(errors='replace')
 
 
-# libvips's messages may quote bytes of a damaged file that are not UTF-8. pyvips would raise on them, in this call and
-# in all that follow, because it clears a message only after it has decoded it; and print a traceback for a warning.
+# libvips's messages may quote bytes of a damaged file that are not UTF-8. For an error, pyvips would raise in this call
+# and in all that follow, since it clears a message only after decoding it; for a warning, it would print a traceback.
 pyvips.error._to_string = pyvips._to_string = _text_of_any_bytes
 
 
 def clear_messages() -> None:
     """Clear libvips's messages, so that those of an earlier file are not reported for this one.
 
-    They are the whole process's: call this in the thread that reads alone. A message of the thread that writes may be
-    lost all the same, so that nothing may depend on it.
+    All threads share them, so only the thread that reads calls this. Even so, a message of the thread that writes may
+    be lost: nothing may depend on it.
     """
     pyvips.vips_lib.vips_error_clear()
 
@@ -37,10 +37,10 @@ def vips_lacks_memory(error: Exception) -> bool:
 
 
 def reason_of(error: Exception) -> str:
-    """The last 3 lines of an error as one, at most 200 characters: libvips's first may be of earlier attempts.
+    """The last 3 lines of an error as one, at most 200 characters: libvips's first may be about earlier attempts.
 
-    One that is repeated is said once. pyvips's own, "unable to write to memory", is left out: it names the call and not
-    the reason.
+    A repeated line is given once. pyvips's own line, such as "unable to write to memory", is left out: it names the
+    call and not the reason.
     """
     lines = [line for line in map(str.strip, str(error).splitlines()) if line and not line.startswith('unable to ')]
     return ' '.join(' '.join(dict.fromkeys(lines[-3:])).split())[:200] or 'for an unknown reason'

@@ -18,13 +18,13 @@ from .vips import KEPT, reason_of, to_srgb, vips_image, vips_lacks_memory
 
 MAX_SIDE = {'jpeg': 65_500, 'webp': 16_383, 'avif': 16_384}  # pixels; a limit of the format or its encoder
 DEFAULT_QUALITY = 95
-# Q is the effort here: 75 takes four times as long for 7 % less. `exact` keeps the colours of transparent pixels.
+# Q is the effort here: 75 takes four times as long for files 7 % smaller. `exact` keeps transparent pixels' colours.
 LOSSLESS_WEBP = {'lossless': True, 'exact': True, 'Q': 20}
 
 # Maximum bytes; libvips leaves out what is longer.
 HELD_BY_JPEG = {'exif-data': 65_000, 'xmp-data': 59_999, 'iptc-data': 65_500}
 
-# What XMP promises of pieces that a result has not (their list stays): the map of an HDR screen, more XMP.
+# XMP that promises pieces which a result does not have (their list stays): the gain map for HDR screens, more XMP.
 PIECES = b'(hdrgm:Version|xmpNote:HasExtendedXMP)'
 PROMISES = re.compile(rb'\s*%b\s*=\s*("[^"]*"|\'[^\']*\')|<%b>[^<]*</\3>' % (PIECES, PIECES))
 
@@ -44,7 +44,7 @@ def check_fits(path: Path, photo: Photo) -> str:
 
 
 def loss_warnings(format: str, photo: Photo) -> list[str]:
-    """Warnings of what the photograph's file has that a result in this format will not have."""
+    """Warnings about what the photograph's file has and a result in this format will not have."""
     lost = list(photo.not_read)
     if photo.pixels.dtype == np.uint16 and format in ('jpeg', 'webp'):
         lost.append(f'it has more than the 8 bits of {format}; --format png keeps them')
@@ -63,7 +63,7 @@ def loss_warnings(format: str, photo: Photo) -> list[str]:
 
 
 def _to_cmyk(image: pyvips.Image, profile: bytes | None, depth: int) -> pyvips.Image:
-    """Convert sRGB to CMYK by the file's profile, or by libvips's own, not embedded, if that is missing or unfit."""
+    """Convert sRGB to CMYK by the file's profile; if missing or unfit, by libvips's own, which is not embedded."""
     independent = image.icc_import(input_profile='srgb').copy()
     if profile is not None and profile[16:20] == b'CMYK':  # its colour space (ICC.1, 7.2.6)
         independent.set_type(pyvips.GValue.blob_type, 'icc-profile-data', profile)
@@ -77,7 +77,7 @@ def _to_cmyk(image: pyvips.Image, profile: bytes | None, depth: int) -> pyvips.I
 
 
 def _changed_inks(inks: np.ndarray, image: pyvips.Image, profile: bytes | None) -> pyvips.Image:
-    """Apply the change from the file's pixels to `image`, in sRGB, to its own inks; unchanged pixels keep their inks.
+    """Apply the change between the file's pixels and `image`, both sRGB, to its inks; unchanged pixels keep theirs.
 
     A new separation would change all inks: a profile's two directions are not inverse, and how much of a grey is black
     ink was chosen when the file was made.
@@ -85,12 +85,12 @@ def _changed_inks(inks: np.ndarray, image: pyvips.Image, profile: bytes | None) 
     before, after = (_to_cmyk(each, profile, depth=8 * inks.itemsize) for each in (to_srgb(inks, profile), image))
     changed = after + (vips_image(inks, 'cmyk') - before)  # may lie below 0 or above the maximum
     black = changed[3]
-    lacking = (black < 0).ifthenelse(black, 0)  # beyond the black there is: less of the other inks
+    lacking = (black < 0).ifthenelse(black, 0)  # if there is too little black to remove: less of the other inks
     return (changed + lacking * [1, 1, 1, 0]).cast(after.format)  # clips
 
 
 def _image_of(photo: Photo, format: str) -> pyvips.Image:
-    """The image to write in a format: the file's kind of colours, transparency, metadata. Computed row by row."""
+    """The image to write in a format, with the file's kind of colours, transparency and metadata; computed by rows."""
     deep = photo.pixels.dtype == np.uint16
     image = vips_image(photo.pixels, 'rgb16' if deep else 'srgb')
     metadata = dict(photo.metadata)
@@ -120,14 +120,17 @@ def _image_of(photo: Photo, format: str) -> pyvips.Image:
 
 
 def _keep_to_group(file: BinaryIO, group: int) -> None:
-    """Give the file to the group if the group may do more with it than everybody; else nobody's group may."""
+    """Give the file to `group` if its group may do more with it than others may.
+
+    If that fails, take this surplus from the group that the file has.
+    """
     status = os.fstat(file.fileno())
     more = status.st_mode & ~(status.st_mode << 3) & 0o070
     if not more or status.st_gid == group:
         return
     try:
         os.fchown(file.fileno(), -1, group)
-    except OSError:  # the owner of the result is no member of the group
+    except OSError:  # the result's owner is not a member of the group
         with suppress(OSError):  # if the file system has no permissions
             os.fchmod(file.fileno(), status.st_mode & 0o777 & ~more)
 
