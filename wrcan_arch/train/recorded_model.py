@@ -57,7 +57,7 @@ class RecordedModel(SRModel):
         key = opt['path'].get('param_key_g')
         self.tested_weights = results.describe_weights(weights, key) if weights and is_told else None
         self.commit = checkpoint.source_commit() if opt['rank'] == 0 else None
-        self.pending_save: tuple[int, int] | None = None  # (epoch, iteration)
+        self.pending_save: tuple[int, int] | None = None  # (epoch, iteration) of a pair that is due after validation
         self.unrecorded_best: dict[str, Any] | None = None  # newer than the resumed state; no worse one replaces it
         self.draws_before: Callable[[int], int] | None = None  # the loader's DrawSampler.draws_before
         self.last_iter = 0
@@ -98,28 +98,18 @@ class RecordedModel(SRModel):
                 raise RunError(f'{one_line(error)}; fix that and test again') from error
             if self.saved_iter is None:  # there is nothing to save yet
                 raise
-            self.pending_save = None
             self.save_progress(current_iter)
             raise ending_error(error) from error
         except RunError:  # such as of a full disk
-            if self.pending_save:
-                self._save_now()
+            self._save_pending()
             raise
         except BaseException as error:
-            self.pending_save = None
             if self.is_train:
                 self.save_progress(current_iter, meet=isinstance(error, scoring.SharedError))
             raise
-        finally:
-            self.validated.add((name, current_iter))
+        self.validated.add((name, current_iter))
+        if self._is_validated(current_iter):
             self._save_pending()
-
-    def save_progress(self, iteration: int, *, meet: bool = True) -> None:
-        """Save the pair of `iteration`, unless it is saved or no step was made; with `meet`, wait for all processes."""
-        if self.saved_iter is not None and self.saved_iter < iteration:
-            self.save_pair(0, iteration)  # the loaders compute the epoch
-            if meet and self.opt['dist']:
-                distributed.barrier()  # a launcher ends all processes when one ends, saved or not
 
     def _validate(self, dataset: Any, name: str, current_iter: int, tb_logger: Any, save_img: bool) -> None:
         scores, seconds = scoring.score_images(self, dataset, current_iter, save_img)
@@ -215,26 +205,27 @@ class RecordedModel(SRModel):
         validation = self.opt.get('val') or {}
         frequency = validation.get('val_freq')
         validates_next = validation if at_end else frequency and current_iter % frequency == 0
-        if validates_next:
+        if not validates_next or self._is_validated(current_iter):
             self._save_pending()
-        else:
-            self._save_now()
 
     def _validation_sets(self) -> list[str]:
         return [data['name'] for phase, data in self.opt['datasets'].items() if kind_of_phase(phase) == 'val']
 
-    def _save_pending(self) -> None:
-        """Save what waits for validation, if every set has been validated."""
-        if self.pending_save:
-            current_iter = self.pending_save[1]
-            if {name for name, iteration in self.validated if iteration == current_iter} >= {*self._validation_sets()}:
-                self._save_now()
+    def _is_validated(self, iteration: int) -> bool:
+        return all((name, iteration) in self.validated for name in self._validation_sets())
 
-    def _save_now(self) -> None:
-        assert self.pending_save is not None
-        epoch, current_iter = self.pending_save
-        self.pending_save = None
-        self.save_pair(epoch, current_iter)
+    def _save_pending(self) -> None:
+        """Save the pair that is due, if there is one."""
+        if self.pending_save:
+            due, self.pending_save = self.pending_save, None
+            self.save_pair(*due)
+
+    def save_progress(self, iteration: int, *, meet: bool = True) -> None:
+        """Save the pair of `iteration`, unless it is saved or no step was made; with `meet`, wait for all processes."""
+        if self.saved_iter is not None and self.saved_iter < iteration:
+            self.save_pair(0, iteration)  # the loaders compute the epoch
+            if meet and self.opt['dist']:
+                distributed.barrier()  # a launcher ends all processes when one ends, saved or not
 
     def save_pair(self, epoch: int, current_iter: int) -> None:
         """Save the weights, then the training state with their checksum, then remove old pairs."""
