@@ -343,13 +343,15 @@ class RecordedModel(SRModel):
         """
         in_file = self._best_of_file(path)
         goes_back = not self.opt.get('auto_resume') and self.last_iter < int(self.opt['train']['total_iter'])
-        if in_file and in_file['iter'] > self.last_iter:
-            is_known = in_file['iter'] == recalled['iter']
-            if not goes_back and _is_better(in_file, recalled):
-                self.unrecorded_best = in_file
-            is_lost = goes_back or not (is_known or self.unrecorded_best)
-        else:
+        if not in_file or in_file['iter'] <= self.last_iter:
             is_lost = not path.is_file()
+        elif goes_back:
+            is_lost = True
+        elif _is_better(in_file, recalled):
+            self.unrecorded_best = in_file
+            is_lost = False
+        else:
+            is_lost = in_file['iter'] != recalled['iter']
         if is_lost:
             self.best_metric_results.pop(self.best_by[0])
 
