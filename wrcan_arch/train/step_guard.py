@@ -21,7 +21,10 @@ logger = logging.getLogger('basicsr')  # the toolbox's
 
 @dataclass
 class StopReasons:
-    """Reasons for a run to end before its next iteration."""
+    """Reasons for a run to end before its next iteration.
+
+    That iteration still has to begin: WRCANModel.update_learning_rate then finds the reason, saves and raises.
+    """
 
     asked_by: signal.Signals | None = None
     unreadable: InputError | None = None  # why the next batch cannot be read
