@@ -52,10 +52,10 @@ class RecordedModel(SRModel):
         self.metric_results: dict[str, float] = {}
         self.scores: dict[str, dict[str, float]] = {}  # the newest means, by data set and metric
         weights = opt['path'].get('pretrain_network_g')
-        is_told = opt['rank'] == 0 and not opt['is_train']
+        reports_weights = opt['rank'] == 0 and not opt['is_train']
         # Both are read now: the file and the checkout may change during the run.
         key = opt['path'].get('param_key_g')
-        self.tested_weights = results.describe_weights(weights, key) if weights and is_told else None
+        self.tested_weights = results.describe_weights(weights, key) if weights and reports_weights else None
         self.commit = checkpoint.source_commit() if opt['rank'] == 0 else None
         self.pending_save: tuple[int, int] | None = None  # (epoch, iteration) of a pair that is due after validation
         self.unrecorded_best: dict[str, Any] | None = None  # newer than the resumed state; no worse one replaces it
@@ -262,7 +262,7 @@ class RecordedModel(SRModel):
             for key, each in networks.items()
         }
         path = run_folder.weights_path(self._folder, label)
-        return run_folder.persist(lambda: checkpoint.write_weights(path, tensors, metadata))
+        return run_folder.write_with_retries(lambda: checkpoint.write_weights(path, tensors, metadata))
 
     @master_only
     def _save_training_state(self, epoch: int, current_iter: int, checksums: dict[str, str]) -> None:
@@ -278,7 +278,7 @@ class RecordedModel(SRModel):
             **self.extra_state(),
         }
         path = run_folder.state_path(self._folder, current_iter)
-        run_folder.persist(lambda: checkpoint.write_atomically(path, state))
+        run_folder.write_with_retries(lambda: checkpoint.write_atomically(path, state))
         if keep := self.opt['logger'].get('keep_last'):
             run_folder.remove_old(self._folder, current_iter, keep)
 
