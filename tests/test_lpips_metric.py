@@ -84,7 +84,7 @@ def test_it_takes_a_gpu_only_where_the_run_may(tmp_path, monkeypatch, num_gpu, e
     monkeypatch.setattr('torch.cuda.is_available', lambda: True)
     monkeypatch.setattr('torch.cuda.current_device', lambda: 0)
     with mock.patch('basicsr.test.test_pipeline', side_effect=KeyError), pytest.raises(KeyError):
-        pipelines.run('test', {'name': 'a', 'model_type': 'SRModel', 'num_gpu': num_gpu}, 'a.yml')
+        pipelines.run_pipeline('test', {'name': 'a', 'model_type': 'SRModel', 'num_gpu': num_gpu}, 'a.yml')
     with (
         mock.patch('wrcan_arch.train.lpips_metric.find_backbone'),
         mock.patch('wrcan_arch.train.lpips_metric.lpips_network', side_effect=InterruptedError) as network,

@@ -214,7 +214,7 @@ def test_an_option_set_to_nothing_is_not_passed_on(workplace, monkeypatch):
     monkeypatch.setattr(
         basicsr.train, 'train_pipeline', lambda _: seen.append(options.read_options(sys.argv[2]).values)
     )
-    pipelines.run('train', {**options.read_options('train.yml').values, 'dist_params': None}, 'train.yml')
+    pipelines.run_pipeline('train', {**options.read_options('train.yml').values, 'dist_params': None}, 'train.yml')
     assert seen[0]['name'] == 'small' and 'dist_params' not in seen[0]
 
 

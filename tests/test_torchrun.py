@@ -379,8 +379,8 @@ def test_one_process_alone_splits_its_batch_under_torchrun_too(group, tmp_path):
     model = build_model(opt)
     backward = model._backward
 
-    def backward_in_little_memory(share, piece):
-        losses = backward(share, piece)
+    def backward_in_little_memory(fraction, piece):
+        losses = backward(fraction, piece)
         if len(piece['lq']) > 1 and model.last_iter == 2:  # where DDP could not begin a step anew
             raise torch.cuda.OutOfMemoryError('CUDA out of memory. Tried')
         return losses

@@ -37,7 +37,7 @@ def run_pipeline(arguments: argparse.Namespace) -> int:
     from .train import option_checks, pipelines
 
     option_checks.check(file, arguments.command, auto_resume=arguments.auto_resume)
-    pipelines.run(
+    pipelines.run_pipeline(
         arguments.command,
         file.values,
         Path(arguments.opt).name,

@@ -44,7 +44,7 @@ def load_resume_state(run: Run, opt: dict[str, Any]) -> dict[str, Any] | None:
     """
     folder = Path(opt['path']['experiments_root'])
     _take_over(run, opt, folder)
-    state = _state_to_go_on_from(run, opt, folder)
+    state, opt['auto_resume'] = _state_to_go_on_from(run, opt, folder)
     if run.team:
         run.team.agree({'the checkpoint to go on from as': str(state and state['iter'])}, timeout=run.timeout)
     if state:
@@ -72,23 +72,20 @@ def _networks(opt: dict[str, Any]) -> list[str]:
     return [key.removeprefix('network_') for key in opt if key.startswith('network_')]
 
 
-def _state_to_go_on_from(run: Run, opt: dict[str, Any], folder: Path) -> dict[str, Any] | None:
+def _state_to_go_on_from(run: Run, opt: dict[str, Any], folder: Path) -> tuple[dict[str, Any] | None, bool]:
+    """Return the state, if there is one, and whether it is the folder's newest rather than one that is named."""
     is_restart = run.team is not None and run.team.noted_before_restart(f'began {folder}')
-    if is_restart:
-        opt['auto_resume'] = True
     named = opt['path'].get('resume_state')
-    if opt['auto_resume']:
+    if is_restart or opt['auto_resume']:
         state, passed_over = run_folder.newest_pair(folder, _networks(opt))
         run.warnings += [f'Passed over: {damaged}' for damaged in passed_over]
         if state:
-            opt['path']['resume_state'] = str(run_folder.state_path(folder, state['iter']))
-            return state
-        opt['auto_resume'] = False  # from here on the named state counts, if there is one
+            return state, True
         if folder.is_dir() and not named:
             if not is_restart:  # a restarted run may itself have put an older one aside
                 _check_not_forgotten(folder)
             run.warnings.append(f'{folder} had no training state to go on from: the run starts at iteration 0.')
-    return run_folder.read_state(named) if named else None
+    return (run_folder.read_state(named) if named else None), False
 
 
 def _check_not_forgotten(folder: Path) -> None:
@@ -102,6 +99,8 @@ def _check_not_forgotten(folder: Path) -> None:
 
 def _go_on_from(run: Run, opt: dict[str, Any], state: dict[str, Any], folder: Path) -> None:
     """Have the toolbox load the weights of `state`; InputError if they are not those that it was saved with."""
+    if opt['auto_resume']:
+        opt['path']['resume_state'] = str(run_folder.state_path(folder, state['iter']))
     check_resume(opt, state['iter'])
     total_iter = int(opt['train']['total_iter'])
     if state['iter'] >= total_iter:

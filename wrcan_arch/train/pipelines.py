@@ -354,7 +354,9 @@ def _keep_test_options(options: dict[str, Any]) -> None:
     write_text(Path('results', options['name'], 'options.yml'), yaml.safe_dump(options, sort_keys=False))
 
 
-def run(command: str, options: dict[str, Any], name: str, *, launcher: str = 'none', auto_resume: bool = False) -> None:
+def run_pipeline(
+    command: str, options: dict[str, Any], name: str, *, launcher: str = 'none', auto_resume: bool = False
+) -> None:
     """Run the toolbox's pipeline; experiments/ and results/ go under the current folder.
 
     Args:
@@ -372,20 +374,20 @@ def run(command: str, options: dict[str, Any], name: str, *, launcher: str = 'no
         path = Path(folder, name)
         path.write_text(yaml.safe_dump(options, sort_keys=False), encoding='utf-8')
         with ExitStack() as held:
-            current = Run(command, options, held)
-            for context in (replaced(current), _arguments('-opt', str(path), '--launcher', launcher, *flags)):
+            run = Run(command, options, held)
+            for context in (replaced(run), _arguments('-opt', str(path), '--launcher', launcher, *flags)):
                 held.enter_context(context)
             if command == 'train':
                 held.enter_context(ending_data_workers())
             _forget_logger()
             if launcher == 'none':
-                _check_batch(current, max(1, _gpus_of_one_process(command, options)))
+                _check_batch(run, max(1, _gpus_of_one_process(command, options)))
             try:
                 getattr(pipeline, f'{command}_pipeline')(str(Path.cwd()))
                 if command == 'test':
                     _keep_test_options(options)
-                elif isinstance(current.model, WRCANModel):
-                    get_root_logger().info(current.model.outcome())
+                elif isinstance(run.model, WRCANModel):
+                    get_root_logger().info(run.model.outcome())
                 if distributed.is_initialized():
                     distributed.barrier()  # processes that leave one by one can take the others down
             finally:

@@ -52,12 +52,12 @@ class RecordedModel(SRModel):
         self.metric_results: dict[str, float] = {}
         self.scores: dict[str, dict[str, float]] = {}  # the newest means, by data set and metric
         weights = opt['path'].get('pretrain_network_g')
-        is_told = opt['rank'] == 0 and not opt['is_train']
+        reports_weights = opt['rank'] == 0 and not opt['is_train']
         # Both are read now: the file and the checkout may change during the run.
         key = opt['path'].get('param_key_g')
-        self.tested_weights = results.describe_weights(weights, key) if weights and is_told else None
+        self.tested_weights = results.describe_weights(weights, key) if weights and reports_weights else None
         self.commit = checkpoint.source_commit() if opt['rank'] == 0 else None
-        self.pending_save: tuple[int, int] | None = None  # (epoch, iteration)
+        self.pending_save: tuple[int, int] | None = None  # (epoch, iteration) of a pair that is due after validation
         self.unrecorded_best: dict[str, Any] | None = None  # newer than the resumed state; no worse one replaces it
         self.draws_before: Callable[[int], int] | None = None  # the loader's DrawSampler.draws_before
         self.last_iter = 0
@@ -98,28 +98,18 @@ class RecordedModel(SRModel):
                 raise RunError(f'{one_line(error)}; fix that and test again') from error
             if self.saved_iter is None:  # there is nothing to save yet
                 raise
-            self.pending_save = None
             self.save_progress(current_iter)
             raise ending_error(error) from error
         except RunError:  # such as of a full disk
-            if self.pending_save:
-                self._save_now()
+            self._save_pending()
             raise
         except BaseException as error:
-            self.pending_save = None
             if self.is_train:
                 self.save_progress(current_iter, meet=isinstance(error, scoring.SharedError))
             raise
-        finally:
-            self.validated.add((name, current_iter))
+        self.validated.add((name, current_iter))
+        if self._is_validated(current_iter):
             self._save_pending()
-
-    def save_progress(self, iteration: int, *, meet: bool = True) -> None:
-        """Save the pair of `iteration`, unless it is saved or no step was made; with `meet`, wait for all processes."""
-        if self.saved_iter is not None and self.saved_iter < iteration:
-            self.save_pair(0, iteration)  # the loaders compute the epoch
-            if meet and self.opt['dist']:
-                distributed.barrier()  # a launcher ends all processes when one ends, saved or not
 
     def _validate(self, dataset: Any, name: str, current_iter: int, tb_logger: Any, save_img: bool) -> None:
         scores, seconds = scoring.score_images(self, dataset, current_iter, save_img)
@@ -215,26 +205,27 @@ class RecordedModel(SRModel):
         validation = self.opt.get('val') or {}
         frequency = validation.get('val_freq')
         validates_next = validation if at_end else frequency and current_iter % frequency == 0
-        if validates_next:
+        if not validates_next or self._is_validated(current_iter):
             self._save_pending()
-        else:
-            self._save_now()
 
     def _validation_sets(self) -> list[str]:
         return [data['name'] for phase, data in self.opt['datasets'].items() if kind_of_phase(phase) == 'val']
 
-    def _save_pending(self) -> None:
-        """Save what waits for validation, if every set has been validated."""
-        if self.pending_save:
-            current_iter = self.pending_save[1]
-            if {name for name, iteration in self.validated if iteration == current_iter} >= {*self._validation_sets()}:
-                self._save_now()
+    def _is_validated(self, iteration: int) -> bool:
+        return all((name, iteration) in self.validated for name in self._validation_sets())
 
-    def _save_now(self) -> None:
-        assert self.pending_save is not None
-        epoch, current_iter = self.pending_save
-        self.pending_save = None
-        self.save_pair(epoch, current_iter)
+    def _save_pending(self) -> None:
+        """Save the pair that is due, if there is one."""
+        if self.pending_save:
+            due, self.pending_save = self.pending_save, None
+            self.save_pair(*due)
+
+    def save_progress(self, iteration: int, *, meet: bool = True) -> None:
+        """Save the pair of `iteration`, unless it is saved or no step was made; with `meet`, wait for all processes."""
+        if self.saved_iter is not None and self.saved_iter < iteration:
+            self.save_pair(0, iteration)  # the loaders compute the epoch
+            if meet and self.opt['dist']:
+                distributed.barrier()  # a launcher ends all processes when one ends, saved or not
 
     def save_pair(self, epoch: int, current_iter: int) -> None:
         """Save the weights, then the training state with their checksum, then remove old pairs."""
@@ -271,7 +262,7 @@ class RecordedModel(SRModel):
             for key, each in networks.items()
         }
         path = run_folder.weights_path(self._folder, label)
-        return run_folder.persist(lambda: checkpoint.write_weights(path, tensors, metadata))
+        return run_folder.write_with_retries(lambda: checkpoint.write_weights(path, tensors, metadata))
 
     @master_only
     def _save_training_state(self, epoch: int, current_iter: int, checksums: dict[str, str]) -> None:
@@ -287,7 +278,7 @@ class RecordedModel(SRModel):
             **self.extra_state(),
         }
         path = run_folder.state_path(self._folder, current_iter)
-        run_folder.persist(lambda: checkpoint.write_atomically(path, state))
+        run_folder.write_with_retries(lambda: checkpoint.write_atomically(path, state))
         if keep := self.opt['logger'].get('keep_last'):
             run_folder.remove_old(self._folder, current_iter, keep)
 
@@ -352,13 +343,15 @@ class RecordedModel(SRModel):
         """
         in_file = self._best_of_file(path)
         goes_back = not self.opt.get('auto_resume') and self.last_iter < int(self.opt['train']['total_iter'])
-        if in_file and in_file['iter'] > self.last_iter:
-            is_known = in_file['iter'] == recalled['iter']
-            if not goes_back and _is_better(in_file, recalled):
-                self.unrecorded_best = in_file
-            is_lost = goes_back or not (is_known or self.unrecorded_best)
-        else:
+        if not in_file or in_file['iter'] <= self.last_iter:
             is_lost = not path.is_file()
+        elif goes_back:
+            is_lost = True
+        elif _is_better(in_file, recalled):
+            self.unrecorded_best = in_file
+            is_lost = False
+        else:
+            is_lost = in_file['iter'] != recalled['iter']
         if is_lost:
             self.best_metric_results.pop(self.best_by[0])
 

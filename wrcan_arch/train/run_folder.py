@@ -33,7 +33,7 @@ def only_run_in(folder: Path) -> AbstractContextManager[None]:
     return locked(folder.parent / f'.{folder.name}.lock', f'{folder}: another run is at work there')
 
 
-def persist(write: Callable[[], Written]) -> Written:
+def write_with_retries(write: Callable[[], Written]) -> Written:
     """Return what `write` returns; on an OSError retry after RETRY_PAUSES, then raise RunError, which ends the run."""
     for pause in RETRY_PAUSES:
         try:

@@ -21,7 +21,10 @@ logger = logging.getLogger('basicsr')  # the toolbox's
 
 @dataclass
 class StopReasons:
-    """Reasons for a run to end before its next iteration."""
+    """Reasons for a run to end before its next iteration.
+
+    That iteration still has to begin: WRCANModel.update_learning_rate then finds the reason, saves and raises.
+    """
 
     asked_by: signal.Signals | None = None
     unreadable: InputError | None = None  # why the next batch cannot be read
@@ -139,7 +142,7 @@ class StepGuard:
         self.pending_flags: deque[tuple[int, Tensor, Sequence[str]]] = deque()
         self.in_a_row = 0
         self.skipped = 0
-        self.asked: int | None = None
+        self.agreed_signal: int | None = None
 
     def check(self, iteration: int, tensors: list[Tensor], keys: Sequence[str]) -> Tensor:
         """Return 1 if the norm of any of `tensors` is not finite in any process, else 0, as a tensor on the device.
@@ -171,17 +174,17 @@ class StepGuard:
                 'or use train:amp bf16 or off'
             )
         if not self.dist and self.stop.asked_by:  # several processes agree on the step through the flags
-            self.asked = self.stop.asked_by
-        if self.asked:
-            name = signal.Signals(self.asked).name
+            self.agreed_signal = self.stop.asked_by
+        if self.agreed_signal:
+            name, code = signal.Signals(self.agreed_signal).name, 128 + self.agreed_signal
             if not made:
-                return RunError(f'stopped by {name}; no iteration was made, so nothing is saved', 128 + self.asked)
-            return RunError(f'stopped by {name}; go on with --auto_resume', 128 + self.asked)
+                return RunError(f'stopped by {name}; no iteration was made, so nothing is saved', code)
+            return RunError(f'stopped by {name}; go on with --auto_resume', code)
         return None
 
     def _read(self, iteration: int, flags: Tensor, keys: Sequence[str]) -> None:
         broken, asked = map(int, flags.tolist())
-        self.asked = asked or None
+        self.agreed_signal = asked or None
         self.in_a_row = self.in_a_row + 1 if broken else 0
         self.skipped += broken
         if broken:

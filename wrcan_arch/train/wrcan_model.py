@@ -227,18 +227,10 @@ class WRCANModel(RecordedModel):
     def optimize_parameters(self, current_iter: int) -> None:
         """Make one step on the whole batch in `accumulate` parts; with 'auto', in more parts if memory runs out."""
         self.last_iter = current_iter
-        losses = None
-        while losses is None:
-            try:
-                losses = self._accumulate_gradients(self.accumulate)
-            except (MemoryError, RuntimeError) as error:
-                if not is_out_of_memory(error):
-                    raise
-                lacking = error.with_traceback(None)  # the traceback holds the step's tensors
-            if losses is None:
-                self.optimizer_g.zero_grad(set_to_none=True)
-                torch.cuda.empty_cache()
-                self._split_further(lacking)
+        while isinstance(losses := self._losses_or_lack_of_memory(), Exception):
+            self.optimizer_g.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            self._split_further(losses)
         self.losses = losses
         gradients = [each.grad for each in self.net_g.parameters() if each.grad is not None]
         broken = self.guard.check(current_iter, [*losses.values(), *gradients], self.keys)
@@ -265,6 +257,14 @@ class WRCANModel(RecordedModel):
         weights = self.get_bare_model(self.net_g).parameters()
         for averaged, weight in zip(self.net_g_ema.parameters(), weights, strict=True):
             averaged.lerp_(weight, share)
+
+    def _losses_or_lack_of_memory(self) -> OrderedDict[str, Tensor] | Exception:
+        try:
+            return self._accumulate_gradients(self.accumulate)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return error.with_traceback(None)  # the traceback holds the step's tensors
 
     def _split_further(self, error: Exception) -> None:
         """Double the number of parts after running out of memory, at most to single patches; else save and raise."""
@@ -302,26 +302,26 @@ class WRCANModel(RecordedModel):
         batch = {'lq': self.lq, 'gt': self.gt, 'gt_jpeg': self.gt_jpeg}
         pieces = {name: whole.chunk(parts) for name, whole in batch.items() if whole is not None}
         count = len(pieces['lq'])
-        shared = isinstance(self.net_g, nn.parallel.DistributedDataParallel)
-        if shared and not self.ddp_is_warmed_up:
+        is_parallel = isinstance(self.net_g, nn.parallel.DistributedDataParallel)
+        if is_parallel and not self.ddp_is_warmed_up:
             self._backward(1, {name: chunks[0] for name, chunks in pieces.items()})
             self.ddp_is_warmed_up = True
         self.optimizer_g.zero_grad(set_to_none=True)
         total: OrderedDict[str, Tensor] = OrderedDict()
         for part in range(count):
             piece = {name: chunks[part] for name, chunks in pieces.items()}
-            share = len(piece['lq']) / len(self.lq)
-            exchange = part == count - 1 or not shared
+            fraction = len(piece['lq']) / len(self.lq)
+            exchange = part == count - 1 or not is_parallel
             with nullcontext() if exchange else self.net_g.no_sync():
-                losses = self._backward(share, piece)
+                losses = self._backward(fraction, piece)
             for name, loss in losses.items():
-                total[name] = total.get(name, 0) + share * loss.detach()
+                total[name] = total.get(name, 0) + fraction * loss.detach()
         return total
 
-    def _backward(self, share: float, piece: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _backward(self, fraction: float, piece: dict[str, Tensor]) -> dict[str, Tensor]:
         with torch.autocast(self.device.type, self.amp_dtype, enabled=self.amp_dtype != torch.float32):
             losses = self._losses(**piece)
-        self.scaler.scale(share * torch.stack(list(losses.values())).sum()).backward()
+        self.scaler.scale(fraction * torch.stack(list(losses.values())).sum()).backward()
         return losses
 
     def _losses(self, lq: Tensor, gt: Tensor, gt_jpeg: Tensor | None = None) -> dict[str, Tensor]:
