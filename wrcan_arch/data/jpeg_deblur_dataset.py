@@ -45,17 +45,19 @@ def whole_noise(sigma: float) -> np.ndarray:
     below = torch.special.ndtr(borders / sigma)
     likelihood = torch.cat([below, torch.ones(1)]).diff(prepend=torch.zeros(1))  # of each level
     joint = torch.outer(likelihood, likelihood).flatten().cumsum(0)
-    quantiles = torch.searchsorted(joint, (torch.arange(NOISE_PAIRS, dtype=torch.float64) + 0.5) / NOISE_PAIRS)
-    first, second = quantiles // len(likelihood), quantiles % len(likelihood)
+    pair_index = torch.searchsorted(joint, (torch.arange(NOISE_PAIRS, dtype=torch.float64) + 0.5) / NOISE_PAIRS)
+    first, second = pair_index // len(likelihood), pair_index % len(likelihood)
     return (torch.stack([first, second], dim=1) - BRIGHTEST).short().numpy()
 
 
 def draw_noise(shape: tuple[int, ...], sigma: float, rng: np.random.Generator) -> np.ndarray:
     """Draw Gaussian noise from the pairs of `whole_noise`: int16 of `shape`."""
     count = math.prod(shape)
-    words = rng.bit_generator.random_raw(-(-count // 8))  # 64 bits each, for four pairs
-    pairs = whole_noise(sigma).view(np.int32).ravel()  # one int32 per pair
-    return pairs.take(words.view(np.uint16), mode='wrap').view(np.int16)[:count].reshape(shape)  # no index is too large
+    words = rng.bit_generator.random_raw(-(-count // 8))  # (N,) of 64 bits, each for four pairs
+    drawn = words.view(np.uint16)  # (4N,), indices of pairs
+    pairs = whole_noise(sigma).view(np.int32).ravel()  # (NOISE_PAIRS,), each pair as one int32
+    noise = pairs.take(drawn, mode='wrap').view(np.int16)  # (8N,); no index is too large, and 'wrap' is the fastest
+    return noise[:count].reshape(shape)
 
 
 def planes(image: np.ndarray, order: Sequence[int] = (2, 1, 0)) -> np.ndarray:
@@ -206,9 +208,9 @@ class JPEGDeblurDataset(Dataset):
         return names
 
     def _check_pairing(self, names: dict[str, dict[str, str]]) -> None:
-        guide = self.roots[self.guide]
+        guide_root = self.roots[self.guide]
         if not names[self.guide]:
-            raise error_in(self.opt, f'there are no images in {guide}')
+            raise error_in(self.opt, f'there are no images in {guide_root}')
         for role in names:
             if unpaired := names[role].keys() ^ names[self.guide].keys():
                 first = {each: min(alone) for each in (role, self.guide) if (alone := unpaired & names[each].keys())}
@@ -216,7 +218,7 @@ class JPEGDeblurDataset(Dataset):
                 look_alike = len({normalize('NFC', name) for name in first.values()}) < len(first)
                 raise error_in(
                     self.opt,
-                    f'{self.roots[role]} and {guide} must hold the same names; '
+                    f'{self.roots[role]} and {guide_root} must hold the same names; '
                     f'{len(unpaired)} are in one alone, the first is {where}'
                     + ('; the two differ in how accents are written' if look_alike else ''),
                 )
@@ -267,13 +269,13 @@ class JPEGDeblurDataset(Dataset):
                     f"sharp '{frame[self.guide]}' is {sharp.shape[1]} x {sharp.shape[0]}",
                 )
 
-    def _patches(self, images: dict[str, np.ndarray], name: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def _patches(self, images: dict[str, np.ndarray], frame: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
         size = self.opt['gt_size']
         height, width = images['gt'].shape[:2]
         if size > min(height, width):
             raise error_in(
                 self.opt,
-                f"'{name}' is {width} x {height}, smaller than gt_size {size}; "
+                f"'{frame}' is {width} x {height}, smaller than gt_size {size}; "
                 'make gt_size smaller or leave the image out',
             )
         top, left = int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1))
@@ -283,10 +285,10 @@ class JPEGDeblurDataset(Dataset):
         return patches
 
     @contextmanager
-    def _open(self, role: str, name: str) -> Iterator[np.ndarray]:
+    def _open(self, role: str, frame: str) -> Iterator[np.ndarray]:
         """Yield a frame, uint8 (H, W, 3) in BGR: decoded, or mapped from a raw store, so that only a crop is read."""
         if reads_stores(self.opt) and (store := open_store(self.roots[role])).kind == 'raw':
-            with store.view(name) as image:
+            with store.view(frame) as image:
                 yield image
         else:
-            yield decode_frame(self.opt, role, name)
+            yield decode_frame(self.opt, role, frame)
