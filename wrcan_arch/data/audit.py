@@ -45,12 +45,12 @@ def quick_problems(
             else:
                 _check_folder(Path(source.root))
         if dataset['type'] == 'JPEGDeblurDataset':
-            frames = JPEGDeblurDataset({**dataset, 'phase': phase})
-            keys = [frame['key'] for frame in frames.frames]
+            data = JPEGDeblurDataset({**dataset, 'phase': phase})
+            keys = [frame['key'] for frame in data.frames]
             if every:
                 yield from _unfit_for_submission(dataset['name'], keys, every)
-            by_role = {role: [frame[role] for frame in frames.frames] for role in frames.sources}
-            yield from _wrong_sizes(dataset, phase, keys, by_role, agree=operator.eq)
+            frames = {role: [frame[role] for frame in data.frames] for role in data.sources}
+            yield from _wrong_sizes(dataset, phase, keys, frames, agree=operator.eq)
         elif dataset['type'] in TOOLBOX_DATASETS:
             paths = _paths_of_toolbox_dataset(dataset, phase)
             yield from _wrong_sizes(dataset, phase, paths['lq'], paths, agree=_agreement(phase, scale))
