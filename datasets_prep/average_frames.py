@@ -308,11 +308,11 @@ def missing_pairs(
 ) -> dict[Window, Missing]:
     """Keep the pairs of a video that an earlier run made; return the others."""
     rng = np.random.default_rng((arguments.seed, number, 1))  # the 1 makes it another stream than the windows'
-    state = pairs.state_of(files_of(video))
+    fingerprint = pairs.fingerprint_of(files_of(video))
     missing = {}
     for window, scene in windows.items():
         quality = pairs.draw_quality(rng, arguments.quality)
-        key, source = f'{scene}_{window.first:08d}', pairs.source_of(state, window, quality)
+        key, source = f'{scene}_{window.first:08d}', pairs.source_checksum(fingerprint, window, quality)
         if not writer.keep(group_of[scene], key, source):
             missing[window] = Missing(group_of[scene], key, source, quality)
     return missing

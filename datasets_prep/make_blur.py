@@ -212,10 +212,10 @@ def write_pairs(arguments: argparse.Namespace) -> None:
         with pair_stores(arguments, pair_counts, 'photograph') as writer:
             missing, calls = [], []
             for number, (name, photo) in enumerate(photos.items()):
-                state = pairs.state_of([photo])
+                fingerprint = pairs.fingerprint_of([photo])
                 for copy in range(arguments.copies):
                     still = is_still(number * arguments.copies + copy, arguments.still)
-                    key, source = f'{name}_{copy:03d}', pairs.source_of(options, state, number, copy, still)
+                    key, source = f'{name}_{copy:03d}', pairs.source_checksum(options, fingerprint, number, copy, still)
                     if not writer.keep(name, key, source):
                         missing.append((name, key, source))
                         calls.append((photo, number, copy, still, options))
