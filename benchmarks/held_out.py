@@ -36,8 +36,8 @@ from pairs import read_image
 WEIGHTS = SHIPPED['small'].resolve()
 STORED = Path(__file__).with_name('held_out.json')
 TOLERANCE = 0.02  # dB
-PATHS = 12  # exposures of each picture
-FURTHER_PATHS = 2  # of each picture of --photos
+EXPOSURES = 12  # of each picture
+FURTHER_EXPOSURES = 2  # of each picture of --photos
 SEED = 2021  # of the exposures; those of training and validation are 1 to 7
 LEAVES_SEED, LEAVES_COUNT, LEAVES_SIZE = 7, 4, 320  # the seed of training is 1, of validation 2
 
@@ -66,10 +66,11 @@ def draw_samples(further: Path | None = None) -> Iterator[Sample]:
     """Yield all samples; their exposures have make_blur.py's default parameters."""
     for set_name, pictures in held_out_pictures(further).items():
         for number, (name, sharp) in enumerate(pictures.items()):
-            for path in range(FURTHER_PATHS if set_name == 'further' else PATHS):
-                rng = np.random.default_rng((SEED, number, path))
+            for exposure_number in range(FURTHER_EXPOSURES if set_name == 'further' else EXPOSURES):
+                rng = np.random.default_rng((SEED, number, exposure_number))
                 blurred = exposure.expose_at_random(rng, sharp)
-                yield Sample(f'{set_name} blurred', f'{name}_{path:03d}', jpeg_roundtrip(blurred, 25), sharp)
+                given = jpeg_roundtrip(blurred, 25)
+                yield Sample(f'{set_name} blurred', f'{name}_{exposure_number:03d}', given, sharp)
             yield Sample(f'{set_name} still', name, jpeg_roundtrip(sharp, 90), sharp)
             yield Sample(f'{set_name} clean', name, sharp, sharp)
 
@@ -103,10 +104,10 @@ def score(network: nn.Module, sample: Sample, strength: float = 1) -> tuple[Scor
     return scores, restored
 
 
-def mean_scores(each: dict[str, list[Scores]]) -> dict[str, Scores]:
+def mean_scores(scores_by_group: dict[str, list[Scores]]) -> dict[str, Scores]:
     """Return mean scores by group; for drifts, which would cancel in a mean, the one of largest magnitude."""
     means: dict[str, Scores] = {}
-    for group, all_scores in each.items():
+    for group, all_scores in scores_by_group.items():
         means[group] = {'pictures': len(all_scores)}
         for name in all_scores[0]:
             values = np.array([scores[name] for scores in all_scores])
@@ -164,17 +165,17 @@ def main() -> None:
     if arguments.pictures:
         arguments.pictures.mkdir(parents=True, exist_ok=True)
 
-    each: dict[str, list[Scores]] = defaultdict(list)
+    scores_by_group: dict[str, list[Scores]] = defaultdict(list)
     named: dict[str, Scores] = {}
     samples = list(draw_samples(arguments.photos))
     for sample in tqdm(samples, unit='picture', disable=None):
         scores, restored = score(network, sample, arguments.strength)
-        each[sample.group].append(scores)
+        scores_by_group[sample.group].append(scores)
         named[f'{sample.group} {sample.name}'] = scores
         if arguments.pictures:
             side_by_side = np.hstack([sample.given, restored, sample.sharp])
             cv2.imwrite(str(arguments.pictures / f'{sample.group}_{sample.name}.png'.replace(' ', '_')), side_by_side)
-    means = mean_scores(each)
+    means = mean_scores(scores_by_group)
     print(table(means))
     if arguments.out:
         arguments.out.write_text(json.dumps({'means': means, 'pictures': named}, indent=1) + '\n')

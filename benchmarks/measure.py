@@ -167,12 +167,12 @@ def peak_on_gpu(function: Callable[[], object]) -> int:
 
 def _peak_of_this_process(function: Callable[..., object], arguments: tuple) -> tuple[int, Any]:
     Path('/proc/self/clear_refs').write_text('5')  # resets the peak (VmHWM) to the current size
-    before = _held('VmRSS')
-    given = function(*arguments)
-    return _held('VmHWM') - before, given
+    before = _status_bytes('VmRSS')
+    result = function(*arguments)
+    return _status_bytes('VmHWM') - before, result
 
 
-def _held(name: str) -> int:
+def _status_bytes(name: str) -> int:
     """Return the bytes of a line in /proc/self/status such as 'VmRSS:  1234 kB'."""
     found = re.search(rf'^{name}:\s+(\d+) kB', Path('/proc/self/status').read_text(), re.MULTILINE)
     assert found, f'/proc/self/status has no {name}'

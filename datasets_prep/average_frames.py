@@ -273,7 +273,7 @@ def plan_windows(videos: dict[str, Path], arguments: argparse.Namespace) -> tupl
     return planned, left_out, notes
 
 
-def parts_to_split(planned: Plan) -> tuple[dict[str, str], str]:
+def groups_to_split(planned: Plan) -> tuple[dict[str, str], str]:
     """Map each scene to what --val keeps whole, its video or, of a single one, itself; also return which, as a noun."""
     video_of = {scene: name for name, _, windows in planned for scene in windows.values()}
     if len({*video_of.values()}) > 1:
@@ -292,7 +292,7 @@ def check(arguments: argparse.Namespace) -> None:
 class Missing(NamedTuple):
     """A pair that no earlier run made."""
 
-    part: str
+    group: str
     key: str
     source: str
     quality: int
@@ -302,19 +302,19 @@ def missing_pairs(
     video: Path,
     number: int,
     windows: dict[Window, str],
-    part_of: dict[str, str],
+    group_of: dict[str, str],
     arguments: argparse.Namespace,
     writer: PairWriter,
 ) -> dict[Window, Missing]:
     """Keep the pairs of a video that an earlier run made; return the others."""
     rng = np.random.default_rng((arguments.seed, number, 1))  # the 1 makes it another stream than the windows'
-    state = pairs.state_of(files_of(video))
+    fingerprint = pairs.fingerprint_of(files_of(video))
     missing = {}
     for window, scene in windows.items():
         quality = pairs.draw_quality(rng, arguments.quality)
-        key, source = f'{scene}_{window.first:08d}', pairs.source_of(state, window, quality)
-        if not writer.keep(part_of[scene], key, source):
-            missing[window] = Missing(part_of[scene], key, source, quality)
+        key, source = f'{scene}_{window.first:08d}', pairs.source_checksum(fingerprint, window, quality)
+        if not writer.keep(group_of[scene], key, source):
+            missing[window] = Missing(group_of[scene], key, source, quality)
     return missing
 
 
@@ -322,9 +322,9 @@ def write_video(video: Path, missing: dict[Window, Missing], writer: PairWriter,
     """Write the missing pairs of a video; return how many of them could not be made."""
     made = 0
     for window, blurred, sharp in average_windows(read_frames(video), missing):
-        part, key, source, quality = missing[window]
+        group, key, source, quality = missing[window]
         pair = {role: pairs.encode(image, role, quality) for role, image in (('blur', blurred), ('sharp', sharp))}
-        writer.put(part, key, pair, sharp.shape, source)
+        writer.put(group, key, pair, sharp.shape, source)
         progress.update()
         made += 1
     return len(missing) - made
@@ -339,19 +339,19 @@ def write_pairs(arguments: argparse.Namespace) -> None:
     advice = 'convert those that are videos to MP4, and put frames into a folder without videos'
     pairs.say_what_is_left_out(arguments.videos, taken, advice)
     planned, left_out, notes = plan_windows(pairs.without_copies(videos, 'video', files_of), arguments)
-    part_of, noun = parts_to_split(planned)
-    sizes = Counter(part_of[scene] for _, _, windows in planned for scene in windows.values())
+    group_of, noun = groups_to_split(planned)
+    pair_counts = Counter(group_of[scene] for _, _, windows in planned for scene in windows.values())
     left_out_text = ', '.join(f'{count} {reason}' for reason, count in left_out.items())
-    if not sizes:
+    if not pair_counts:
         why = '; '.join([f'windows left out: {left_out_text}', *notes])
         raise InputError(f'no pair left, {why}; give other video or fewer --frames')
-    with pair_stores(arguments, sizes, noun) as writer:
+    with pair_stores(arguments, pair_counts, noun) as writer:
         missing = {
-            video: missing_pairs(video, number, windows, part_of, arguments, writer)
+            video: missing_pairs(video, number, windows, group_of, arguments, writer)
             for number, (_, video, windows) in enumerate(planned)
         }
         kept = writer.kept.total()
-        with progress_bar(total=sizes.total(), initial=kept, unit='pair', desc=arguments.out.name) as progress:
+        with progress_bar(total=pair_counts.total(), initial=kept, unit='pair', desc=arguments.out.name) as progress:
             for video, own in missing.items():
                 if lost := write_video(video, own, writer, progress):
                     less = pairs.counted(lost, 'pair')

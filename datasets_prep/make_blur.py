@@ -202,20 +202,20 @@ def write_pairs(arguments: argparse.Namespace) -> None:
     pair_script.check_names_fit(arguments, photos, f'_{arguments.copies - 1:03d}')
     pairs.say_what_is_left_out(arguments.photos, photos.values(), 'convert those that are pictures to JPEG or PNG')
     photos = pairs.without_copies(photos, 'picture')
-    sizes = dict.fromkeys(photos, arguments.copies)
-    total = sum(sizes.values())
+    pair_counts = dict.fromkeys(photos, arguments.copies)
+    total = sum(pair_counts.values())
     options = argparse.Namespace(
         **{name: value for name, value in vars(arguments).items() if name not in NOT_OF_A_PAIR}
     )
     with Workers(min(arguments.workers, total)) as workers:
         check_photos(photos, arguments.largest, grid=arguments.grid, farthest=arguments.zoom[0], workers=workers)
-        with pair_stores(arguments, sizes, 'photograph') as writer:
+        with pair_stores(arguments, pair_counts, 'photograph') as writer:
             missing, calls = [], []
             for number, (name, photo) in enumerate(photos.items()):
-                state = pairs.state_of([photo])
+                fingerprint = pairs.fingerprint_of([photo])
                 for copy in range(arguments.copies):
                     still = is_still(number * arguments.copies + copy, arguments.still)
-                    key, source = f'{name}_{copy:03d}', pairs.source_of(options, state, number, copy, still)
+                    key, source = f'{name}_{copy:03d}', pairs.source_checksum(options, fingerprint, number, copy, still)
                     if not writer.keep(name, key, source):
                         missing.append((name, key, source))
                         calls.append((photo, number, copy, still, options))

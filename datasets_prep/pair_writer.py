@@ -1,6 +1,6 @@
-"""Write pairs into LMDB stores that are split by scene, named together and resumed after a stop.
+"""Write pairs into LMDB stores that are split by group, named together and resumed after a stop.
 
-A scene is what stays on one side of a split: a photograph with all its blurred copies, or a video; if there is only
+A group is what stays on one side of a split: a photograph with all its blurred copies, or a video; if there is only
 one video, what lies between two of its cuts.
 """
 
@@ -18,39 +18,40 @@ from wrcan_arch.data.store_writer import StoreWriter, partial_of
 from wrcan_arch.errors import InputError
 
 
-def choose_validation(sizes: Mapping[str, int], fraction: float, seed: int) -> set[str]:
-    """Draw scenes at random with about `fraction` of all pairs, unless scenes are large; at least one, never all.
+def choose_validation(pair_counts: Mapping[str, int], fraction: float, seed: int) -> set[str]:
+    """Draw groups at random with about `fraction` of all pairs, unless groups are large; at least one, never all.
 
-    A scene's place in the draw depends on its name and the seed alone. So if a few are added, hardly any other changes
+    A group's place in the draw depends on its name and the seed alone. So if a few are added, hardly any other changes
     sides, and weights from before are hardly validated on what they were trained on.
 
     Args:
-        sizes: how many pairs each scene has; two scenes or more.
+        pair_counts: how many pairs each group has; two groups or more.
         fraction: above 0 and below 1.
         seed: of the draw.
     """
-    room = fraction * sum(sizes.values())
+    room = fraction * sum(pair_counts.values())
     chosen, rest = set(), []
-    for name in sorted(sizes, key=lambda name: hashlib.sha256(f'{seed} {name}'.encode()).digest()):
-        if sizes[name] <= room:
+    for name in sorted(pair_counts, key=lambda name: hashlib.sha256(f'{seed} {name}'.encode()).digest()):
+        if pair_counts[name] <= room:
             chosen.add(name)
-            room -= sizes[name]
+            room -= pair_counts[name]
         else:
             rest.append(name)
-    smallest = min(rest, key=lambda name: sizes[name])
-    if not chosen or (len(rest) > 1 and sizes[smallest] <= 2 * room):  # above `fraction`, but nearer to it
+    smallest = min(rest, key=lambda name: pair_counts[name])
+    if not chosen or (len(rest) > 1 and pair_counts[smallest] <= 2 * room):  # above `fraction`, but nearer to it
         chosen.add(smallest)
     return chosen
 
 
-def split_scenes(sizes: Mapping[str, int], fraction: float | None, seed: int) -> dict[str, str]:
-    """Return what follows OUT in the name of each scene's stores: '_train' or '_val', or '' without a split."""
+def split_groups(pair_counts: Mapping[str, int], fraction: float | None, seed: int) -> dict[str, str]:
+    """Return what follows OUT in the name of each group's stores: '_train' or '_val', or '' without a split."""
     if fraction is None:
-        return dict.fromkeys(sizes, '')
-    if len(sizes) == 1:
-        raise InputError(f'--val {fraction}: there is only one scene, {next(iter(sizes))}; give more, or no --val')
-    validation = choose_validation(sizes, fraction, seed)
-    return {scene: '_val' if scene in validation else '_train' for scene in sizes}
+        return dict.fromkeys(pair_counts, '')
+    if len(pair_counts) == 1:
+        only = next(iter(pair_counts))
+        raise InputError(f'--val {fraction}: there is only one scene, {only}; give more, or no --val')
+    validation = choose_validation(pair_counts, fraction, seed)
+    return {group: '_val' if group in validation else '_train' for group in pair_counts}
 
 
 @contextmanager
@@ -84,7 +85,7 @@ class PairWriter:
     """
 
     def __init__(self, out: Path, sides: Mapping[str, str], stores: Mapping[str, StoreWriter], files: bool) -> None:
-        self.made: Counter[str] = Counter()  # pairs of each scene, perhaps fewer than planned
+        self.made: Counter[str] = Counter()  # pairs of each group, perhaps fewer than planned
         self.kept: Counter[str] = Counter()  # those of them that an earlier run made
         self._out, self._sides, self._stores = out, sides, stores
         self._folders = {name: partial_of(Path(name)) for name in stores if files}
@@ -93,17 +94,17 @@ class PairWriter:
         for folder in self._folders.values():
             folder.mkdir(parents=True, exist_ok=True)
 
-    def _places(self, scene: str, key: str) -> list[tuple[str, StoreWriter, Path | None]]:
+    def _places(self, group: str, key: str) -> list[tuple[str, StoreWriter, Path | None]]:
         """Return where a pair's two images go: role, store, and file with --files."""
-        names = {role: f'{self._out}{self._sides[scene]}_{role}' for role in FILE_ENDINGS}
+        names = {role: f'{self._out}{self._sides[group]}_{role}' for role in FILE_ENDINGS}
         return [
             (role, self._stores[name], self._folders[name] / f'{key}{FILE_ENDINGS[role]}' if self._folders else None)
             for role, name in names.items()
         ]
 
-    def keep(self, scene: str, key: str, source: str) -> bool:
+    def keep(self, group: str, key: str, source: str) -> bool:
         """Keep the pair and return True if an earlier run made it from the same source and its files are intact."""
-        places = self._places(scene, key)
+        places = self._places(group, key)
         for _, store, file in places:
             record = store.resumed.get(key)
             if record is None or record.source != source:
@@ -113,17 +114,17 @@ class PairWriter:
         for _, store, file in places:
             store.keep(key)
             self._files.add(file)
-        self.made[scene] += 1
-        self.kept[scene] += 1
+        self.made[group] += 1
+        self.kept[group] += 1
         return True
 
-    def put(self, scene: str, key: str, pair: dict[str, bytes], shape: tuple, source: str) -> None:
-        for role, store, file in self._places(scene, key):
+    def put(self, group: str, key: str, pair: dict[str, bytes], shape: tuple, source: str) -> None:
+        for role, store, file in self._places(group, key):
             store.put(key, FILE_ENDINGS[role], pair[role], shape, source)
             if file:
                 file.write_bytes(pair[role])
             self._files.add(file)
-        self.made[scene] += 1
+        self.made[group] += 1
         self._waiting += sum(map(len, pair.values()))
         if self._waiting >= store_writer.BATCH_SIZE:
             self.flush()
@@ -157,15 +158,15 @@ class PairWriter:
 
 
 @contextmanager
-def pair_stores(arguments: argparse.Namespace, sizes: Mapping[str, int], noun: str) -> Iterator[PairWriter]:
-    """Yield a writer for the pairs of all scenes; at the end name what was written and print how much it is.
+def pair_stores(arguments: argparse.Namespace, pair_counts: Mapping[str, int], noun: str) -> Iterator[PairWriter]:
+    """Yield a writer for the pairs of all groups; at the end name what was written and print how much it is.
 
     Args:
         arguments: with the options that `pair_script.run` adds.
-        sizes: how many pairs each scene has.
-        noun: what a scene is called in the report, such as 'photograph'.
+        pair_counts: how many pairs each group has.
+        noun: what a group is called in the report, such as 'photograph'.
     """
-    sides = split_scenes(sizes, arguments.val, arguments.seed)
+    sides = split_groups(pair_counts, arguments.val, arguments.seed)
     with written_together(dict.fromkeys(store_names(arguments), 'encoded'), resume=True) as stores:
         writer = PairWriter(arguments.out, sides, stores, arguments.files)
         try:
@@ -174,8 +175,9 @@ def pair_stores(arguments: argparse.Namespace, sizes: Mapping[str, int], noun: s
         except BaseException:
             writer.stop()
             raise
+    groups = counted(len(pair_counts), noun)
     for side in sorted(set(sides.values())):
-        here = [scene for scene in writer.made if sides[scene] == side]
-        count, kept = (sum(of[scene] for scene in here) for of in (writer.made, writer.kept))
+        here = [group for group in writer.made if sides[group] == side]
+        count, kept = (sum(of[group] for group in here) for of in (writer.made, writer.kept))
         earlier = f', {kept} of them from an earlier run' if kept else ''
-        print(f'{arguments.out}{side}: {counted(count, "pair")} ({len(here)} of {counted(len(sizes), noun)}){earlier}')
+        print(f'{arguments.out}{side}: {counted(count, "pair")} ({len(here)} of {groups}){earlier}')

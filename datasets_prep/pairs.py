@@ -73,13 +73,13 @@ def counted(number: int, noun: str) -> str:
     return f'{number} {noun}' if number == 1 else f'{number} {noun}s'
 
 
-def _content(files: list[Path]) -> tuple[bytes, ...]:
+def _digests(files: list[Path]) -> tuple[bytes, ...]:
     """Return the SHA-256 digest of each file."""
-    checksums = []
+    digests = []
     for file in files:
         with file.open('rb') as opened:
-            checksums.append(hashlib.file_digest(opened, 'sha256').digest())
-    return tuple(checksums)
+            digests.append(hashlib.file_digest(opened, 'sha256').digest())
+    return tuple(digests)
 
 
 def without_copies(
@@ -102,7 +102,7 @@ def without_copies(
         if len(same_size) == 1:
             names.add(same_size[0])
         else:  # reversed, so that the first one wins
-            names.update({_content(files_of(found[name])): name for name in reversed(same_size)}.values())
+            names.update({_digests(files_of(found[name])): name for name in reversed(same_size)}.values())
     if copies := len(found) - len(names):
         print(f'{counted(copies, noun)} left out, the same as another')
     return {name: path for name, path in found.items() if name in names}
@@ -116,12 +116,12 @@ def say_what_is_left_out(inputs: Iterable[Path], taken: Iterable[Path], advice: 
         print(f'{counted(endings.total(), "file")} left out ({listed}); {advice}')
 
 
-def state_of(files: Iterable[Path]) -> list[tuple[str, int, int]]:
+def fingerprint_of(files: Iterable[Path]) -> list[tuple[str, int, int]]:
     """Return name, size and modification time (ns) of each file, which show a change without reading the file."""
     return [(file.name, status.st_size, status.st_mtime_ns) for file, status in ((each, each.stat()) for each in files)]
 
 
-def source_of(*parts: object) -> str:
+def source_checksum(*parts: object) -> str:
     """Return a checksum of everything that a pair is made from: `parts`, these scripts, OpenCV and NumPy."""
     return hashlib.sha256(repr((GENERATION, cv2.__version__, np.__version__, *parts)).encode()).hexdigest()
 

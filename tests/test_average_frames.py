@@ -354,12 +354,12 @@ def test_each_video_has_qualities_of_its_own(scenes, run, tmp_path):
     assert len(first) == len(second) == 12 and first != second and len({*first}) > 5
 
 
-def test_a_share_of_the_pairs_is_chosen_in_whole_scenes():
-    sizes = {f'scene{number}': 10 * number for number in range(1, 21)}
+def test_a_share_of_the_pairs_is_chosen_in_whole_groups():
+    pair_counts = {f'scene{number}': 10 * number for number in range(1, 21)}
     for seed in range(20):
-        chosen = pair_writer.choose_validation(sizes, 0.25, seed)
-        assert abs(sum(sizes[name] for name in chosen) / sum(sizes.values()) - 0.25) < 0.03
-    assert pair_writer.choose_validation(sizes, 0.001, 0) == {'scene1'}  # at least one: the smallest
+        chosen = pair_writer.choose_validation(pair_counts, 0.25, seed)
+        assert abs(sum(pair_counts[name] for name in chosen) / sum(pair_counts.values()) - 0.25) < 0.03
+    assert pair_writer.choose_validation(pair_counts, 0.001, 0) == {'scene1'}  # at least one: the smallest
     assert pair_writer.choose_validation({'a': 1, 'b': 1}, 0.999, 0) < {'a', 'b'}  # never all
     for count, fraction, expected in ((6, 0.3, 2), (6, 0.2, 1), (5, 0.3, 2), (100, 0.29, 29), (9, 0.01, 1)):
         equal = {str(number): 8 for number in range(count)}
@@ -369,10 +369,10 @@ def test_a_share_of_the_pairs_is_chosen_in_whole_scenes():
 
 def test_what_is_added_later_hardly_changes_the_draw():
     """Weights that are trained further should not be validated on what they were trained on before."""
-    sizes = {f'photo{number}': 8 for number in range(40)}
-    before = pair_writer.choose_validation(sizes, 0.25, 0)
+    pair_counts = {f'photo{number}': 8 for number in range(40)}
+    before = pair_writer.choose_validation(pair_counts, 0.25, 0)
     for number in range(100, 120):
-        after = pair_writer.choose_validation({f'photo{number}': 8, **sizes}, 0.25, 0)
+        after = pair_writer.choose_validation({f'photo{number}': 8, **pair_counts}, 0.25, 0)
         assert len(before - after) <= 1 and len(after - before) <= 1
 
 

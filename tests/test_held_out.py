@@ -54,7 +54,7 @@ def test_strength_blends_the_restored_picture_and_x8(held_out, monkeypatch):
 
 
 def test_samples_are_the_same_each_time_and_never_of_training_seeds(held_out, monkeypatch):
-    monkeypatch.setattr(held_out, 'PATHS', 1)
+    monkeypatch.setattr(held_out, 'EXPOSURES', 1)
     monkeypatch.setattr(held_out, 'LEAVES_SIZE', 64)
     monkeypatch.setattr(held_out, 'LEAVES_COUNT', 1)
     first, second = list(held_out.draw_samples()), list(held_out.draw_samples())
@@ -71,7 +71,7 @@ def test_samples_are_the_same_each_time_and_never_of_training_seeds(held_out, mo
 
 
 def test_pictures_of_a_folder_are_a_set_of_their_own(held_out, monkeypatch, tmp_path):
-    monkeypatch.setattr(held_out, 'PATHS', 1)
+    monkeypatch.setattr(held_out, 'EXPOSURES', 1)
     monkeypatch.setattr(held_out, 'LEAVES_COUNT', 0)
     write_png(tmp_path / 'mine.png', picture(40, 50))
     samples = [sample for sample in held_out.draw_samples(tmp_path) if sample.group.startswith('further')]

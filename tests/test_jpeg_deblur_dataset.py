@@ -104,7 +104,7 @@ def test_patches_show_one_place_of_frame_and_of_its_whole_jpeg(options):
 
 def test_patches_lie_anywhere_in_a_frame_and_are_as_large_as_it(options):
     place = np.add.outer(np.arange(60) * 4, np.zeros(72, int)), np.add.outer(np.zeros(60, int), np.arange(72) * 3)
-    decode = 'wrcan_arch.data.jpeg_deblur_dataset.decode_frame'
+    decode = 'wrcan_arch.data.jpeg_deblur_dataset.FrameSource.decode'
     with mock.patch(decode, lambda *_: np.dstack([*place, place[0]]).astype(np.uint8)):
         dataset = JPEGDeblurDataset({**options, **NO_AUGMENTATION, 'jpeg_quality': None})
         corners = {tuple(as_bgr(dataset[Draw(0, number)]['gt'])[0, 0, :2] // (4, 3)) for number in range(600)}

@@ -243,7 +243,7 @@ def test_files_that_change_places_are_a_change(tmp_path):
     for file in files:
         file.touch()
         os.utime(file, (0, 0))
-    assert pairs.state_of(files) == pairs.state_of(files) != pairs.state_of(files[::-1])
+    assert pairs.fingerprint_of(files) == pairs.fingerprint_of(files) != pairs.fingerprint_of(files[::-1])
 
 
 def contents(folder):

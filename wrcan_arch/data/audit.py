@@ -14,8 +14,8 @@ from PIL import Image, UnidentifiedImageError
 from ..errors import InputError
 from ..files import without_pillow_size_limit
 from .frame_names import is_submitted, number_of
-from .image_files import decode_image, images_under, size_of_image
-from .jpeg_deblur_dataset import JPEGDeblurDataset, decode_frame, error_in, reads_stores, roots_of
+from .image_files import decode_image, images_under
+from .jpeg_deblur_dataset import JPEGDeblurDataset, error_in, sources_of
 from .lmdb_store import in_own_process, open_store, verify_store
 
 MOST_PIXELS = 1 << 30  # OpenCV's limit
@@ -36,25 +36,24 @@ def quick_problems(
         every: val:submission:every, if it is set: names must then end in the frame's number, as in 000_00000012.
     """
     try:
-        for root in roots_of(dataset).values():
-            if reads_stores(dataset):
-                store = open_store(root)
-                yield from (f'{root}: {each}; prepare it again' for each in store.disagreements())
+        for source in sources_of(dataset).values():
+            if source.is_store:
+                store = open_store(source.root)
+                yield from (f'{source.root}: {each}; prepare it again' for each in store.disagreements())
                 if store.kind == 'raw' and dataset['type'] != 'JPEGDeblurDataset':
-                    yield f'{root}: a raw store, which a {dataset["type"]} cannot read; take an encoded one'
+                    yield f'{source.root}: a raw store, which a {dataset["type"]} cannot read; take an encoded one'
             else:
-                _check_folder(Path(root))
+                _check_folder(Path(source.root))
         if dataset['type'] == 'JPEGDeblurDataset':
-            frames = JPEGDeblurDataset({**dataset, 'phase': phase})
-            keys = [frame['key'] for frame in frames.frames]
+            data = JPEGDeblurDataset({**dataset, 'phase': phase})
+            keys = [frame['key'] for frame in data.frames]
             if every:
                 yield from _unfit_for_submission(dataset['name'], keys, every)
-            sizes = _sizes(dataset, {role: [frame[role] for frame in frames.frames] for role in frames.roots})
-            yield from _wrong_sizes(dataset, phase, keys, sizes, agree=operator.eq)
+            frames = {role: [frame[role] for frame in data.frames] for role in data.sources}
+            yield from _wrong_sizes(dataset, phase, keys, frames, agree=operator.eq)
         elif dataset['type'] in TOOLBOX_DATASETS:
             paths = _paths_of_toolbox_dataset(dataset, phase)
-            agree = _agreement(phase, scale)
-            yield from _wrong_sizes(dataset, phase, paths['lq'], _sizes(dataset, paths), agree=agree)
+            yield from _wrong_sizes(dataset, phase, paths['lq'], paths, agree=_agreement(phase, scale))
     except InputError as error:
         yield str(error)
 
@@ -73,21 +72,6 @@ def _check_folder(folder: Path) -> None:
         raise InputError(f'{folder}: there is no such folder; prepare it, or correct the path')
     if (folder / 'data.mdb').is_file():
         raise InputError(f'{folder}: a store, no folder of images; io_backend: {{type: lmdb}} reads it')
-
-
-Sizes = Mapping[str, list[tuple[int, ...]]]  # (H, W) of each frame, by role
-
-
-def _sizes(dataset: Mapping[str, Any], frames: Mapping[str, list[str]]) -> Sizes:
-    """Return the size of each of `frames`, keys or paths by role; InputError for a file that is no image."""
-    roots, stored = roots_of(dataset), reads_stores(dataset)
-
-    def size(role: str, frame: str) -> tuple[int, ...]:
-        if stored:
-            return open_store(roots[role]).shape(frame)[:2]
-        return size_of_image(frame) or decode_frame(dataset, role, frame).shape[:2]  # OpenCV may know other formats
-
-    return {role: [size(role, frame) for frame in own] for role, own in frames.items()}
 
 
 def _paths_of_toolbox_dataset(dataset: Mapping[str, Any], phase: str) -> dict[str, list[str]]:
@@ -121,16 +105,17 @@ def _wrong_sizes(
     dataset: Mapping[str, Any],
     phase: str,
     keys: list[str],
-    sizes: Sizes,
+    frames: Mapping[str, list[str]],
     agree: Callable[[tuple[int, ...], tuple[int, ...]], bool],
 ) -> Iterator[str]:
     """Report each role's first frame that does not `agree` with its sharp partner, and the smallest below gt_size."""
-    name, roots = dataset['name'], roots_of(dataset)
+    name, sources = dataset['name'], sources_of(dataset)
+    sizes = {role: [sources[role].size(frame) for frame in own] for role, own in frames.items()}  # (H, W)
     guide = 'gt' if 'gt' in sizes else 'lq'
     for role in (each for each in sizes if each != guide):
         for key, size, other in zip(keys, sizes[role], sizes[guide], strict=True):
             if not agree(size, other):
-                where = f'is {_text(size)} in {roots[role]} but {_text(other)} in {roots[guide]}'
+                where = f'is {_text(size)} in {sources[role].root} but {_text(other)} in {sources[guide].root}'
                 yield f"data set {name}: '{key}' {where}; prepare both from the same frame"
                 break
     patch = (dataset.get('gt_size') or 0) if phase == 'train' else 0

@@ -85,20 +85,21 @@ class DrawSampler(Sampler[Draw]):
         return self.start_draw + (iteration - self.start_iter) * self.batch_size_total
 
     def __iter__(self) -> Iterator[Draw]:
-        permutation, permutation_number = np.empty(0, int), -1
+        permutation, pass_number = np.empty(0, int), -1
         for iteration in self._iterations():
             first = self.draws_before(iteration) + self.rank * self.batch_size
             for number in range(first, first + self.batch_size):
-                if permutation_number != number // self.size:
-                    permutation_number = number // self.size
-                    permutation = self._permutation(permutation_number)
+                if pass_number != number // self.size:
+                    pass_number = number // self.size
+                    permutation = self._permutation(pass_number)
                 yield Draw(int(permutation[number % self.size]), number)
 
     def __len__(self) -> int:
         return len(self._iterations()) * self.batch_size
 
-    def _permutation(self, number: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, number, 1)).permutation(self.size)  # 1: another stream than any draw's
+    def _permutation(self, pass_number: int) -> np.ndarray:
+        rng = np.random.default_rng((self.seed, pass_number, 1))  # 1: another stream than any draw's
+        return rng.permutation(self.size)
 
     def _iterations(self) -> range:
         first = self.epoch * self.iters_per_epoch

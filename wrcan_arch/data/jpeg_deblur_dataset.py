@@ -22,7 +22,7 @@ from ..errors import InputError
 from ..files import printable
 from ..jpeg_quality import estimate_quality, is_far
 from .draws import Draw, draw_generator
-from .image_files import decode_image, images_under
+from .image_files import decode_image, images_under, size_of_image
 from .jpeg import jpeg_crop
 from .lmdb_store import open_store
 
@@ -45,17 +45,19 @@ def whole_noise(sigma: float) -> np.ndarray:
     below = torch.special.ndtr(borders / sigma)
     likelihood = torch.cat([below, torch.ones(1)]).diff(prepend=torch.zeros(1))  # of each level
     joint = torch.outer(likelihood, likelihood).flatten().cumsum(0)
-    quantiles = torch.searchsorted(joint, (torch.arange(NOISE_PAIRS, dtype=torch.float64) + 0.5) / NOISE_PAIRS)
-    first, second = quantiles // len(likelihood), quantiles % len(likelihood)
+    pair_index = torch.searchsorted(joint, (torch.arange(NOISE_PAIRS, dtype=torch.float64) + 0.5) / NOISE_PAIRS)
+    first, second = pair_index // len(likelihood), pair_index % len(likelihood)
     return (torch.stack([first, second], dim=1) - BRIGHTEST).short().numpy()
 
 
 def draw_noise(shape: tuple[int, ...], sigma: float, rng: np.random.Generator) -> np.ndarray:
     """Draw Gaussian noise from the pairs of `whole_noise`: int16 of `shape`."""
     count = math.prod(shape)
-    words = rng.bit_generator.random_raw(-(-count // 8))  # 64 bits each, for four pairs
-    pairs = whole_noise(sigma).view(np.int32).ravel()  # one int32 per pair
-    return pairs.take(words.view(np.uint16), mode='wrap').view(np.int16)[:count].reshape(shape)  # no index is too large
+    words = rng.bit_generator.random_raw(-(-count // 8))  # (N,) of 64 bits, each for four pairs
+    drawn = words.view(np.uint16)  # (4N,), indices of pairs
+    pairs = whole_noise(sigma).view(np.int32).ravel()  # (NOISE_PAIRS,), each pair as one int32
+    noise = pairs.take(drawn, mode='wrap').view(np.int16)  # (8N,); no index is too large, and 'wrap' is the fastest
+    return noise[:count].reshape(shape)
 
 
 def planes(image: np.ndarray, order: Sequence[int] = (2, 1, 0)) -> np.ndarray:
@@ -110,36 +112,52 @@ def augment(
 AUGMENTATIONS = [name for name in inspect.signature(augment).parameters if name.endswith(('_prob', '_sigma'))]
 
 
-def roots_of(opt: Mapping[str, Any]) -> dict[str, str]:
-    """Return a data set's stores or folders, by role."""
-    roots = {role: opt.get(f'dataroot_{role}') for role in ROLES}
-    return {role: str(root) for role, root in roots.items() if root}
-
-
-def reads_stores(opt: Mapping[str, Any]) -> bool:
-    """Whether a data set's frames are in stores, not in folders."""
-    backend = opt.get('io_backend')
-    return isinstance(backend, Mapping) and backend.get('type') == 'lmdb'
-
-
 def error_in(opt: Mapping[str, Any], text: str) -> InputError:
     return InputError(f'data set {opt["name"]}: {text}')
 
 
-def content_of(opt: Mapping[str, Any], role: str, frame: str) -> bytes:
-    """Return the stored bytes of `frame`, its key in the store or its path."""
-    return open_store(opt[f'dataroot_{role}']).get(frame) if reads_stores(opt) else Path(frame).read_bytes()
+class FrameSource:
+    """The store or folder of a role's frames. A frame is named by its key in the store or by its path."""
+
+    def __init__(self, opt: Mapping[str, Any], role: str) -> None:
+        backend = opt.get('io_backend')
+        self.opt = opt
+        self.root = str(opt[f'dataroot_{role}'])
+        self.is_store = isinstance(backend, Mapping) and backend.get('type') == 'lmdb'
+
+    def size(self, frame: str) -> tuple[int, ...]:
+        """Return (H, W), from meta_info.txt or the file's header; InputError for a file that is no image."""
+        if self.is_store:
+            return open_store(self.root).shape(frame)[:2]
+        return size_of_image(frame) or self.decode(frame).shape[:2]  # OpenCV may know other formats
+
+    def content(self, frame: str) -> bytes:
+        """Return the bytes of the image file."""
+        return open_store(self.root).get(frame) if self.is_store else Path(frame).read_bytes()
+
+    def decode(self, frame: str) -> np.ndarray:
+        """Decode a frame of a folder or an encoded store: uint8 (H, W, 3) in BGR. InputError if that fails."""
+        try:
+            image = decode_image(self.content(frame))
+        except OSError as error:
+            raise error_in(self.opt, f"'{frame}' cannot be read ({error.strerror})") from error
+        if image is None:
+            raise error_in(self.opt, f"'{frame}' in {self.root} is not a readable image")
+        return image
+
+    @contextmanager
+    def open(self, frame: str) -> Iterator[np.ndarray]:
+        """Yield a frame, uint8 (H, W, 3) in BGR: decoded, or mapped from a raw store, so that only a crop is read."""
+        if self.is_store and (store := open_store(self.root)).kind == 'raw':
+            with store.view(frame) as image:
+                yield image
+        else:
+            yield self.decode(frame)
 
 
-def decode_frame(opt: Mapping[str, Any], role: str, frame: str) -> np.ndarray:
-    """Decode a frame of a folder or an encoded store: uint8 (H, W, 3) in BGR. InputError if that fails."""
-    try:
-        image = decode_image(content_of(opt, role, frame))
-    except OSError as error:
-        raise error_in(opt, f"'{frame}' cannot be read ({error.strerror})") from error
-    if image is None:
-        raise error_in(opt, f"'{frame}' in {opt[f'dataroot_{role}']} is not a readable image")
-    return image
+def sources_of(opt: Mapping[str, Any]) -> dict[str, FrameSource]:
+    """Return a data set's stores or folders, by role."""
+    return {role: FrameSource(opt, role) for role in ROLES if opt.get(f'dataroot_{role}')}
 
 
 @DATASET_REGISTRY.register()
@@ -177,21 +195,22 @@ class JPEGDeblurDataset(Dataset):
         self.training = opt['phase'] == 'train'
         self.augmentation = {name: opt[name] for name in AUGMENTATIONS if name in opt}
         self.jpeg_quality = opt.get('jpeg_quality')
-        self.roots = roots_of(opt)
-        self.guide = 'gt' if 'gt' in self.roots else 'lq'  # the other roles must have its names and sizes
+        self.sources = sources_of(opt)
+        self.guide = 'gt' if 'gt' in self.sources else 'lq'  # the other roles must have its names and sizes
         if self.training and self.guide == 'lq':
             raise error_in(opt, 'training needs dataroot_gt, the sharp frames')
-        names = {role: self._names(root) for role, root in self.roots.items()}
+        names = {role: self._names(source) for role, source in self.sources.items()}
         if opt.get('names') and names[self.guide]:
             names = {role: {key: own[key] for key in own if fnmatch(key, opt['names'])} for role, own in names.items()}
             if not names[self.guide]:
-                raise error_in(opt, f"nothing in {self.roots[self.guide]} is named '{opt['names']}'")
+                raise error_in(opt, f"nothing in {self.sources[self.guide].root} is named '{opt['names']}'")
         self._check_pairing(names)
         self.frames = [{'key': key, **{role: names[role][key] for role in names}} for key in sorted(names[self.guide])]
 
-    def _names(self, root: str) -> dict[str, str]:
+    def _names(self, source: FrameSource) -> dict[str, str]:
         """Map each frame's name, by which roles are paired, to its key in the store or its path."""
-        if reads_stores(self.opt):
+        root = source.root
+        if source.is_store:
             called = [(key, key) for key in open_store(root).keys()]
         elif Path(root).is_dir():
             called = [(str(path.relative_to(root).with_suffix('')), str(path)) for path in images_under(Path(root))]
@@ -206,17 +225,17 @@ class JPEGDeblurDataset(Dataset):
         return names
 
     def _check_pairing(self, names: dict[str, dict[str, str]]) -> None:
-        guide = self.roots[self.guide]
+        guide_root = self.sources[self.guide].root
         if not names[self.guide]:
-            raise error_in(self.opt, f'there are no images in {guide}')
+            raise error_in(self.opt, f'there are no images in {guide_root}')
         for role in names:
             if unpaired := names[role].keys() ^ names[self.guide].keys():
                 first = {each: min(alone) for each in (role, self.guide) if (alone := unpaired & names[each].keys())}
-                where = ', '.join(f"'{name}' in {self.roots[each]}" for each, name in first.items())
+                where = ', '.join(f"'{name}' in {self.sources[each].root}" for each, name in first.items())
                 look_alike = len({normalize('NFC', name) for name in first.values()}) < len(first)
                 raise error_in(
                     self.opt,
-                    f'{self.roots[role]} and {guide} must hold the same names; '
+                    f'{self.sources[role].root} and {guide_root} must hold the same names; '
                     f'{len(unpaired)} are in one alone, the first is {where}'
                     + ('; the two differ in how accents are written' if look_alike else ''),
                 )
@@ -224,7 +243,7 @@ class JPEGDeblurDataset(Dataset):
     def likely_mistakes(self) -> Iterator[str]:
         """Yield likely mistakes, seen in the first pair: blurred and sharp swapped, quality unlike the options'."""
         name, first = self.opt['name'], self.frames[0]
-        contents = {role: content_of(self.opt, role, first[role]) for role in ('lq', 'gt') if role in first}
+        contents = {role: self.sources[role].content(first[role]) for role in ('lq', 'gt') if role in first}
         is_jpeg = {role: content.startswith(START_OF_JPEG) for role, content in contents.items()}
         if is_jpeg.get('gt') and not is_jpeg['lq']:
             yield f'data set {name}: the sharp frames are JPEG, the blurred ones are not; are the two swapped?'
@@ -240,8 +259,8 @@ class JPEGDeblurDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Tensor | str]:
         frame = self.frames[index]
         with ExitStack() as stack:
-            roles = [role for role in self.roots if self.training or role != 'gt_jpeg']
-            images = {role: stack.enter_context(self._open(role, frame[role])) for role in roles}
+            roles = [role for role in self.sources if self.training or role != 'gt_jpeg']
+            images = {role: stack.enter_context(self.sources[role].open(frame[role])) for role in roles}
             self._check_sizes(images, frame)
             if self.training:
                 number = index.number if isinstance(index, Draw) else int(torch.randint(2**62, ()))
@@ -267,13 +286,13 @@ class JPEGDeblurDataset(Dataset):
                     f"sharp '{frame[self.guide]}' is {sharp.shape[1]} x {sharp.shape[0]}",
                 )
 
-    def _patches(self, images: dict[str, np.ndarray], name: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def _patches(self, images: dict[str, np.ndarray], frame: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
         size = self.opt['gt_size']
         height, width = images['gt'].shape[:2]
         if size > min(height, width):
             raise error_in(
                 self.opt,
-                f"'{name}' is {width} x {height}, smaller than gt_size {size}; "
+                f"'{frame}' is {width} x {height}, smaller than gt_size {size}; "
                 'make gt_size smaller or leave the image out',
             )
         top, left = int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1))
@@ -281,12 +300,3 @@ class JPEGDeblurDataset(Dataset):
         if self.jpeg_quality is not None and 'gt_jpeg' not in patches:
             patches['gt_jpeg'] = jpeg_crop(images['gt'], top, left, size, size, self.jpeg_quality)
         return patches
-
-    @contextmanager
-    def _open(self, role: str, name: str) -> Iterator[np.ndarray]:
-        """Yield a frame, uint8 (H, W, 3) in BGR: decoded, or mapped from a raw store, so that only a crop is read."""
-        if reads_stores(self.opt) and (store := open_store(self.roots[role])).kind == 'raw':
-            with store.view(name) as image:
-                yield image
-        else:
-            yield decode_frame(self.opt, role, name)

@@ -5,7 +5,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Collection
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -80,7 +80,7 @@ class StoreWriter:
         self._waiting: dict[str, bytes] = {}
         self._waiting_size = 0
         self._committed = False
-        self._whole = False
+        self._is_complete = False
         self._lock = ExitStack()
 
     def _refuse_to_overwrite(self) -> None:
@@ -93,12 +93,15 @@ class StoreWriter:
         self._lock.enter_context(writer_lock(self.path))
         try:
             self._refuse_to_overwrite()  # another process may just have finished it
-            if not (self._resume and self._continue()):
+            earlier = self._open_earlier() if self._resume else None
+            if earlier:
+                self._environment, self.resumed = earlier
+            else:
                 for left in self._partial.iterdir():
                     if left.name != LOCK:
                         left.unlink()
                 self._environment = lmdb.open(str(self._partial), map_size=FIRST_MAP_SIZE, max_dbs=1)
-                self._record_db = self._environment.open_db(RECORDS)
+            self._record_db = self._environment.open_db(RECORDS)
         except (InputError, OSError, lmdb.Error) as error:
             if is_new or {left.name for left in self._partial.iterdir()} <= {LOCK}:
                 shutil.rmtree(self._partial)
@@ -108,33 +111,27 @@ class StoreWriter:
             raise
         return self
 
-    def _continue(self) -> bool:
-        """Open what an earlier writer left; False if damaged or of another format, InputError if of another kind."""
+    def _open_earlier(self) -> tuple[lmdb.Environment, dict[str, Record]] | None:
+        """Open what an earlier writer left; None if damaged or of another format, InputError if of another kind."""
         if not (self._partial / 'data.mdb').is_file():
-            return False
+            return None
         try:
             environment = lmdb.open(str(self._partial), map_size=FIRST_MAP_SIZE, max_dbs=1)
         except (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError):
-            return False
+            return None
         kinds: set[str] = set()
-        try:
+        with suppress(lmdb.Error, ValueError, KeyError):
             if not missing_bytes(environment, self._partial):
-                self._record_db = environment.open_db(RECORDS, create=False)
-                with environment.begin(db=self._record_db) as transaction:
+                with environment.begin(db=environment.open_db(RECORDS, create=False)) as transaction:
                     entries = {key.decode(): json.loads(entry) for key, entry in transaction.cursor()}
                 kinds = {entry['kind'] for entry in entries.values()}
                 if all(entry['format'] == FORMAT for entry in entries.values()) and kinds <= {self.kind}:
-                    self.resumed = {key: Record.from_entry(entry) for key, entry in entries.items()}
-                    self._environment = environment
-                    self._committed = bool(self.resumed)
-                    return True
-        except (lmdb.Error, ValueError, KeyError):
-            self.resumed = {}
+                    return environment, {key: Record.from_entry(entry) for key, entry in entries.items()}
         environment.close()
         if kinds - {self.kind}:
             hint = f'give --store {kinds.pop()} again, or remove it'
             raise InputError(f'{self._partial}: an interrupted run was writing it in another way; {hint}')
-        return False
+        return None
 
     def keep(self, key: str) -> None:
         """Keep the value that an earlier writer stored under `key`."""
@@ -208,11 +205,11 @@ class StoreWriter:
 
     def complete(self) -> None:
         """Write what is left, so that the store only has to be renamed."""
-        if not self._whole:
+        if not self._is_complete:
             self._commit(stale=self.resumed.keys() - self._records.keys())
             self._write_text('meta_info.txt', meta_info_text(self._records))
             self._write_text('manifest.json', manifest_text(self.kind, self._records))
-            self._whole = True
+            self._is_complete = True
 
     def __exit__(self, kind: type | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         try:
@@ -220,8 +217,9 @@ class StoreWriter:
                 self.complete()
         finally:
             self._environment.close()
-            if kind is None and self._whole:
+            is_resumable = self._resume and (self._committed or self.resumed)
+            if kind is None and self._is_complete:
                 give_name(self.path)
-            elif not (self._resume and self._committed):
+            elif not is_resumable:
                 shutil.rmtree(self._partial)
             self._lock.close()

@@ -158,30 +158,27 @@ def _wrong_classes(file: OptionFile, *, build: bool) -> Iterator[str]:
         yield from _wrong_arguments(file, optimizer, arguments, ('train', 'optim_g'), build=build)
 
 
-def _is_in(classes: Any, name: Any) -> bool:
-    return isinstance(name, str) and name in classes
+def _is_in(known: Any, name: Any) -> bool:
+    return isinstance(name, str) and name in known
 
 
-def _unknown(file: OptionFile, name: Any, keys: Keys, classes: Any) -> Iterator[str]:
-    if name is not None and not _is_in(classes, name):
-        near = difflib.get_close_matches(str(name), classes.keys(), n=1)
-        hint = f'did you mean {near[0]}?' if near else f'there are {", ".join(sorted(classes.keys()))}'
-        if isinstance(classes, registry.Registry):
+def _unknown(file: OptionFile, name: Any, keys: Keys, known: Any) -> Iterator[str]:
+    if name is not None and not _is_in(known, name):
+        near = difflib.get_close_matches(str(name), known.keys(), n=1)
+        hint = f'did you mean {near[0]}?' if near else f'there are {", ".join(sorted(known.keys()))}'
+        if isinstance(known, registry.Registry):
             hint += ' (one of your own: see docs/options.md)'
         yield f"{file.at(*keys)}: there is no '{name}'; {hint}"
 
 
-def _wrong_metrics(file: OptionFile, classes: Any) -> Iterator[str]:
+def _wrong_metrics(file: OptionFile, known: Any) -> Iterator[str]:
     metrics = sections(file.values, 'val', 'metrics')
-    for name, metric in metrics.items():
-        yield from _unknown(file, metric.get('type'), ('val', 'metrics', name, 'type'), classes)
-        if _is_in(classes, metric.get('type')):
-            made = classes.get(metric['type'])
-            images = dict.fromkeys(_images_of_metric(file, made))
-            gets_better = _is_the_toolboxs(file.values.get('model_type')) and not _takes_others(made)
-            not_given = {'type'} if gets_better else {'type', 'better'}
-            arguments = {key: value for key, value in metric.items() if key not in not_given}
-            yield from _unfit_arguments(file, made, images | arguments, ('val', 'metrics', name))
+    for name, section in metrics.items():
+        yield from _unknown(file, section.get('type'), ('val', 'metrics', name, 'type'), known)
+        if _is_in(known, section.get('type')):
+            metric = known.get(section['type'])
+            passed = _passed_to_metric(file, metric, section)
+            yield from _unfit_arguments(file, metric, passed, ('val', 'metrics', name))
     yield from _unknown(file, find(file.values, 'val', 'best_metric'), ('val', 'best_metric'), metrics)
 
 
@@ -190,57 +187,62 @@ def _is_the_toolboxs(model_type: Any) -> bool:
     return _is_in(models, model_type) and models.get(model_type).__module__.startswith('basicsr.')
 
 
-def _takes_others(made: Callable) -> bool:
-    return any(each.kind == each.VAR_KEYWORD for each in inspect.signature(made).parameters.values())
+def _takes_others(target: Callable) -> bool:
+    return any(each.kind == each.VAR_KEYWORD for each in inspect.signature(target).parameters.values())
 
 
-def _images_of_metric(file: OptionFile, metric: Callable) -> set[str]:
-    """Return the arguments for images that validation passes to a metric, and those that the metric needs."""
-    needed = {'img', 'img2'} & inspect.signature(metric).parameters.keys()
-    scored = (data for phase, data in sections(file.values, 'datasets').items() if phase != 'train')
-    gets_sharp = not _takes_others(metric) and any(data.get('dataroot_gt') for data in scored)
-    return needed | ({'img2'} if gets_sharp else set())
+def _passed_to_metric(file: OptionFile, metric: Callable, section: Mapping[str, Any]) -> set[str]:
+    """Return what validation passes to a metric, by name, except for `better` and img2 if **kwargs take them."""
+    passed = set(section) - {'type', 'better'}
+    passed |= {'img', 'img2'} & inspect.signature(metric).parameters.keys()
+    if not _takes_others(metric):
+        scored = (data for phase, data in sections(file.values, 'datasets').items() if phase != 'train')
+        if any(data.get('dataroot_gt') for data in scored):
+            passed.add('img2')
+        if 'better' in section and _is_the_toolboxs(file.values.get('model_type')):  # WRCANModel leaves it out
+            passed.add('better')
+    return passed
 
 
-def _wrong_section(file: OptionFile, keys: Keys, classes: Any, *, build: bool) -> Iterator[str]:
+def _wrong_section(file: OptionFile, keys: Keys, known: Any, *, build: bool) -> Iterator[str]:
     """Yield what is wrong in a section from which a registry builds a network or a loss."""
     section = find(file.values, *keys)
     arguments = dict(section) if isinstance(section, dict) else {}
     name = arguments.pop('type', None)
-    yield from _unknown(file, name, (*keys, 'type'), classes)
-    if _is_in(classes, name):
-        yield from _wrong_arguments(file, classes.get(name), arguments, keys, build=build)
+    yield from _unknown(file, name, (*keys, 'type'), known)
+    if _is_in(known, name):
+        yield from _wrong_arguments(file, known.get(name), arguments, keys, build=build)
 
 
 def _wrong_arguments(
-    file: OptionFile, made: Callable, arguments: dict[str, Any], keys: Keys, *, build: bool
+    file: OptionFile, target: Callable, arguments: dict[str, Any], keys: Keys, *, build: bool
 ) -> Iterator[str]:
-    unfit = list(_unfit_arguments(file, made, arguments, keys))
+    unfit = list(_unfit_arguments(file, target, set(arguments), keys))
     yield from unfit
     if build and not unfit:
-        yield from _unfit_values(file, made, arguments, keys)
+        yield from _unfit_values(file, target, arguments, keys)
 
 
-def _unfit_arguments(file: OptionFile, made: Callable, arguments: dict[str, Any], keys: Keys) -> Iterator[str]:
-    taken = inspect.signature(made).parameters
-    if not _takes_others(made) or made.__module__.startswith(WITHOUT_FURTHER_ARGUMENTS):
-        for name in arguments.keys() - taken.keys():
+def _unfit_arguments(file: OptionFile, target: Callable, passed: set[str], keys: Keys) -> Iterator[str]:
+    taken = inspect.signature(target).parameters
+    if not _takes_others(target) or target.__module__.startswith(WITHOUT_FURTHER_ARGUMENTS):
+        for name in passed - taken.keys():
             near = difflib.get_close_matches(name, taken, n=1)
             hint = f'did you mean {near[0]}?' if near else f'it takes {", ".join(taken)}'
             place = (*keys, name)
-            yield f'{file.at(*place)}: {made.__name__} does not take it; {hint}'
+            yield f'{file.at(*place)}: {target.__name__} does not take it; {hint}'
     for name, each in taken.items():
-        given = name in arguments or each.default is not each.empty
+        given = name in passed or each.default is not each.empty
         if not given and each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY):
-            yield f'{file.at(*keys)}: {made.__name__} needs {name}'
+            yield f'{file.at(*keys)}: {target.__name__} needs {name}'
 
 
-def _unfit_values(file: OptionFile, made: Callable, arguments: dict[str, Any], keys: Keys) -> Iterator[str]:
+def _unfit_values(file: OptionFile, target: Callable, arguments: dict[str, Any], keys: Keys) -> Iterator[str]:
     """Build a class of ours or PyTorch's, and yield its error. Other classes may download or compile when built."""
-    if made.__module__.startswith(('wrcan_arch.', 'torch.')):
+    if target.__module__.startswith(('wrcan_arch.', 'torch.')):
         try:
             with torch.device('meta'):
-                made(**arguments)
+                target(**arguments)
         except (TypeError, ValueError, RuntimeError) as error:
             yield f'{file.at(*keys)}: {error}'
 

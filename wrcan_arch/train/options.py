@@ -75,11 +75,11 @@ class _Reader:
         self.keys = keys
 
     def read(self, text: str) -> OptionFile:
-        self.loader = OptionLoader(text)
+        self.loader = OptionLoader(f'value: {text}' if self.keys else text)
         try:
             node = self.loader.get_single_node()
             if self.keys:
-                ((_, node), *_) = node.value  # the text is `_parse_value`'s
+                _, node = node.value[0]
                 self.file.origins[self.keys] = self.file.source
             self.file.values = self._value(node, self.keys) if node else {}
         except yaml.MarkedYAMLError as error:
@@ -120,7 +120,7 @@ class _Reader:
 def _parse_value(text: str, keys: Keys, source: str) -> OptionFile:
     """Parse `text` as the plain YAML value of `keys`, which becomes the result's `values`."""
     try:
-        return _Reader(source, keys).read(f'value: {text}')
+        return _Reader(source, keys).read(text)
     except InputError as error:
         raise InputError(f'{error}; a text with such characters needs quotes of its own, "{text}"') from error
 
