@@ -72,6 +72,7 @@ def test_overrides_set_keys_of_sections_and_are_parsed_not_run(tmp_path):
         ('a: [1, 2\nb: 3\n', r'a\.yml:2: '),
         ('- 1\n- 2\n', 'is a mapping of keys to values'),
         ('a: !!python/object/apply:os.system ["touch evil"]\n', r'a\.yml:1: could not determine a constructor'),
+        ('a: \x07\n', r'a\.yml: not readable as YAML, unacceptable character #x0007'),
         ('base: nowhere.yml\n', r'nowhere\.yml: there is no such option file \(the base of .*a\.yml'),
         ('base: a.yml\n', 'leads back to itself'),
     ],

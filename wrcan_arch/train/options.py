@@ -75,8 +75,8 @@ class _Reader:
         self.keys = keys
 
     def read(self, text: str) -> OptionFile:
-        self.loader = OptionLoader(f'value: {text}' if self.keys else text)
         try:
+            self.loader = OptionLoader(f'value: {text}' if self.keys else text)
             node = self.loader.get_single_node()
             if self.keys:
                 _, node = node.value[0]
