@@ -330,8 +330,8 @@ class WRCANModel(RecordedModel):
             output = self.net_g(lq)
         elif gt_jpeg is None:
             raise InputError(
-                'train:autoencoder_opt needs the sharp frames after JPEG: set jpeg_quality on a JPEGDeblurDataset, '
-                'or leave the loss out'
+                'train:autoencoder_opt needs the sharp frames compressed as JPEG: set jpeg_quality on a '
+                'JPEGDeblurDataset, or leave the loss out'
             )
         else:
             output, autoencoded = self.net_g(lq, gt_jpeg)
