@@ -385,7 +385,7 @@ def test_result_that_the_format_does_not_hold_names_the_photograph(tmp_path):
 @pytest.mark.parametrize(('taken', 'made'), [(1, 1), (3, 4), (4, 3)])
 def test_network_of_other_images_is_refused_before_the_first(tmp_path, taken, made):
     other = WRCAN(num_feat=4, num_group=1, num_block=1, num_in_ch=taken, num_out_ch=made)
-    with pytest.raises(InputError, match=f'the network makes {made} channels of {taken}; a photograph has 3'):
+    with pytest.raises(InputError, match=f'the network turns {taken} channels into {made}; a photograph has 3'):
         restore_photos(other, plan([save(tmp_path / 'a.png')], out=tmp_path / 'out'), options=FP32)
 
 

@@ -209,7 +209,7 @@ def restore_photos(
     config = getattr(network, 'config', {})
     taken, made = (config.get(name, 3) for name in ('num_in_ch', 'num_out_ch'))
     if not taken == made == 3:
-        raise InputError(f'the network makes {made} channels of {taken}; a photograph has 3')
+        raise InputError(f'the network turns {taken} channels into {made}; a photograph has 3')
     to_do = [job for job in jobs if not _is_done(job, options)]
     if to_do:
         for folder in filter(None, (options.compare, options.out)):
