@@ -68,7 +68,7 @@ def check_names_fit(arguments: argparse.Namespace, found: Mapping[str, Path], mo
     for name, path in found.items():
         if (length := len(name + more)) > fit:
             advice = "shorten its name, or its folders'"
-            raise InputError(f'{path}: its pairs would have names of {length} letters, {fit} fit; {advice}')
+            raise InputError(f'{path}: its pairs would have names of {length} letters, at most {fit} fit; {advice}')
 
 
 def run(parser: argparse.ArgumentParser, write_pairs: Callable[[argparse.Namespace], None]) -> None:

@@ -104,14 +104,14 @@ STORES = {
     'binary meta_info': (write(STORE / 'meta_info.txt', b'\xff\xfe'), 'meta_info.txt is not a text, it was damaged'),
     'empty meta_info': (write(STORE / 'meta_info.txt', b''), 'data.mdb holds 6 values, meta_info.txt lists 0'),
     'another meta_info': (
-        change(STORE / 'meta_info.txt', lambda of: of.replace(b'80,96', b'90,96')), 'does not list what manifest.json does'),
+        change(STORE / 'meta_info.txt', lambda of: of.replace(b'80,96', b'90,96')), 'meta_info.txt disagrees with manifest.json'),
     'meta_info without sizes': (
         both(lambda: (STORE / 'manifest.json').unlink(), change(STORE / 'meta_info.txt', lambda of: of.replace(b'(', b'['))),
         'meta_info.txt has no (height,width,channels) of'),
     'manifest that is cut': (change(STORE / 'manifest.json', lambda of: of[:300]), 'manifest.json: not a readable manifest'),
     'manifest of the future': (
         change(STORE / 'manifest.json', lambda of: of.replace(b'"format": 1', b'"format": 9')), 'has format 9, this program'),
-    'frames without partners': (other_store(STORE, keys=5), "must hold the same names; 1 are in one alone, the first is 'photo5"),
+    'frames without partners': (other_store(STORE, keys=5), "must hold the same names; 1 are in only one of them, the first is 'photo5"),
     'frames of another size': (other_store(STORE, size=(80, 90)), "'photo0_000' is 90 x 80 in data_blur.lmdb but 96 x 80 in"),
     'value that is no image': (value(b'rubbish'), "data set small_train: 'photo3_000' in data_blur.lmdb is not a readable"),
     'value that is empty': (value(b''), "data set small_train: 'photo3_000' in data_blur.lmdb is not a readable"),
@@ -126,9 +126,9 @@ STORES = {
         "'photo3_000' is 96 x 78 in data_blur but 96 x 80 in data_sharp; prepare both from the same frame"),
     'patch larger than the files': (both(folders, swap('gt_size: 32', 'gt_size: 81')), 'is 96 x 80, smaller than gt_size 81'),
     'files for a store': (
-        swap('data_blur.lmdb', 'data_blur'), 'data_blur: a folder of images, no store; io_backend: {type: disk} reads it'),
+        swap('data_blur.lmdb', 'data_blur'), 'data_blur: a folder of images, not a store; io_backend: {type: disk} reads it'),
     'store for files': (
-        swap('type: lmdb', 'type: disk'), 'data_blur.lmdb: a store, no folder of images; io_backend: {type: lmdb} reads it'),
+        swap('type: lmdb', 'type: disk'), 'data_blur.lmdb: a store, not a folder of images; io_backend: {type: lmdb} reads it'),
     'file that is no image': (both(folders, write('data_blur/photo3_000.jpg', b'rubbish')), "photo3_000.jpg' in data_blur is not"),
 }  # fmt: skip
 

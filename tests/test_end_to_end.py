@@ -142,7 +142,7 @@ def test_resume_with_another_batch_size_makes_all_iterations_with_the_next_patch
 
 def test_what_may_be_a_mistake_is_in_the_log(workplace):
     assert train('train:total_iter=1', 'datasets:train:blurred_quality=95') == 0
-    assert "the blurred 'photo0_000' has JPEG quality 25, blurred_quality says 95" in log_text()
+    assert "the blurred 'photo0_000' has JPEG quality 25, but blurred_quality says 95" in log_text()
 
 
 @pytest.mark.parametrize('batch', [4, 8])

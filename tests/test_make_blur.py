@@ -337,7 +337,8 @@ def test_names_that_are_too_long_are_found_before_anything_is_made(run, tmp_path
     with mock.patch('make_blur.check_photos', side_effect=AssertionError('refused after work')):
         printed = run('too_long', '-o', 'b', *options, exit_code=2)
     assert printed.err.endswith(
-        f"a.png: its pairs would have names of {fit + 1} letters, {fit} fit; shorten its name, or its folders'\n"
+        f'a.png: its pairs would have names of {fit + 1} letters, at most {fit} fit; shorten its name, or its '
+        "folders'\n"
     )
     assert not list(tmp_path.glob('b*'))
 

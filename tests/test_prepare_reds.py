@@ -533,7 +533,7 @@ def test_verify_finds_a_flipped_bit_and_a_changed_list(reds, tmp_path, monkeypat
     printed = capsys.readouterr()
     assert printed.out == f'{tmp_path}/good.lmdb: sound\n'
     assert "bit.lmdb: '001_00000003' was changed" in printed.err
-    assert 'list.lmdb: meta_info.txt does not list what manifest.json does' in printed.err
+    assert 'list.lmdb: meta_info.txt disagrees with manifest.json' in printed.err
     assert 'bit.lmdb: 1 problem; move it away and prepare it again' in printed.err
 
 
