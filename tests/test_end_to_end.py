@@ -101,7 +101,7 @@ def test_train_test_restore_report(workplace):
     page = Path('page/report.html').read_text()
     assert f'{np.mean(psnr):.2f}' in page and page.count('<svg') == 3 and page.count('<h3>') == 6
     assert f'; weights: {MODELS}/net_g_best.pth, iteration {best} of small.' in page
-    assert '<p>Dotted: the iteration whose weights were tested.</p>' in page
+    assert '<p>Dotted line: the iteration whose weights were tested.</p>' in page
     with mock.patch('wrcan_arch.look.report.MAX_PICTURES', 2):
         assert main(['report', '-opt', 'test.yml', '-o', 'page/short.html']) == 0
     short = Path('page/short.html').read_text()
