@@ -101,7 +101,7 @@ MISTAKES = [  # text, its replacement, the message
     ('weight_decay: 1e-8', 'eps: x', "train:optim_g: '<=' not supported"),
     ('    dataroot_gt: datasets/demo_val_sharp.lmdb\n', '\n', 'datasets:val:dataroot_gt: is missing'),
     ('save_img: false', 'save_img: false\n  submission: {every: 1, extra_data: false, description: x}', 'val:submission: needs save_img: true'),
-    ('  pixel_opt:', '  perceptual_opt: {type: PerceptualLoss, layer_weights: {conv5_4: 1}, criterion: fro}\n  pixel_opt:', "train:perceptual_opt:criterion: 'fro' is not a mean; leave it out for l1"),
+    ('  pixel_opt:', '  perceptual_opt: {type: PerceptualLoss, layer_weights: {conv5_4: 1}, criterion: fro}\n  pixel_opt:', "train:perceptual_opt:criterion: only l1 works here, not 'fro'; leave it out"),
     ('type: L1Loss,', 'type: L1Loss, reduction: sum,', 'train:pixel_opt:reduction: losses are averaged over parts of a batch'),
 ]  # fmt: skip
 # ruff: noqa: E501  (one mistake a line)

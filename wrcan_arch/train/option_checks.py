@@ -287,7 +287,7 @@ def _unfit_losses(file: OptionFile) -> Iterator[str]:
             yield f'{file.at("train", name, "reduction")}: {reason}; leave it out'
     criterion = find(file.values, 'train', 'perceptual_opt', 'criterion')
     if criterion not in (None, 'l1'):  # fro is a norm of the whole batch; l2 fails in the toolbox
-        yield f"{file.at('train', 'perceptual_opt', 'criterion')}: '{criterion}' is not a mean; leave it out for l1"
+        yield f"{file.at('train', 'perceptual_opt', 'criterion')}: only l1 works here, not '{criterion}'; leave it out"
 
 
 def _unfit_validation(file: OptionFile) -> Iterator[str]:
