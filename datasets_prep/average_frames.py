@@ -93,7 +93,7 @@ def find_videos(inputs: list[Path]) -> dict[str, Path]:
             parts = (entry.resolve().name, *path.relative_to(entry).parts)
             name = key_for('_'.join(parts).removesuffix('' if path.is_dir() else path.suffix))
             if os.path.realpath(path) in real:
-                raise InputError(f'{path}: given twice; leave it out once')
+                raise InputError(f'{path}: given twice; give it once')
             real.add(os.path.realpath(path))
             if name in videos:
                 advice = 'leave one out if it is the same video, else rename it'
@@ -344,7 +344,7 @@ def write_pairs(arguments: argparse.Namespace) -> None:
     left_out_text = ', '.join(f'{count} {reason}' for reason, count in left_out.items())
     if not pair_counts:
         why = '; '.join([f'windows left out: {left_out_text}', *notes])
-        raise InputError(f'no pair left, {why}; give other video or fewer --frames')
+        raise InputError(f'no pair left, {why}; give other videos or fewer --frames')
     with pair_stores(arguments, pair_counts, noun) as writer:
         missing = {
             video: missing_pairs(video, number, windows, group_of, arguments, writer)
@@ -365,13 +365,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         'videos', type=Path, nargs='+', metavar='VIDEO_OR_FOLDER',
-        help='video files, folders of them, folders of frames as images',
+        help='video files, folders of video files, or folders of frames as images',
     )  # fmt: skip
     parser.add_argument(
         '--frames', type=int, nargs='+', default=[7, 13], metavar='N',
-        help='frames to average, odd; or the least and the most of them, drawn for each pair (default 7 13)',
+        help='odd number of frames to average, or two between which it is drawn for each pair (default 7 13)',
     )  # fmt: skip
-    parser.add_argument('--stride', type=int, help="frames from one pair's first to the next's (default: no overlap)")
+    parser.add_argument(
+        '--stride', type=int, help="frames from one pair's first frame to the next's (default: no overlap)"
+    )
     pair_script.run(parser, write_pairs)
 
 

@@ -224,17 +224,17 @@ def write_images(arguments: argparse.Namespace) -> None:
         path = arguments.out / f'leaves_{arguments.seed}_{index:06d}.png'
         if path.exists():
             if size_of_image(path) != (arguments.size, arguments.size):
-                raise InputError(f'{path}: is there already, of another size; choose another folder')
+                raise InputError(f'{path}: exists already with another size; choose another folder')
         else:
             write_png(path, dead_leaves(arguments.seed, index, arguments.size))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('out', type=Path, help='folder for the PNG files; those that are there already are kept')
-    parser.add_argument('--count', type=int, default=200, help='how many (default 200)')
+    parser.add_argument('out', type=Path, help='folder for the PNG files; existing ones are kept')
+    parser.add_argument('--count', type=int, default=200, help='how many pictures (default 200)')
     parser.add_argument('--size', type=int, default=512, help='side in pixels (default 512)')
-    parser.add_argument('--seed', type=int, default=0, help='of all that is drawn at random (default 0)')
+    parser.add_argument('--seed', type=int, default=0, help='seed of all that is drawn at random (default 0)')
     arguments = parser.parse_args()
     with pairs.errors_in_one_line():
         write_images(arguments)

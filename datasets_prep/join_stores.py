@@ -79,7 +79,7 @@ def join(sources: list[Path], out: Path, *, raw: bool) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('sources', type=Path, nargs='+', help='what the stores are called before _blur.lmdb')
+    parser.add_argument('sources', type=Path, nargs='+', help='names of the stores, without _blur.lmdb')
     parser.add_argument('-o', '--out', required=True, help='OUT_blur.lmdb and OUT_sharp.lmdb are written')
     parser.add_argument('--store', choices=('encoded', 'raw'), default='encoded', help='how sharp images are stored')
     arguments = parser.parse_args()

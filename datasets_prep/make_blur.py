@@ -37,11 +37,11 @@ def find_photos(inputs: list[Path]) -> dict[str, Path]:
         if not entry.exists():
             raise InputError(f'{entry}: no such photograph or folder')
         if not entry.is_dir() and not is_image(entry):
-            raise InputError(f'{entry}: is none of {" ".join(IMAGE_ENDINGS)}; convert it to PNG')
+            raise InputError(f'{entry}: ends in none of {" ".join(IMAGE_ENDINGS)}; convert it to PNG')
         for path in images_under(entry) if entry.is_dir() else [entry]:
             inside = path.relative_to(entry if entry.is_dir() else entry.parent)
             if os.path.realpath(path) in found:  # or it could be in both parts of --val
-                raise InputError(f'{path}: given twice; leave it out once')
+                raise InputError(f'{path}: given twice; give it once')
             found.add(os.path.realpath(path))
             other = photos.setdefault(key_for('_'.join(inside.with_suffix('').parts)), path)
             if other is not path:
@@ -62,10 +62,10 @@ def look_at(photo: Path, largest: int | None, grid: int, farthest: float) -> tup
         return str(error), 0
     longer = max(height, width)
     if min(longer, largest or longer) > WIDEST:
-        return f'{photo}: is {width} x {height}; set --largest, at most {WIDEST}', 0
+        return f'{photo}: is {width} x {height}, too large; set --largest to at most {WIDEST}', 0
     scaled = max(1, round(min(1, (largest or math.inf) / longer) * min(height, width)))
     if grid >= max(1, round(min(1, farthest) * scaled)):
-        return f'--grid {grid}: {photo} is {width} x {height}, too small for it; leave it out', 0
+        return f'--grid {grid}: {photo} is {width} x {height}, too small for it; leave the photograph out', 0
     return '', height * width
 
 
@@ -82,7 +82,7 @@ def check_photos(photos: dict[str, Path], largest: int | None, *, grid: int, far
         workers: decode the photographs.
     """
     looked = workers.in_order(look_at, ((photo, largest, grid, farthest) for photo in photos.values()))
-    found = list(progress_bar(looked, total=len(photos), unit='photograph', desc='look at each'))
+    found = list(progress_bar(looked, total=len(photos), unit='photograph', desc='check photographs'))
     refuse(fault for fault, _ in found if fault)
     large = sum(pixels > LARGE for _, pixels in found)
     if large and not largest:
@@ -189,7 +189,7 @@ def check(arguments: argparse.Namespace) -> None:
         if not 0 <= getattr(arguments, name) < math.inf:
             raise InputError(f'--{name} {getattr(arguments, name)}: a number from 0 up')
     if arguments.rotation > WIDEST_ROLL:
-        reason = 'a camera that rolls further is not what the script can compute'
+        reason = 'the script cannot compute a larger roll'
         raise InputError(f'--rotation {arguments.rotation}: at most {WIDEST_ROLL} degrees; {reason}')
     if arguments.largest is not None and arguments.largest < 1:
         raise InputError(f'--largest {arguments.largest}: at least 1')
@@ -230,33 +230,34 @@ def write_pairs(arguments: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('photos', type=Path, nargs='+', help='sharp photographs, or folders of them')
-    parser.add_argument('--copies', type=int, default=8, help='blur paths for each photograph (default 8)')
+    parser.add_argument('--copies', type=int, default=8, help='blurred copies of each photograph (default 8)')
     parser.add_argument(
         '--largest', type=int, metavar='PIXELS',
-        help='scale photographs down to so many on the longer side, before they are blurred (default: as they are)',
+        help='before blurring, scale larger photographs down to this longer side (default: do not)',
     )  # fmt: skip
     parser.add_argument(
         '--length', type=float, nargs=2, default=(2, 16), metavar=('MIN', 'MAX'),
-        help='length of the paths in pixels; ten times as long takes ten times as long (default 2 16)',
+        help='length of the blur paths in pixels; ten times the length takes ten times the time (default 2 16)',
     )  # fmt: skip
     parser.add_argument(
         '--zoom', type=float, nargs=2, default=(1, 1), metavar=('MIN', 'MAX'),
-        help='see the photograph by a random factor smaller, or a part of it larger and softer (default 1 1)',
+        help='random factor: below 1 shows the photograph smaller, above 1 a part of it larger and softer '
+        '(default 1 1)',
     )  # fmt: skip
     for name, default, meaning in (
-        ('still', 0, 'share of all copies in which nothing moves, to train on: sharp photographs are to stay sharp'),
-        ('soft', 0, 'how far parts of the sharp picture are out of focus, at most: standard deviation in pixels'),
-        ('dim', 0, 'how much of the light is missing, at most: 0.8 for a fifth of it'),
-        ('rotation', 0.5, f'degrees that the camera rolls, at most; up to {WIDEST_ROLL}'),
-        ('depth', 0.5, '0 for a flat scene; 0.5: near things move three times as far as distant ones, at most'),
+        ('still', 0, 'share of all copies in which nothing moves, to train a network to keep sharp photographs sharp'),
+        ('soft', 0, 'how far parts of the sharp picture are out of focus at most, as a standard deviation in pixels'),
+        ('dim', 0, 'largest share of the light that is missing: 0.8 leaves a fifth of it'),
+        ('rotation', 0.5, f'largest roll of the camera in degrees, up to {WIDEST_ROLL}'),
+        ('depth', 0.5, '0 for a flat scene; with 0.5 near things move up to three times as far as distant ones'),
         ('objects', 0.3, 'probability of an object in front that moves by itself'),
-        ('noise', 2, "the sensor's, at most: standard deviation at a middle grey, in grey levels"),
-        ('glare', 1, 'how much brighter than white the clipped parts are, at most: 1 for twice'),
+        ('noise', 2, 'largest noise of the sensor: standard deviation at a middle grey, in grey levels'),
+        ('glare', 1, 'how much brighter than white the clipped parts are at most: 1 for twice as bright'),
     ):
         parser.add_argument(f'--{name}', type=float, default=default, help=f'{meaning} (default {default})')
     parser.add_argument(
         '--grid', type=int, default=0,
-        help='cut up to so many pixels off the top and the left, so that the JPEG grid varies (default 0)',
+        help='cut up to this many pixels off the top and the left, so that the JPEG grid varies (default 0)',
     )  # fmt: skip
     add_workers_option(parser)
     pair_script.run(parser, write_pairs)

@@ -24,7 +24,7 @@ def check_names(arguments: argparse.Namespace) -> None:
     names = [*folders_of(arguments), *stores_of(arguments)]
     left = ', '.join(str(partial) for partial in map(partial_of, names) if partial.exists())
     is_whole = any(map(is_complete, stores_of(arguments)))
-    stopped = f', or if a run was stopped while it named these, take .partial off {left}' if is_whole else ''
+    stopped = f', or if a run was stopped while it renamed them, take .partial off {left}' if is_whole else ''
     if there := [str(path) for path in names if path.exists()]:
         advice = 'exists already; remove it' if len(there) == 1 else 'exist already; remove them'
         raise InputError(f'{", ".join(there)}: {advice} or choose another name{stopped}')
@@ -42,7 +42,7 @@ def say_what_is_not_used(arguments: argparse.Namespace) -> None:
     unused = {Path(f'{name}{ending}') for name in names for ending in ('', '.lmdb')}
     unused.difference_update(folders_of(arguments), stores_of(arguments))
     if left := ', '.join(str(path) for path in sorted(map(partial_of, unused)) if path.exists()):
-        print(f'not used, of another run (stopped, or at work) with other --val or --files: {left}')
+        print(f'not used, left by another run (stopped or still at work) with another --val or --files: {left}')
 
 
 def check_common_options(arguments: argparse.Namespace) -> None:
@@ -68,7 +68,7 @@ def check_names_fit(arguments: argparse.Namespace, found: Mapping[str, Path], mo
     for name, path in found.items():
         if (length := len(name + more)) > fit:
             advice = "shorten its name, or its folders'"
-            raise InputError(f'{path}: its pairs would have names of {length} letters, {fit} fit; {advice}')
+            raise InputError(f'{path}: its pairs would have names of {length} letters, at most {fit} fit; {advice}')
 
 
 def run(parser: argparse.ArgumentParser, write_pairs: Callable[[argparse.Namespace], None]) -> None:
@@ -76,11 +76,13 @@ def run(parser: argparse.ArgumentParser, write_pairs: Callable[[argparse.Namespa
     parser.add_argument('-o', '--out', required=True, help='OUT_blur.lmdb and OUT_sharp.lmdb are written')
     parser.add_argument(
         '--val', type=float, metavar='FRACTION',
-        help='keep whole photographs or videos (of a single video its scenes), about this fraction of the pairs, for '
-        'validation: writes OUT_train_* and OUT_val_*',
+        help='keep about this fraction of the pairs for validation, by whole photographs or videos (of a single video '
+        'by its scenes): writes OUT_train_* and OUT_val_*',
     )  # fmt: skip
-    parser.add_argument('--quality', default='25', help='JPEG quality, 25, or a range to draw from, 15-95 (default 25)')
-    parser.add_argument('--seed', type=int, default=0, help='of all that is drawn at random (default 0)')
+    parser.add_argument(
+        '--quality', default='25', help='JPEG quality, or a range to draw it from, such as 15-95 (default 25)'
+    )
+    parser.add_argument('--seed', type=int, default=0, help='seed of all that is drawn at random (default 0)')
     parser.add_argument('--files', action='store_true', help='also write the images as files: OUT_blur/, OUT_sharp/')
     arguments = parser.parse_args()
     with errors_in_one_line(stopped=GO_ON):

@@ -135,7 +135,7 @@ def check_names(found: dict[str, dict[str, Frame]], any_size: bool) -> None:
             count = pairs.counted(len(unpaired), 'frame')
             raise InputError(
                 f'{frame[first]}: there is no such frame in {partner} ({count} without a partner); '
-                'take away what has none, or download it again'
+                'remove those without one, or download it again'
             )
 
 
@@ -175,7 +175,7 @@ def decode(value: bytes, ending: str, size: tuple[int, int] | None) -> np.ndarra
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(f'not an 8-bit colour image but {image.dtype} of shape {image.shape}')
     if size and image.shape[:2] != size:
-        raise ValueError(f'it is {image.shape[1]} x {image.shape[0]}, not {size[1]} x {size[0]} as the others')
+        raise ValueError(f'it is {image.shape[1]} x {image.shape[0]}, not {size[1]} x {size[0]} like the others')
     return image
 
 
@@ -211,9 +211,9 @@ def check_store(path: Path, frames: dict[str, Frame], kind: str, size: tuple[int
     """Raise InputError if the existing store has another kind, other frames or other sizes than the one wanted."""
     store = open_store(path)
     if store.kind != kind:
-        raise InputError(f'{path}: is there already and {store.kind}, not {kind}; remove it or choose another --out')
+        raise InputError(f'{path}: exists already and is {store.kind}, not {kind}; remove it or choose another --out')
     if store.keys() != list(frames) or any(store.shape(key)[:2] != size for key in frames):
-        raise InputError(f'{path}: is there already with other frames; remove it or choose another --out')
+        raise InputError(f'{path}: exists already with other frames; remove it or choose another --out')
 
 
 def write_store(path: Path, frames: dict[str, Frame], ending: str, size: tuple[int, int], workers: Workers) -> None:
@@ -264,7 +264,7 @@ def prepare(arguments: argparse.Namespace) -> None:
             path = arguments.out / f'{name}.lmdb'
             if path.exists():
                 check_store(path, frames, 'raw' if ending == RAW_ENDING else 'encoded', sizes[split])
-                print(f'{path}: {pairs.counted(len(frames), "frame")}, is there already')
+                print(f'{path}: {pairs.counted(len(frames), "frame")}, exists already')
             else:
                 missing.append((path, frames, ending, sizes[split]))
         for store in missing:  # after all existing ones were checked
@@ -303,7 +303,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         'downloads', type=Path, nargs='*',
-        help=f'the zip files or folders of REDS, or folders with these in them: {", ".join(SETS)}',
+        help=f'zip files or folders of REDS, or folders that hold them: {", ".join(SETS)}',
     )  # fmt: skip
     parser.add_argument(
         '-o', '--out', type=Path, default=Path('datasets/REDS'),
@@ -311,19 +311,23 @@ def main() -> None:
     )  # fmt: skip
     parser.add_argument(
         '--store', choices=('encoded', 'raw'), default='encoded',
-        help='how sharp frames are stored: encoded, as PNG, or raw, as rows (three times the space, read in no time); '
-        'blurred frames are stored as JPEG in any case',
+        help='how sharp frames are stored: encoded, as PNG, or raw, as rows (three times the space, no decoding); '
+        'blurred frames are always stored as JPEG',
     )  # fmt: skip
     parser.add_argument(
-        '--splits', nargs='+', choices=list(SEQUENCES), default=list(SEQUENCES), help='what to look for (default all)'
+        '--splits',
+        nargs='+',
+        choices=list(SEQUENCES),
+        default=list(SEQUENCES),
+        help='parts of REDS to look for (default all)',
     )
     add_workers_option(parser)
     parser.add_argument(
-        '--any-size', action='store_true', help="take frames of another number and size than REDS's, such as a subset"
+        '--any-size', action='store_true', help="accept another number and size of frames than REDS's, such as a subset"
     )
     parser.add_argument(
         '--verify', type=Path, nargs='+', metavar='STORE',
-        help='write nothing, compare stores, or all in a folder, with their manifests',
+        help='write nothing; compare these stores, or all stores in a folder, with their manifests',
     )  # fmt: skip
     arguments = parser.parse_args()
     if bool(arguments.downloads) == bool(arguments.verify):

@@ -72,7 +72,7 @@ class Workers:
 
 def add_workers_option(parser: argparse.ArgumentParser) -> None:
     cores = len(os.sched_getaffinity(0))  # a job's own cores; os.cpu_count() gives the machine's
-    parser.add_argument('--workers', type=int, default=cores, help='processes (default one for each core)')
+    parser.add_argument('--workers', type=int, default=cores, help='number of processes (default one for each core)')
 
 
 def check_workers(arguments: argparse.Namespace) -> None:

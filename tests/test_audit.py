@@ -65,7 +65,7 @@ def test_doctor_decodes_every_file_of_folders(workplace, capfd):
     assert main(['doctor', '--data', 'train.yml']) == 1
     said = capfd.readouterr()
     assert 'data_blur: 1 problem' in said.out and 'data_blur/photo3_000.jpg: cannot be decoded' in said.err
-    assert 'data_sharp/photo1_000.jpg and data_sharp/photo1_000.png are one name; remove one of them' in said.err
+    assert 'data_sharp/photo1_000.jpg and data_sharp/photo1_000.png are taken for the same frame; remove' in said.err
     Path('data_sharp/photo1_000.jpg').unlink()
     assert main(['train', '-opt', 'train.yml', '--force_yml', 'datasets:train:gt_size=32']) == 2
     said = capfd.readouterr().err
@@ -123,8 +123,12 @@ def test_doctor_compares_the_sizes_of_files_as_they_are_decoded(workplace, capfd
     [
         ('gone.lmdb', 'lmdb', 'gone.lmdb: there is no such store; prepare it, or correct the path'),
         ('gone', 'disk', 'gone: there is no such folder; prepare it, or correct the path'),
-        ('data_blur', 'lmdb', 'data_blur: a folder of images, no store; io_backend: {type: disk} reads it'),
-        ('data_blur.lmdb', 'disk', 'data_blur.lmdb: a store, no folder of images; io_backend: {type: lmdb} reads it'),
+        ('data_blur', 'lmdb', 'data_blur: a folder of images, not a store; io_backend: {type: disk} reads it'),
+        (
+            'data_blur.lmdb',
+            'disk',
+            'data_blur.lmdb: a store, not a folder of images; io_backend: {type: lmdb} reads it',
+        ),
     ],
 )
 def test_doctor_says_what_is_there_instead_of_the_data(workplace, capfd, name, kind, expected):
@@ -164,7 +168,7 @@ def one_folder_further_down():
         (of_another_size, "photo3_000.png' is 96 x 80 in data_blur but 96 x 78 in data_sharp; prepare both from the"),
         (
             one_folder_further_down,
-            'finds no images in data_blur; of a folder it takes no folders inside',
+            'finds no images in data_blur; it ignores the folders in a folder',
         ),
         (lambda: Path('data_sharp/photo3_000.png').write_text('x'), "photo3_000.png' in data_sharp is not a readable"),
     ],
@@ -268,7 +272,7 @@ FAULTS = {
     'cut': (lambda: png(picture(80, 96))[:-600], 'cannot be decoded'),
     'of another size': (lambda: png(picture(80, 95)), 'is 95 x 80, meta_info.txt says 96 x 80'),
     'bomb': (bomb, 'is 60000 x 60000, meta_info.txt says 96 x 80'),
-    'no image': (lambda: b'rubbish', 'cannot be decoded (it is no image of a known format)'),
+    'no image': (lambda: b'rubbish', 'cannot be decoded (it is not an image of a known format)'),
 }
 
 

@@ -71,19 +71,19 @@ OPTIONS = {
     'no loss': (swap('  pixel_opt: {type: L1Loss, loss_weight: 1.0, reduction: mean}\n', ''), 'train: needs pixel_opt or'),
     'periods that end early': (
         swap('{type: MultiStepLR, milestones: [5], gamma: 0.5}', '{type: CosineAnnealingRestartLR, periods: [5, 5]}'),
-        'train.yml:29: train:scheduler:restart_weights: 1 of them for 2 periods'),
+        'train.yml:29: train:scheduler:restart_weights: 1 given for 2 periods; give one for each'),
     'periods too short': (
         swap('{type: MultiStepLR, milestones: [5], gamma: 0.5}', '{type: CosineAnnealingRestartLR, periods: [10]}'),
         'train:scheduler:periods: the periods end at iteration 10, the run at 12'),
-    'restarts without weights': (swap('gamma: 0.5', 'restarts: [0, 6]'), 'restart_weights: 1 of them for 2 restarts'),
-    'loss without its input': (swap('    jpeg_quality: 25\n', ''), 'train:autoencoder_opt: needs the sharp frames after JPEG'),
+    'restarts without weights': (swap('gamma: 0.5', 'restarts: [0, 6]'), 'restart_weights: 1 given for 2 restarts; give one for each'),
+    'loss without its input': (swap('    jpeg_quality: 25\n', ''), 'train:autoencoder_opt: needs the sharp frames compressed as JPEG'),
     'no patch': (swap('    gt_size: 32\n', ''), 'datasets:train:gt_size: is missing'),
     'no sharp frames': (swap('    dataroot_gt: data_sharp.lmdb\n', ''), 'datasets:train:dataroot_gt: is missing'),
     'no training': (lambda: Path('train.yml').write_text('name: x\n'), 'train.yml: model_type: is missing'),
     'keep none': (swap('print_freq: 1', 'print_freq: 1, keep_last: 0'), 'logger:keep_last: input should be greater than'),
     'wandb alone': (swap('print_freq: 1', 'print_freq: 1, wandb: {project: x}'), 'logger:wandb: needs use_tb_logger: true'),
-    'name that leads elsewhere': (swap('name: small\n', 'name: ../../small\n'), 'name: input should be a name: no / in it'),
-    'name that is the folder': (swap('name: small\n', 'name: ..\n'), 'name: input should be a name: no / in it'),
+    'name that leads elsewhere': (swap('name: small\n', 'name: ../../small\n'), 'name: input should be a name, without /'),
+    'name that is the folder': (swap('name: small\n', 'name: ..\n'), 'name: input should be a name, without /'),
     'patch larger than the frames': (swap('gt_size: 32', 'gt_size: 81'), 'is 96 x 80, smaller than gt_size 81'),
     'no frame of that name': (swap('gt_size: 32', 'gt_size: 32\n    names: zzz*'), "is named 'zzz*'"),
     'not YAML': (write('train.yml', b'a: [1, 2\nb: 3\n'), 'train.yml:2: '),
@@ -104,14 +104,14 @@ STORES = {
     'binary meta_info': (write(STORE / 'meta_info.txt', b'\xff\xfe'), 'meta_info.txt is not a text, it was damaged'),
     'empty meta_info': (write(STORE / 'meta_info.txt', b''), 'data.mdb holds 6 values, meta_info.txt lists 0'),
     'another meta_info': (
-        change(STORE / 'meta_info.txt', lambda of: of.replace(b'80,96', b'90,96')), 'does not list what manifest.json does'),
+        change(STORE / 'meta_info.txt', lambda of: of.replace(b'80,96', b'90,96')), 'meta_info.txt disagrees with manifest.json'),
     'meta_info without sizes': (
         both(lambda: (STORE / 'manifest.json').unlink(), change(STORE / 'meta_info.txt', lambda of: of.replace(b'(', b'['))),
         'meta_info.txt has no (height,width,channels) of'),
     'manifest that is cut': (change(STORE / 'manifest.json', lambda of: of[:300]), 'manifest.json: not a readable manifest'),
     'manifest of the future': (
         change(STORE / 'manifest.json', lambda of: of.replace(b'"format": 1', b'"format": 9')), 'has format 9, this program'),
-    'frames without partners': (other_store(STORE, keys=5), "must hold the same names; 1 are in one alone, the first is 'photo5"),
+    'frames without partners': (other_store(STORE, keys=5), "must hold the same names; 1 are in only one of them, the first is 'photo5"),
     'frames of another size': (other_store(STORE, size=(80, 90)), "'photo0_000' is 90 x 80 in data_blur.lmdb but 96 x 80 in"),
     'value that is no image': (value(b'rubbish'), "data set small_train: 'photo3_000' in data_blur.lmdb is not a readable"),
     'value that is empty': (value(b''), "data set small_train: 'photo3_000' in data_blur.lmdb is not a readable"),
@@ -126,9 +126,9 @@ STORES = {
         "'photo3_000' is 96 x 78 in data_blur but 96 x 80 in data_sharp; prepare both from the same frame"),
     'patch larger than the files': (both(folders, swap('gt_size: 32', 'gt_size: 81')), 'is 96 x 80, smaller than gt_size 81'),
     'files for a store': (
-        swap('data_blur.lmdb', 'data_blur'), 'data_blur: a folder of images, no store; io_backend: {type: disk} reads it'),
+        swap('data_blur.lmdb', 'data_blur'), 'data_blur: a folder of images, not a store; io_backend: {type: disk} reads it'),
     'store for files': (
-        swap('type: lmdb', 'type: disk'), 'data_blur.lmdb: a store, no folder of images; io_backend: {type: lmdb} reads it'),
+        swap('type: lmdb', 'type: disk'), 'data_blur.lmdb: a store, not a folder of images; io_backend: {type: lmdb} reads it'),
     'file that is no image': (both(folders, write('data_blur/photo3_000.jpg', b'rubbish')), "photo3_000.jpg' in data_blur is not"),
 }  # fmt: skip
 
@@ -175,12 +175,12 @@ OTHERS = {
     'override that is no YAML': ([*TRAIN, '--force_yml', 'name=[1'], 2, '--force_yml name=[1:'),
     'override that YAML reads in its own way': ([*TRAIN, '--force_yml', 'name=*'], 2, 'needs quotes of its own, "*"'),
     'override with code': ([*TRAIN, '--force_yml', 'name=!!python/object/apply:os.system ["touch written"]'], 2, 'constructor'),
-    'option file that is a folder': (['train', '-opt', 'data_sharp'], 2, 'data_sharp: a folder, no option file'),
+    'option file that is a folder': (['train', '-opt', 'data_sharp'], 2, 'data_sharp: a folder, not an option file'),
     'test of a training': (
-        ['test', '-opt', 'train.yml'], 2, 'train: this is the option file of a training: it would test what that began with'),
+        ['test', '-opt', 'train.yml'], 2, 'train: this is the option file of a training: it would test the weights that'),
     'test of random patches': (
         ['test', '-opt', 'train.yml', '--force_yml', 'train=null', 'path:pretrain_network_g=weights.pth'], 2,
-        'datasets:train: gives random patches to train on; call a data set to be scored test'),
+        'datasets:train: gives random patches, for training; to score it, rename it to test'),
     'submission of pairs': (
         ['test', '-opt', 'test.yml', '--force_yml', 'datasets:test:type=PairedImageDataset',
          'val:submission={every: 1, extra_data: false, description: x}'], 2,

@@ -203,7 +203,7 @@ def test_large_photographs_are_scaled_down_first(tmp_path, monkeypatch, capsys, 
     assert Image.open('look/a.png.jpg').size == (16, 6)
     Path('look/a.png.jpg').unlink()
     assert cli.main([*command, '--skip-existing', '--largest', '4']) == 1
-    assert 'out/a.png: is 8 x 6, a result of a.png would be 4 x 3; move it away' in capsys.readouterr().err
+    assert 'out/a.png: is 8 x 6, but a result of a.png would be 4 x 3; move it away' in capsys.readouterr().err
     assert cli.main([*command, '--max-pixels', '191']) == 1
     assert '16 x 12 is more than 191 pixels' in capsys.readouterr().err, 'of the file'
 
@@ -214,7 +214,7 @@ def test_other_colours_are_warned_about(tmp_path):
     with mock.patch('wrcan_arch.photos.bulk_restore.read_photo', return_value=marked):
         summary = restore_photos(Same(), plan([path]), options=FP32)
     (said,) = summary.warnings
-    assert said.startswith('its colours are other than sRGB')
+    assert said.startswith('its colours are not sRGB')
 
 
 def test_photograph_that_is_not_there_leaves_no_folder(tmp_path):
@@ -252,7 +252,7 @@ def test_result_that_is_no_picture_of_the_photograph_is_not_compared(tmp_path):
     (tmp_path / 'out' / '1.png').write_text('mine')
     options = replace(FP32, skip_existing=True, compare=tmp_path / 'look')
     said = restore_photos(Same(), jobs, options=options).failures
-    assert len(said) == 2 and 'out/0.png: is 5 x 6, a result of' in said[0] and 'out/1.png' in said[1]
+    assert len(said) == 2 and 'out/0.png: is 5 x 6, but a result of' in said[0] and 'out/1.png' in said[1]
     assert (tmp_path / 'out' / '1.png').read_text() == 'mine'
 
 
@@ -385,7 +385,7 @@ def test_result_that_the_format_does_not_hold_names_the_photograph(tmp_path):
 @pytest.mark.parametrize(('taken', 'made'), [(1, 1), (3, 4), (4, 3)])
 def test_network_of_other_images_is_refused_before_the_first(tmp_path, taken, made):
     other = WRCAN(num_feat=4, num_group=1, num_block=1, num_in_ch=taken, num_out_ch=made)
-    with pytest.raises(InputError, match=f'the network makes {made} channels of {taken}; a photograph has 3'):
+    with pytest.raises(InputError, match=f'the network turns {taken} channels into {made}; a photograph has 3'):
         restore_photos(other, plan([save(tmp_path / 'a.png')], out=tmp_path / 'out'), options=FP32)
 
 

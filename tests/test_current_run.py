@@ -16,7 +16,7 @@ def test_several_gpus_of_one_process_are_one(workplace):
     run = Run()
     with run.held:
         assert load_resume_state(run, opt) is None and opt['num_gpu'] == 1
-    assert run.warnings == ['One of 2 GPUs is taken; torchrun --nproc_per_node=2 -m wrcan_arch train ... takes all.']
+    assert run.warnings == ['One of 2 GPUs is used; torchrun --nproc_per_node=2 -m wrcan_arch train ... uses all.']
 
 
 def test_processes_go_on_from_the_same_checkpoint(workplace):

@@ -76,7 +76,7 @@ def test_a_stopped_run_goes_on_and_nothing_half_written_stays(run, tmp_path):
 def test_images_of_another_size_are_not_taken_for_these(run, tmp_path):
     run('leaves', '--count', '1', '--size', '40')
     printed = run('leaves', '--count', '1', '--size', '32', exit_code=2)
-    assert 'leaves_0_000000.png: is there already, of another size; choose another folder' in printed.err
+    assert 'leaves_0_000000.png: exists already with another size; choose another folder' in printed.err
 
 
 def test_radii_follow_the_power_law():

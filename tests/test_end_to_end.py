@@ -101,7 +101,7 @@ def test_train_test_restore_report(workplace):
     page = Path('page/report.html').read_text()
     assert f'{np.mean(psnr):.2f}' in page and page.count('<svg') == 3 and page.count('<h3>') == 6
     assert f'; weights: {MODELS}/net_g_best.pth, iteration {best} of small.' in page
-    assert '<p>Dotted: the iteration whose weights were tested.</p>' in page
+    assert '<p>Dotted line: the iteration whose weights were tested.</p>' in page
     with mock.patch('wrcan_arch.look.report.MAX_PICTURES', 2):
         assert main(['report', '-opt', 'test.yml', '-o', 'page/short.html']) == 0
     short = Path('page/short.html').read_text()
@@ -142,7 +142,7 @@ def test_resume_with_another_batch_size_makes_all_iterations_with_the_next_patch
 
 def test_what_may_be_a_mistake_is_in_the_log(workplace):
     assert train('train:total_iter=1', 'datasets:train:blurred_quality=95') == 0
-    assert "the blurred 'photo0_000' has JPEG quality 25, blurred_quality says 95" in log_text()
+    assert "the blurred 'photo0_000' has JPEG quality 25, but blurred_quality says 95" in log_text()
 
 
 @pytest.mark.parametrize('batch', [4, 8])

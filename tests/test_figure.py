@@ -199,7 +199,7 @@ def test_columns_of_the_papers_rows_are_headed_as_in_the_paper(frames):
         (['first'], ['000/00000000:41,0'], 'not inside 240 x 200; TOP is 40 at most, LEFT 80'),
         (['first'], ['000/00000000:0,81'], 'not inside 240 x 200; TOP is 40 at most, LEFT 80'),
         (['first'], ['000/00000000:1'], "no such frame; there are '000/00000000' and '000/00000000:TOP,LEFT'"),
-        (['first', 'first'], [], 'need names that differ'),
+        (['first', 'first'], [], 'need different names'),
         (['absent'], [], 'no options.yml in it; give the folder that basicsr test wrote'),
         (['first', 'unsaved'], [], 'not all have restored images of small; test with save_img: true'),
         (['first', 'smaller'], ['000/00000000'], '000/00000000 is 240 x 200 in input'),

@@ -51,9 +51,9 @@ def test_another_network_runs_whole():
         expected = network(image)
     torch.testing.assert_close(restore(network, image, precision='fp32'), expected)
     torch.testing.assert_close(restore(network, image, precision='bf16'), expected, rtol=0, atol=0.02)
-    with pytest.raises(InputError, match='mode local is for WRCAN .* not this Conv2d'):
+    with pytest.raises(InputError, match='mode local needs a WRCAN .* not this Conv2d'):
         restore(network, image, mode='local')
-    with pytest.raises(InputError, match='max_memory is for WRCAN .*; this Conv2d runs whole'):
+    with pytest.raises(InputError, match='max_memory needs a WRCAN .*; this Conv2d takes whole images'):
         restore(network, image, max_memory=1 << 30)
 
 
@@ -209,7 +209,7 @@ def test_without_a_limit_most_of_what_is_free_is_used(monkeypatch):
     monkeypatch.setattr(inference, 'free_memory', lambda device: int(needed / 0.8) + 1000)
     restore(network, image, precision='fp32')
     monkeypatch.setattr(inference, 'free_memory', lambda device: int(needed / 0.9))
-    with pytest.raises(InputError, match='are there for it; scale the image down, or free some'):
+    with pytest.raises(InputError, match='are available; scale the image down, or free some'):
         restore(network, image, precision='fp32')
 
 
@@ -296,7 +296,7 @@ def test_max_memory_is_kept_to_or_refused(monkeypatch):
     enough = StripSizes(NUM_FEAT, (3200, 300), torch.float32, CPU).bytes_needed(rows[0]) + 6 * 3200 * 300
     restore(network, image, precision='fp32', max_memory=enough - 1)  # image and result are held beside the strips
     assert rows[3] < rows[0]
-    with pytest.raises(InputError, match=r'300 x 3200 pixels need .* MB .* 1 MB are there .* raise --max-memory'):
+    with pytest.raises(InputError, match=r'300 x 3200 pixels need .* MB .* 1 MB are available.* raise --max-memory'):
         restore(network, image, precision='fp32', max_memory=1 << 20)
 
 
@@ -434,7 +434,7 @@ def test_another_network_may_have_any_number_of_channels(mode):
 @pytest.mark.parametrize('mode', ['exact', 'chop'])
 def test_a_network_that_enlarges_is_a_clear_error(mode):
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 12, 1), torch.nn.PixelShuffle(2))
-    with pytest.raises(InputError, match=r'the network makes \(1, 3, .*\) of \(1, 3, .*\), no restored image'):
+    with pytest.raises(InputError, match=r'the network turns \(1, 3, .*\) into \(1, 3, .*\), not a restored image'):
         restore(network, torch.rand(1, 3, 8, 8), mode=mode)
 
 
@@ -445,7 +445,7 @@ def test_wrong_networks_are_clear_errors():
         restore(network, torch.rand(1, 3, 8, 8))
     with pytest.raises(InputError, match='head.weight is torch.float32 on meta'):
         restore(network.float().to('meta'), torch.rand(1, 3, 8, 8))
-    with pytest.raises(InputError, match='the network makes 1 channels of 3, no restored image'):
+    with pytest.raises(InputError, match='the network turns 3 channels into 1, not a restored image'):
         restore(WRCAN(num_feat=4, num_group=1, num_block=1, num_out_ch=1), torch.rand(1, 3, 8, 8))
 
 

@@ -76,7 +76,7 @@ def test_what_may_be_a_mistake_is_told(options):
     def likely_mistakes(**changes):
         return list(JPEGDeblurDataset({**options, **changes}).likely_mistakes())
 
-    quality = "data set small: the blurred '000_00000000' has JPEG quality 25, blurred_quality says 95"
+    quality = "data set small: the blurred '000_00000000' has JPEG quality 25, but blurred_quality says 95"
     assert likely_mistakes(blurred_quality=95) == [quality]
     assert likely_mistakes(jpeg_quality=95) == [quality.replace('blurred_quality', 'jpeg_quality')]
     swapped = {'dataroot_lq': options['dataroot_gt'], 'dataroot_gt': options['dataroot_lq']}
@@ -327,7 +327,7 @@ def test_names_choose_a_sequence_of_stores_and_of_nested_folders(options, tmp_pa
     assert item['key'] == '001_00000000'
     assert item['lq_path'] == '001_00000000.png', 'else pictures of the toolbox would be called 00000000 of each'
     cv2.imwrite(str(tmp_path / 'nested/gt/001_00000000.png'), picture(8, 8))
-    with pytest.raises(InputError, match='gt/001/00000000.png and .*gt/001_00000000.png are one name; remove one'):
+    with pytest.raises(InputError, match='gt/001/00000000.png and .*gt/001_00000000.png are taken for the same frame'):
         JPEGDeblurDataset(nested)
 
 
@@ -354,7 +354,7 @@ def test_unpaired_names_empty_and_missing_folders_are_errors(tmp_path):
     with pytest.raises(InputError, match='pair: there are no images in .*gt'):
         JPEGDeblurDataset(opt)
     cv2.imwrite(str(tmp_path / 'gt' / 'a.png'), picture(8, 8))
-    with pytest.raises(InputError, match="must hold the same names; 1 are in one alone, the first is 'a'"):
+    with pytest.raises(InputError, match="must hold the same names; 1 are in only one of them, the first is 'a'"):
         JPEGDeblurDataset(opt)
     for role in ('lq', 'gt'):
         cv2.imwrite(str(tmp_path / role / 'b.png'), picture(8, 8))

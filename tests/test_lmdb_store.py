@@ -189,8 +189,11 @@ def change_text(path, name, old, new):
         (lambda path: change_value(path), "'002_00000000' was changed: 5 bytes"),
         (lambda path: change_value(path, None), "'002_00000000' is missing"),
         (lambda path: change_value(path, b'more', b'more'), "'more' is not in manifest.json"),
-        (lambda path: change_text(path, 'meta_info.txt', '002_00000000.jpg', '002_00000000.png'), 'meta_info.txt does'),
-        (lambda path: change_text(path, 'manifest.json', '"encoded"', '"raw"'), 'meta_info.txt does'),
+        (
+            lambda path: change_text(path, 'meta_info.txt', '002_00000000.jpg', '002_00000000.png'),
+            'meta_info.txt disagrees',
+        ),
+        (lambda path: change_text(path, 'manifest.json', '"encoded"', '"raw"'), 'meta_info.txt disagrees'),
         (lambda path: change_text(path, 'manifest.json', '"format": 1', '"format": 2'), 'has format 2, this program'),
         (lambda path: change_text(path, 'manifest.json', '"bytes"', '"size"'), 'not a readable manifest'),
         (lambda path: os.truncate(path / 'manifest.json', 300), 'not a readable manifest'),

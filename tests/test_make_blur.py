@@ -140,7 +140,7 @@ def test_one_photograph_is_not_taken_twice(tmp_path):
     """Otherwise it could be on both sides of --val."""
     (tmp_path / 'all' / 'best').mkdir(parents=True)
     (tmp_path / 'all' / 'best' / 'a.png').touch()
-    with pytest.raises(InputError, match=r'best/a\.png: given twice; leave it out once'):
+    with pytest.raises(InputError, match=r'best/a\.png: given twice; give it once'):
         make_blur.find_photos([tmp_path / 'all', tmp_path / 'all' / 'best'])
 
 
@@ -268,10 +268,10 @@ def test_finetuning_takes_what_is_written_with_a_split(prepared, run, tmp_path, 
         (['photo.png', '--rotation', '5.5'], '--rotation 5.5: at most 5 degrees; '),
         (['photo.png', '--workers', '0'], '--workers 0: at least 1'),
         (['photo.png', '--seed', '-1'], '--seed -1: at least 0'),
-        (['photo.png', '--grid', '15'], '--grid 15: photo.png is 8 x 8, too small for it; leave it out'),
+        (['photo.png', '--grid', '15'], '--grid 15: photo.png is 8 x 8, too small for it; leave the photograph out'),
         (['photo.png', '--grid', '4', '--zoom', '0.5', '1'], '--grid 4: photo.png is 8 x 8, too small for it'),
         (['photo.png', '--grid', '4', '--largest', '4'], '--grid 4: photo.png is 8 x 8, too small for it'),
-        (['photo.png', 'broken/broken.txt'], 'broken/broken.txt: is none of .jpg'),
+        (['photo.png', 'broken/broken.txt'], 'broken/broken.txt: ends in none of .jpg'),
         (['photo.png', '--length', '5', '2'], '--length 5.0 2.0: give the shortest'),
         (['photo.png', '--zoom', '2', '1'], '--zoom 2.0 1.0: give the smallest factor, above 0, then the largest'),
         (['photo.png', '--zoom', '0', '1'], '--zoom 0.0 1.0: give the smallest factor'),
@@ -337,7 +337,8 @@ def test_names_that_are_too_long_are_found_before_anything_is_made(run, tmp_path
     with mock.patch('make_blur.check_photos', side_effect=AssertionError('refused after work')):
         printed = run('too_long', '-o', 'b', *options, exit_code=2)
     assert printed.err.endswith(
-        f"a.png: its pairs would have names of {fit + 1} letters, {fit} fit; shorten its name, or its folders'\n"
+        f'a.png: its pairs would have names of {fit + 1} letters, at most {fit} fit; shorten its name, or its '
+        "folders'\n"
     )
     assert not list(tmp_path.glob('b*'))
 
@@ -385,7 +386,7 @@ def test_a_photograph_that_must_not_be_read_is_a_fault_like_others(run, tmp_path
 
 def test_photographs_are_counted_while_they_are_looked_at(prepared, run):
     printed = run(prepared / 'photos', '-o', 'out', '--copies', '1')
-    assert 'look at each: 100%' in printed.err and '6/6' in printed.err
+    assert 'check photographs: 100%' in printed.err and '6/6' in printed.err
 
 
 def test_files_that_are_not_taken_are_told(run, tmp_path):
@@ -414,7 +415,7 @@ def test_large_photographs_are_told_and_made_smaller(run, tmp_path):
     cv2.imwrite(str(tmp_path / 'wide.png'), np.zeros((20, 33000, 3), np.uint8))
     for too_large in ((), ('--largest', '32767'), ('--largest', '40000')):
         printed = run('wide.png', '-o', 'wide', '--copies', '1', *too_large, exit_code=2)
-        assert 'wide.png: is 33000 x 20; set --largest, at most 32766' in printed.err
+        assert 'wide.png: is 33000 x 20, too large; set --largest to at most 32766' in printed.err
     printed = run('large.png', 'wide.png', '-o', 'small', '--copies', '1', '--largest', '100')
     store = open_store(tmp_path / 'small_sharp.lmdb')
     assert [store.shape(key)[:2] for key in store.keys()] == [(100, 95), (1, 100)] and 'megapixels' not in printed.out

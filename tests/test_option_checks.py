@@ -82,15 +82,15 @@ MISTAKES = [  # text, its replacement, the message
     ('train_blur.lmdb', 'nowhere.lmdb', "datasets:train:dataroot_lq: there is no 'datasets/demo_nowhere.lmdb'; prepare it"),
     ('pretrain_network_g: small', 'pretrain_network_g: no.pth', "path:pretrain_network_g: there is no file 'no.pth'"),
     ('pretrain_network_g: small', 'pretrained: no.pth', 'path:pretrained: there is no such option'),
-    ('  amp: auto', '  start_from_image: true\n  amp: auto', 'train:start_from_image: weights are loaded over it'),
+    ('  amp: auto', '  start_from_image: true\n  amp: auto', 'train:start_from_image: path:pretrain_network_g would overwrite it'),
     ('pretrain_network_g: small', 'pretrain_network_g: [small]', 'path:pretrain_network_g: input should be a valid string'),
     ('num_gpu: auto', 'num_gpu: 1', 'num_gpu: 1 asked for, this machine has 0'),
     ('num_gpu: auto', 'num_gpu: all', "num_gpu: input should be a valid integer, not 'all', or input should be 'auto', not 'all'"),
-    ('name: demo_val', 'name: demo_val\n    persistent_workers: true', 'persistent_workers: is for training alone'),
+    ('name: demo_val', 'name: demo_val\n    persistent_workers: true', 'persistent_workers: only training uses it'),
     ('  batch_size_per_gpu: 8\n', '\n', 'datasets:train:batch_size_per_gpu: is missing'),
     ('batch_size_per_gpu: 8', 'batch_size_per_gpu: 8\n    batch_size_total: 16', 'batch_size_total: batch_size_per_gpu is given too; set one'),
     ('name: train_wrcan_demo', 'names: train_wrcan_demo', 'names: there is no such option here; did you mean name?'),
-    ('manual_seed: 0', 'manual_seed: 0\nmanual_seed: 1', "the key 'manual_seed' stands twice"),
+    ('manual_seed: 0', 'manual_seed: 0\nmanual_seed: 1', "the key 'manual_seed' is given twice"),
     ('  val:\n    name', '  vall:\n    name', 'datasets:vall: data sets are called train, val'),
     ('save_img: false', 'save_img: no', 'val:save_img: write true or false, or put no in quotes if it is a text'),
     ('num_block: 6', 'num_block: 6\n  learn_it: On', 'network_g:learn_it: write true or false, or put On in quotes'),
@@ -101,8 +101,8 @@ MISTAKES = [  # text, its replacement, the message
     ('weight_decay: 1e-8', 'eps: x', "train:optim_g: '<=' not supported"),
     ('    dataroot_gt: datasets/demo_val_sharp.lmdb\n', '\n', 'datasets:val:dataroot_gt: is missing'),
     ('save_img: false', 'save_img: false\n  submission: {every: 1, extra_data: false, description: x}', 'val:submission: needs save_img: true'),
-    ('  pixel_opt:', '  perceptual_opt: {type: PerceptualLoss, layer_weights: {conv5_4: 1}, criterion: fro}\n  pixel_opt:', "train:perceptual_opt:criterion: l1 alone is a mean, not 'fro'"),
-    ('type: L1Loss,', 'type: L1Loss, reduction: sum,', 'train:pixel_opt:reduction: parts of a batch and processes are averaged'),
+    ('  pixel_opt:', '  perceptual_opt: {type: PerceptualLoss, layer_weights: {conv5_4: 1}, criterion: fro}\n  pixel_opt:', "train:perceptual_opt:criterion: only l1 works here, not 'fro'; leave it out"),
+    ('type: L1Loss,', 'type: L1Loss, reduction: sum,', 'train:pixel_opt:reduction: losses are averaged over parts of a batch'),
 ]  # fmt: skip
 # ruff: noqa: E501  (one mistake a line)
 
@@ -114,7 +114,7 @@ def test_each_mistake_is_named_with_its_line_before_anything_is_written(demo, mo
     text = demo.replace(old, new, 1)
     said = [line for line in problems_of(text) if message in line]
     assert len(said) == 1
-    place = re.fullmatch(r"own\.yml:(\d+): (?:the key '(\w+)' stands twice|([\w:]+): .*)", said[0])
+    place = re.fullmatch(r"own\.yml:(\d+): (?:the key '(\w+)' is given twice|([\w:]+): .*)", said[0])
     standing = text.splitlines()[int(place[1]) - 1]  # the line that the message names
     *sections, key = (place[2] or place[3]).split(':')
     if said[0].endswith(': is missing'):
@@ -145,7 +145,7 @@ def test_amp_takes_off_with_and_without_quotes(demo):
     Path('own.yml').write_text(demo)
     option_checks.check(options.read_options('own.yml', ['train:amp=off']), 'train')
     file = options.read_options('own.yml', ['train:optim_g={type: Adam, lr: 1, lr: 2}'])
-    assert file.problems == ["--force_yml train:optim_g={type: Adam, lr: 1, lr: 2}: the key 'lr' stands twice"]
+    assert file.problems == ["--force_yml train:optim_g={type: Adam, lr: 1, lr: 2}: the key 'lr' is given twice"]
 
 
 @pytest.mark.parametrize('wrong', ['-1', '1e3', '~'])
@@ -181,7 +181,7 @@ def test_mistake_in_a_base_is_named_there(demo):
     assert 'own.yml:3: trian: there is no such option here; did you mean train?' in said
     Path('base.yml').write_text(demo.replace('manual_seed: 0', 'manual_seed: 0\nmanual_seed: 1'))
     (said,) = problems_of('base: base.yml\nname: mine\n')
-    assert re.fullmatch(r"base\.yml:\d+: the key 'manual_seed' stands twice", said)
+    assert re.fullmatch(r"base\.yml:\d+: the key 'manual_seed' is given twice", said)
 
 
 @pytest.mark.parametrize('model', ['SRModel', 'SwinIRModel'])
@@ -257,7 +257,7 @@ def test_data_sets_that_are_scored_have_names_of_their_own(demo):
     values = yaml.safe_load(demo)
     values['datasets']['val_2'] = dict(values['datasets']['val'])
     (said,) = problems_of(yaml.safe_dump(values))
-    assert said.endswith("datasets:val_2:name: 'demo_val' is val's name too; give each its own")
+    assert said.endswith("datasets:val_2:name: 'demo_val' is also the name of val; give each its own")
     values['datasets']['val_2']['name'] = 'other'
     values['datasets']['train']['name'] = 'demo_val'
     Path('own.yml').write_text(yaml.safe_dump(values))
@@ -271,8 +271,8 @@ def test_what_validation_would_fail_on_is_said_before_the_run(demo, monkeypatch)
     values['val']['inference'] = {'mode': 'chop', 'max_memory': 1000}
     values['val']['metrics']['lpips'] = {'type': 'calculate_lpips', 'crop_border': 0, 'better': 'lower'}
     name, inference, lpips = problems_of(yaml.safe_dump(values))
-    assert name.endswith('name: the toolbox would set val_freq, print_freq and save_checkpoint_freq itself; take a name '
-                         'without debug')  # fmt: skip
+    assert name.endswith('name: a name with debug makes the toolbox set val_freq, print_freq and save_checkpoint_freq; '
+                         'take another')  # fmt: skip
     assert 'val:inference: max_memory is for the modes exact and local' in inference
     assert 'val:metrics:lpips: calculate_lpips: no ' in lpips
 
@@ -300,7 +300,7 @@ def test_what_keeps_the_size_is_not_asked_to_enlarge(demo):
     def said(text):
         return [line.partition('scale: ')[2] for line in problems_of(f'{text}\nscale: 2\n') if ': scale: ' in line]
 
-    ends = 'gives an image of the size that it gets; set scale to 1, or take'
+    ends = 'keeps the size of an image; set scale to 1, or take'
     network = f'WRCAN {ends} another network'
     data = [f'JPEGDeblurDataset {ends} a PairedImageDataset']
     assert said(demo) == [f'WRCANModel {ends} SRModel', network, *data]
@@ -361,7 +361,7 @@ def test_sharp_frames_are_asked_for_by_metrics_that_take_them(demo):
     single = {**values, 'datasets': deepcopy(values['datasets'])}
     single['datasets']['val']['type'] = 'SingleImageDataset'
     (said,) = problems_of(yaml.safe_dump(single))
-    assert 'datasets:val:type: gives no sharp frames, which a metric compares with; take a PairedImageDataset' in said
+    assert 'datasets:val:type: has no sharp frames for a metric to compare with; take a PairedImageDataset' in said
     values['val']['metrics'] = {'niqe': {'type': 'calculate_niqe', 'crop_border': 0, 'better': 'lower'}}
     values['val'].pop('best_metric', None)
     assert not problems_of(yaml.safe_dump(values))
@@ -376,7 +376,7 @@ def test_local_is_refused_where_a_gpu_is_to_be_deterministic(demo, monkeypatch, 
     values['val']['inference'] = {'mode': 'local'}
     Path('own.yml').write_text(yaml.safe_dump(values))
     said = list(option_checks._wrong_machine(options.read_options('own.yml')))
-    assert len(said) == refused and all('deterministic: mode local has sums' in line for line in said)
+    assert len(said) == refused and all('deterministic: a GPU adds the sums of mode local' in line for line in said)
 
 
 @pytest.mark.parametrize(('gpus', 'pinned', 'refused'), [(1, True, False), (1, False, True), (0, True, True)])
@@ -446,7 +446,7 @@ def test_weights_that_the_toolboxs_own_model_cannot_read_are_said_before_the_run
     for name, path in (('small', SHIPPED['small']), ('bare.pth', 'bare.pth')):
         said = problems_of(text.replace('network_g: small', f'network_g: {name}'))
         hint = f'basicsr convert {path} -o NAME.pth makes one'
-        expected = f"path:pretrain_network_g: {path}: SRModel reads a .pth with 'params' alone; {hint}"
+        expected = f"path:pretrain_network_g: {path}: SRModel only reads a .pth that holds 'params'; {hint}"
         assert len([line for line in said if line.endswith(expected)]) == 1
     said = problems_of(text.replace('network_g: small', 'network_g: converted.pth'))
     assert not any('path:' in line for line in said)

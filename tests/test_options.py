@@ -62,7 +62,7 @@ def test_overrides_set_keys_of_sections_and_are_parsed_not_run(tmp_path):
     evil = options.read_options(path, ['train:total_iter=__import__("os").system("touch evil")']).values
     assert evil['train']['total_iter'] == '__import__("os").system("touch evil")'
     for override in ('nothing', 'train', 'train:total_iter:x=3', 'elsewhere:x=3'):
-        with pytest.raises(InputError, match='write SECTION:OPTION=VALUE, of a section that is in'):
+        with pytest.raises(InputError, match='write SECTION:OPTION=VALUE, with a section that is in'):
             options.read_options(path, [override])
 
 

@@ -159,7 +159,7 @@ def test_what_a_run_with_other_options_left_is_told_and_stays(prepared, run, tmp
     arguments = [prepared / 'photos', '-o', 'out', '--copies', '1']
     with mock.patch.object(StoreWriter, '_write_text', side_effect=InputError('the last')):
         run(*arguments, '--files', exit_code=2)
-    said = 'not used, of another run (stopped, or at work) with other --val or --files: {}\n'
+    said = 'not used, left by another run (stopped or still at work) with another --val or --files: {}\n'
     all_four = 'out_blur.lmdb.partial, out_blur.partial, out_sharp.lmdb.partial, out_sharp.partial'
     assert run(*arguments, '--val', '0.5').out.startswith(said.format(all_four))
     assert run(*arguments).out.startswith(said.format('out_blur.partial, out_sharp.partial'))

@@ -337,7 +337,7 @@ def test_heic_is_read(tmp_path):
     assert np.abs(photo.pixels.astype(int) - picture(48, 64)).mean() < 8 and 'icc-profile-data' in photo.metadata
     write_photo(tmp_path / 'a.png', photo)
     assert Image.open(tmp_path / 'a.png').getexif()[MAKE] == 'a camera'
-    with pytest.raises(InputError, match='not a format that is written; choose one of jpeg, png'):
+    with pytest.raises(InputError, match='cannot be written in this format; choose one of jpeg, png'):
         write_photo(tmp_path / 'a.heic', photo)
 
 
@@ -391,7 +391,7 @@ def test_what_holds_avif_is_known_by_its_other_brands(tmp_path):
     np.testing.assert_array_equal(read_photo(tmp_path / 'b.avif').pixels, read_photo(tmp_path / 'a.avif').pixels)
     (tmp_path / 'c.avif').write_bytes(content[:8] + b'heic' + content[12:])  # pi_heif cannot decode its AV1 content
     with pytest.raises(
-        InputError, match=r'c\.avif: cannot be decoded \(.+\); it may be damaged, if not convert it to JPEG'
+        InputError, match=r'c\.avif: cannot be decoded \(.+\); it may be damaged; if not, convert it to JPEG'
     ):
         read_photo(tmp_path / 'c.avif')
 

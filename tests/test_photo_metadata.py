@@ -62,7 +62,7 @@ def test_what_a_result_will_lack_is_said(tmp_path):
         write_photo(tmp_path / f'b{ending}', grey)
         kept = read_photo(tmp_path / f'b{ending}').metadata.get('icc-profile-data') == grey_profile()
         assert [each.partition(',')[0] for each in loss_warnings(name, grey)] == [
-            'its colours are other than sRGB' for _ in range(not kept)
+            'its colours are not sRGB' for _ in range(not kept)
         ]
 
 
@@ -117,7 +117,7 @@ def test_film_behind_a_photograph_is_said_and_no_longer_promised(tmp_path, name)
     xmp = b'<x:xmpmeta GCamera:NAME="1" GCamera:NAMEVersion="1"'.replace(b'NAME', name)
     write_photo(tmp_path / 'a.jpg', Photo(pixels=picture(8, 8), metadata={'xmp-data': xmp}))
     photo = read_photo(tmp_path / 'a.jpg')
-    assert loss_warnings('jpeg', photo) == ['the file holds a film too; the picture was restored']
+    assert loss_warnings('jpeg', photo) == ['the file also holds a video; the picture was restored']
     assert photo.metadata['xmp-data'] == xmp.replace(name + b'="1"', name + b'="0"')
 
 

@@ -230,7 +230,7 @@ def test_pictures_of_before_and_after_overwrite_no_photograph_and_no_result(out,
         InputError, match=r'a\.jpg: its picture of before and after would overwrite .*/a\.jpg\.jpg; choose'
     ):
         plan(['a.jpg', 'a.jpg.jpg'], out=Path(out), compare=Path(compare))
-    with pytest.raises(InputError, match=r'a\.jpg\.jpg: is no folder; choose another --compare'):
+    with pytest.raises(InputError, match=r'a\.jpg\.jpg: is not a folder; choose another --compare'):
         plan(['a.jpg'], out=Path('out'), compare=Path('a.jpg.jpg'))
     Path('index.html').write_text('mine')
     with pytest.raises(InputError, match='index.html'):

@@ -154,7 +154,7 @@ def test_texts_of_png_are_kept_in_png_and_said_elsewhere(tmp_path):
         photo = read_photo(tmp_path / name)
     assert loss_warnings('png', photo) == []
     assert loss_warnings('jpeg', photo) == [
-        'jpeg has no place for its texts (as Author, Description); --format png keeps them'
+        'jpeg has no place for its texts (such as Author, Description); --format png keeps them'
     ]
 
 

@@ -211,27 +211,27 @@ def test_second_run_changes_nothing_and_refuses_another_request(downloads, monke
     assert names_in(downloads / 'out') == {'val_blur_jpeg.lmdb', 'val_sharp.lmdb'}
     before = [path.stat().st_mtime_ns for path in sorted((downloads / 'out').rglob('*'))]
     assert run(monkeypatch, 'zips', '-o', 'out', '--splits', 'val') == 0
-    assert 'val_sharp.lmdb: 8 frames, is there already' in capsys.readouterr().out
+    assert 'val_sharp.lmdb: 8 frames, exists already' in capsys.readouterr().out
     assert [path.stat().st_mtime_ns for path in sorted((downloads / 'out').rglob('*'))] == before
     assert run(monkeypatch, 'zips', '-o', 'out', '--splits', 'val', '--store', 'raw') == 2
-    assert 'out/val_sharp.lmdb: is there already and encoded, not raw' in message(capsys)
+    assert 'out/val_sharp.lmdb: exists already and is encoded, not raw' in message(capsys)
     shutil.rmtree('zips')
     whole = {path: path.read_bytes() for path in Path('tree/val').rglob('*.*g')}
     for path in whole:
         cv2.imwrite(str(path), np.zeros((40, 64, 3), np.uint8))
     assert run(monkeypatch, 'tree', '-o', 'out', '--splits', 'val', '--any-size') == 2
-    assert 'out/val_blur_jpeg.lmdb: is there already with other frames' in message(capsys)
+    assert 'out/val_blur_jpeg.lmdb: exists already with other frames' in message(capsys)
     for path, content in whole.items():
         path.write_bytes(content) if path.parent.name == '000' else path.unlink()
     assert run(monkeypatch, 'tree', '-o', 'out', '--splits', 'val', '--any-size') == 2
-    assert 'out/val_blur_jpeg.lmdb: is there already with other frames' in message(capsys)
+    assert 'out/val_blur_jpeg.lmdb: exists already with other frames' in message(capsys)
 
 
 def test_a_store_that_is_there_is_refused_before_another_is_written(downloads, monkeypatch, capsys):
     assert run(monkeypatch, 'tree/val', '-o', 'out') == 0
     capsys.readouterr()
     assert run(monkeypatch, 'tree', '-o', 'out', '--store', 'raw') == 2
-    assert 'out/val_sharp.lmdb: is there already and encoded, not raw' in message(capsys)
+    assert 'out/val_sharp.lmdb: exists already and is encoded, not raw' in message(capsys)
     assert names_in(downloads / 'out') == {'val_blur_jpeg.lmdb', 'val_sharp.lmdb'}
 
 
@@ -415,15 +415,15 @@ LAST = 'tree/val/val_sharp/001/00000003.png'
         (
             rename(LAST, 'tree/frame.png'),
             ['tree', '--any-size'],
-            r'val_blur_jpeg/001/00000003\.jpg: there is no such frame in val_sharp \(1 frame without a partner\); take',
+            r'val_blur_jpeg/001/00000003\.jpg: there is no such frame in val_sharp \(1 frame without a partner\);',
         ),
         (
             rename('tree/val/val_blur_jpeg/001', 'tree/val/val_blur_jpeg/001_'),
             ['tree', '--any-size'],
             r'val_sharp/001/00000000\.png: there is no such frame in val_blur_jpeg \(4 frames',
         ),
-        (image(LAST, np.zeros((48, 60, 3), np.uint8)), ['tree'], r'001/00000003\.png: it is 60 x 48, not 64 x 48 as'),
-        (image(LAST, np.zeros((40, 64, 3), np.uint8)), ['tree', '--any-size'], r'png: it is 64 x 40, not 64 x 48 as'),
+        (image(LAST, np.zeros((48, 60, 3), np.uint8)), ['tree'], r'001/00000003\.png: it is 60 x 48, not 64 x 48 like'),
+        (image(LAST, np.zeros((40, 64, 3), np.uint8)), ['tree', '--any-size'], r'png: it is 64 x 40, not 64 x 48 like'),
         (image(LAST, GREY), ['tree'], r'001/00000003\.png: not an 8-bit colour image but uint8 of shape \(48, 64\)'),
         (image(LAST, np.zeros((*SIZE, 3), np.uint16)), ['tree'], r'3\.png: not an 8-bit colour image but uint16'),
         (copy(FIRST, LAST.replace('png', 'jpg')), ['tree'], r'00000003\.jpg: the frames of val_sharp are \.png files'),
@@ -533,7 +533,7 @@ def test_verify_finds_a_flipped_bit_and_a_changed_list(reds, tmp_path, monkeypat
     printed = capsys.readouterr()
     assert printed.out == f'{tmp_path}/good.lmdb: sound\n'
     assert "bit.lmdb: '001_00000003' was changed" in printed.err
-    assert 'list.lmdb: meta_info.txt does not list what manifest.json does' in printed.err
+    assert 'list.lmdb: meta_info.txt disagrees with manifest.json' in printed.err
     assert 'bit.lmdb: 1 problem; move it away and prepare it again' in printed.err
 
 

@@ -168,7 +168,7 @@ def test_of_many_pictures_some_from_all_over_the_test_are_shown(finished_test, m
             Path(path.format(name)).write_bytes(Path(path.format('a')).read_bytes())
     assert write_report(finished_test, None, Path('report.html'))['small'].images == 5
     page = Path('report.html').read_text()
-    assert re.findall('<h3>(.)</h3>', page) == ['a', 'c', 'e'] and '3 of 5 images, from all over the test' in page
+    assert re.findall('<h3>(.)</h3>', page) == ['a', 'c', 'e'] and '3 of 5 images, spread evenly over the test' in page
 
 
 @pytest.mark.parametrize('wrong', ['log', 'result'])
@@ -233,12 +233,12 @@ def test_the_tested_iteration_is_marked_in_the_curves_of_its_own_training(finish
         assert '; weights: net.pth, iteration 9 of own.' in pages[training]
     Path('net.pth').touch()
     write_report(finished_test, None, Path('replaced.html'))
-    said = '; weights: net.pth (another file by now: test again), iteration 9 of own.'
+    said = '; weights: net.pth (the file has changed since: test again), iteration 9 of own.'
     assert said in Path('replaced.html').read_text()
-    assert '<p>At iteration 0: the weights that it began with. </p>' in pages['other']
+    assert '<p>At iteration 0: the weights that the training began with. </p>' in pages['other']
     dotted = 'stroke-dasharray'
     assert pages['own'].count(dotted) == pages['other'].count(dotted) + 1
-    assert '<p>Dotted: the iteration whose weights were tested.</p>' in pages['own']
+    assert '<p>Dotted line: the iteration whose weights were tested.</p>' in pages['own']
     with mock.patch('matplotlib.axes.Axes.axvline') as line:
         plot('psnr', {'psnr': [(7, 20.0), (11, 21.0)]}, tested=9)
     assert line.call_args.args == (9,)

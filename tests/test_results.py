@@ -152,8 +152,8 @@ def test_batch_is_divided_over_processes_or_gpus(parts, share):
     assert pipelines.share_of_batch({'batch_size_per_gpu': 3}, parts) == 3
 
 
-@pytest.mark.parametrize(('parts', 'hint'), [(3, '15 or 18 would'), (5, '15 or 20 would'), (32, '32 would')])
-def test_batch_that_does_not_divide_says_which_would(parts, hint):
+@pytest.mark.parametrize(('parts', 'hint'), [(3, '15 or 18 can'), (5, '15 or 20 can'), (32, '32 can')])
+def test_batch_that_does_not_divide_says_which_can(parts, hint):
     with pytest.raises(InputError, match=f'16 cannot be divided over {parts} processes or GPUs; {hint}'):
         pipelines.share_of_batch({'batch_size_total': 16}, parts)
 

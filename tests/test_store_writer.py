@@ -123,7 +123,7 @@ def test_stores_that_belong_together_get_their_names_together(tmp_path):
 
 def test_key_that_lmdb_does_not_take_is_said(tmp_path):
     with (
-        pytest.raises(InputError, match=r"the key 'a{20}…' has 512 letters, 511 fit"),
+        pytest.raises(InputError, match=r"the key 'a{20}…' has 512 letters, at most 511 fit"),
         StoreWriter(tmp_path / 'a.lmdb') as store,
     ):
         store.put('a' * 512, '.png', b'1', (1, 1, 3))

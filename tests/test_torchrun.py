@@ -236,7 +236,7 @@ def test_bad_request_and_bad_start_are_said_once_and_in_time(job):
     assert codes == [2] and re.search(r'^basicsr train: port \d+ of localhost is taken; set MASTER_PORT', said, re.M)
     codes, said = srun(1, 'train', '-opt', 'train.yml', SLURM_STEP_NUM_TASKS=2)
     (line,) = own_lines(said)
-    assert codes == [2] and 'of 2 processes 1 did not get here within 3 s: number 1' in line
+    assert codes == [2] and '1 of 2 processes did not reach this point within 3 s: number 1' in line
 
 
 # Single functions
@@ -257,7 +257,7 @@ def test_processes_agree_or_all_say_on_what_they_do_not():
 
 
 def test_process_that_does_not_come_is_named():
-    with pytest.raises(InputError, match='of 3 processes 2 did not get here within 0 s: number 1, 2'):
+    with pytest.raises(InputError, match='2 of 3 processes did not reach this point within 0 s: number 1, 2'):
         Team(store=dist.HashStore(), rank=0, size=3).agree({'a': '1'}, timeout=0)
 
 
@@ -330,7 +330,7 @@ def test_each_process_takes_its_own_gpu(monkeypatch):
     processes.take_own_gpu()
     assert taken == [1]
     monkeypatch.setenv('LOCAL_RANK', '2')
-    with pytest.raises(InputError, match='process 2 of this machine has no GPU, there are 2; start as many'):
+    with pytest.raises(InputError, match='no GPU is left for process 2 of this machine, which has 2; start one'):
         processes.take_own_gpu()
 
 

@@ -68,7 +68,7 @@ def name_to_official(name: str, config: Mapping[str, Any]) -> str:
     found = (_renamed(name, ours, official, numbers) for official, ours in OFFICIAL_NAMES)
     renamed = next(filter(None, found), None)
     if renamed is None:
-        raise InputError(f"the authors' code has no place for {name}: its blocks are WRCAN's and WRN's alone")
+        raise InputError(f"the authors' code has no place for {name}: it only has the blocks of WRCAN and WRN")
     return renamed
 
 

@@ -225,8 +225,8 @@ def build_parser() -> argparse.ArgumentParser:
         )
 
     for name, about in (
-        ('train', 'train as an option file says; experiments/ and tb_logger/ go under the current folder'),
-        ('test', 'score a network as an option file says; results/ goes under the current folder'),
+        ('train', 'train as an option file says; writes experiments/ and tb_logger/ in the current folder'),
+        ('test', 'score a network as an option file says; writes results/ in the current folder'),
     ):
         command = add(name, run_pipeline, about)
         command.add_argument('-opt', required=True, help='the option file')
@@ -244,24 +244,35 @@ def build_parser() -> argparse.ArgumentParser:
     takes_overrides(command)
 
     command = add('restore', run_restore, 'restore photographs with a trained network')
-    command.add_argument('photos', nargs='*', metavar='PHOTO', help='a file, a folder with all below it, or a pattern')
+    command.add_argument(
+        'photos', nargs='*', metavar='PHOTO', help='a file, a folder (with all folders in it), or a pattern'
+    )
     command.add_argument('--list', metavar='FILE', help='a file with a photograph on each line; - is standard input')
-    command.add_argument('-w', '--weights', type=Path, help='weight file (default: the small one that comes with this)')
-    command.add_argument('-o', '--out', type=Path, help='folder for the results (default: beside, NAME_restored)')
+    command.add_argument('-w', '--weights', type=Path, help='weight file (default: the bundled small network)')
+    command.add_argument('-o', '--out', type=Path, help='folder for the results (default: beside, as NAME_restored)')
     command.add_argument('--format', help="jpeg, png, tiff, webp or avif (default: the photograph's own, else png)")
-    command.add_argument('--quality', type=int, help='of jpeg, avif and lossy webp, 1 to 100 (default 95)')
-    command.add_argument('--skip-existing', action='store_true', help='leave out what has a result already')
-    command.add_argument('--strength', type=float, help='0 for the photograph as it was, to 1 (default)')
-    command.add_argument('--compare', type=Path, metavar='FOLDER', help='write before | after, and a page of sliders')
+    command.add_argument('--quality', type=int, help='quality of jpeg, avif and lossy webp, 1 to 100 (default 95)')
+    command.add_argument('--skip-existing', action='store_true', help='skip photographs that already have a result')
+    command.add_argument('--strength', type=float, help='share of the change to apply, from 0 to 1 (default 1)')
+    command.add_argument(
+        '--compare', type=Path, metavar='FOLDER', help='write pictures of before | after and a page with sliders'
+    )
     command.add_argument(
         '--mode', help="exact (default); local: attention as in training; chop: the authors' way; input: no network"
     )
     command.add_argument('--ensemble', action='store_true', help='mean of 8 flips and transposes, 8 x the work')
     command.add_argument('--precision', help='auto (default), fp32, bf16, fp16')
-    command.add_argument('--patch-size', type=int, help="pixels, for local (default: the training patch's)")
-    command.add_argument('--max-memory', type=_bytes, metavar='4G', help='to work in (default: most of what is free)')
     command.add_argument(
-        '--largest', type=int, metavar='PIXELS', help='first scale down to so many on the longer side (default: not)'
+        '--patch-size', type=int, help="window of mode local, in pixels (default: the training patch's)"
+    )
+    command.add_argument(
+        '--max-memory', type=_bytes, metavar='4G', help='memory to use (default: most of what is free)'
+    )
+    command.add_argument(
+        '--largest',
+        type=int,
+        metavar='PIXELS',
+        help='first scale larger photographs down to this longer side (default: do not)',
     )
     command.add_argument('--max-pixels', type=int, help='refuse larger photographs (default 200000000)')
 
@@ -269,7 +280,9 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument('weights', type=Path, help='.safetensors, .pth, or the .pt of the authors')
     command.add_argument('-o', '--out', required=True, type=Path, help='.safetensors or .pth; .pt with --to official')
     command.add_argument('--to', choices=['official'], help="write the authors' names")
-    command.add_argument('--key', choices=['params', 'params_ema'], help='which weights, of a file that holds both')
+    command.add_argument(
+        '--key', choices=['params', 'params_ema'], help='which weights to take from a file that holds both'
+    )
     command.add_argument('--dtype', choices=['fp16', 'bf16'], help='store 16 bits a weight, rounded')
 
     command = add('report', run_report, 'write a page of blurred, restored and sharp pictures with scores and curves')
@@ -279,7 +292,7 @@ def build_parser() -> argparse.ArgumentParser:
         '--figure', nargs='+', type=Path, metavar='RESULT', help="folders of finished tests, for the paper's Fig. 4"
     )
     command.add_argument(
-        '--crops', nargs='+', metavar='FRAME', help='of the figure: 003/00000060 or 003/00000060:TOP,LEFT'
+        '--crops', nargs='+', metavar='FRAME', help='crops of the figure: 003/00000060 or 003/00000060:TOP,LEFT'
     )
     takes_overrides(command)
     command.add_argument('--experiment', type=Path, help='folder of the training run, for its curves')
@@ -288,17 +301,24 @@ def build_parser() -> argparse.ArgumentParser:
         '--out',
         type=Path,
         default=Path('report.html'),
-        help='default report.html; a figure is also a PNG beside it',
+        help='page to write (default report.html); a figure is also written as a PNG beside it',
     )
 
     command = add('tables', run_tables, "print the paper's tables, paper beside measured")
-    command.add_argument('--results', type=Path, help='default results')
+    command.add_argument('--results', type=Path, help='folder of the results (default results)')
     command.add_argument('--html', type=Path, help='write a page too')
     command.add_argument('--csv', type=Path, help='write a CSV file too')
 
-    command = add('doctor', run_doctor, 'say which versions are there, what was repaired, what is missing')
+    command = add(
+        'doctor',
+        run_doctor,
+        'report which versions are installed, what was repaired in the toolbox, and what is missing',
+    )
     command.add_argument(
-        '--data', nargs='+', metavar='DATA', help='instead, decode every frame of these stores, folders or option files'
+        '--data',
+        nargs='+',
+        metavar='DATA',
+        help='instead decode every frame of these stores, folders or option files, and report the damaged ones',
     )
     return parser
 

@@ -105,9 +105,9 @@ class Request:
             if value is not None and not (isinstance(value, Integral) and value > 0):
                 raise InputError(f"{name} is a whole number from 1 up, not '{value}'")
         if self.max_memory is not None and self.mode not in ('exact', 'local'):
-            raise InputError(f'max_memory is for the modes exact and local, whose strips it sizes, not for {self.mode}')
+            raise InputError(f'max_memory is for the modes exact and local, which work in strips, not for {self.mode}')
         if self.patch_size is not None and self.mode != 'local':
-            raise InputError(f'patch_size is for the mode local, whose window it is, not for {self.mode}')
+            raise InputError(f'patch_size is for the mode local, as the size of its window, not for {self.mode}')
 
     def describe(self, device: torch.device) -> str:
         """A description for results, such as 'chop x8 fp32'."""
@@ -120,7 +120,7 @@ def window_of(network: nn.Module, mode: str, patch_size: int | None) -> int | No
     if mode != 'local':
         return None
     if not is_as_built(network):
-        raise InputError(f'mode local is for WRCAN with no part changed and no hook, not this {type(network).__name__}')
+        raise InputError(f'mode local needs a WRCAN without changed parts or hooks, not this {type(network).__name__}')
     patch_size = patch_size or network.metadata.get('patch_size')
     if patch_size is None:
         raise InputError('mode local: the weights do not say their patch size; give --patch-size (patch_size)')
@@ -158,7 +158,7 @@ class _Restoring:
         self.in_strips = request.mode in ('exact', 'local') and is_as_built(network)
         if request.max_memory is not None and not self.in_strips:
             name = type(network).__name__
-            raise InputError(f'max_memory is for WRCAN with no part changed and no hook; this {name} runs whole')
+            raise InputError(f'max_memory needs a WRCAN without changed parts or hooks; this {name} takes whole images')
         self.device = next(network.parameters()).device
         self.dtype = autocast_dtype(request.precision, self.device)
 
@@ -220,7 +220,9 @@ class _Restoring:
     def _run_whole(self, image: Tensor) -> Tensor:
         restored = self.network(image)
         if restored.shape != image.shape:
-            raise InputError(f'the network makes {tuple(restored.shape)} of {tuple(image.shape)}, no restored image')
+            raise InputError(
+                f'the network turns {tuple(image.shape)} into {tuple(restored.shape)}, not a restored image'
+            )
         return restored
 
     def _strip_rows(self, size: tuple[int, int], held: int) -> int:
@@ -232,8 +234,8 @@ class _Restoring:
         if needed > budget - held:
             hint = 'raise --max-memory (max_memory)' if self.request.max_memory else 'free some'
             raise InputError(
-                f'{size[1]} x {size[0]} pixels need {(needed + held) / 1e6:,.0f} MB of memory, and '
-                f'{budget / 1e6:,.0f} MB are there for it; scale the image down, or {hint}'
+                f'{size[1]} x {size[0]} pixels need {(needed + held) / 1e6:,.0f} MB of memory, but only '
+                f'{budget / 1e6:,.0f} MB are available; scale the image down, or {hint}'
             )
         return rows
 
@@ -301,12 +303,14 @@ def restore(
     for name, weight in network.named_parameters():
         if weight.dtype != torch.float32 or weight.device != device or weight.is_meta:
             raise InputError(
-                f'weights must be torch.float32 (network.float(); choose with precision) and on one device: {name} is '
-                f'{weight.dtype} on {weight.device}, others on {device}'
+                f'weights must be torch.float32 (call network.float(); choose by precision) and on one device: {name} '
+                f'is {weight.dtype} on {weight.device}, others on {device}'
             )
     channels: int | str = network.head.in_channels if isinstance(network, WRCAN) else 'C'  # 'C': any number
     if isinstance(network, WRCAN) and network.tail.out_channels != channels:
-        raise InputError(f'the network makes {network.tail.out_channels} channels of {channels}, no restored image')
+        raise InputError(
+            f'the network turns {channels} channels into {network.tail.out_channels}, not a restored image'
+        )
     with exact_convolutions(device), torch.autocast(device.type, enabled=False):
         if isinstance(image, np.ndarray):
             image = image.astype(image.dtype.newbyteorder('='), copy=False)

@@ -73,7 +73,7 @@ def take_own_gpu() -> None:
     own, there = int(os.environ.get('LOCAL_RANK', 0)), torch.cuda.device_count()
     if there and own >= there:
         raise InputError(
-            f'process {own} of this machine has no GPU, there are {there}; start as many as there are GPUs'
+            f'no GPU is left for process {own} of this machine, which has {there}; start one process for each GPU'
         )
     if there:
         torch.cuda.set_device(own)
@@ -139,8 +139,8 @@ class Team:
             if time.monotonic() > until:
                 missing = [str(rank) for rank, key in enumerate(keys) if not self.store.check([key])]
                 raise InputError(
-                    f'of {self.size} processes {len(missing)} did not get here within {timeout:.0f} s: '
-                    f'number {", ".join(missing[:8])}; look at what they say and at their machines'
+                    f'{len(missing)} of {self.size} processes did not reach this point within {timeout:.0f} s: '
+                    f'number {", ".join(missing[:8])}; look at their output and at their machines'
                 )
             time.sleep(0.05)
         first, *others = map(json.loads, self.store.multi_get(keys))

@@ -282,7 +282,7 @@ def start_from_image(network: WRCAN) -> None:
     channels = network.head.in_channels
     if not channels == network.tail.out_channels <= network.head.out_channels:
         given = f'{channels} channels in, {network.tail.out_channels} out, {network.head.out_channels} features'
-        raise ValueError(f'an image can start as itself with as many channels out as in and features for them: {given}')
+        raise ValueError(f'start_from_image needs as many channels out as in, and at least as many features: {given}')
     draw_evenly(network)
     head = network.head.weight.data
     head -= head.mean(dim=(2, 3), keepdim=True)

@@ -71,7 +71,7 @@ def _check_folder(folder: Path) -> None:
     if not folder.exists():
         raise InputError(f'{folder}: there is no such folder; prepare it, or correct the path')
     if (folder / 'data.mdb').is_file():
-        raise InputError(f'{folder}: a store, no folder of images; io_backend: {{type: lmdb}} reads it')
+        raise InputError(f'{folder}: a store, not a folder of images; io_backend: {{type: lmdb}} reads it')
 
 
 def _paths_of_toolbox_dataset(dataset: Mapping[str, Any], phase: str) -> dict[str, list[str]]:
@@ -85,7 +85,7 @@ def _paths_of_toolbox_dataset(dataset: Mapping[str, Any], phase: str) -> dict[st
         reason = ' '.join(f'{type(error).__name__}: {error}'.split())
         raise error_in(dataset, f'{kind} cannot read it ({reason}); correct the names or the options') from error
     if not paths:
-        hint = 'of a folder it takes no folders inside, which a JPEGDeblurDataset does'
+        hint = 'it ignores the folders in a folder; a JPEGDeblurDataset reads them'
         raise error_in(dataset, f'{kind} finds no images in {dataset["dataroot_lq"]}; {hint}')
     if kind == 'SingleImageDataset':
         return {'lq': paths}
@@ -189,7 +189,7 @@ def _image_fault(value: bytes, shape: tuple[int, int, int] | None = None) -> str
                 return f'is {image.size[0]} x {image.size[1]}, more pixels than OpenCV takes; scale it down'
             image.load()
     except UnidentifiedImageError:
-        return 'cannot be decoded (it is no image of a known format)'
+        return 'cannot be decoded (it is not an image of a known format)'
     except (OSError, SyntaxError, ValueError) as error:
         return f'cannot be decoded ({error})'
     if decode_image(value) is None:  # a TIFF of floats, say, or a PNG without its end: Pillow reads both

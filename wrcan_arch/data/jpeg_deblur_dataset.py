@@ -221,7 +221,7 @@ class JPEGDeblurDataset(Dataset):
             key = printable(name.replace('/', '_'))  # it names files in one folder, and rows of a table
             other = names.setdefault(key, frame)
             if other != frame:
-                raise error_in(self.opt, f'{other} and {frame} are one name; remove one of them')
+                raise error_in(self.opt, f'{other} and {frame} are taken for the same frame; remove one of them')
         return names
 
     def _check_pairing(self, names: dict[str, dict[str, str]]) -> None:
@@ -236,7 +236,7 @@ class JPEGDeblurDataset(Dataset):
                 raise error_in(
                     self.opt,
                     f'{self.sources[role].root} and {guide_root} must hold the same names; '
-                    f'{len(unpaired)} are in one alone, the first is {where}'
+                    f'{len(unpaired)} are in only one of them, the first is {where}'
                     + ('; the two differ in how accents are written' if look_alike else ''),
                 )
 
@@ -251,7 +251,7 @@ class JPEGDeblurDataset(Dataset):
         said = self.opt.get(option)
         found = estimate_quality(BytesIO(contents['lq'])) if is_jpeg['lq'] else None
         if said and found and is_far(found, said):
-            yield f"data set {name}: the blurred '{first['key']}' has JPEG quality {found}, {option} says {said}"
+            yield f"data set {name}: the blurred '{first['key']}' has JPEG quality {found}, but {option} says {said}"
 
     def __len__(self) -> int:
         return len(self.frames)

@@ -34,7 +34,7 @@ from .image_files import images_under
 
 FORMAT = 1  # of manifest.json and of the records
 RAW_ENDING = '.raw'
-UNLISTED = 'meta_info.txt does not list what manifest.json does'
+UNLISTED = 'meta_info.txt disagrees with manifest.json'
 RECORDS = b'.records'  # a database beside the values; no image's key has a dot, so BasicSR never asks for it
 
 
@@ -98,7 +98,9 @@ class Store:
         for part in ('data.mdb', 'meta_info.txt'):
             if not (self.path / part).is_file():
                 if images_under(self.path):
-                    raise InputError(f'{self.path}: a folder of images, no store; io_backend: {{type: disk}} reads it')
+                    raise InputError(
+                        f'{self.path}: a folder of images, not a store; io_backend: {{type: disk}} reads it'
+                    )
                 raise InputError(f'{self.path}: not an LMDB data set, there is no {part}; prepare it again')
         try:
             self._environment = lmdb.open(

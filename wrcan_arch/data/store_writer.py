@@ -151,7 +151,7 @@ class StoreWriter:
             raise InputError(f"{self.path}: two images have the key '{key}'; rename one of them")
         if len(key) > LONGEST_KEY:
             raise InputError(
-                f"{self.path}: the key '{key[:20]}…' has {len(key)} letters, {LONGEST_KEY} fit; rename the file"
+                f"{self.path}: the key '{key[:20]}…' has {len(key)} letters, at most {LONGEST_KEY} fit; rename the file"
             )
         self._records[key] = Record(ending, tuple(shape), len(value), zlib.crc32(value), source)
         self._waiting[key] = value

@@ -74,7 +74,7 @@ def _open_results(results: Sequence[Path]) -> tuple[TestSet, list[Method]]:
     """Open the first result's first data set that all results restored; return it and each result's Method for it."""
     names = [result.resolve().name for result in results]
     if len({*names, *OTHER_COLUMNS}) < len(names) + len(OTHER_COLUMNS):
-        raise InputError(f'{", ".join(names)}: results in one figure need names that differ')
+        raise InputError(f'{", ".join(names)}: results in one figure need different names')
     options = [options_of_test(result) for result in results]
     for phase, dataset in options[0]['datasets'].items():
         folders = [result / 'visualization' for result in results]

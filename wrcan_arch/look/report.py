@@ -174,7 +174,7 @@ def _summary(dataset: str, means: Means, result: TestResult | None) -> str:
     if result is not None:
         about += f'; protocol: {result.protocol}'
         about += f'; weights: {result.weights_path}' if result.weights_path else ''
-        about += ' (another file by now: test again)' if _weights_were_replaced(result) else ''
+        about += ' (the file has changed since: test again)' if _weights_were_replaced(result) else ''
         about += f', iteration {result.iteration} of {result.training}' if result.iteration is not None else ''
     about += '.'
     return (
@@ -188,8 +188,8 @@ def _training(curves: Curves, tested: int | None) -> str:
     plots = [plot_losses(curves.losses)] if curves.losses else []
     plots += [plot(f'validation {name}', {name: points}, tested=tested) for name, points in curves.metrics.items()]
     validated_at_first = any(points[0][0] == 0 for points in curves.metrics.values())
-    said = 'At iteration 0: the weights that it began with. ' if validated_at_first else ''
-    said += '' if tested is None else 'Dotted: the iteration whose weights were tested.'
+    said = 'At iteration 0: the weights that the training began with. ' if validated_at_first else ''
+    said += '' if tested is None else 'Dotted line: the iteration whose weights were tested.'
     return f'<h2>Training</h2><p>{said}</p><div class="plots">{"".join(plots)}</div>'
 
 
@@ -233,7 +233,7 @@ def write_report(opt: Mapping[str, Any], experiment: Path | None, out: Path) -> 
     if curves is not None and experiment is not None:
         tested = {each.iteration for each in results.values() if each and each.training == experiment.name}
         sections.append(_training(curves, tested.pop() if len(tested) == 1 else None))
-    of_all = f' {len(rows)} of {count} images, from all over the test.' if len(rows) < count else ''
+    of_all = f' {len(rows)} of {count} images, spread evenly over the test.' if len(rows) < count else ''
     what = f'The whole image, then crops at {ZOOM}:1 where the blur cost most.'
     sections.append(f'<h2>Pictures</h2><p>{what}{of_all}</p>')
     sections += rows

@@ -89,7 +89,7 @@ PAPER = (
     ),
     Table(
         title='Table 3',
-        about="As the challenge's server judged it (REDS, test). It alone has the sharp frames: tests give no scores.",
+        about="As the challenge's server judged it (REDS, test). Only it has the sharp frames: tests give no scores.",
         dataset='REDS_test',
         headings=('method',),
         rows=(Row('test_table3', ('WRCAN, patch 320, x8',), _scores(29.60, 0.8398, 0.2302), WRCAN, X8),),
@@ -229,7 +229,7 @@ STYLE = """
 def as_html(compared: Sequence[tuple[Table, list[Line]]]) -> str:
     """Format the tables as one page."""
     weights = "the first digits of the weight file's SHA-256, and the set in it that was asked for, if any"
-    body = [f'<p>Difference: measured less paper. Weights: {weights}.</p>']
+    body = [f'<p>Difference: measured minus paper. Weights: {weights}.</p>']
     for table, lines in compared:
         body.append(f'<h2>{table.title}</h2><p>{html.escape(table.about)}</p>')
         body.append(f'<table class="numbers"><thead>{_html_headings(table)}</thead>')

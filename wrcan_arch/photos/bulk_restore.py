@@ -111,7 +111,9 @@ def _read(options: Options, trained_quality: int | list[int] | None, work: Work)
         work.restored_before, work.restored = True, read_photo(work.job.target, max_pixels=options.max_pixels)
         if work.restored.pixels.shape != photo.pixels.shape:
             was, now = (f'{each.pixels.shape[1]} x {each.pixels.shape[0]}' for each in (work.restored, photo))
-            raise InputError(f'{work.job.target}: is {was}, a result of {work.job.source} would be {now}; move it away')
+            raise InputError(
+                f'{work.job.target}: is {was}, but a result of {work.job.source} would be {now}; move it away'
+            )
         return
     target = Path(work.job.target)
     _check_target(work.job, options)
@@ -209,7 +211,7 @@ def restore_photos(
     config = getattr(network, 'config', {})
     taken, made = (config.get(name, 3) for name in ('num_in_ch', 'num_out_ch'))
     if not taken == made == 3:
-        raise InputError(f'the network makes {made} channels of {taken}; a photograph has 3')
+        raise InputError(f'the network turns {taken} channels into {made}; a photograph has 3')
     to_do = [job for job in jobs if not _is_done(job, options)]
     if to_do:
         for folder in filter(None, (options.compare, options.out)):

@@ -77,7 +77,7 @@ def plan(
         _check_compare(compare)
         refuse(_clashes_of_pictures(wanted, compare))
     if out is not None and not skip_existing:
-        hint = 'choose another -o, or leave it with --skip-existing'
+        hint = 'choose another -o, or keep it with --skip-existing'
         refuse(_overwritten_photographs(wanted, out, 'its result', hint))
     if compare is not None:
         earlier = pictures_on_page(compare)
@@ -128,7 +128,7 @@ def _clashes_of_results(jobs: list[Job]) -> Iterator[str]:
 def _check_compare(compare: Path) -> None:
     """Raise InputError if `compare` is not fit for the pictures."""
     if compare.exists() and not compare.is_dir():
-        raise InputError(f'{compare}: is no folder; choose another --compare')
+        raise InputError(f'{compare}: is not a folder; choose another --compare')
     check_page(compare)
 
 

@@ -108,7 +108,7 @@ def _open_heic(file: BinaryIO, max_pixels: int) -> pyvips.Image:
     at = answer.find(b'\n') + 1
     told: dict[str, Any] = {'error': 'its decoder crashed'} if decoder.returncode else json.loads(answer[:at])
     if 'error' in told:
-        raise InputError(f'cannot be decoded ({told["error"]}); it may be damaged, if not convert it to JPEG')
+        raise InputError(f'cannot be decoded ({told["error"]}); it may be damaged; if not, convert it to JPEG')
     width, height = told['size']
     _check_pixels(width, height, max_pixels)
     metadata = {}
@@ -213,7 +213,7 @@ def _read_metadata(file: BinaryIO, format: str, image: pyvips.Image) -> FileMeta
         film = rb'((MotionPhoto|MicroVideo)\s*(=\s*["\']|>)\s*)1'
         metadata['xmp-data'], films = re.subn(film, rb'\g<1>0', upright)
         if films:
-            not_read.append('the file holds a film too; the picture was restored')
+            not_read.append('the file also holds a video; the picture was restored')
         if orientation > 1 and re.search(b'mwg-rs:Regions|MP:RegionInfo', upright):
             not_read.append('the faces marked in it were not turned upright with the picture')
     return FileMetadata(metadata, png, orientation, not_read)

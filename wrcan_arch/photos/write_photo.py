@@ -35,7 +35,7 @@ def check_fits(path: Path, photo: Photo) -> str:
     """The format in which a file of this name is written; InputError unless it can hold the photograph."""
     format = format_of_name(path)
     if format is None:
-        raise InputError(f'{path}: not a format that is written; choose one of {", ".join(ENDINGS)}')
+        raise InputError(f'{path}: cannot be written in this format; choose one of {", ".join(ENDINGS)}')
     if max(photo.pixels.shape[:2]) > MAX_SIDE.get(format, np.inf):
         raise InputError(f'{path}: {format} holds at most {MAX_SIDE[format]:,} pixels a side; choose --format png')
     if format == 'jpeg' and photo.alpha is not None and (photo.alpha < np.iinfo(photo.alpha.dtype).max).any():
@@ -50,7 +50,7 @@ def loss_warnings(format: str, photo: Photo) -> list[str]:
         lost.append(f'it has more than the 8 bits of {format}; --format png keeps them')
     of_grey = photo.metadata.get('icc-profile-data', b'')[16:20] == b'GRAY'  # the profile's colour space (ICC.1, 7.2.6)
     if photo.declares_non_srgb or (of_grey and format in ('webp', 'avif')):
-        lost.append('its colours are other than sRGB, and the result does not say so; convert it to sRGB first')
+        lost.append('its colours are not sRGB, and the result does not say so; convert it to sRGB first')
     held = HELD_BY_JPEG if format == 'jpeg' else {}
     too_long = any(len(photo.metadata.get(key, b'')) > most for key, most in held.items())
     if too_long or b'HasExtendedXMP' in photo.metadata.get('xmp-data', b''):
@@ -58,7 +58,7 @@ def loss_warnings(format: str, photo: Photo) -> list[str]:
     if has_captions(photo.metadata.get('iptc-data', b'')) and format not in ('jpeg', 'tiff'):
         lost.append(f'{format} has no place for its captions (IPTC); --format tiff keeps them')
     if photo.texts and format != 'png':
-        lost.append(f'{format} has no place for its texts (as Author, Description); --format png keeps them')
+        lost.append(f'{format} has no place for its texts (such as Author, Description); --format png keeps them')
     return lost
 
 

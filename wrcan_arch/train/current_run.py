@@ -60,8 +60,8 @@ def _take_over(run: Run, opt: dict[str, Any], folder: Path) -> None:
     if is_wrcan_model(opt['model_type']):  # it can be asked to end; any other model's run ends at once
         run.held.enter_context(signals_ask(run.stop))
         if not opt['dist'] and opt['num_gpu'] > 1:
-            hint = f'torchrun --nproc_per_node={opt["num_gpu"]} -m wrcan_arch train ... takes all'
-            run.warnings.append(f'One of {opt["num_gpu"]} GPUs is taken; {hint}.')
+            hint = f'torchrun --nproc_per_node={opt["num_gpu"]} -m wrcan_arch train ... uses all'
+            run.warnings.append(f'One of {opt["num_gpu"]} GPUs is used; {hint}.')
             opt['num_gpu'] = 1
     if opt['rank'] == 0:
         run.held.enter_context(run_folder.only_run_in(folder))
@@ -92,8 +92,8 @@ def _check_not_forgotten(folder: Path) -> None:
     """Raise InputError if the run to resume was put aside, as by a run without --auto_resume that saved no state."""
     if archive := run_folder.newest_archive(folder):
         raise InputError(
-            f'{folder} has no training state, but {archive.name} beside it has: rename that to {folder.name}, in its '
-            'place, and run this again; or leave --auto_resume out to start anew'
+            f'{folder} has no training state, but {archive.name} beside it has: to go on from that, put it in the '
+            f'place of {folder.name} and run this again; to start over, leave --auto_resume out'
         )
 
 
@@ -140,8 +140,8 @@ def begin_run(run: Run, opt: dict[str, Any]) -> None:
     folder, state = Path(opt['path']['experiments_root']), run.resume_state
     if state and not opt['auto_resume'] and state['iter'] < int(opt['train']['total_iter']) and opt['rank'] == 0:
         newer = run_folder.rename_newer(folder, state['iter'], _networks(opt))
-        what = f'{", ".join(newer)} as *.after_{state["iter"]}'
+        what = f'{", ".join(newer)} to *.after_{state["iter"]}'
         if newer:
-            get_root_logger().warning(f'Put aside, for --auto_resume to go on from this run: {what}')
+            get_root_logger().warning(f'Renamed later checkpoints {what}, so that --auto_resume goes on from this run')
     if run.team and opt['rank'] == 0:
         run.team.note_for_restarts(f'began {folder}')

@@ -96,13 +96,13 @@ def _missing_of_data_sets(file: OptionFile, command: str) -> Iterator[str]:
         if command == 'train' and phase != 'train' and kind_of_phase(phase) != 'val':
             yield f'{file.at(*place)}: data sets are called train, val, val_2 ...'
         if command == 'test' and kind_of_phase(phase) == 'train':
-            yield f'{file.at(*place)}: gives random patches to train on; call a data set to be scored test'
+            yield f'{file.at(*place)}: gives random patches, for training; to score it, rename it to test'
         elif command == 'test' and kind_of_phase(phase) not in ('val', 'test'):
             yield f'{file.at(*place)}: data sets to be scored are called test, test_2 ..., or val'
         if dataset.get('type') in PAIRED and (phase == 'train' or _compares_with_sharp_frames(file)):
             yield from _absent(file, *place, 'dataroot_gt')
         if dataset.get('type') == 'SingleImageDataset' and phase != 'train' and _compares_with_sharp_frames(file):
-            hint = 'gives no sharp frames, which a metric compares with; take a PairedImageDataset, or leave that out'
+            hint = 'has no sharp frames for a metric to compare with; take a PairedImageDataset, or drop the metric'
             yield f'{file.at(*place, "type")}: {hint}'
         if phase == 'train' and dataset.get('type') in PAIRED:
             yield from _absent(file, *place, 'gt_size')
@@ -113,7 +113,7 @@ def _missing_of_data_sets(file: OptionFile, command: str) -> Iterator[str]:
 
 def _missing_of_test(file: OptionFile) -> Iterator[str]:
     if file.values.get('train'):
-        hint = 'it would test what that began with; take a test_….yml'
+        hint = 'it would test the weights that the training began with; take a test_….yml'
         yield f'{file.at("train")}: this is the option file of a training: {hint}'
     is_ours = find(file.values, 'network_g', 'type') == 'WRCAN'
     is_used = find(file.values, 'val', 'inference', 'mode') != 'input'
@@ -259,7 +259,7 @@ def _missing_data(file: OptionFile) -> Iterator[str]:
 
 def _unfit_logger(file: OptionFile) -> Iterator[str]:
     if 'debug' in file.values['name'] and file.values.get('train'):
-        hint = 'the toolbox would set val_freq, print_freq and save_checkpoint_freq itself; take a name without debug'
+        hint = 'a name with debug makes the toolbox set val_freq, print_freq and save_checkpoint_freq; take another'
         yield f'{file.at("name")}: {hint}'
     logger = file.values.get('logger') or {}
     if logger.get('use_tb_logger') and not importlib.util.find_spec('tensorboard'):
@@ -280,16 +280,16 @@ def _unfit_losses(file: OptionFile) -> Iterator[str]:
         yield f'{file.at("train")}: needs pixel_opt or perceptual_opt'
     if train.get('autoencoder_opt') and not (data.get('jpeg_quality') or data.get('dataroot_gt_jpeg')):
         hint = 'set jpeg_quality in datasets:train of a JPEGDeblurDataset, or leave the loss out'
-        yield f'{file.at("train", "autoencoder_opt")}: needs the sharp frames after JPEG: {hint}'
+        yield f'{file.at("train", "autoencoder_opt")}: needs the sharp frames compressed as JPEG: {hint}'
     if not is_wrcan_model(model):
         return
     for name, loss in sections(file.values, 'train').items():
         if name.endswith('_opt') and loss.get('reduction', 'mean') != 'mean':
-            reason = 'parts of a batch and processes are averaged, so a loss is to be a mean'
+            reason = 'losses are averaged over parts of a batch and over processes, so each must be a mean'
             yield f'{file.at("train", name, "reduction")}: {reason}; leave it out'
     criterion = find(file.values, 'train', 'perceptual_opt', 'criterion')
     if criterion not in (None, 'l1'):  # fro is a norm of the whole batch; l2 fails in the toolbox
-        yield f"{file.at('train', 'perceptual_opt', 'criterion')}: l1 alone is a mean, not '{criterion}'; leave it out"
+        yield f"{file.at('train', 'perceptual_opt', 'criterion')}: only l1 works here, not '{criterion}'; leave it out"
 
 
 def _unfit_validation(file: OptionFile) -> Iterator[str]:
@@ -334,11 +334,11 @@ def _unfit_schedule(file: OptionFile) -> Iterator[str]:
     periods = scheduler.get('periods')
     last = train.get('total_iter', 0)
     if periods and sum(periods) < last - 1:
-        message = f'the periods end at iteration {sum(periods)}, the run at {last}; left out, they are the run'
+        message = f'the periods end at iteration {sum(periods)}, the run at {last}; leave them out to cover the run'
         yield f'{file.at("train", "scheduler", "periods")}: {message}'
     weights, parts = scheduler.get('restart_weights', [1]), periods or scheduler.get('restarts', [0])
     if scheduler and len(weights) != len(parts):
-        message = f'{len(weights)} of them for {len(parts)} {"periods" if periods else "restarts"}'
+        message = f'{len(weights)} given for {len(parts)} {"periods" if periods else "restarts"}; give one for each'
         yield f'{file.at("train", "scheduler", "restart_weights")}: {message}'
 
 
@@ -348,7 +348,7 @@ def _unfit_network(file: OptionFile) -> Iterator[str]:
         if find(file.values, 'train', name) and network.get('type') != 'WRCAN':
             yield f'{file.at("train", name)}: is for WRCAN, not for {network.get("type")}; leave it out'
     if find(file.values, 'train', 'start_from_image') and find(file.values, 'path', 'pretrain_network_g'):
-        message = 'weights are loaded over it; leave path:pretrain_network_g out, or this'
+        message = 'path:pretrain_network_g would overwrite it; leave one of the two out'
         yield f'{file.at("train", "start_from_image")}: {message}'
     for key in ('num_in_ch', 'num_out_ch'):
         if network.get('type') == 'WRCAN' and network.get(key, 3) != 3:
@@ -371,7 +371,7 @@ def _unfit_scale(file: OptionFile) -> Iterator[str]:
         if data['type'] == 'JPEGDeblurDataset'
     }
     for name, instead in kept.items():
-        yield f'{file.at("scale")}: {name} gives an image of the size that it gets; set scale to 1, or take {instead}'
+        yield f'{file.at("scale")}: {name} keeps the size of an image; set scale to 1, or take {instead}'
 
 
 def _unfit_data_sets(file: OptionFile) -> Iterator[str]:
@@ -380,7 +380,8 @@ def _unfit_data_sets(file: OptionFile) -> Iterator[str]:
     for phase, data in scored.items():
         first = first_of.setdefault(data['name'], phase)
         if first != phase:
-            yield f"{file.at('datasets', phase, 'name')}: '{data['name']}' is {first}'s name too; give each its own"
+            where = file.at('datasets', phase, 'name')
+            yield f"{where}: '{data['name']}' is also the name of {first}; give each its own"
         if find(file.values, 'val', 'submission') and data['type'] != 'JPEGDeblurDataset':
             message = f'val:submission takes a JPEGDeblurDataset, not a {data["type"]}'
             yield f'{file.at("datasets", phase, "type")}: {message}'
@@ -404,13 +405,13 @@ def _unfit_weights(file: OptionFile) -> Iterator[str]:
     try:
         content = checkpoint.read_file(weights)
         if 'param_key_g' not in paths and checkpoint.holds_two_sets(content):
-            hint = 'set path:param_key_g to params_ema, which is averaged and what restore takes, or to params'
+            hint = 'set path:param_key_g to params_ema, the averaged weights that restore takes, or to params'
             yield f'{place}: {weights}: holds two sets of weights; {hint}'
             return
         model, key, kind = file.values['model_type'], paths.get('param_key_g', 'params'), network.pop('type', None)
         if not _is_readable(weights, content, model, key):
             hint = f'; basicsr convert {weights} -o NAME.pth makes one' if kind == 'WRCAN' else ''
-            yield f"{place}: {weights}: {model} reads a .pth with '{key}' alone{hint}"
+            yield f"{place}: {weights}: {model} only reads a .pth that holds '{key}'{hint}"
             return
         if kind != 'WRCAN' or not paths.get('strict_load_g', True):
             return
@@ -457,12 +458,12 @@ def _wrong_machine(file: OptionFile) -> Iterator[str]:
         yield f'{file.at("num_gpu")}: {wanted} asked for, this machine has {found}; {hint}'
     is_local = find(file.values, 'val', 'inference', 'mode') == 'local'
     if file.values.get('deterministic') and is_local and found and wanted != 0:
-        hint = 'mode local has sums that a GPU does not add the same way each time; leave one out'
+        hint = 'a GPU adds the sums of mode local in another order each time; leave out one of the two'
         yield f'{file.at("deterministic")}: {hint}'
     for phase, dataset in sections(file.values, 'datasets').items():
         if dataset.get('persistent_workers') and phase != 'train':  # validation data are read without workers
             where = file.at('datasets', phase, 'persistent_workers')
-            yield f'{where}: is for training alone, which has it anyway; leave it out'
+            yield f'{where}: only training uses it, and sets it anyway; leave it out'
         if dataset.get('prefetch_mode') == 'cuda' and not (found and dataset.get('pin_memory')):
             where = file.at('datasets', phase, 'prefetch_mode')
             yield f'{where}: cuda needs a GPU and pin_memory: true'

@@ -37,7 +37,7 @@ OPTIONAL: Any = None  # marks a key that may be left out, but not be ~; the code
 
 def _is_name(text: str) -> str:
     if set(text) & set('/\\\x00') or not text.strip('.'):
-        raise PydanticCustomError('name', 'input should be a name: no / in it, and not dots alone')
+        raise PydanticCustomError('name', 'input should be a name, without / and not only dots')
     return text
 
 

@@ -99,7 +99,7 @@ class _Reader:
             key = str(self.loader.construct_object(key_node))
             place = self._place(key_node)
             if key in values:
-                self.file.problems.append(f"{place}: the key '{key}' stands twice")
+                self.file.problems.append(f"{place}: the key '{key}' is given twice")
             inner = (*keys, key)
             self.file.origins[inner] = place
             values[key] = self._value(value_node, inner)
@@ -145,7 +145,7 @@ def read_options(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) 
         keys = tuple(name.strip().split(':'))
         section = find(file.values, *keys[:-1])
         if not equals or not isinstance(section, dict):
-            raise InputError(f'--force_yml {override}: write SECTION:OPTION=VALUE, of a section that is in {path}')
+            raise InputError(f'--force_yml {override}: write SECTION:OPTION=VALUE, with a section that is in {path}')
         parsed = _parse_value(text, keys, f'--force_yml {override}')
         value = parsed.values
         if value is None and isinstance(section.get(keys[-1]), dict):
@@ -200,7 +200,7 @@ def _expand_home(section: dict[str, Any]) -> None:
 
 def _read_with_bases(path: Path, above: tuple[Path, ...]) -> OptionFile:
     if not path.is_file():
-        lacks = 'a folder, no option file' if path.is_dir() else 'there is no such option file'
+        lacks = 'a folder, not an option file' if path.is_dir() else 'there is no such option file'
         raise InputError(f'{path}: {lacks}' + (f' (the base of {above[-1]})' if above else ''))
     if path.resolve() in (other.resolve() for other in above):
         raise InputError(f'{above[-1]}: base: {path.name} leads back to itself')

@@ -108,7 +108,7 @@ def share_of_batch(train: dict[str, Any], parts: int) -> int:
         near = [each for each in (total - total % parts, total - total % parts + parts) if each]
         raise InputError(
             f'datasets:train:batch_size_total: {total} cannot be divided over {parts} processes or GPUs; '
-            f'{" or ".join(map(str, near))} would'
+            f'{" or ".join(map(str, near))} can'
         )
     return total // parts
 
@@ -179,7 +179,7 @@ def build_model(run: Run, opt: dict[str, Any]) -> Any:
     model.check_disk_space(run.resume_state['iter'] if run.resume_state else 0)
     trains_on = opt['path'].get('pretrain_network_g') and not run.resume_state
     if trains_on and (opt.get('val') or {}).get('metrics'):
-        get_root_logger().info('Validating the weights that the training goes on from.')
+        get_root_logger().info('Validating the weights that the training begins with.')
         for val_loader in run.val_loaders:
             model.validation(val_loader, 0, None, opt['val']['save_img'])
     return model
@@ -256,7 +256,7 @@ REPLACEMENTS = (
     Replacement(
         target='basicsr.utils.options.init_dist',
         by=lambda run: partial(init_dist, run),
-        why='the toolbox takes the rank modulo the number of GPUs and knows NCCL alone',
+        why='the toolbox takes the rank modulo the number of GPUs and only knows NCCL',
         until='BasicSR runs several processes without a GPU',
     ),
     Replacement(
@@ -268,7 +268,7 @@ REPLACEMENTS = (
     Replacement(
         target='basicsr.train.copy_opt_file',
         by=lambda run: copy_opt_file,
-        why='the command that it keeps with the options is of `_arguments`, whose file is gone after the run',
+        why='the command that it keeps with the options names a temporary file, which is gone after the run',
         until='BasicSR takes its arguments from a caller',
     ),
     Replacement(
@@ -281,13 +281,14 @@ REPLACEMENTS = (
     Replacement(
         target='basicsr.test.make_exp_dirs',
         by=lambda run: partial(make_exp_dirs, run),
-        why='a second test of one name writes into the results of the first, and processes into what is put aside',
+        why='a second test of the same name writes into the results of the first, and processes may write into older '
+        'results that are about to be put aside',
         until='BasicSR holds the results folder for one test, and its processes wait for it',
     ),
     Replacement(
         target='basicsr.train.build_model',
         by=lambda run: partial(build_model, run),
-        why='weights that are trained on are not validated, so the best network can be worse than they were',
+        why='the weights that a training begins with are not validated, so its best network can be worse than they are',
         until='BasicSR validates them',
     ),
     Replacement(
@@ -311,8 +312,8 @@ REPLACEMENTS = (
     Replacement(
         target='basicsr.utils.misc.get_time_str',
         by=lambda run: time_to_the_microsecond,
-        why='old experiments are put aside under the second too, and the next one cannot be',
-        until='BasicSR looks whether the name is free',
+        why='old experiments are renamed by the second too, so two of them within one second clash',
+        until='BasicSR checks whether the name is free',
     ),
 )
 

@@ -180,6 +180,6 @@ def check_disk_space(
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise InputError(
-            f'{folder}: the checkpoints to come need {needed:,} bytes, {free:,} are free there; '
-            'make room, or save less often or keep less (logger:save_checkpoint_freq, logger:keep_last)'
+            f'{folder}: the checkpoints to come need {needed:,} bytes, but only {free:,} are free; '
+            'make room, save less often or keep fewer (logger:save_checkpoint_freq, logger:keep_last)'
         )

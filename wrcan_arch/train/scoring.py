@@ -36,7 +36,7 @@ def _score(name: str, opt: Mapping[str, Any], key: str, images: Mapping[str, np.
     try:
         value = measure(opt, images)
         if math.isnan(value):
-            raise ValueError('the result is not a number, as of no pixels within crop_border')
+            raise ValueError('the result is not a number, as when crop_border leaves no pixels')
         return value
     except Exception as error:  # such as NIQE's for a picture without detail; after an InputError the run is saved
         reason = ' '.join(f'{type(error).__name__}: {error}'.split())

@@ -170,7 +170,7 @@ class StepGuard:
         if self.in_a_row > self.limit:
             return RunError(
                 f'{self.in_a_row} steps in a row had a loss or a gradient that is not finite and were skipped; '
-                'the weights from before are saved. Look at the samples in the log, lower train:optim_g:lr, '
+                'the weights from before them are saved. Look at the samples in the log, lower train:optim_g:lr, '
                 'or use train:amp bf16 or off'
             )
         if not self.dist and self.stop.asked_by:  # several processes agree on the step through the flags

@@ -273,10 +273,10 @@ class WRCANModel(RecordedModel):
         if self.accumulate_auto and more > self.accumulate:
             if alone:
                 self.accumulate = more
-                get_root_logger().info(f'Out of memory: the batch goes in {self.accumulate} parts from here on.')
+                get_root_logger().info(f'Out of memory: the batch is computed in {self.accumulate} parts from here on.')
                 return
             advice = (  # the other processes already wait for this one's gradients
-                f'out of memory with {self.accumulate} part(s); several processes cannot find the number out together: '
+                f'out of memory with {self.accumulate} part(s); several processes cannot find a number that fits: '
                 f'set train:accumulate to {more} or more'
             )
         else:
@@ -330,8 +330,8 @@ class WRCANModel(RecordedModel):
             output = self.net_g(lq)
         elif gt_jpeg is None:
             raise InputError(
-                'train:autoencoder_opt needs the sharp frames after JPEG: set jpeg_quality on a JPEGDeblurDataset, '
-                'or leave the loss out'
+                'train:autoencoder_opt needs the sharp frames compressed as JPEG: set jpeg_quality on a '
+                'JPEGDeblurDataset, or leave the loss out'
             )
         else:
             output, autoencoded = self.net_g(lq, gt_jpeg)
