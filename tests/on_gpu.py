@@ -1,4 +1,4 @@
-"""Tests for a GPU, on a real one if there is one, else on a pretended one. test_gpu.py runs them in a subprocess."""
+"""Tests for a GPU, on a real one if there is one, else on a simulated one. test_gpu.py runs them in a subprocess."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -11,7 +11,7 @@ import torch
 import yaml
 from basicsr.models import build_model
 from conftest import SMALL_TRAINING, picture, set_options, train
-from pretended_gpu import pretended_gpu
+from simulated_gpu import simulated_gpu
 
 from wrcan_arch import WRCAN, inference, load_network, restore
 from wrcan_arch.cli import main
@@ -43,8 +43,8 @@ def gpu():
     if torch.cuda.is_available():
         yield GPU()
     else:
-        with pretended_gpu() as pretended:
-            yield pretended
+        with simulated_gpu() as simulated:
+            yield simulated
 
 
 def network_of(block):

@@ -1,4 +1,4 @@
-"""Runs on_gpu.py, on this machine's GPU or on a pretended one."""
+"""Runs on_gpu.py, on this machine's GPU or on a simulated one."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import environment_with_gpus
-from pretended_gpu import build
+from simulated_gpu import build
 
 NO_GPU = 77
 LOAD_AND_RUN = f"""
@@ -26,5 +26,5 @@ def test_on_a_gpu(tmp_path):
     command = [sys.executable, '-c', LOAD_AND_RUN, tests, *build(tmp_path)]
     ran = subprocess.run(command, capture_output=True, text=True, env=environment_with_gpus())
     if ran.returncode == NO_GPU:
-        pytest.skip('no GPU, and none can be pretended: that takes g++ and PyTorch for CPUs')
+        pytest.skip('no GPU, and none can be simulated: that takes g++ and PyTorch for CPUs')
     assert ran.returncode == 0, ran.stdout + ran.stderr

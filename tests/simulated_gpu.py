@@ -32,11 +32,11 @@ def build(folder: Path) -> list[Path]:
     compiler, lib = shutil.which('g++'), Path(torch.__file__).parent / 'lib'
     if torch.version.cuda or torch.version.hip or not compiler:
         return []
-    source, pretended = Path(__file__).with_suffix('.cpp'), folder / 'pretended_gpu.so'
+    source, simulated = Path(__file__).with_suffix('.cpp'), folder / 'simulated_gpu.so'
     options = ['-std=c++20', '-shared', '-fPIC', f'-D_GLIBCXX_USE_CXX11_ABI={torch.compiled_with_cxx11_abi():d}']
     places = [*(f'-I{path}' for path in include_paths()), f'-L{lib}']
-    subprocess.run([compiler, *options, *places, source, '-o', pretended, '-lc10', '-ltorch_cpu'], check=True)
-    return [lib / 'libc10.so', lib / 'libtorch_cpu.so', pretended]
+    subprocess.run([compiler, *options, *places, source, '-o', simulated, '-lc10', '-ltorch_cpu'], check=True)
+    return [lib / 'libc10.so', lib / 'libtorch_cpu.so', simulated]
 
 
 class OnGPU(Tensor):
@@ -61,7 +61,7 @@ class OnGPU(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, function: Any, *_: Any) -> Any:
-        raise AssertionError(f'{function}: where no GPU is pretended')
+        raise AssertionError(f'{function}: where no GPU is simulated')
 
     def tolist(self) -> Any:
         return self.cpu().tolist()
@@ -73,7 +73,7 @@ class OnGPU(Tensor):
         return self.held.__reduce_ex__(protocol)
 
 
-class PretendedGPU(TorchDispatchMode):
+class SimulatedGPU(TorchDispatchMode):
     """Computes on the CPU what is asked of the GPU.
 
     Attributes:
@@ -139,8 +139,8 @@ def _waits(function: Any, args: Any, kwargs: Any, to_gpu: bool, outside: list[Te
 
 
 @contextmanager
-def pretended_gpu() -> Iterator[PretendedGPU]:
-    gpu, stream = PretendedGPU(), SimpleNamespace(wait_stream=lambda other: None)
+def simulated_gpu() -> Iterator[SimulatedGPU]:
+    gpu, stream = SimulatedGPU(), SimpleNamespace(wait_stream=lambda other: None)
     answers = {
         'is_available': True, 'device_count': 1, 'current_device': 0, 'set_device': None, 'get_device_name': 'none',
         'is_bf16_supported': True, 'mem_get_info': (MEMORY, MEMORY), 'memory_reserved': 0, 'memory_allocated': 0,

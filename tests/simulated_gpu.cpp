@@ -1,5 +1,5 @@
 // What PyTorch for CPUs lacks of a GPU to let tensors say that they are on one: a device that does nothing when it is
-// asked to wait, to record or to change. Loaded before torch, which looks for it once. See pretended_gpu.py.
+// asked to wait, to record or to change. Loaded before torch, which looks for it once. See simulated_gpu.py.
 
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/CPUAllocator.h>
@@ -27,7 +27,7 @@ REGISTER_CUDA_HOOKS(CUDAHooks);
 }  // namespace at
 
 namespace c10::impl {
-struct PretendedDevice final : DeviceGuardImplInterface {
+struct SimulatedDevice final : DeviceGuardImplInterface {
   static constexpr DeviceType static_type = DeviceType::CUDA;
   DeviceType type() const override { return DeviceType::CUDA; }
   Device exchangeDevice(Device) const override { return getDevice(); }
@@ -49,5 +49,5 @@ struct PretendedDevice final : DeviceGuardImplInterface {
   void synchronizeDevice(const DeviceIndex) const override {}
   void recordDataPtrOnStream(const DataPtr&, const Stream&) const override {}
 };
-C10_REGISTER_GUARD_IMPL(CUDA, PretendedDevice)
+C10_REGISTER_GUARD_IMPL(CUDA, SimulatedDevice)
 }  // namespace c10::impl
