@@ -64,6 +64,8 @@ def test_overrides_set_keys_of_sections_and_are_parsed_not_run(tmp_path):
     for override in ('nothing', 'train', 'train:total_iter:x=3', 'elsewhere:x=3'):
         with pytest.raises(InputError, match='write SECTION:OPTION=VALUE, with a section that is in'):
             options.read_options(path, [override])
+    with pytest.raises(InputError, match='unacceptable character #x0007.*; leave that character out'):
+        options.read_options(path, ['name=\x07'])
 
 
 @pytest.mark.parametrize(

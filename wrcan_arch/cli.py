@@ -318,7 +318,7 @@ def build_parser() -> argparse.ArgumentParser:
         '--data',
         nargs='+',
         metavar='DATA',
-        help='instead decode every frame of these stores, folders or option files, and report the damaged ones',
+        help='instead decode every frame of these stores, folders or option files, and report what is wrong',
     )
     return parser
 

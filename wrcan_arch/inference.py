@@ -303,8 +303,8 @@ def restore(
     for name, weight in network.named_parameters():
         if weight.dtype != torch.float32 or weight.device != device or weight.is_meta:
             raise InputError(
-                f'weights must be torch.float32 (call network.float(); choose by precision) and on one device: {name} '
-                f'is {weight.dtype} on {weight.device}, others on {device}'
+                'weights must be torch.float32 (call network.float(); for bf16 or fp16 set precision) and on one '
+                f'device: {name} is {weight.dtype} on {weight.device}, others on {device}'
             )
     channels: int | str = network.head.in_channels if isinstance(network, WRCAN) else 'C'  # 'C': any number
     if isinstance(network, WRCAN) and network.tail.out_channels != channels:

@@ -136,7 +136,7 @@ def _text(size: tuple[int, ...]) -> str:
 def all_problems(root: Path | str) -> list[str]:
     """Read all of one store or folder; return what is wrong with it.
 
-    Images are decoded; those of a store only if nothing else is wrong with it.
+    Image files are decoded; those in a store only if nothing else is wrong with it.
     """
     if Path(root).suffix != '.lmdb':
         try:

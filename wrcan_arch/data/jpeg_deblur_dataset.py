@@ -132,7 +132,7 @@ class FrameSource:
         return size_of_image(frame) or self.decode(frame).shape[:2]  # OpenCV may know other formats
 
     def content(self, frame: str) -> bytes:
-        """Return the bytes of the image file."""
+        """Return the bytes of the image file, or of a raw store's rows."""
         return open_store(self.root).get(frame) if self.is_store else Path(frame).read_bytes()
 
     def decode(self, frame: str) -> np.ndarray:

@@ -160,7 +160,7 @@ class StoreWriter:
             self._commit()
 
     def flush(self) -> None:
-        """Write what was put to the disk, where the next writer that resumes finds it."""
+        """Write to the disk what was put: the next writer that resumes finds it there."""
         if self._waiting:
             self._commit()
 

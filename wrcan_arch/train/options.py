@@ -122,6 +122,8 @@ def _parse_value(text: str, keys: Keys, source: str) -> OptionFile:
     try:
         return _Reader(source, keys).read(text)
     except InputError as error:
+        if isinstance(error.__cause__, yaml.reader.ReaderError):  # refused in quotes too
+            raise InputError(f'{error}; leave that character out') from error
         raise InputError(f'{error}; a text with such characters needs quotes of its own, "{text}"') from error
 
 
