@@ -85,7 +85,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with pairs.errors_in_one_line():
         count = join(arguments.sources, pairs.out_name(arguments.out), raw=arguments.store == 'raw')
-        print(f'{arguments.out}: {pairs.counted(count, "pair")} of {pairs.counted(len(arguments.sources), "kind")}')
+        print(f'{arguments.out}: {pairs.counted(count, "pair")} from {pairs.counted(len(arguments.sources), "source")}')
 
 
 if __name__ == '__main__':

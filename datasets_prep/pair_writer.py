@@ -43,13 +43,13 @@ def choose_validation(pair_counts: Mapping[str, int], fraction: float, seed: int
     return chosen
 
 
-def split_groups(pair_counts: Mapping[str, int], fraction: float | None, seed: int) -> dict[str, str]:
+def split_groups(pair_counts: Mapping[str, int], noun: str, fraction: float | None, seed: int) -> dict[str, str]:
     """Return what follows OUT in the name of each group's stores: '_train' or '_val', or '' without a split."""
     if fraction is None:
         return dict.fromkeys(pair_counts, '')
     if len(pair_counts) == 1:
         only = next(iter(pair_counts))
-        raise InputError(f'--val {fraction}: there is only one scene, {only}; give more, or no --val')
+        raise InputError(f'--val {fraction}: there is only one {noun}, {only}; give more, or no --val')
     validation = choose_validation(pair_counts, fraction, seed)
     return {group: '_val' if group in validation else '_train' for group in pair_counts}
 
@@ -166,7 +166,7 @@ def pair_stores(arguments: argparse.Namespace, pair_counts: Mapping[str, int], n
         pair_counts: how many pairs each group has.
         noun: what a group is called in the report, such as 'photograph'.
     """
-    sides = split_groups(pair_counts, arguments.val, arguments.seed)
+    sides = split_groups(pair_counts, noun, arguments.val, arguments.seed)
     with written_together(dict.fromkeys(store_names(arguments), 'encoded'), resume=True) as stores:
         writer = PairWriter(arguments.out, sides, stores, arguments.files)
         try:

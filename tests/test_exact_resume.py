@@ -238,8 +238,8 @@ def test_a_forgotten_flag_does_not_hide_what_was_trained(quick, capsys):
     assert train('train:total_iter=8', resume=True) == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.endswith(
-        f'experiments/small has no training state, but {archive.name} beside it has: to go on from that, put it in '
-        'the place of small and run this again; to start over, leave --auto_resume out'
+        f'experiments/small has no training state, but {archive.name} beside it has: to go on from that, move '
+        f'small away, rename {archive.name} to small and run this again; to start over, leave --auto_resume out'
     )
     assert sorted(Path('experiments').glob('s*')) == [FOLDER, archive], 'nothing more was put aside'
     FOLDER.rename('stopped')

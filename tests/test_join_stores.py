@@ -23,7 +23,7 @@ def test_every_pair_is_there_unchanged(prepared, run_script, tmp_path, store):
     for role in ('blur', 'sharp'):
         (tmp_path / f'other_{role}.lmdb').symlink_to(prepared / f'data_{role}.lmdb')
     printed = run_script(join_stores, prepared / 'data', 'other', '-o', 'all', '--store', store)
-    assert printed.out == 'all: 12 pairs of 2 kinds\n'
+    assert printed.out == 'all: 12 pairs from 2 sources\n'
     for role in ('blur', 'sharp'):
         joined, source = open_store(tmp_path / f'all_{role}.lmdb'), open_store(prepared / f'data_{role}.lmdb')
         assert joined.keys() == [f'{name}_{key}' for name in ('data', 'other') for key in source.keys()]

@@ -278,7 +278,7 @@ def test_finetuning_takes_what_is_written_with_a_split(prepared, run, tmp_path, 
         (['photo.png', '--dim', '1'], '--dim 1.0: from 0 to less than 1'),
         (['photo.png', '--copies', '0'], '--copies 0: at least 1'),
         (['photo.png', '--val', '0'], '--val 0.0: give a fraction between 0 and 1'),
-        (['photo.png', '--val', '0.5'], '--val 0.5: there is only one scene, photo'),
+        (['photo.png', '--val', '0.5'], '--val 0.5: there is only one photograph, photo'),
         (['photo.png', 'broken', '--val', '0.5'], 'broken.png: not a readable image'),
         (
             ['photo.png', 'other'],

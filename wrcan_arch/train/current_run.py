@@ -92,8 +92,8 @@ def _check_not_forgotten(folder: Path) -> None:
     """Raise InputError if the run to resume was put aside, as by a run without --auto_resume that saved no state."""
     if archive := run_folder.newest_archive(folder):
         raise InputError(
-            f'{folder} has no training state, but {archive.name} beside it has: to go on from that, put it in the '
-            f'place of {folder.name} and run this again; to start over, leave --auto_resume out'
+            f'{folder} has no training state, but {archive.name} beside it has: to go on from that, move {folder.name} '
+            f'away, rename {archive.name} to {folder.name} and run this again; to start over, leave --auto_resume out'
         )
 
 
