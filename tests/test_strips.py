@@ -172,7 +172,7 @@ def test_a_flow_takes_memory_for_its_rows_once():
     places = set()
     for _ in range(3):
         flow(torch.rand(1, 4, 8, 6))
-        places.add(flow.buffer.data_ptr())
+        places.add(flow.input.memory.data_ptr())
     assert len(places) == 1
 
 

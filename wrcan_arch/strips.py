@@ -50,45 +50,59 @@ def _parts(**config: Any) -> list[str]:
         return [repr(part) for part in WRCAN(**config).children()]
 
 
+class RowBuffer:
+    """Rows [top, stop) of a map that are still needed. The map begins and ends with `zeros` more rows of zeros."""
+
+    def __init__(self, memory: Tensor, height: int, zeros: int) -> None:
+        memory[:, :, :zeros] = 0
+        self.memory, self.height, self.zeros = memory, height, zeros
+        self.top, self.stop = -zeros, 0
+
+    def rows(self, span: Span) -> Tensor:
+        return self.memory[:, :, span[0] - self.top : span[1] - self.top]
+
+    def space_for(self, count: int, still_needed: int) -> Tensor:
+        """A view, (1, C, count, W), to write the next `count` rows into; rows above row `still_needed` are dropped."""
+        kept_rows = self.rows((still_needed, self.stop))
+        kept = kept_rows.shape[2]
+        below = self.zeros if self.stop + count == self.height else 0
+        if kept + count + below > self.memory.shape[2]:
+            most_kept = max(kept, 2 * self.zeros)  # in this and later calls
+            channels, width = self.memory.shape[1], self.memory.shape[3]
+            self.memory = empty_map(channels, most_kept + count + self.zeros, width, like=self.memory)
+        else:
+            kept_rows = kept_rows.clone()  # it may overlap its destination
+        self.memory[:, :, :kept] = kept_rows
+        self.memory[:, :, kept + count : kept + count + below] = 0
+        self.top, self.stop = still_needed, self.stop + count + below
+        return self.memory[:, :, kept : kept + count]
+
+
 class Flow:
     """A streaming convolution: takes input rows as they arrive and returns each output row once it can be computed."""
 
-    def __init__(self, conv: Convolution, height: int, width: int, buffer: Tensor | None = None) -> None:
-        """`buffer`: memory to keep input rows in, such as that of a finished Flow; by default new."""
-        self.conv, self.height, self.width = conv, height, width
-        buffer = empty_map(conv.in_channels, conv.rate, width, like=conv.bias) if buffer is None else buffer
-        buffer[:, :, : conv.rate] = 0
-        self.buffer = buffer  # input rows [top, stop)
-        self.top, self.stop, self.done = -conv.rate, 0, 0  # done: output rows returned so far
+    def __init__(self, conv: Convolution, height: int, width: int, memory: Tensor | None = None) -> None:
+        """`memory`: for input rows, such as that of a finished Flow; by default new."""
+        memory = empty_map(conv.in_channels, conv.rate, width, like=conv.bias) if memory is None else memory
+        self.conv, self.out_width = conv, width // conv.stride
+        self.input = RowBuffer(memory, height, zeros=conv.rate)
+        self.done = 0  # output rows returned so far
 
     def space_for(self, count: int) -> Tensor:
         """A view, (1, C, count, W), to write the next `count` input rows into."""
-        rate = self.conv.rate
-        top, _ = self.conv.input_rows_for((self.done, self.done))
-        still_needed = self.buffer[:, :, top - self.top : self.stop - self.top]
-        kept, stop = still_needed.shape[2], self.stop + count
-        beyond = rate if stop == self.height else 0  # rows of zeros below the map
-        if kept + count + beyond > self.buffer.shape[2]:
-            most_kept = max(kept, 2 * rate)  # in this and later calls
-            self.buffer = empty_map(self.buffer.shape[1], most_kept + count + rate, self.width, like=self.buffer)
-        else:
-            still_needed = still_needed.clone()  # it may overlap its destination
-        self.buffer[:, :, :kept] = still_needed
-        self.buffer[:, :, kept + count : kept + count + beyond] = 0
-        self.top, self.stop = top, stop
-        return self.buffer[:, :, kept : kept + count]
+        still_needed, _ = self.conv.input_rows_for((self.done, self.done))
+        return self.input.space_for(count, still_needed)
 
     def next_rows(self, at_most: int | None = None) -> Tensor:
         """The next output rows that can be computed, up to `at_most`, (1, C', rows, W / stride); perhaps none."""
         conv, start = self.conv, self.done
-        last_known = (self.stop - conv.rate - 1) // conv.stride
-        stop = self.height // conv.stride if self.stop == self.height else max(start, last_known + 1)
+        last_known = (self.input.stop - conv.rate - 1) // conv.stride
+        stop = max(start, last_known + 1)
         stop = stop if at_most is None else min(stop, start + at_most)
         self.done = stop
         if start == stop:
-            return empty_map(conv.out_channels, 0, self.width // conv.stride, like=self.buffer)
-        first, last = conv.input_rows_for((start, stop))
-        return conv(self.buffer[:, :, first - self.top : last - self.top])
+            return empty_map(conv.out_channels, 0, self.out_width, like=conv.bias)
+        return conv(self.input.rows(conv.input_rows_for((start, stop))))
 
     def __call__(self, rows: Tensor) -> Tensor:
         self.space_for(rows.shape[2]).copy_(rows)
@@ -248,7 +262,7 @@ def run_branch(block: ResidualBlock, maps: Workspace, update: Update, rows: int,
     layers = (branch.atrous, branch.fuse) if isinstance(branch, WideReceptiveField) else ([branch.conv1], branch.conv2)
     channels, height, width = maps.branch.shape[1:]
     parallel = [maps.convolution(conv) for conv in layers[0]]
-    last = Flow(Convolution(layers[1], dtype, height * width), height, width, buffer=maps.fuse_input)
+    last = Flow(Convolution(layers[1], dtype, height * width), height, width, memory=maps.fuse_input)
     reach, products = max(conv.rate for conv in parallel), weight_count(block)
     total = torch.zeros(channels, dtype=torch.float32, device=maps.branch.device)
     summed_in = torch.float32 if dtype == torch.float16 else dtype  # a sum may exceed fp16's 65504; bf16 only rounds
@@ -359,7 +373,7 @@ def _expand(
     """f_EXP of the image, (1, 4F, H/4, W/4)."""
     encoding = Encoding(network, size, dtype)
     height, width = (side // SIZE_MULTIPLE for side in size)
-    out = empty_map(4 * network.head.out_channels, height, width, like=encoding.expand.buffer)
+    out = empty_map(4 * network.head.out_channels, height, width, like=encoding.expand.conv.bias)
     done = 0
     for image in strips:
         expanded = encoding(image).expanded
