@@ -89,7 +89,7 @@ def test_strips_do_not_wait_for_each_other(gpu, window):
             lambda span: image[:, :, slice(*span)],
             lambda _, rows: restored.append(rows),
             (64, 50),
-            rows=6,
+            strip_rows=6,
             window=window,
             dtype=torch.bfloat16,
         )

@@ -288,7 +288,7 @@ def test_max_memory_is_kept_to_or_refused(monkeypatch):
         np.zeros((3200, 300, 3), np.uint8),
     )  # so tall that the blocks need more memory than encoder and decoder
     rows = []
-    monkeypatch.setattr(inference, 'restore_in_strips', lambda *_, **options: rows.append(options['rows']))
+    monkeypatch.setattr(inference, 'restore_in_strips', lambda *_, **options: rows.append(options['strip_rows']))
     needed = StripSizes(NUM_FEAT, (3200, 300), torch.float32, CPU).bytes_needed(1)
     for budget in (None, 10 * needed, needed + 7 * 3200 * 300):
         restore(network, image, precision='fp32', max_memory=budget)
@@ -317,7 +317,7 @@ def test_strips_are_of_about_one_height(monkeypatch, height, precision, rows):
     row = 4 * network.config['num_feat'] * 8
     monkeypatch.setattr(strip_sizes, 'CPU_STRIP', 4 * 40 * row)
     monkeypatch.setattr(strip_sizes, 'CPU_WHOLE', 59 * row)
-    monkeypatch.setattr(inference, 'restore_in_strips', lambda *_, **options: taken.append(options['rows']))
+    monkeypatch.setattr(inference, 'restore_in_strips', lambda *_, **options: taken.append(options['strip_rows']))
     restore(network, np.zeros((height, 32, 3), np.uint8), precision=precision)
     assert taken == [rows]
 

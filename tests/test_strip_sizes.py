@@ -30,7 +30,8 @@ def test_memory_stays_within_what_was_said(num_feat, dtype, size):
         f'network = WRCAN(num_feat={num_feat}, num_group=1, num_block=1).eval()\n'
         'def run(size):\n'
         '    rows = lambda span: torch.zeros(1, 3, span[1] - span[0], size[1])\n'
-        f'    with torch.no_grad(): restore_in_strips(network, rows, lambda *_: 0, size, rows=8, dtype=torch.{dtype})\n'
+        f'    options = dict(strip_rows=8, dtype=torch.{dtype})\n'
+        '    with torch.no_grad(): restore_in_strips(network, rows, lambda *_: 0, size, **options)\n'
         'run((4, 4)); Path("/proc/self/clear_refs").write_text("5"); before = held("VmRSS")\n'
         f'run({size}); print(held("VmHWM") - before)'
     )

@@ -50,7 +50,7 @@ def test_every_strip_height_gives_the_whole_image(block, size, end_strip, monkey
     with torch.no_grad():
         expected = network(image)
     for rows in (1, 2, 3, 5, 8, 1000):
-        assert relative_error(in_strips(network, image, rows=rows), expected) < 1e-5, rows
+        assert relative_error(in_strips(network, image, strip_rows=rows), expected) < 1e-5, rows
 
 
 @pytest.mark.parametrize('window', [None, 4])
@@ -59,10 +59,10 @@ def test_every_strip_height_gives_the_whole_image(block, size, end_strip, monkey
 def test_margins_change_nothing(block, size, window, monkeypatch):
     """Feature maps have such margins for AMX."""
     network, image = network_of(block), torch.rand(1, 3, *size)
-    expected = [in_strips(network, image, rows=rows, window=window) for rows in (3, 1000)]
+    expected = [in_strips(network, image, strip_rows=rows, window=window) for rows in (3, 1000)]
     monkeypatch.setattr(strips, 'margin_of', lambda *_: 4)
     for rows, each in zip((3, 1000), expected, strict=True):
-        assert relative_error(in_strips(network, image, rows=rows, window=window), each) < 1e-6
+        assert relative_error(in_strips(network, image, strip_rows=rows, window=window), each) < 1e-6
 
 
 @pytest.mark.parametrize('rows', [1, 4, 1000])
@@ -81,7 +81,7 @@ def test_the_full_width_too_however_it_convolves(rows, how, dtype, tolerance, mo
         expected = network(image)
     for layout in (torch.contiguous_format, torch.channels_last):
         network.to(memory_format=layout)
-        assert relative_error(in_strips(network, image, rows=rows, dtype=dtype), expected) < tolerance
+        assert relative_error(in_strips(network, image, strip_rows=rows, dtype=dtype), expected) < tolerance
 
 
 @pytest.mark.parametrize('block', ['wrca', 'res'])
@@ -89,7 +89,7 @@ def test_the_full_width_too_however_it_convolves(rows, how, dtype, tolerance, mo
 def test_progress_ends_with_all_done(block, size):
     for rows in (3, 1000):
         shares = []
-        in_strips(network_of(block), torch.rand(1, 3, *size), rows=rows, tell=shares.append)
+        in_strips(network_of(block), torch.rand(1, 3, *size), strip_rows=rows, tell=shares.append)
         assert shares == sorted(set(shares)) and shares[0] > 0 and shares[-1] == 1
     assert len(shares) > 4, 'where a strip holds the whole image too'
 
@@ -114,7 +114,7 @@ class LocalAttention(torch.nn.Module):
 @pytest.mark.parametrize('size', [(1, 1), (37, 41), (130, 70), (8, 200)], ids=str)
 def test_local_is_the_attention_of_windows(window, size):
     network, image = network_of(), torch.rand(1, 3, *size)
-    found = [in_strips(network, image, rows=rows, window=window) for rows in (1, 3, 8, 1000)]
+    found = [in_strips(network, image, strip_rows=rows, window=window) for rows in (1, 3, 8, 1000)]
     for group in network.groups:
         for block in group.blocks:
             assert isinstance(block.attention, ChannelAttention)
@@ -137,9 +137,9 @@ def test_means_of_windows_are_computed_in_fp32(dtype):
 
 def test_local_differs_from_exact_until_the_window_holds_the_image():
     network, image = network_of(), torch.rand(1, 3, 40, 64)
-    exact = in_strips(network, image, rows=4)
-    assert relative_error(in_strips(network, image, rows=4, window=2), exact) > 1e-4
-    assert torch.equal(in_strips(network, image, rows=4, window=16), exact)
+    exact = in_strips(network, image, strip_rows=4)
+    assert relative_error(in_strips(network, image, strip_rows=4, window=2), exact) > 1e-4
+    assert torch.equal(in_strips(network, image, strip_rows=4, window=16), exact)
 
 
 def test_each_row_of_the_image_is_read_twice_and_few_at_a_time():
@@ -150,7 +150,7 @@ def test_each_row_of_the_image_is_read_twice_and_few_at_a_time():
         return torch.zeros(1, 3, span[1] - span[0], 24_576)
 
     with torch.no_grad():
-        restore_in_strips(network, read, lambda *_: None, (62, 24_576), rows=8)
+        restore_in_strips(network, read, lambda *_: None, (62, 24_576), strip_rows=8)
     assert max(stop - start for start, stop in spans) <= 8
     rows = [row for span in spans for row in range(*span)]
     assert rows == [*range(62), *range(62)]
@@ -161,8 +161,8 @@ def test_sums_of_rows_may_be_beyond_the_range_of_fp16():
     branch = network.groups[0].blocks[0].branch
     torch.nn.init.zeros_(branch.fuse.weight)
     torch.nn.init.constant_(branch.fuse.bias, 100)  # 1,024 of them in a row
-    expected = in_strips(network, image, rows=1)
-    assert relative_error(in_strips(network, image, rows=1, dtype=torch.float16), expected) < 0.01
+    expected = in_strips(network, image, strip_rows=1)
+    assert relative_error(in_strips(network, image, strip_rows=1, dtype=torch.float16), expected) < 0.01
 
 
 @torch.no_grad()

@@ -195,13 +195,13 @@ class _Restoring:
 
         if self.in_strips:
             assert isinstance(self.network, WRCAN)
-            rows = self._strip_rows((height, width), held)
+            strip_rows = self._strip_rows((height, width), held)
             restore_in_strips(
                 self.network,
                 read,
                 write_tensor,
                 (height, width),
-                rows=rows,
+                strip_rows=strip_rows,
                 window=self.window,
                 dtype=self.dtype,
                 tell=tell,

@@ -11,19 +11,20 @@ class Progress:
     """Reports what share of an image's work is done. Work is the convolutions' multiplications in one feature column.
 
     Attributes:
-        encoder, decoder: multiplications of one pass for each row of that column.
+        encoder_products, decoder_products: multiplications of one pass for each row of that column.
     """
 
     def __init__(self, network: WRCAN, height: int, tell: Callable[[float], None]) -> None:
         outer, inner = network.encoders
         assert isinstance(outer, Encoder) and isinstance(inner, Encoder)  # a ModuleList loses their type
         whole, half, quarter = (network.head, outer.conv), (outer.down, inner.conv), (inner.down, network.expand)
-        self.encoder = 16 * weight_count(*whole) + 4 * weight_count(*half) + weight_count(*quarter)
+        self.encoder_products = 16 * weight_count(*whole) + 4 * weight_count(*half) + weight_count(*quarter)
         outer, inner = network.decoders
         assert isinstance(outer, Decoder) and isinstance(inner, Decoder)
         whole, half, quarter = (outer.conv, network.tail), (inner.conv, outer.up), (network.body_conv, inner.up)
-        self.decoder = 16 * weight_count(*whole) + 4 * weight_count(*half) + weight_count(*quarter)
-        self.total = (2 * self.encoder + weight_count(network.groups) + self.decoder) * height // SIZE_MULTIPLE
+        self.decoder_products = 16 * weight_count(*whole) + 4 * weight_count(*half) + weight_count(*quarter)
+        products = 2 * self.encoder_products + weight_count(network.groups) + self.decoder_products
+        self.total = products * height // SIZE_MULTIPLE
         self.done, self.tell = 0, tell
 
     def add(self, products: int) -> None:

@@ -46,26 +46,28 @@ class StripSizes:
         image_row = 3 * width * torch.float32.itemsize // dtype.itemsize
         self.end_row_numel = (END_MAPS + unfolded) * self.row_numel + END_IMAGES * image_row
 
-    def _held_in_blocks(self, rows: int) -> int:
+    def _held_in_blocks(self, strip_rows: int) -> int:
         """Elements held while the blocks run."""
-        strip = (min(rows, self.height) + 2 * max(ATROUS_RATES)) * self.branch_row_numel
+        strip = (min(strip_rows, self.height) + 2 * max(ATROUS_RATES)) * self.branch_row_numel
         return 3 * self.map_numel + self.margins + strip
 
-    def end_rows(self, rows: int) -> int:
-        """The height of the encoder's and decoder's strips, in rows of the image, if the blocks' strips have `rows`.
+    def end_rows(self, strip_rows: int) -> int:
+        """The height of the encoder's and decoder's strips, in rows of the image, if the blocks' have `strip_rows`.
 
         While encoder and decoder run, all but one of the blocks' maps are freed: their strips may use that memory.
         """
-        fitting = (self._held_in_blocks(rows) - self.map_numel) // self.end_row_numel - END_ROWS
+        fitting = (self._held_in_blocks(strip_rows) - self.map_numel) // self.end_row_numel - END_ROWS
         preferred = CPU_END_STRIP if self.on_cpu else GPU_END_STRIP
         least, most = (numel // self.row_numel for numel in preferred)
-        return SIZE_MULTIPLE * min(self.height, max(2, min(rows, max(least, min(fitting, most)) // SIZE_MULTIPLE)))
+        return SIZE_MULTIPLE * min(
+            self.height, max(2, min(strip_rows, max(least, min(fitting, most)) // SIZE_MULTIPLE))
+        )
 
-    def bytes_needed(self, rows: int) -> int:
+    def bytes_needed(self, strip_rows: int) -> int:
         """Peak bytes of `restore_in_strips`, besides the weights and what `read` and `write` hold."""
-        at_ends = self.map_numel + (self.end_rows(rows) + END_ROWS) * self.end_row_numel
+        at_ends = self.map_numel + (self.end_rows(strip_rows) + END_ROWS) * self.end_row_numel
         weights = WEIGHT_COPIES * 9 * BRANCH_MATRICES * (4 * self.feat) ** 2
-        return self.dtype.itemsize * (max(self._held_in_blocks(rows), at_ends) + weights) + WORKSPACE
+        return self.dtype.itemsize * (max(self._held_in_blocks(strip_rows), at_ends) + weights) + WORKSPACE
 
     def rows_within(self, budget: int) -> tuple[int, int]:
         """The height of the blocks' strips, and the bytes that they need, which exceed `budget` if nothing fits.
@@ -75,11 +77,11 @@ class StripSizes:
         pairs of rows (`PairedKernel`), unless only single rows fit.
         """
         if self.on_cpu and self.map_numel <= CPU_WHOLE:
-            rows = self.height + self.height % 2
+            strip_rows = self.height + self.height % 2
         else:
             strip = CPU_STRIP if self.on_cpu else GPU_STRIP
-            rows = max(4, strip // (self.row_numel * self.dtype.itemsize) // 2 * 2)
-        while rows > 1 and self.bytes_needed(rows) > budget:
-            rows = rows // 4 * 2 or 1
-        even = -(-self.height // -(-self.height // rows))
-        return min(rows, even + even % 2), self.bytes_needed(rows)
+            strip_rows = max(4, strip // (self.row_numel * self.dtype.itemsize) // 2 * 2)
+        while strip_rows > 1 and self.bytes_needed(strip_rows) > budget:
+            strip_rows = strip_rows // 4 * 2 or 1
+        even = -(-self.height // -(-self.height // strip_rows))
+        return min(strip_rows, even + even % 2), self.bytes_needed(strip_rows)

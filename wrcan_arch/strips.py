@@ -215,10 +215,10 @@ def _decode(upsampled: Tensor, skips: Queue, conv: Flow) -> Tensor:
     return F.relu_(conv.next_rows())
 
 
-def spans(height: int, rows: int) -> Iterator[Span]:
-    """Split [0, height) into strips of `rows` rows; the last may be shorter."""
-    for start in range(0, height, rows):
-        yield start, min(start + rows, height)
+def spans(height: int, strip_rows: int) -> Iterator[Span]:
+    """Split [0, height) into strips of `strip_rows` rows; the last may be shorter."""
+    for start in range(0, height, strip_rows):
+        yield start, min(start + strip_rows, height)
 
 
 class Update:
@@ -236,7 +236,7 @@ class Update:
 class Workspace:
     """The working memory that all groups share, besides their input."""
 
-    def __init__(self, network: WRCAN, entry: Tensor, rows: int) -> None:
+    def __init__(self, network: WRCAN, entry: Tensor, strip_rows: int) -> None:
         channels, height, width = entry.shape[1:]
         self.margin = margin = margin_of(entry.device, entry.dtype, width, max(ATROUS_RATES))
         self.padded_features = empty_map(channels, height, width + 2 * margin, like=entry)  # zeros on either side
@@ -246,34 +246,36 @@ class Workspace:
         self.branch = torch.empty_like(entry)
         widest = max(conv.in_channels for conv in network.groups.modules() if isinstance(conv, nn.Conv2d))
         # 3 more rows: 2 of the last strip, 1 of zeros.
-        self.fuse_input = empty_map(widest, min(rows, height) + 3, width, like=entry)
+        self.fuse_input = empty_map(widest, min(strip_rows, height) + 3, width, like=entry)
 
     def convolution(self, conv: nn.Module) -> Convolution:
         """`conv` for use on `padded_features`, the features with their margins."""
         return Convolution(conv, self.padded_features.dtype, self.branch[0, 0].numel(), self.margin)
 
 
-def run_branch(block: ResidualBlock, maps: Workspace, update: Update, rows: int, progress: Progress) -> Tensor:
-    """Compute the block's branch, strip by strip, into maps.branch; return its sum (1, C, 1, 1) in float32.
+def run_branch(
+    block: ResidualBlock, workspace: Workspace, update: Update, strip_rows: int, progress: Progress
+) -> Tensor:
+    """Compute the block's branch, strip by strip, into workspace.branch; return its sum (1, C, 1, 1) in float32.
 
-    A row of maps.branch is written only after `update` has passed it: the update may still read the old row.
+    A row of workspace.branch is written only after `update` has passed it: the update may still read the old row.
     """
-    branch, dtype = block.branch, maps.branch.dtype
+    branch, dtype = block.branch, workspace.branch.dtype
     layers = (branch.atrous, branch.fuse) if isinstance(branch, WideReceptiveField) else ([branch.conv1], branch.conv2)
-    channels, height, width = maps.branch.shape[1:]
-    parallel = [maps.convolution(conv) for conv in layers[0]]
-    last = Flow(Convolution(layers[1], dtype, height * width), height, width, memory=maps.fuse_input)
+    channels, height, width = workspace.branch.shape[1:]
+    parallel = [workspace.convolution(conv) for conv in layers[0]]
+    last = Flow(Convolution(layers[1], dtype, height * width), height, width, memory=workspace.fuse_input)
     reach, products = max(conv.rate for conv in parallel), weight_count(block)
-    total = torch.zeros(channels, dtype=torch.float32, device=maps.branch.device)
+    total = torch.zeros(channels, dtype=torch.float32, device=workspace.branch.device)
     summed_in = torch.float32 if dtype == torch.float16 else dtype  # a sum may exceed fp16's 65504; bf16 only rounds
-    for start, stop in spans(height, rows):
+    for start, stop in spans(height, strip_rows):
         update.until(min(stop + reach, height))
         hidden = last.space_for(stop - start).chunk(len(parallel), dim=1)  # (1, 2C, rows, W)
         for conv, part in zip(parallel, hidden, strict=True):
-            torch.clamp_min(conv.rows_of_map(maps.padded_features, (start, stop)), 0, out=part)
+            torch.clamp_min(conv.rows_of_map(workspace.padded_features, (start, stop)), 0, out=part)
         done = last.done
         out = last.next_rows()
-        maps.branch[:, :, done : last.done] = out
+        workspace.branch[:, :, done : last.done] = out
         of_rows = out[0].permute(1, 2, 0).sum(1, dtype=summed_in)  # (rows, C)
         total += of_rows.sum(0, dtype=torch.float32)
         progress.add(products * (stop - start))
@@ -342,28 +344,28 @@ def attend(attention: nn.Module, total: Tensor, features: Tensor, branch: Tensor
 
 
 def run_group(
-    group: nn.Module, entry: Tensor, maps: Workspace, rows: int, window: int | None, progress: Progress
+    group: nn.Module, entry: Tensor, workspace: Workspace, strip_rows: int, window: int | None, progress: Progress
 ) -> None:
     """Apply a residual group in place: entry += Conv(blocks(entry))."""
     height = entry.shape[2]
 
     def take(span: Span) -> None:
         start, stop = span
-        maps.features[:, :, start:stop] = entry[:, :, start:stop]
+        workspace.features[:, :, start:stop] = entry[:, :, start:stop]
 
     update = Update(take)
     assert isinstance(group, ResidualGroup)  # a Sequential loses their type
     for block in group.blocks:
         assert isinstance(block, ResidualBlock)
-        total = run_branch(block, maps, update, rows, progress)
-        update = attend(block.attention, total, maps.features, maps.branch, window)
+        total = run_branch(block, workspace, update, strip_rows, progress)
+        update = attend(block.attention, total, workspace.features, workspace.branch, window)
         if window is not None:  # a window reads rows of the branch that the next pass would overwrite
-            for _, stop in spans(height, max(1, rows // 4)):
+            for _, stop in spans(height, max(1, strip_rows // 4)):
                 update.until(stop)
-    conv = maps.convolution(group.conv)
-    for start, stop in spans(height, rows):
+    conv = workspace.convolution(group.conv)
+    for start, stop in spans(height, strip_rows):
         update.until(min(stop + conv.rate, height))
-        entry[:, :, start:stop] += conv.rows_of_map(maps.padded_features, (start, stop))
+        entry[:, :, start:stop] += conv.rows_of_map(workspace.padded_features, (start, stop))
         progress.add(weight_count(group.conv) * (stop - start))
 
 
@@ -379,7 +381,7 @@ def _expand(
         expanded = encoding(image).expanded
         out[:, :, done : done + expanded.shape[2]] = expanded
         done += expanded.shape[2]
-        progress.add(progress.encoder * image.shape[2] // SIZE_MULTIPLE)
+        progress.add(progress.encoder_products * image.shape[2] // SIZE_MULTIPLE)
     return out
 
 
@@ -390,7 +392,7 @@ def restore_in_strips(
     write: Callable[[Span, Tensor], None],
     size: tuple[int, int],
     *,
-    rows: int,
+    strip_rows: int,
     window: int | None = None,
     dtype: torch.dtype = torch.float32,
     tell: Callable[[float], None] = lambda share: None,
@@ -402,7 +404,7 @@ def restore_in_strips(
         read: returns rows [start, stop) of the image, (1, C, rows, W), RGB in [0, 1], in any type, on any device.
         write: takes rows of the restored image, float32, neither clamped nor rounded, on the network's device.
         size: the image's height and width.
-        rows: the strips' height, in rows of the features at a quarter of the size. It affects only time and memory.
+        strip_rows: their height, in rows of the features at a quarter of the size. It affects only time and memory.
         window: side, in positions of the features, of the window that the attention pools over; None: the whole image.
         dtype: type of the computation. Head and tail, through which the image bypasses the rest, compute in float32.
         tell: called after each strip with the share of the work that is done, up to 1.
@@ -419,14 +421,14 @@ def restore_in_strips(
         image = F.pad(image, missing, mode='replicate') if any(missing) else image
         return image.contiguous(memory_format=torch.channels_last)
 
-    at_ends = StripSizes(network.head.out_channels, size, dtype, device).end_rows(rows)
+    at_ends = StripSizes(network.head.out_channels, size, dtype, device).end_rows(strip_rows)
     strips = list(spans(padded[0], at_ends))
     progress = Progress(network, padded[0], tell)
     entry = _expand(network, map(read_padded, strips), padded, dtype, progress)
-    maps = Workspace(network, entry, rows)
+    workspace = Workspace(network, entry, strip_rows)
     for group in network.groups:
-        run_group(group, entry, maps, rows, window, progress)
-    del maps
+        run_group(group, entry, workspace, strip_rows, window, progress)
+    del workspace
 
     encoding, decoding = Encoding(network, padded, dtype), Decoding(network, padded, dtype, entry, at_ends)
     done = 0
@@ -436,4 +438,4 @@ def restore_in_strips(
         if stop > done:
             write((done, stop), restored[:, :, : stop - done, :width])
         done = stop
-        progress.add((progress.encoder + progress.decoder) * image.shape[2] // SIZE_MULTIPLE)
+        progress.add((progress.encoder_products + progress.decoder_products) * image.shape[2] // SIZE_MULTIPLE)
