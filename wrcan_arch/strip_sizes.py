@@ -59,9 +59,9 @@ class StripSizes:
         fitting = (self._held_in_blocks(strip_rows) - self.map_numel) // self.end_row_numel - END_ROWS
         preferred = CPU_END_STRIP if self.on_cpu else GPU_END_STRIP
         least, most = (numel // self.row_numel for numel in preferred)
-        return SIZE_MULTIPLE * min(
-            self.height, max(2, min(strip_rows, max(least, min(fitting, most)) // SIZE_MULTIPLE))
-        )
+        image_rows = max(least, min(fitting, most))
+        feature_rows = max(2, min(strip_rows, image_rows // SIZE_MULTIPLE))
+        return SIZE_MULTIPLE * min(self.height, feature_rows)
 
     def bytes_needed(self, strip_rows: int) -> int:
         """Peak bytes of `restore_in_strips`, besides the weights and what `read` and `write` hold."""
