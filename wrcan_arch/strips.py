@@ -221,13 +221,13 @@ def spans(height: int, strip_rows: int) -> Iterator[Span]:
         yield start, min(start + strip_rows, height)
 
 
-class Update:
-    """A pending in-place change to a map, applied row by row just before the rows are read."""
+class PendingUpdate:
+    """An in-place change to a map, applied row by row just before the rows are read."""
 
     def __init__(self, apply: Callable[[Span], None]) -> None:
         self.apply, self.done = apply, 0
 
-    def until(self, stop: int) -> None:
+    def apply_until(self, stop: int) -> None:
         if stop > self.done:
             self.apply((self.done, stop))
             self.done = stop
@@ -254,11 +254,11 @@ class Workspace:
 
 
 def run_branch(
-    block: ResidualBlock, workspace: Workspace, update: Update, strip_rows: int, progress: Progress
+    block: ResidualBlock, workspace: Workspace, pending: PendingUpdate, strip_rows: int, progress: Progress
 ) -> Tensor:
     """Compute the block's branch, strip by strip, into workspace.branch; return its sum (1, C, 1, 1) in float32.
 
-    A row of workspace.branch is written only after `update` has passed it: the update may still read the old row.
+    A row of workspace.branch is written only after `pending` has passed it: the update may still read the old row.
     """
     branch, dtype = block.branch, workspace.branch.dtype
     layers = (branch.atrous, branch.fuse) if isinstance(branch, WideReceptiveField) else ([branch.conv1], branch.conv2)
@@ -269,7 +269,7 @@ def run_branch(
     total = torch.zeros(channels, dtype=torch.float32, device=workspace.branch.device)
     summed_in = torch.float32 if dtype == torch.float16 else dtype  # a sum may exceed fp16's 65504; bf16 only rounds
     for start, stop in spans(height, strip_rows):
-        update.until(min(stop + reach, height))
+        pending.apply_until(min(stop + reach, height))
         hidden = last.space_for(stop - start).chunk(len(parallel), dim=1)  # (1, 2C, rows, W)
         for conv, part in zip(parallel, hidden, strict=True):
             torch.clamp_min(conv.rows_of_map(workspace.padded_features, (start, stop)), 0, out=part)
@@ -318,8 +318,8 @@ class WindowMeans:
         return centred.clamp_(0, width - self.columns)
 
 
-def attend(attention: nn.Module, total: Tensor, features: Tensor, branch: Tensor, window: int | None) -> Update:
-    """The Update that adds attention(branch) to the features (Eq. 6).
+def attend(attention: nn.Module, total: Tensor, features: Tensor, branch: Tensor, window: int | None) -> PendingUpdate:
+    """The PendingUpdate that adds attention(branch) to the features (Eq. 6).
 
     Args:
         total: sum of the branch over the image, (1, C, 1, 1).
@@ -332,39 +332,43 @@ def attend(attention: nn.Module, total: Tensor, features: Tensor, branch: Tensor
         into.add_(added) if weights is None else into.addcmul_(added, weights)
 
     if not isinstance(attention, ChannelAttention):
-        return Update(lambda span: add(span, None))
+        return PendingUpdate(lambda span: add(span, None))
     height, width = features.shape[2:]
     if window is None or (window >= height and window >= width):
         weights = attention.weights(total / (height * width)).to(features.dtype)
-        return Update(lambda span: add(span, weights))
+        return PendingUpdate(lambda span: add(span, weights))
 
     means = WindowMeans(branch, window)
     places = means.places()
-    return Update(lambda span: add(span, attention.weights(means(span)).to(features.dtype)[..., places]))
+    return PendingUpdate(lambda span: add(span, attention.weights(means(span)).to(features.dtype)[..., places]))
 
 
 def run_group(
     group: nn.Module, entry: Tensor, workspace: Workspace, strip_rows: int, window: int | None, progress: Progress
 ) -> None:
-    """Apply a residual group in place: entry += Conv(blocks(entry))."""
+    """Apply a residual group in place: entry += Conv(blocks(entry)).
+
+    A block's pass over the strips applies the pending update to the features just before it reads them, and computes
+    and sums the branch. The sum gives the attention, which adds the branch to the features: the next pending update.
+    """
     height = entry.shape[2]
 
-    def take(span: Span) -> None:
+    def copy_entry(span: Span) -> None:
         start, stop = span
         workspace.features[:, :, start:stop] = entry[:, :, start:stop]
 
-    update = Update(take)
+    pending = PendingUpdate(copy_entry)
     assert isinstance(group, ResidualGroup)  # a Sequential loses their type
     for block in group.blocks:
         assert isinstance(block, ResidualBlock)
-        total = run_branch(block, workspace, update, strip_rows, progress)
-        update = attend(block.attention, total, workspace.features, workspace.branch, window)
+        total = run_branch(block, workspace, pending, strip_rows, progress)
+        pending = attend(block.attention, total, workspace.features, workspace.branch, window)
         if window is not None:  # a window reads rows of the branch that the next pass would overwrite
             for _, stop in spans(height, max(1, strip_rows // 4)):
-                update.until(stop)
+                pending.apply_until(stop)
     conv = workspace.convolution(group.conv)
     for start, stop in spans(height, strip_rows):
-        update.until(min(stop + conv.rate, height))
+        pending.apply_until(min(stop + conv.rate, height))
         entry[:, :, start:stop] += conv.rows_of_map(workspace.padded_features, (start, stop))
         progress.add(weight_count(group.conv) * (stop - start))
 
