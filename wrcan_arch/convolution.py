@@ -134,15 +134,16 @@ class Convolution:
         self.out_channels, self.in_channels = weight.shape[:2]
         self.stride, self.rate, self.bias = conv.stride[0], conv.dilation[0], bias
         self.margin, self.padding = margin, 0 if margin else self.rate
-        self.packs = packs_weights(weight.device, dtype)
-        self.weight = weight if self.packs else weight.to(dtype, memory_format=torch.channels_last)
-        can_pair = self.packs and dtype == torch.float32 and self.stride == self.rate == self.padding == 1
-        pairing_pays = self.in_channels >= PAIRED_CHANNELS and positions >= PAIRED_POSITIONS
-        self.kernel: Kernel | PairedKernel = (
-            PairedKernel(weight, bias)
-            if can_pair and pairing_pays
-            else Kernel(lambda: weight.to(dtype), bias, self.stride, self.rate, self.padding)
-        )
+        self.kernel: Kernel | PairedKernel | None = None
+        if packs_weights(weight.device, dtype):
+            can_pair = dtype == torch.float32 and self.stride == self.rate == self.padding == 1
+            pairing_pays = self.in_channels >= PAIRED_CHANNELS and positions >= PAIRED_POSITIONS
+            if can_pair and pairing_pays:
+                self.kernel = PairedKernel(weight, bias)
+            else:
+                self.kernel = Kernel(lambda: weight.to(dtype), bias, self.stride, self.rate, self.padding)
+        else:
+            self.weight = weight.to(dtype, memory_format=torch.channels_last)
 
     def input_rows_for(self, span: Span) -> Span:
         """The input rows that output rows `span` are computed from; they may lie beyond the input's edges."""
@@ -151,7 +152,7 @@ class Convolution:
 
     def __call__(self, rows: Tensor, zeros: int = 0) -> Tensor:
         """(1, C', n', W / stride) from `rows` (1, C, n, W + 2 margin) and `zeros` rows of zeros above and below."""
-        if self.packs:
+        if self.kernel is not None:
             out = self.kernel(rows, zeros)
         else:
             out = F.conv2d(rows, self.weight, self.bias, self.stride, (zeros, self.padding), self.rate)
