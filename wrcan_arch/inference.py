@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable
-from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -152,34 +151,36 @@ def _store(result: np.ndarray, span: Span, rows: Tensor) -> None:
 class _Restoring:
     """A network and a request, which are checked together once for all images. Each call restores one image."""
 
-    def __init__(self, network: nn.Module, request: Request, progress: Tell) -> None:
-        self.network, self.request, self.progress = network, request, progress
+    def __init__(self, network: nn.Module, request: Request) -> None:
+        self.network, self.request = network, request
         self.window = window_of(network, request.mode, request.patch_size)
         self.in_strips = request.mode in ('exact', 'local') and is_as_built(network)
         if request.max_memory is not None and not self.in_strips:
             name = type(network).__name__
             raise InputError(f'max_memory needs a WRCAN without changed parts or hooks; this {name} takes whole images')
         self.device = next(network.parameters()).device
-        self.dtype = autocast_dtype(request.precision, self.device)
+        self.requested_dtype = autocast_dtype(request.precision, self.device)
 
-    def __call__(self, image: np.ndarray, result: np.ndarray) -> None:
+    def __call__(self, image: np.ndarray, result: np.ndarray, dtype: torch.dtype, progress: Tell) -> None:
         """Restore `image` into `result`, both (H, W, C). Raises _NotFinite, except for float results in fp32."""
-        must_be_finite = self.dtype != torch.float32 or result.dtype in PEAKS
+        must_be_finite = dtype != torch.float32 or result.dtype in PEAKS
         on_host = self.device.type == 'cpu'
         if not self.request.ensemble:
-            held = image.nbytes + result.nbytes if on_host else 0
-            self._run(image, partial(_store, result), held, must_be_finite, self.progress)
+            image_bytes = image.nbytes + result.nbytes if on_host else 0
+            self._run(image, partial(_store, result), image_bytes, dtype, must_be_finite, progress)
             return
         total = torch.zeros(image.shape, device=self.device)
-        held = total.nbytes + (image.nbytes if on_host else 0)
+        image_bytes = total.nbytes + (image.nbytes if on_host else 0)
         for number, turn in enumerate(ALL_TURNS):
-            tell = partial(_tell_of_all, self.progress, number, len(ALL_TURNS))
-            self._run(turn(image), partial(turn.add_rows, total), held, must_be_finite, tell)
+            tell = partial(_tell_of_all, progress, number, len(ALL_TURNS))
+            self._run(turn(image), partial(turn.add_rows, total), image_bytes, dtype, must_be_finite, tell)
         for start, stop in spans(len(total), 256):
             _store(result, (start, stop), total[start:stop].div_(len(ALL_TURNS)))
 
-    def _run(self, image: np.ndarray, write: Write, held: int, must_be_finite: bool, tell: Tell) -> None:
-        """Restore one turn of an image; `held`: bytes that images take in the device's memory."""
+    def _run(
+        self, image: np.ndarray, write: Write, image_bytes: int, dtype: torch.dtype, must_be_finite: bool, tell: Tell
+    ) -> None:
+        """Restore one turn of an image; `image_bytes`: bytes that images take in the device's memory."""
         height, width = image.shape[:2]
 
         def read(span: Span) -> Tensor:
@@ -195,7 +196,7 @@ class _Restoring:
 
         if self.in_strips:
             assert isinstance(self.network, WRCAN)
-            strip_rows = self._strip_rows((height, width), held)
+            strip_rows = self._strip_rows((height, width), image_bytes, dtype)
             restore_in_strips(
                 self.network,
                 read,
@@ -203,17 +204,17 @@ class _Restoring:
                 (height, width),
                 strip_rows=strip_rows,
                 window=self.window,
-                dtype=self.dtype,
+                dtype=dtype,
                 tell=tell,
             )
         else:
-            write_tensor((0, height), self._whole(read((0, height))))
+            write_tensor((0, height), self._whole(read((0, height)), dtype))
             tell(1)
 
-    def _whole(self, image: Tensor) -> Tensor:
+    def _whole(self, image: Tensor, dtype: torch.dtype) -> Tensor:
         if self.request.mode == 'input':  # the first row of Table 2, with which the others are compared
             return image
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
             restored = restore_chop(self._run_whole, image) if self.request.mode == 'chop' else self._run_whole(image)
         return restored.float()
 
@@ -225,39 +226,38 @@ class _Restoring:
             )
         return restored
 
-    def _strip_rows(self, size: tuple[int, int], held: int) -> int:
+    def _strip_rows(self, size: tuple[int, int], image_bytes: int, dtype: torch.dtype) -> int:
         """The strips' height for an image of `size`; InputError if memory is too small even for the lowest strips."""
         assert isinstance(self.network, WRCAN)
         budget = self.request.max_memory or int(FREE_SHARE * free_memory(self.device))
-        sizes = StripSizes(self.network.head.out_channels, size, self.dtype, self.device)
-        rows, needed = sizes.rows_within(budget - held)
-        if needed > budget - held:
+        sizes = StripSizes(self.network.head.out_channels, size, dtype, self.device)
+        strip_rows, needed = sizes.rows_within(budget - image_bytes)
+        if needed > budget - image_bytes:
             hint = 'raise --max-memory (max_memory)' if self.request.max_memory else 'free some'
             raise InputError(
-                f'{size[1]} x {size[0]} pixels need {(needed + held) / 1e6:,.0f} MB of memory, but only '
+                f'{size[1]} x {size[0]} pixels need {(needed + image_bytes) / 1e6:,.0f} MB of memory, but only '
                 f'{budget / 1e6:,.0f} MB are available; scale the image down, or {hint}'
             )
-        return rows
+        return strip_rows
 
 
-def _restore_finite(restoring: _Restoring, image: np.ndarray, result: np.ndarray) -> None:
+def _restore_finite(restoring: _Restoring, image: np.ndarray, result: np.ndarray, progress: Tell) -> None:
     """Restore into `result`, in fp32 if the requested precision gives wrong or non-finite numbers.
 
     Raises InputError if an integer result is not finite in fp32 either.
     """
-    in_fp32 = copy(restoring)
-    in_fp32.dtype = torch.float32
+    dtype = restoring.requested_dtype
     if min(image.shape[:2]) <= SIZE_MULTIPLE:  # oneDNN 3.12 on AMX reads wrong rows in bf16, stride 2, output one wide
-        restoring = in_fp32
+        dtype = torch.float32
     try:
         try:
-            return restoring(image, result)
+            return restoring(image, result, dtype, progress)
         except _NotFinite:
-            if restoring.dtype == torch.float32:
+            if dtype == torch.float32:
                 raise
-        said = f'the result in {restoring.dtype} was not finite; computed again in fp32'
-        warnings.warn(said, RuntimeWarning, stacklevel=4)
-        return in_fp32(image, result)
+        message = f'the result in {dtype} was not finite; computed again in fp32'
+        warnings.warn(message, RuntimeWarning, stacklevel=4)
+        return restoring(image, result, torch.float32, progress)
     except _NotFinite:
         raise InputError('the network gives no finite numbers for this image: its weights are damaged') from None
 
@@ -321,7 +321,7 @@ def restore(
                     f'an image array must be uint8, uint16 or float (H, W, {channels}), not {image.dtype} {image.shape}'
                 )
             result = np.empty(image.shape, image.dtype)
-            _restore_finite(_Restoring(network, request, progress), image, result)
+            _restore_finite(_Restoring(network, request), image, result, progress)
             return result
 
         if not isinstance(image, Tensor):
@@ -331,8 +331,8 @@ def restore(
             shape = tuple(image.shape)
             raise InputError(f'an image tensor must be float (B, {channels}, H, W), not {image.dtype} {shape}')
         results = np.empty(image.shape, np.float32)
-        restoring = _Restoring(network, request, progress)
+        restoring = _Restoring(network, request)
         for number, one in enumerate(image.detach().to('cpu', torch.float32).numpy()):
-            restoring.progress = partial(_tell_of_all, progress, number, len(results))
-            _restore_finite(restoring, one.transpose(1, 2, 0), results[number].transpose(1, 2, 0))
+            tell = partial(_tell_of_all, progress, number, len(results))
+            _restore_finite(restoring, one.transpose(1, 2, 0), results[number].transpose(1, 2, 0), tell)
         return torch.from_numpy(results).to(image.device, image.dtype)
