@@ -76,17 +76,18 @@ def _opened_alone(path: Path, permissions: int) -> Iterator[BinaryIO]:
         return os.open(name, flags | os.O_CREAT, permissions)
 
     while True:
-        is_new = not path.exists()
+        existed = path.exists()
         with open(path, 'r+b', opener=create) as file:
             with suppress(OSError):  # if the file system has no locks
                 fcntl.flock(file, fcntl.LOCK_EX)  # a lockf lock ends when libvips closes its copy of the descriptor
-            if _is_at(path, file):
-                if is_new:
-                    file.truncate()  # another process may have made it since, and been killed
-                    yield file
-                    return
+            if not _is_at(path, file):  # another process renamed or removed it while this one waited
+                continue
+            if existed:
                 path.unlink()  # left by a killed process, perhaps with other permissions
-        # Try again: the file was unlinked, or another process renamed or removed it while this one waited.
+                continue
+            file.truncate()  # another process may have made it since, and been killed
+            yield file
+            return
 
 
 @contextmanager
