@@ -33,17 +33,23 @@ def declares_non_srgb(start: bytes, format: str, chunks: Mapping[bytes, bytes], 
     `chunks`: those before the pixels of a PNG file, by chunk name.
     """
     if b'cICP' in chunks:  # takes precedence over a profile
-        return _are_not_srgb(chunks[b'cICP'][:2])
+        return _codes_are_not_srgb(chunks[b'cICP'][:2])
     if has_profile or b'sRGB' in chunks:
         return False
     if format in ('avif', 'heic'):
-        return _are_not_srgb(start.partition(b'colrnclx')[2][1:4:2])  # low bytes of two 16-bit numbers
-    said = chunks[b'gAMA'] + chunks.get(b'cHRM', b'') if b'gAMA' in chunks else b''  # browsers ignore cHRM without gAMA
-    numbers = (int.from_bytes(said[at : at + 4], 'big') for at in range(0, len(said), 4))
+        return _codes_are_not_srgb(start.partition(b'colrnclx')[2][1:4:2])  # low bytes of two 16-bit numbers
+    if b'gAMA' in chunks:  # browsers ignore cHRM without gAMA
+        return _values_are_not_srgb(chunks[b'gAMA'] + chunks.get(b'cHRM', b''))
+    return False
+
+
+def _values_are_not_srgb(content: bytes) -> bool:
+    """Whether PNG's gamma, or one of the chromaticities that follow it if there are any, is far from sRGB's."""
+    numbers = (int.from_bytes(content[at : at + 4], 'big') for at in range(0, len(content), 4))
     return any(abs(number - srgb) > GAMMA_TOLERANCE * srgb for number, srgb in zip(numbers, SRGB_NUMBERS, strict=False))
 
 
-def _are_not_srgb(numbers: bytes) -> bool:
+def _codes_are_not_srgb(numbers: bytes) -> bool:
     """Whether primaries and transfer, two ITU-T H.273 numbers of a byte each, are not sRGB's; False if cut off."""
     return len(numbers) == 2 and (numbers[0] not in SRGB_PRIMARIES or numbers[1] not in SRGB_TRANSFERS)
 
