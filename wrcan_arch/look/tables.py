@@ -5,6 +5,7 @@ import html
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -149,47 +150,47 @@ PAPER_METRIC_OPTIONS = {'crop_border': 0, 'test_y_channel': False}
 ABOUT_RESULT = ('protocol', 'images', 'weights')
 
 
-def _metrics(table: Table) -> list[str]:
-    return list(table.rows[0].paper)
+@dataclass(frozen=True)
+class Column:
+    """A column of a table; `metric` is the score that it shows, in capitals, '' if it shows none."""
+
+    heading: str
+    metric: str = ''
+
+    @property
+    def name(self) -> str:
+        """The column's heading in CSV."""
+        return f'{self.metric} {self.heading}'.lstrip()
+
+    @property
+    def is_number(self) -> bool:
+        return bool(self.metric) or self.heading == 'images'
+
+    @property
+    def begins_group(self) -> bool:
+        return self.heading in ('paper', 'protocol')
 
 
-def _sources(table: Table) -> tuple[str, ...]:
-    """The columns of each metric."""
-    return ('paper', 'measured', 'difference') if table.scored else ('paper',)
-
-
-def _score_columns(table: Table) -> list[str]:
-    return [f'{name.upper()} {source}' for name in _metrics(table) for source in _sources(table)]
-
-
-def _columns(table: Table) -> list[str]:
-    """The names of a table's columns in CSV, in order."""
-    return [*table.headings, *_score_columns(table), *ABOUT_RESULT]
-
-
-def _headings(table: Table) -> list[str]:
-    return [column.rpartition(' ')[2] for column in _columns(table)]
-
-
-def _numbers(table: Table) -> set[str]:
-    """The columns that are right-aligned."""
-    return {*_score_columns(table), 'images'}
+def _columns(table: Table) -> list[Column]:
+    of_metric = ('paper', 'measured', 'difference') if table.scored else ('paper',)
+    scores = [Column(heading, metric.upper()) for metric in table.rows[0].paper for heading in of_metric]
+    return [*map(Column, table.headings), *scores, *map(Column, ABOUT_RESULT)]
 
 
 def _cells(table: Table, line: Line) -> list[str]:
     """A row's cells, in the order of `_columns`; '' for a cell without content."""
-    cells = list(line.row.cells)
-    for name, paper in line.row.paper.items():
-        measured = line.found.metrics.get(name) if line.found else None
-        shown = {'paper': rounded(name, paper)}
+    cells = dict(zip(table.headings, line.row.cells, strict=True))
+    for metric, paper in line.row.paper.items():
+        name = metric.upper()
+        cells[f'{name} paper'] = rounded(metric, paper)
+        measured = line.found.metrics.get(metric) if line.found else None
         if measured is not None:
-            shown['measured'] = rounded(name, measured)
-            shown['difference'] = '' if line.note else rounded(name, measured - paper, sign='+')
-        cells += [shown.get(source, '') for source in _sources(table)]
-    if line.found is None:
-        return [*cells, '', '', '']
-    weights = ' '.join(filter(None, [(line.found.weights or 'none')[:12], line.found.key, line.found.training]))
-    return [*cells, line.found.protocol, str(line.found.images), weights]
+            cells[f'{name} measured'] = rounded(metric, measured)
+            cells[f'{name} difference'] = '' if line.note else rounded(metric, measured - paper, sign='+')
+    if line.found is not None:
+        weights = ' '.join(filter(None, [(line.found.weights or 'none')[:12], line.found.key, line.found.training]))
+        cells |= {'protocol': line.found.protocol, 'images': str(line.found.images), 'weights': weights}
+    return [cells.get(column.name, '') for column in _columns(table)]
 
 
 def as_text(compared: Sequence[tuple[Table, list[Line]]]) -> str:
@@ -199,19 +200,20 @@ def as_text(compared: Sequence[tuple[Table, list[Line]]]) -> str:
 
 def _text_table(table: Table, lines: list[Line]) -> str:
     """Format one table; the metrics' names have a row of their own, above the paper's scores."""
-    columns, numbers = _columns(table), _numbers(table)
-    above = [column.removesuffix(' paper') if column.endswith(' paper') else '' for column in columns]
+    columns = _columns(table)
+    metrics = [column.metric if column.heading == 'paper' else '' for column in columns]
+    headings = [column.heading for column in columns]
     rows = [_cells(table, line) for line in lines]
-    widths = [max(map(len, cells)) for cells in zip(above, _headings(table), *rows, strict=True)]
+    widths = [max(map(len, cells)) for cells in zip(metrics, headings, *rows, strict=True)]
 
     def padded(cells: list[str]) -> list[str]:
         return [
-            f'{cell:{">" if column in numbers else "<"}{width}}'
+            f'{cell:{">" if column.is_number else "<"}{width}}'
             for cell, column, width in zip(cells, columns, widths, strict=True)
         ]
 
-    headings = ['  '.join(padded(cells)).rstrip() for cells in (above, _headings(table))]
-    text = [f'{table.title}. {table.about}', *headings]
+    text = [f'{table.title}. {table.about}']
+    text += ['  '.join(padded(cells)).rstrip() for cells in (metrics, headings)]
     for line, cells in zip(lines, map(padded, rows), strict=True):
         text.append('  '.join([*(cells if line.found else cells[: -len(ABOUT_RESULT)]), line.note]).rstrip())
     return '\n'.join(text)
@@ -240,10 +242,12 @@ def as_html(compared: Sequence[tuple[Table, list[Line]]]) -> str:
 
 def _html_headings(table: Table) -> str:
     """The two heading rows: the metrics, each above its columns, and the columns."""
-    span = len(_sources(table))
-    metrics = ''.join(f'<th colspan="{span}" class="metric">{name.upper()}</th>' for name in _metrics(table))
-    above = f'<th colspan="{len(table.headings)}"></th>{metrics}<th colspan="{len(ABOUT_RESULT)}"></th>'
-    return f'<tr>{above}</tr><tr>{_html_cells("th", table, _headings(table))}</tr>'
+    columns = _columns(table)
+    above = ''
+    for metric, group in groupby(columns, key=lambda column: column.metric):
+        kind = ' class="metric"' if metric else ''
+        above += f'<th colspan="{len(list(group))}"{kind}>{metric}</th>'
+    return f'<tr>{above}</tr><tr>{_html_cells("th", table, [column.heading for column in columns])}</tr>'
 
 
 def _html_row(table: Table, line: Line) -> str:
@@ -257,11 +261,10 @@ def _html_row(table: Table, line: Line) -> str:
 
 
 def _html_cells(tag: str, table: Table, texts: list[str]) -> str:
-    numbers = _numbers(table)
     cells = []
     for column, text in zip(_columns(table), texts, strict=False):
-        kind = '' if column in numbers else 'text '
-        first = 'first' if column.endswith(' paper') or column == 'protocol' else ''
+        kind = '' if column.is_number else 'text '
+        first = 'first' if column.begins_group else ''
         cells.append(f'<{tag} class="{kind}{first}">{html.escape(text)}</{tag}>')
     return ''.join(cells)
 
@@ -269,7 +272,7 @@ def _html_cells(tag: str, table: Table, texts: list[str]) -> str:
 def as_csv(compared: Sequence[tuple[Table, list[Line]]]) -> str:
     """Format all tables as one CSV, a line for each row; columns that a table does not have are empty."""
     headings = dict.fromkeys(heading for table, _ in compared for heading in table.headings)
-    scores = dict.fromkeys(column for table, _ in compared for column in _score_columns(table))
+    scores = dict.fromkeys(column.name for table, _ in compared for column in _columns(table) if column.metric)
     columns = ['table', 'dataset', *headings, *scores, *ABOUT_RESULT, 'result', 'note']
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, restval='', lineterminator='\n')
@@ -277,6 +280,7 @@ def as_csv(compared: Sequence[tuple[Table, list[Line]]]) -> str:
     for table, lines in compared:
         about = {'table': table.title, 'dataset': table.dataset}
         for line in lines:
-            cells = dict(zip(_columns(table), _cells(table, line), strict=True))
+            names = [column.name for column in _columns(table)]
+            cells = dict(zip(names, _cells(table, line), strict=True))
             writer.writerow({**about, **cells, 'result': line.row.result, 'note': line.note})
     return text.getvalue()
