@@ -38,16 +38,16 @@ class Finder:
         self._avoid = {real(folder) for folder in (self.out, self.compare) if folder is not None}
         self._real, self._shown_in = cache(real), cache(pictures_on_page)
 
-    def named(self, entries: Iterable[Path | str]) -> Iterator[tuple[Path, Path]]:
+    def photographs(self, entries: Iterable[Path | str]) -> Iterator[tuple[Path, Path]]:
         """Yield each photograph, and the folder of its result relative to the folder of the results.
 
         InputError for an entry without photographs, unless something in it cannot be read.
         """
         entries = list(entries)
-        for named in entries:
-            if not str(named):
+        for name in entries:
+            if not str(name):
                 raise InputError('an empty name was given, where a photograph or folder should be')
-            entry = Path(named)
+            entry = Path(name)
             try:
                 is_folder, is_there = entry.is_dir(), entry.exists() or entry.is_symlink()
             except PermissionError:
@@ -135,9 +135,9 @@ class Finder:
                     yield from self._expanded(folder / name, rest)
 
     def _note(self, error: OSError) -> None:
-        told = f'{error.filename}: cannot be read ({error.strerror})'
-        if told not in self.unreadable:
-            self.unreadable.append(told)
+        message = f'{error.filename}: cannot be read ({error.strerror})'
+        if message not in self.unreadable:
+            self.unreadable.append(message)
 
 
 def read_list(path: str, *, alone: bool = True) -> Iterator[str]:

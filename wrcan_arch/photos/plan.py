@@ -56,37 +56,54 @@ def plan(
         if folder is not None and format_of_name(folder) and not folder.exists():
             raise InputError(f'{option} {folder}: takes the name of a folder, such as restored')
     finder = Finder(out, compare, skip_existing)
-    jobs: dict[str, Job] = {}
     in_list = ((path, without_root(path).parent) for path in map(Path, listed))
-    for source, below in itertools.chain(finder.named(entries), in_list):
-        name = f'{source.stem}{"" if out else RESTORED}{_result_ending(source, format)}'
-        target = (out / below if out else source.parent) / name
-        jobs.setdefault(str(real(source.parent) / source.name), Job(str(source), str(target)))
+    jobs = _jobs_of(itertools.chain(finder.photographs(entries), in_list), out, format)
     if finder.unreadable and (unreadable is None or not jobs):
         raise InputError(finder.unreadable[0])
     if unreadable is not None:
         unreadable += finder.unreadable
     if not jobs:
         raise InputError('no photographs were given; name some, or folders, or a --list FILE that has some')
-    wanted = list(jobs.values())
     if skip_existing and out is None:
-        results = {os.path.realpath(target) for _, target in wanted}
-        wanted = [job for job in wanted if os.path.realpath(job.source) not in results]
-    refuse(_clashes_of_results(wanted))
+        jobs = _without_results(jobs)
+    refuse(_clashes_of_results(jobs))
     if compare is not None:
         _check_compare(compare)
-        refuse(_clashes_of_pictures(wanted, compare))
+        refuse(_clashes_of_pictures(jobs, compare))
     if out is not None and not skip_existing:
         hint = 'choose another -o, or keep it with --skip-existing'
-        refuse(_overwritten_photographs(wanted, out, 'its result', hint))
+        refuse(_overwritten_photographs(jobs, out, 'its result', hint))
     if compare is not None:
-        earlier = pictures_on_page(compare)
-        waiting = (job for job in wanted if not (skip_existing and os.path.lexists(job.target)))
-        pictures = ((job.source, picture) for job in waiting for picture in pictures_of(compare, job.source))
-        new = ((source, str(picture)) for source, picture in pictures if picture not in earlier)
+        pictures = _new_pictures(jobs, compare, skip_existing)
         hint = 'choose another --compare'
-        refuse(_overwritten_photographs(new, compare, 'its picture of before and after', hint))
-    return wanted
+        refuse(_overwritten_photographs(pictures, compare, 'its picture of before and after', hint))
+    return jobs
+
+
+def _jobs_of(photographs: Iterable[tuple[Path, Path]], out: Path | None, format: str | None) -> list[Job]:
+    """A job for each photograph, given with the folder of its result below `out`; one for those named twice."""
+    jobs: dict[str, Job] = {}
+    for source, below in photographs:
+        name = f'{source.stem}{"" if out else RESTORED}{_result_ending(source, format)}'
+        target = (out / below if out else source.parent) / name
+        jobs.setdefault(str(real(source.parent) / source.name), Job(str(source), str(target)))
+    return list(jobs.values())
+
+
+def _without_results(jobs: list[Job]) -> list[Job]:
+    """Leave out the jobs whose photograph is the result of one of them."""
+    results = {os.path.realpath(job.target) for job in jobs}
+    return [job for job in jobs if os.path.realpath(job.source) not in results]
+
+
+def _new_pictures(jobs: list[Job], compare: Path, skip_existing: bool) -> Iterator[tuple[str, str]]:
+    """Yield each photograph to restore with each of its pictures that no earlier run made."""
+    earlier = pictures_on_page(compare)
+    for source, target in jobs:
+        if not (skip_existing and os.path.lexists(target)):
+            for picture in pictures_of(compare, source):
+                if picture not in earlier:
+                    yield source, str(picture)
 
 
 def _format_called(name: str) -> str:
