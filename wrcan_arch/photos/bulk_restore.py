@@ -206,12 +206,7 @@ def restore_photos(
 
     Returns the summary of all processes in the first process, None in the others.
     """
-    # Raises here, once for all photographs, if the request does not suit the network.
-    window_of(network, options.request.mode, options.request.patch_size)
-    config = getattr(network, 'config', {})
-    taken, made = (config.get(name, 3) for name in ('num_in_ch', 'num_out_ch'))
-    if not taken == made == 3:
-        raise InputError(f'the network turns {taken} channels into {made}; a photograph has 3')
+    _check_request(network, options.request)
     to_do = [job for job in jobs if not _is_done(job, options)]
     if to_do:
         for folder in filter(None, (options.compare, options.out)):
@@ -224,24 +219,25 @@ def restore_photos(
     summary = Summary()
     trained_quality = getattr(network, 'metadata', {}).get('jpeg_quality')
 
-    def wanted() -> Iterator[Work]:
+    def works() -> Iterator[Work]:
         for job in team.share_of(in_turn):
             if _is_done(job, options):
                 summary.skipped += 1
             else:
                 yield Work(job)
 
-    def computed(work: Work) -> tuple[Work, _Tally]:
+    def compute(work: Work) -> tuple[Work, _Tally]:
         bar.set_postfix_str(printable(Path(work.job.source).name), refresh=False)
         tally = _Tally(team, work.job, bar)
         return _attempt(partial(_compute, network, options, tally), work), tally
 
-    def written(made: tuple[Work, _Tally]) -> tuple[Summary, _Tally]:
-        work, tally = made
+    def write(computed: tuple[Work, _Tally]) -> tuple[Summary, _Tally]:
+        work, tally = computed
         return _attempt(partial(_write, options), work).summary(), tally  # not `work`, so that its pixels are freed
 
-    decoded = in_thread(partial(_attempt, partial(_read, options, trained_quality)), wanted())
-    outcomes = in_thread(written, map(computed, decoded))
+    read = partial(_attempt, partial(_read, options, trained_quality))
+    decoded = in_thread(read, works())
+    outcomes = in_thread(write, map(compute, decoded))
     try:
         with bar, closing(outcomes):
             for outcome, tally in outcomes:
@@ -256,15 +252,29 @@ def restore_photos(
     if not messages:
         return None
 
-    total = Summary()
-    for message in messages:
-        total.add(Summary.from_json(message))
+    total = _total(messages)
     if options.compare is not None:
         outdated = {*total.failed, *total.not_shown}  # an earlier run's pictures of these may exist
         try:
             write_page(options.compare, (job.source for job in jobs if job.source not in outdated))
         except InputError as error:
             total.failures.append(str(error))
+    return total
+
+
+def _check_request(network: nn.Module, request: Request) -> None:
+    """Raise InputError if the request does not suit the network, or the network is none for photographs."""
+    window_of(network, request.mode, request.patch_size)
+    config = getattr(network, 'config', {})
+    channels_in, channels_out = (config.get(name, 3) for name in ('num_in_ch', 'num_out_ch'))
+    if not channels_in == channels_out == 3:
+        raise InputError(f'the network turns {channels_in} channels into {channels_out}; a photograph has 3')
+
+
+def _total(messages: Iterable[str]) -> Summary:
+    total = Summary()
+    for message in messages:
+        total.add(Summary.from_json(message))
     return total
 
 
@@ -284,13 +294,13 @@ class _Tally:
 
     def __init__(self, team: Team, job: Job, bar: tqdm) -> None:
         self.team, self.size, self.bar = team, _size(job), bar
-        self.counted, self.told = 0, time.monotonic()
+        self.counted, self.last_update = 0, time.monotonic()
 
     def __call__(self, share: float) -> None:
         """Report that `share` of the computing, from 0 to 1, is done."""
         now = time.monotonic()
-        if share == 1 or now - self.told >= TELL_AFTER:
-            self.told = now
+        if share == 1 or now - self.last_update >= TELL_AFTER:
+            self.last_update = now
             self._count(int(share * COMPUTING * self.size))
 
     def finish(self) -> None:
