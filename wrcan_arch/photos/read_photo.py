@@ -95,8 +95,8 @@ def _open_bmp(file: BinaryIO, max_pixels: int) -> pyvips.Image:
         samples = np.asarray(opened.convert('L' if grey else 'RGBA' if opened.has_transparency_data else 'RGB'))
         image = vips_image(np.atleast_3d(samples), 'b-w' if grey else 'srgb')
         across, down = opened.info.get('dpi', (0, 0))
-        said = 0 < min(across, down) <= max(across, down) < 1_000_000  # more is damage, about which libvips warns
-        return image.copy(xres=across / 25.4, yres=down / 25.4) if said else image
+        has_resolution = 0 < min(across, down) <= max(across, down) < 1_000_000  # more is damage: libvips would warn
+        return image.copy(xres=across / 25.4, yres=down / 25.4) if has_resolution else image
 
 
 def _open_heic(file: BinaryIO, max_pixels: int) -> pyvips.Image:
@@ -106,21 +106,22 @@ def _open_heic(file: BinaryIO, max_pixels: int) -> pyvips.Image:
     decoder = subprocess.run(command, stdin=file, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     answer = decoder.stdout
     at = answer.find(b'\n') + 1
-    told: dict[str, Any] = {'error': 'its decoder crashed'} if decoder.returncode else json.loads(answer[:at])
-    if 'error' in told:
-        raise InputError(f'cannot be decoded ({told["error"]}); it may be damaged; if not, convert it to JPEG')
-    width, height = told['size']
+    description: dict[str, Any] = {'error': 'its decoder crashed'} if decoder.returncode else json.loads(answer[:at])
+    if 'error' in description:
+        raise InputError(f'cannot be decoded ({description["error"]}); it may be damaged; if not, convert it to JPEG')
+    width, height = description['size']
     _check_pixels(width, height, max_pixels)
     metadata = {}
-    for name, length in told['metadata'].items():
+    for name, length in description['metadata'].items():
         metadata[name] = answer[at : at + length]
         at += length
-    samples = np.frombuffer(answer, np.uint16 if told['bits'] > 8 else np.uint8, offset=at).reshape(told['shape'])
+    type_of_samples = np.uint16 if description['bits'] > 8 else np.uint8
+    samples = np.frombuffer(answer, type_of_samples, offset=at).reshape(description['shape'])
     image = vips_image(samples, 'b-w' if samples.shape[2] == 1 else 'srgb')
     for name, content in metadata.items():
         image.set_type(pyvips.GValue.blob_type, name, content)
-    image.set_type(pyvips.GValue.gint_type, 'n-pages', told['pictures'])
-    image.set_type(pyvips.GValue.gint_type, 'bits-per-sample', told['bits'])
+    image.set_type(pyvips.GValue.gint_type, 'n-pages', description['pictures'])
+    image.set_type(pyvips.GValue.gint_type, 'bits-per-sample', description['bits'])
     return image
 
 
@@ -185,38 +186,59 @@ class FileMetadata(NamedTuple):
 
 def _read_metadata(file: BinaryIO, format: str, image: pyvips.Image) -> FileMetadata:
     """Read a file's metadata, corrected for a result: upright, a single picture, without thumbnails."""
-    metadata = {name: image.get(name) for name in KEPT if name in image.get_fields()}
-    orientation, not_read = _field(image, 'orientation', 1), []
+    from_vips = {name: image.get(name) for name in KEPT if name in image.get_fields()}
+    orientation = _field(image, 'orientation', 1)
     png = read_metadata(file) if format == 'png' else PngMetadata({}, {}, {}, b'')
-    if 'exif-data' in png.behind and 'exif-data' not in metadata:
+    if 'exif-data' in png.behind and 'exif-data' not in from_vips:
         orientation = orientation_of(png.behind['exif-data'])
-    metadata = png.in_texts | png.behind | metadata
+    metadata = png.in_texts | png.behind | from_vips
+    not_read: list[str] = []
     if format == 'tiff':
-        if (exif := read_exif(file)) is not None:
-            metadata['exif-data'] = exif
-        if (resources := _field(image, 'photoshop-data', None)) is not None:
-            if has_captions(PHOTOSHOP_HEAD + resources) or 'iptc-data' not in metadata:
-                metadata['iptc-data'] = PHOTOSHOP_HEAD + resources  # they hold the captions that stand alone too
-        elif 'iptc-data' in metadata:
-            metadata['iptc-data'] = in_order(metadata['iptc-data'])
-        if has_layers(file):
-            not_read.append("Photoshop's layers are not kept; the picture was restored")
-        file.seek(0)
-        if file.read(4) in (b'II+\0', b'MM\0+'):
-            not_read.append('EXIF is not read from a BigTIFF; the result has none')
+        metadata |= _tiff_metadata(file, image, metadata.get('iptc-data'))
+        not_read += _not_read_of_tiff(file)
     if 'iptc-data' in metadata:
         metadata['iptc-data'] = resources_without_thumbnail(metadata['iptc-data'])
     if 'exif-data' in metadata:
         metadata['exif-data'] = without_thumbnail(metadata['exif-data'])
     if 'xmp-data' in metadata:
-        upright = re.sub(rb'(tiff:Orientation\s*(=\s*["\']|>)\s*)[1-8]', rb'\g<1>1', metadata['xmp-data'])
-        film = rb'((MotionPhoto|MicroVideo)\s*(=\s*["\']|>)\s*)1'
-        metadata['xmp-data'], films = re.subn(film, rb'\g<1>0', upright)
-        if films:
-            not_read.append('the file also holds a video; the picture was restored')
-        if orientation > 1 and re.search(b'mwg-rs:Regions|MP:RegionInfo', upright):
-            not_read.append('the faces marked in it were not turned upright with the picture')
+        metadata['xmp-data'], warnings = _upright_xmp(metadata['xmp-data'], orientation)
+        not_read += warnings
     return FileMetadata(metadata, png, orientation, not_read)
+
+
+def _tiff_metadata(file: BinaryIO, image: pyvips.Image, captions: bytes | None) -> dict[str, bytes]:
+    """EXIF and IPTC as a JPEG of the same photograph would have them; `captions`: those that stand alone."""
+    metadata = {}
+    if (exif := read_exif(file)) is not None:
+        metadata['exif-data'] = exif
+    if (resources := _field(image, 'photoshop-data', None)) is not None:
+        if has_captions(PHOTOSHOP_HEAD + resources) or captions is None:
+            metadata['iptc-data'] = PHOTOSHOP_HEAD + resources  # they hold the captions that stand alone too
+    elif captions is not None:
+        metadata['iptc-data'] = in_order(captions)
+    return metadata
+
+
+def _not_read_of_tiff(file: BinaryIO) -> Iterator[str]:
+    """Yield warnings about what a TIFF file has and its result will not have."""
+    if has_layers(file):
+        yield "Photoshop's layers are not kept; the picture was restored"
+    file.seek(0)
+    if file.read(4) in (b'II+\0', b'MM\0+'):
+        yield 'EXIF is not read from a BigTIFF; the result has none'
+
+
+def _upright_xmp(xmp: bytes, orientation: int) -> tuple[bytes, list[str]]:
+    """XMP of the picture turned upright, without a film, and warnings about what in it is no longer so."""
+    warnings = []
+    upright = re.sub(rb'(tiff:Orientation\s*(=\s*["\']|>)\s*)[1-8]', rb'\g<1>1', xmp)
+    film = rb'((MotionPhoto|MicroVideo)\s*(=\s*["\']|>)\s*)1'
+    without_film, films = re.subn(film, rb'\g<1>0', upright)
+    if films:
+        warnings.append('the file also holds a video; the picture was restored')
+    if orientation > 1 and re.search(b'mwg-rs:Regions|MP:RegionInfo', upright):
+        warnings.append('the faces marked in it were not turned upright with the picture')
+    return without_film, warnings
 
 
 def _also_in_file(file: BinaryIO, format: str, is_animated: bool, image: pyvips.Image) -> Iterator[str]:
@@ -236,13 +258,14 @@ def _field(image: pyvips.Image, name: str, otherwise: Any) -> Any:
 
 def _resolution(image: pyvips.Image, format: str, png: PngMetadata) -> tuple[float, float]:
     """Pixels per mm, across and down; when libvips writes, the resolution in EXIF overrides it."""
-    said = image.xres, image.yres
-    unsaid = format == 'tiff' and 'resolution-unit' not in image.get_fields()
+    resolution = image.xres, image.yres
+    has_no_unit = format == 'tiff' and 'resolution-unit' not in image.get_fields()
     if format == 'png':
-        unsaid = png.marks.get(b'pHYs', b'')[8:9] != b'\1'  # unit 1 is the metre; 0: only an aspect ratio
-    if unsaid or said == (1, 1) or np.allclose(said, NO_RESOLUTION, rtol=1e-3):  # libvips's defaults; PNG: 2.834
+        has_no_unit = png.marks.get(b'pHYs', b'')[8:9] != b'\1'  # unit 1 is the metre; 0: only an aspect ratio
+    # libvips's defaults are 1, and 2.834 of a PNG.
+    if has_no_unit or resolution == (1, 1) or np.allclose(resolution, NO_RESOLUTION, rtol=1e-3):
         return NO_RESOLUTION
-    return said
+    return resolution
 
 
 # The photograph
