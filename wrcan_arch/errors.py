@@ -20,10 +20,10 @@ class InputError(ValueError):
 
 def refuse(faults: Iterable[str]) -> None:
     """Raise one InputError that shows the first 20 faults; do nothing if there are none."""
-    told = list(faults)
-    more = [f'and {len(told) - SHOWN_FAULTS} more'] if len(told) > SHOWN_FAULTS else []
-    if told:
-        raise InputError('\n'.join([*told[:SHOWN_FAULTS], *more]))
+    faults = list(faults)
+    more = [f'and {len(faults) - SHOWN_FAULTS} more'] if len(faults) > SHOWN_FAULTS else []
+    if faults:
+        raise InputError('\n'.join([*faults[:SHOWN_FAULTS], *more]))
 
 
 def one_line(error: InputError) -> str:

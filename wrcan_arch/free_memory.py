@@ -24,8 +24,8 @@ def free_memory(device: torch.device) -> int:
 
 def _processes_here() -> int:
     """Number of this run's processes on this machine; if srun gives '4(x2),3' for several machines, the first one."""
-    said = os.environ.get('LOCAL_WORLD_SIZE') or os.environ.get('SLURM_STEP_TASKS_PER_NODE') or '1'
-    return int(re.split('[(,]', said)[0])
+    count_text = os.environ.get('LOCAL_WORLD_SIZE') or os.environ.get('SLURM_STEP_TASKS_PER_NODE') or '1'
+    return int(re.split('[(,]', count_text)[0])
 
 
 def _free_in_machine(meminfo: Path = Path('/proc/meminfo')) -> Iterator[int]:

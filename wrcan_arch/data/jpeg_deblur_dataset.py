@@ -248,10 +248,10 @@ class JPEGDeblurDataset(Dataset):
         if is_jpeg.get('gt') and not is_jpeg['lq']:
             yield f'data set {name}: the sharp frames are JPEG, the blurred ones are not; are the two swapped?'
         option = 'blurred_quality' if self.opt.get('blurred_quality') else 'jpeg_quality'
-        said = self.opt.get(option)
+        given = self.opt.get(option)
         found = estimate_quality(BytesIO(contents['lq'])) if is_jpeg['lq'] else None
-        if said and found and is_far(found, said):
-            yield f"data set {name}: the blurred '{first['key']}' has JPEG quality {found}, but {option} says {said}"
+        if given and found and is_far(found, given):
+            yield f"data set {name}: the blurred '{first['key']}' has JPEG quality {found}, but {option} says {given}"
 
     def __len__(self) -> int:
         return len(self.frames)

@@ -96,7 +96,7 @@ def read_curves(experiment: Path) -> Curves:
     losses: dict[str, dict[int, float]] = {}
     metrics: dict[tuple[str, str], dict[int, float]] = {}
     sets: set[str] = set()
-    iteration, place = 0, ''
+    iteration, dataset = 0, ''
     for line in '\n'.join(log.read_text(encoding='utf-8', errors='replace') for log in logs).splitlines():
         if match := re.search(r'iter:\s*([\d,]+), lr:', line):
             iteration = int(match[1].replace(',', ''))
@@ -104,17 +104,17 @@ def read_curves(experiment: Path) -> Curves:
                 losses.setdefault(name, {})[iteration] = float(value)
         elif match := re.search(r'Validated (.+) at iteration (\d+)', line):
             sets.add(match[1])
-            place, iteration = match[1], int(match[2])
+            dataset, iteration = match[1], int(match[2])
         elif match := re.search(r' INFO: Validation (.+)', line):  # the toolbox's own models log no more before scores
             sets.add(match[1])
-            place = match[1]
+            dataset = match[1]
         elif match := re.match(r'\s+# (.+?): (\S+)\s+Best: ', line):
-            metrics.setdefault((match[1], place), {})[iteration] = float(match[2])
+            metrics.setdefault((match[1], dataset), {})[iteration] = float(match[2])
     return Curves(
         {name: sorted(points.items()) for name, points in losses.items()},
         {
-            metric.upper() + (f' ({place})' if len(sets) > 1 else ''): sorted(points.items())
-            for (metric, place), points in metrics.items()
+            metric.upper() + (f' ({dataset})' if len(sets) > 1 else ''): sorted(points.items())
+            for (metric, dataset), points in metrics.items()
         },
     )
 
@@ -158,8 +158,8 @@ def _row(image: TestImage) -> str:
             picture(pixels[top : top + CROP, left : left + CROP], 'png', alt=f'{image.key}, {name}, crop', zoom=ZOOM)
             for top, left in corners
         ]
-        said = html.escape(', '.join(scores))
-        columns.append(f'<div><b>{name}</b> {said}<br>{whole}<p>{"".join(crops)}</p></div>')
+        scores_text = html.escape(', '.join(scores))
+        columns.append(f'<div><b>{name}</b> {scores_text}<br>{whole}<p>{"".join(crops)}</p></div>')
     return f'<h3>{html.escape(image.key)}</h3><div class="columns">{"".join(columns)}</div>'
 
 
@@ -188,9 +188,9 @@ def _training(curves: Curves, tested: int | None) -> str:
     plots = [plot_losses(curves.losses)] if curves.losses else []
     plots += [plot(f'validation {name}', {name: points}, tested=tested) for name, points in curves.metrics.items()]
     validated_at_first = any(points[0][0] == 0 for points in curves.metrics.values())
-    said = 'At iteration 0: the weights that the training began with. ' if validated_at_first else ''
-    said += '' if tested is None else 'Dotted line: the iteration whose weights were tested.'
-    return f'<h2>Training</h2><p>{said}</p><div class="plots">{"".join(plots)}</div>'
+    note = 'At iteration 0: the weights that the training began with. ' if validated_at_first else ''
+    note += '' if tested is None else 'Dotted line: the iteration whose weights were tested.'
+    return f'<h2>Training</h2><p>{note}</p><div class="plots">{"".join(plots)}</div>'
 
 
 def _result(opt: Mapping[str, Any], phase: str) -> TestResult | None:

@@ -50,11 +50,11 @@ def is_plain_ycbcr(file: BinaryIO) -> bool:
     """Whether a TIFF file's first picture is YCbCr, neither subsampled nor JPEG (TIFF 6.0, section 21)."""
     first = _first_directory(file)[0]
 
-    def said(tag: int, otherwise: int) -> int:
+    def tag_value(tag: int, otherwise: int) -> int:
         return _number(first[tag][2][:2], '<') if tag in first else otherwise
 
     subsampling = first[YCBCR_SUBSAMPLING][2][:4] if YCBCR_SUBSAMPLING in first else b''
-    is_ycbcr = said(PHOTOMETRIC, 0) == YCBCR and said(COMPRESSION, 1) not in JPEG_IN_TIFF
+    is_ycbcr = tag_value(PHOTOMETRIC, 0) == YCBCR and tag_value(COMPRESSION, 1) not in JPEG_IN_TIFF
     return is_ycbcr and subsampling == b'\1\0\1\0'
 
 
@@ -66,8 +66,8 @@ def has_layers(file: BinaryIO) -> bool:
 def orientation_of(exif: bytes) -> int:
     """The orientation in an EXIF block, 1 (upright) to 8; 1 if it has none or another value."""
     _, _, value = _first_directory(BytesIO(exif.removeprefix(EXIF_HEAD)))[0].get(ORIENTATION, (0, 0, b''))
-    said = _number(value[:2], '<')
-    return said if 1 <= said <= 8 else 1
+    orientation = _number(value[:2], '<')
+    return orientation if 1 <= orientation <= 8 else 1
 
 
 def says_colour_space(exif: bytes) -> bool:

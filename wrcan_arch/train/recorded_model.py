@@ -156,8 +156,8 @@ class RecordedModel(SRModel):
     def _origin_of_weights(self) -> dict[str, Any]:
         """Return the name and the iteration of the training that the tested weights are from, if their file says so."""
         metadata = getattr(self.get_bare_model(self.net_g), 'metadata', {})
-        said = (('training', metadata.get('name'), str), ('iteration', metadata.get('iter'), int))
-        return {name: value for name, value, kind in said if type(value) is kind}
+        origin = (('training', metadata.get('name'), str), ('iteration', metadata.get('iter'), int))
+        return {name: value for name, value, kind in origin if type(value) is kind}
 
     def test(self) -> None:
         network = self.get_bare_model(getattr(self, 'net_g_ema', self.net_g))

@@ -84,9 +84,9 @@ def as_input_error(error: Exception, what: str = 'the next batch') -> InputError
     if isinstance(error, InputError):
         return error
     last_line = str(error).strip().rpartition('\n')[2]
-    said = InputError(f'{what} cannot be read ({last_line or type(error).__name__})')
-    said.__cause__ = error
-    return said
+    unreadable = InputError(f'{what} cannot be read ({last_line or type(error).__name__})')
+    unreadable.__cause__ = error
+    return unreadable
 
 
 class UntilUnreadable:
