@@ -273,7 +273,7 @@ def plan_windows(videos: dict[str, Path], arguments: argparse.Namespace) -> tupl
     return planned, left_out, notes
 
 
-def groups_to_split(planned: Plan) -> tuple[dict[str, str], str]:
+def groups_of_scenes(planned: Plan) -> tuple[dict[str, str], str]:
     """Map each scene to what --val keeps whole, its video or, of a single one, itself; also return which, as a noun."""
     video_of = {scene: name for name, _, windows in planned for scene in windows.values()}
     if len({*video_of.values()}) > 1:
@@ -339,7 +339,7 @@ def write_pairs(arguments: argparse.Namespace) -> None:
     advice = 'convert those that are videos to MP4, and put frames into a folder without videos'
     pairs.say_what_is_left_out(arguments.videos, taken, advice)
     planned, left_out, notes = plan_windows(pairs.without_copies(videos, 'video', files_of), arguments)
-    group_of, noun = groups_to_split(planned)
+    group_of, noun = groups_of_scenes(planned)
     pair_counts = Counter(group_of[scene] for _, _, windows in planned for scene in windows.values())
     left_out_text = ', '.join(f'{count} {reason}' for reason, count in left_out.items())
     if not pair_counts:

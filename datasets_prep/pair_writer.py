@@ -43,7 +43,7 @@ def choose_validation(pair_counts: Mapping[str, int], fraction: float, seed: int
     return chosen
 
 
-def split_groups(pair_counts: Mapping[str, int], noun: str, fraction: float | None, seed: int) -> dict[str, str]:
+def sides_of_groups(pair_counts: Mapping[str, int], noun: str, fraction: float | None, seed: int) -> dict[str, str]:
     """Return what follows OUT in the name of each group's stores: '_train' or '_val', or '' without a split."""
     if fraction is None:
         return dict.fromkeys(pair_counts, '')
@@ -166,7 +166,7 @@ def pair_stores(arguments: argparse.Namespace, pair_counts: Mapping[str, int], n
         pair_counts: how many pairs each group has.
         noun: what a group is called in the report, such as 'photograph'.
     """
-    sides = split_groups(pair_counts, noun, arguments.val, arguments.seed)
+    sides = sides_of_groups(pair_counts, noun, arguments.val, arguments.seed)
     with written_together(dict.fromkeys(store_names(arguments), 'encoded'), resume=True) as stores:
         writer = PairWriter(arguments.out, sides, stores, arguments.files)
         try:

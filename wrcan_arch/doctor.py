@@ -153,7 +153,7 @@ def examine_data(sources: Iterable[str], found: Callable[[str], None]) -> list[s
                 problems |= dict.fromkeys(wrong)
                 continue
             for phase, dataset in file.values['datasets'].items():
-                roots |= {source.root: None for source in jpeg_deblur_dataset.sources_of(dataset).values()}
+                roots |= {each.root: None for each in jpeg_deblur_dataset.sources_of(dataset).values()}
                 kind = options.kind_of_phase(phase)
                 problems |= dict.fromkeys(audit.quick_problems(dataset, kind, scale=file.values['scale']))
     for root in roots:

@@ -408,7 +408,7 @@ def restore_in_strips(
         read: returns rows [start, stop) of the image, (1, C, rows, W), RGB in [0, 1], in any type, on any device.
         write: takes rows of the restored image, float32, neither clamped nor rounded, on the network's device.
         size: the image's height and width.
-        strip_rows: their height, in rows of the features at a quarter of the size. It affects only time and memory.
+        strip_rows: the strips' height, in rows of the features at a quarter of the size; affects only time and memory.
         window: side, in positions of the features, of the window that the attention pools over; None: the whole image.
         dtype: type of the computation. Head and tail, through which the image bypasses the rest, compute in float32.
         tell: called after each strip with the share of the work that is done, up to 1.

@@ -177,8 +177,8 @@ def _columns(table: Table) -> list[Column]:
     return [*map(Column, table.headings), *scores, *map(Column, ABOUT_RESULT)]
 
 
-def _cells(table: Table, line: Line) -> list[str]:
-    """A row's cells, in the order of `_columns`; '' for a cell without content."""
+def _cells(table: Table, line: Line) -> dict[str, str]:
+    """A row's cells by the names of its columns, in their order; '' for a cell without content."""
     cells = dict(zip(table.headings, line.row.cells, strict=True))
     for metric, paper in line.row.paper.items():
         name = metric.upper()
@@ -190,7 +190,7 @@ def _cells(table: Table, line: Line) -> list[str]:
     if line.found is not None:
         weights = ' '.join(filter(None, [(line.found.weights or 'none')[:12], line.found.key, line.found.training]))
         cells |= {'protocol': line.found.protocol, 'images': str(line.found.images), 'weights': weights}
-    return [cells.get(column.name, '') for column in _columns(table)]
+    return {column.name: cells.get(column.name, '') for column in _columns(table)}
 
 
 def as_text(compared: Sequence[tuple[Table, list[Line]]]) -> str:
@@ -203,7 +203,7 @@ def _text_table(table: Table, lines: list[Line]) -> str:
     columns = _columns(table)
     metrics = [column.metric if column.heading == 'paper' else '' for column in columns]
     headings = [column.heading for column in columns]
-    rows = [_cells(table, line) for line in lines]
+    rows = [list(_cells(table, line).values()) for line in lines]
     widths = [max(map(len, cells)) for cells in zip(metrics, headings, *rows, strict=True)]
 
     def padded(cells: list[str]) -> list[str]:
@@ -252,7 +252,7 @@ def _html_headings(table: Table) -> str:
 
 def _html_row(table: Table, line: Line) -> str:
     """The HTML of a row; a note takes the place of a missing result, or else a row below."""
-    cells, note = _cells(table, line), html.escape(line.note)
+    cells, note = list(_cells(table, line).values()), html.escape(line.note)
     if line.found is None:
         scores = _html_cells('td', table, cells[: -len(ABOUT_RESULT)])
         return f'<tr>{scores}<td class="text first note" colspan="{len(ABOUT_RESULT)}">{note}</td></tr>'
@@ -280,7 +280,5 @@ def as_csv(compared: Sequence[tuple[Table, list[Line]]]) -> str:
     for table, lines in compared:
         about = {'table': table.title, 'dataset': table.dataset}
         for line in lines:
-            names = [column.name for column in _columns(table)]
-            cells = dict(zip(names, _cells(table, line), strict=True))
-            writer.writerow({**about, **cells, 'result': line.row.result, 'note': line.note})
+            writer.writerow({**about, **_cells(table, line), 'result': line.row.result, 'note': line.note})
     return text.getvalue()

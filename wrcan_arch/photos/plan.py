@@ -133,12 +133,12 @@ def _clashes_of_results(jobs: list[Job]) -> Iterator[str]:
     sources = {os.path.realpath(job.source) for job in jobs}
     taken: dict[str, str] = {}
     for source, target in jobs:
-        place = os.path.realpath(target)
-        if place in sources:
+        real_target = os.path.realpath(target)
+        if real_target in sources:
             is_beside = Path(target).stem.endswith(RESTORED)
             hint = 'leave that one out, or ' + ('add --skip-existing' if is_beside else 'choose another -o')
             yield f'{source}: its result would overwrite the photograph {target}; {hint}'
-        elif (other := taken.setdefault(place, source)) != source:
+        elif (other := taken.setdefault(real_target, source)) != source:
             yield f'{source} and {other}: both results would be {target}; rename one, or give each another -o'
 
 

@@ -284,8 +284,8 @@ def wrong_keys(file: OptionFile) -> Iterator[str]:
             else:
                 message = f'{each["msg"][0].lower()}{each["msg"][1:]}, not {each["input"]!r}'
             messages.setdefault(keys, []).append(message)
-        for keys, each_said in messages.items():
-            yield f'{file.at(*keys)}: {", or ".join(each_said)}'
+        for keys, texts in messages.items():
+            yield f'{file.at(*keys)}: {", or ".join(texts)}'
 
 
 def _schema_of(model: Any) -> type[BaseModel]:

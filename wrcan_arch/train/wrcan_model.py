@@ -227,11 +227,11 @@ class WRCANModel(RecordedModel):
     def optimize_parameters(self, current_iter: int) -> None:
         """Make one step on the whole batch in `accumulate` parts; with 'auto', in more parts if memory runs out."""
         self.last_iter = current_iter
-        while isinstance(losses := self._losses_or_lack_of_memory(), Exception):
+        while isinstance(outcome := self._losses_or_lack_of_memory(), Exception):
             self.optimizer_g.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
-            self._split_further(losses)
-        self.losses = losses
+            self._split_further(outcome)
+        losses = self.losses = outcome
         gradients = [each.grad for each in self.net_g.parameters() if each.grad is not None]
         broken = self.guard.check(current_iter, [*losses.values(), *gradients], self.keys)
         self._step(broken, gradients)
