@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from wrcan_arch import WRCAN, restore
+from wrcan_arch.convolution import set_channels_last
 from wrcan_arch.free_memory import free_memory
 from wrcan_arch.precision import PRECISIONS, has_bf16_units
 
@@ -35,11 +36,12 @@ torch.backends.cudnn.allow_tf32 = False  # fp32 without TF32, as in the matrix p
 
 def network_of(mode: str, num_group: int, num_block: int) -> WRCAN:
     """Make a full-width network of random weights, in PyTorch's layout for plain, else in that of `basicsr restore`."""
-    layout = torch.contiguous_format if mode == 'plain' else torch.channels_last
     with torch.device('meta'):
         network = WRCAN(num_group=num_group, num_block=num_block)
         network.metadata = {'patch_size': PATCH_SIZE}
-    network.to_empty(device=measure.DEVICE).to(memory_format=layout)  # type: ignore[call-overload]  # missing in torch's own types
+    network.to_empty(device=measure.DEVICE)
+    if mode != 'plain':
+        set_channels_last(network)
     torch.manual_seed(0)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
