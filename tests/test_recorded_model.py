@@ -124,6 +124,11 @@ def test_state_is_saved_with_the_validation_of_its_iteration(opt):
     with mock.patch('wrcan_arch.train.scoring.score_images', side_effect=MemoryError), pytest.raises(MemoryError):
         model.validation(loader, 12, None)
     assert (saved / '12.state').exists(), 'so does any other error'
+    model.save(0, 16)
+    with mock.patch('wrcan_arch.train.scoring.score_images', side_effect=RunError('full')), pytest.raises(RunError):
+        model.validation(loader, 16, None)
+    assert (saved / '16.state').exists(), 'what is due is saved, though the best network could not be'
+    model.saved_iter = 12
     with mock.patch('wrcan_arch.train.scoring.score_images', side_effect=MemoryError), pytest.raises(MemoryError):
         model.validation(loader, 13, None)
     assert (saved / '13.state').exists(), 'and what was learnt since is saved, though nothing was due'

@@ -142,7 +142,9 @@ def test_scores_that_no_test_measures_have_no_columns(tmp_path):
     compared = compare(tmp_path)
     row = cells(compared)['test_table3']
     assert (row['LPIPS paper'], row['protocol'], row['images']) == ('0.2302', 'chop x8 fp32', '3000')
-    assert 'LPIPS measured' not in row and as_html(compared).count('>measured<') == 4
+    html = as_html(compared)
+    assert 'LPIPS measured' not in row and html.count('>measured<') == 4
+    assert '<th class="text first">protocol</th><th class="">images</th><th class="text ">weights</th>' in html
     assert 'measured' not in as_text(compared).partition('Table 3')[2]
 
 
