@@ -71,6 +71,12 @@ def test_links_lead_somewhere(page):
         assert not anchor or anchor in anchors_of(leads_to), target
 
 
+@pytest.mark.parametrize('page', [each.relative_to(ROOT) for each in PAGES], ids=str)
+def test_tables_keep_a_line_for_each_row(page):
+    for line in (ROOT / page).read_text(encoding='utf-8').splitlines():
+        assert '|---' not in line or re.fullmatch(r' *\|(---\|)+', line), 'wrapped like a paragraph'
+
+
 def test_option_files_of_the_pages_are_sound(tmp_path, monkeypatch):
     texts = re.findall('```yaml\n(.*?)```', (ROOT / 'docs' / 'fine-tuning.md').read_text(encoding='utf-8'), re.DOTALL)
     monkeypatch.chdir(tmp_path)
