@@ -427,6 +427,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix='chaos-') as place:
         folder = Path(place)
         folder.chmod(0o755)
+        tempfile.tempdir = tempfile.mkdtemp(dir=folder)  # what killed children leave there goes with the folder
+        Path(tempfile.tempdir).chmod(0o777)
         expect(ended(child(make_data, folder)), 0, folder)
         counts = {}
         for work, kills in zip(WORKS, arguments.kills, strict=True):

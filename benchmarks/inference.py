@@ -157,11 +157,18 @@ def pair(text: str) -> tuple[int, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--sizes', nargs='+', type=pair, default=[(256, 256), (1280, 720), (4000, 3000), (6000, 4000)])
+    parser.add_argument(
+        '--sizes',
+        nargs='+',
+        type=pair,
+        default=[(256, 256), (1280, 720), (4000, 3000), (6000, 4000)],
+        metavar='WIDTHxHEIGHT',
+        help='of the images (default 256x256 1280x720 4000x3000 6000x4000)',
+    )
     parser.add_argument('--blocks', type=pair, default=(1, 1), metavar='GROUPSxBLOCKS', help='default 1x1')
-    parser.add_argument('--modes', nargs='+', choices=MODES, default=MODES)
-    parser.add_argument('--precisions', nargs='+', choices=BOUNDS)
-    parser.add_argument('--rounds', type=measure.rounds, default=3)
+    parser.add_argument('--modes', nargs='+', choices=MODES, default=MODES, help='default all')
+    parser.add_argument('--precisions', nargs='+', choices=BOUNDS, help='default fp32, and bf16 where there are units')
+    parser.add_argument('--rounds', type=measure.rounds, default=3, help='times that each mode runs (default 3)')
     arguments = parser.parse_args()
     precisions = arguments.precisions or ['fp32'] + ['bf16'] * has_bf16_units(measure.DEVICE)
     blocks = '{}x{}'.format(*arguments.blocks)

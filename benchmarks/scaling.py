@@ -218,7 +218,7 @@ def prediction_rows(parameters: int, patch_seconds: float, bytes_a_value: int) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--rounds', type=measure.rounds, default=7)
+    parser.add_argument('--rounds', type=measure.rounds, default=7, help='times that each variant runs (default 7)')
     parser.add_argument(
         '--patch-seconds',
         type=float,
