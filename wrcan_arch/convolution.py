@@ -103,9 +103,10 @@ class PairedKernel:
         """Convolve `rows`, padded by a column of zeros on either side and `zeros` rows of zeros above and below."""
         channels, count, width = rows.shape[1], rows.shape[2] + 2 * zeros - 2, rows.shape[3]
         pairs = -(-count // 2)
-        if zeros or count % 2:
-            rows = pad_rows(rows, zeros, zeros + count % 2)  # an odd count's extra row is dropped below
-        d0, d1, d2, d3 = (rows[:, :, start : start + 2 * pairs - 1 : 2] for start in range(4))
+        if zeros:
+            rows = pad_rows(rows, zeros, zeros)
+        d0, d1, d2 = (rows[:, :, start : start + 2 * pairs - 1 : 2] for start in range(3))
+        d3 = rows[:, :, 3::2]  # an odd count's last pair has none: its lower row is dropped below
         times0, times1, times2, times3 = self.products
         terms = empty_map(channels, pairs, width, like=rows)
         m1 = times1(torch.add(d1, d2, out=terms))
@@ -116,7 +117,9 @@ class PairedKernel:
         torch.sub(m1, m2, out=lower)
         del m1, m2
         upper += times0(torch.sub(d0, d2, out=terms))
-        lower -= times3(torch.sub(d1, d3, out=terms))
+        whole_pairs = d3.shape[2]
+        torch.sub(d1[:, :, :whole_pairs], d3, out=terms[:, :, :whole_pairs])
+        lower -= times3(terms)
         return out[:, :, :count]
 
 
