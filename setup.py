@@ -14,7 +14,8 @@ setup(
     description='WRCAN for JPEG-compressed image deblurring, as a plugin for BasicSR',
     long_description=(HERE / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
-    license='Apache-2.0',
+    author='The contributors to WRCAN for BasicSR',
+    license_expression='Apache-2.0',
     classifiers=[
         'Operating System :: POSIX :: Linux',
         'Programming Language :: Python :: 3.11',

@@ -17,7 +17,7 @@ METRIC = {'type': 'calculate_lpips', 'crop_border': 0, 'better': 'lower'}
 
 @pytest.fixture
 def lpips():
-    return pytest.importorskip('lpips', reason='the lpips package is not installed; pip install wrcan-arch[lpips]')
+    return pytest.importorskip('lpips', reason='the lpips package is not installed; pip install lpips')
 
 
 @pytest.fixture

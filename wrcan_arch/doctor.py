@@ -16,7 +16,7 @@ Row = tuple[str, str, str]  # name, value, note
 
 # The module to import for a package, if it is not named like the package.
 MODULES = {'opencv-python': 'cv2', 'pyyaml': 'yaml', 'scikit-image': 'skimage', 'pillow': 'PIL'}
-HEIC = 'pip install "wrcan-arch[heic]"'
+HEIC = 'pip install "pi-heif>=1.0"'
 
 
 def requirements() -> list[Requirement]:

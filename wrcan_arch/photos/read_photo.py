@@ -101,7 +101,7 @@ def _open_bmp(file: BinaryIO, max_pixels: int) -> pyvips.Image:
 
 def _open_heic(file: BinaryIO, max_pixels: int) -> pyvips.Image:
     if find_spec('pi_heif') is None:
-        raise InputError('HEIC needs pi-heif: pip install "wrcan-arch[heic]"; or convert it to JPEG')
+        raise InputError('HEIC needs pi-heif: pip install "pi-heif>=1.0"; or convert it to JPEG')
     command = [sys.executable, '-P', str(HEIC_DECODER), str(max_pixels)]
     decoder = subprocess.run(command, stdin=file, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     answer = decoder.stdout
