@@ -265,7 +265,7 @@ def test_doctor_tells_of_heic(capsys, monkeypatch):
     monkeypatch.setattr(metadata, 'version', without_heic)
     assert cli.main(['doctor']) == 0
     said = capsys.readouterr().out
-    assert re.search(r'pi-heif +none +for HEIC: pip install "wrcan-arch\[heic\]"\n', said) and 'Nothing is' in said
+    assert re.search(r'pi-heif +none +for HEIC: pip install "pi-heif>=1.0"\n', said) and 'Nothing is' in said
 
 
 @pytest.mark.parametrize(('set_before', 'then'), [(None, 'passive'), ('active', 'active')])

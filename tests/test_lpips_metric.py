@@ -123,5 +123,5 @@ def test_other_weights_are_refused(lpips, checkpoints, content):
 def test_missing_package_says_how_to_get_it(checkpoints, monkeypatch):
     monkeypatch.setitem(sys.modules, 'lpips', None)
     image = np.zeros((70, 70, 3), np.uint8)
-    with pytest.raises(InputError, match=r'pip install "wrcan-arch\[lpips\]"'):
+    with pytest.raises(InputError, match=r'pip install "lpips>=0.1.4"'):
         calculate_lpips(image, image)
