@@ -9,6 +9,8 @@ import struct
 from io import BytesIO
 from typing import Any, BinaryIO
 
+import numpy as np
+
 NEW_SUBFILE_TYPE, ORIENTATION = 0x00FE, 0x0112
 COMPRESSION, PHOTOMETRIC, YCBCR_SUBSAMPLING = 0x0103, 0x0106, 0x0212
 YCBCR, JPEG_IN_TIFF = 6, (6, 7)  # values of the photometric interpretation and of the compression
@@ -195,7 +197,7 @@ def _read_directory(file: BinaryIO, at: int, order: str) -> Directory:
             file.seek(place)
             value = file.read(length)
             if order == '>':
-                value = b''.join(value[i : i + size][::-1] for i in range(0, length, size))
+                value = np.frombuffer(value, f'u{size}').byteswap().tobytes()
             directory[tag] = (kind, items, value)
     return directory
 
