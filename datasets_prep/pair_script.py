@@ -8,7 +8,7 @@ from pair_writer import store_names
 from pairs import FILE_ENDINGS, GO_ON, errors_in_one_line, out_name, quality_range
 from wrcan_arch.data.store_writer import LONGEST_KEY, is_complete, partial_of
 from wrcan_arch.errors import InputError
-from wrcan_arch.files import LONGEST_NAME, check_writable
+from wrcan_arch.files import LONGEST_NAME, check_writable, refuse_link
 
 
 def folders_of(arguments: argparse.Namespace) -> list[Path]:
@@ -29,7 +29,9 @@ def check_names(arguments: argparse.Namespace) -> None:
         advice = 'exists already; remove it' if len(there) == 1 else 'exist already; remove them'
         raise InputError(f'{", ".join(there)}: {advice} or choose another name{stopped}')
     for folder in map(partial_of, folders_of(arguments)):
+        refuse_link(folder)
         for inside in folder.iterdir() if folder.is_dir() else ():
+            refuse_link(inside)
             if inside.is_dir():
                 raise InputError(f'{inside}: a folder among the images of a stopped run; move it away')
     place = arguments.out.parent

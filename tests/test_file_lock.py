@@ -17,6 +17,14 @@ def test_the_file_says_who_holds_it_and_not_who_did(tmp_path):
         assert (tmp_path / 'lock').read_text() == f'process {os.getpid()} on {platform.node()}'
 
 
+def test_a_link_is_not_followed(tmp_path):
+    (tmp_path / 'thesis.tex').write_text('mine')
+    (tmp_path / 'lock').symlink_to('thesis.tex')
+    with pytest.raises(InputError, match='/lock: a symbolic link.*; remove it'), locked(tmp_path / 'lock', 'taken'):
+        pass
+    assert (tmp_path / 'thesis.tex').read_text() == 'mine'
+
+
 @pytest.mark.parametrize('number', [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_file_system_without_locks_is_named(tmp_path, number):
     said = f'{tmp_path}/lock: its file system keeps no locks .*; choose a folder on another one'

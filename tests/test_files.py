@@ -57,6 +57,18 @@ def test_what_a_killed_writer_left_does_not_change_the_permissions(tmp_path, lef
     assert (tmp_path / 'a.json').stat().st_mode & 0o777 == asked
 
 
+@pytest.mark.parametrize('target', ['nowhere', 'secret'])
+def test_nothing_is_written_through_a_link(tmp_path, target):
+    """A downloaded folder may hold one under the temporary name of a result."""
+    (tmp_path / 'secret').write_text('mine')
+    link = tmp_path / '.a.png.partial'
+    link.symlink_to(target)
+    said = re.escape(f'{link}: a symbolic link where this run writes; remove it')
+    with pytest.raises(InputError, match=f'^{said}$'), written_whole(tmp_path / 'a.png') as file:
+        file.write(b'a picture')
+    assert sorted(names(tmp_path)) == [link.name, 'secret'] and (tmp_path / 'secret').read_text() == 'mine'
+
+
 WRITER = """
 import sys, time
 from pathlib import Path

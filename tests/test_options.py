@@ -28,6 +28,12 @@ def test_numbers_are_numbers_and_texts_are_texts(tmp_path):
     ]  # fmt: skip
 
 
+def test_time_for_a_value_grows_with_its_length_only(tmp_path):
+    """Else a long row of digits would take many minutes."""
+    text = '1' * 300_000 + 'x'
+    assert options.read_options(write(tmp_path / 'a.yml', f'a: {text}\n')).values['a'] == text
+
+
 def test_resolved_options_survive_the_toolboxs_own_reader(tmp_path):
     from basicsr.utils.options import ordered_yaml
 

@@ -184,6 +184,19 @@ def test_a_folder_among_a_stopped_runs_images_is_refused_before_any_work(run, tm
     assert printed.err == f'make_blur: {expected}\n'
 
 
+@pytest.mark.parametrize('name', ['out_blur.partial', 'out_sharp.partial/photo_000.png'])
+def test_links_under_the_temporary_names_of_images_are_refused(run, tmp_path, name):
+    """A folder that was downloaded may hold them."""
+    cv2.imwrite(str(tmp_path / 'photo.png'), np.zeros((8, 8, 3), np.uint8))
+    (tmp_path / 'docs').mkdir()
+    (tmp_path / 'docs/thesis.tex').write_text('mine')
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).symlink_to(tmp_path / ('docs/thesis.tex' if '/' in name else 'docs'))
+    printed = run('photo.png', '-o', 'out', '--files', '--copies', '1', exit_code=2)
+    assert printed.err == f'make_blur: {name}: a symbolic link where this run writes; remove it\n'
+    assert (tmp_path / 'docs/thesis.tex').read_text() == 'mine' and not list(tmp_path.glob('out*.lmdb*'))
+
+
 def test_a_run_that_is_stopped_before_the_first_pair_leaves_nothing(prepared, run, tmp_path):
     def stop():
         raise KeyboardInterrupt

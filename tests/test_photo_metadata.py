@@ -135,12 +135,22 @@ def test_faces_marked_in_a_photograph_that_is_turned_are_said(tmp_path, marks):
 def test_pieces_that_a_result_has_not_are_not_promised(tmp_path, target):
     head, tail = b'<x:xmpmeta xmlns:hdrgm="http://ns.adobe.com/hdr-gain-map/1.0/"', b'>text</x:xmpmeta>'
     for promise, kept in (
-        (b'\n hdrgm:Version="1.0"\n xmpNote:HasExtendedXMP = \'18AC\'' + tail, tail),
+        (b'\n hdrgm:Version="1.0"\n xmpNote:HasExtendedXMP = \'18AC\'' + tail, b'\n \n ' + tail),
         (b'><xmpNote:HasExtendedXMP>18AC</xmpNote:HasExtendedXMP><hdrgm:Version>1.0</hdrgm:Version' + tail, tail),
         (b' xmp:Version="1.0"' + tail, b' xmp:Version="1.0"' + tail),
     ):
         write_photo(tmp_path / f'b{target}', Photo(pixels=picture(8, 8), metadata={'xmp-data': head + promise}))
         assert read_photo(tmp_path / f'b{target}').metadata['xmp-data'].rstrip(b'\0') == head + kept
+
+
+@pytest.mark.parametrize(
+    'repeated', [b' ', b'hdrgm:Version ', b'hdrgm:Version="', b'<hdrgm:Version>', b'tiff:Orientation ', b'MicroVideo> ']
+)
+def test_time_for_xmp_grows_with_its_length_only(tmp_path, repeated):
+    """White space alone took its square: hours for this much, in which nothing else ran and nothing stopped it."""
+    xmp = b'<x:xmpmeta>' + repeated * (500_000 // len(repeated)) + b'</x:xmpmeta>'
+    write_photo(tmp_path / 'a.png', Photo(pixels=picture(8, 8), metadata={'xmp-data': xmp}))
+    assert read_photo(tmp_path / 'a.png').metadata['xmp-data'].rstrip(b'\0').endswith(b'</x:xmpmeta>')
 
 
 def test_what_a_bigtiff_says_of_itself_is_lost_and_said(tmp_path):

@@ -71,6 +71,14 @@ def test_sets_and_metrics_may_be_called_anything(tmp_path):
     assert read_curves(tmp_path).metrics == {'PSNR-Y': [(7, 20.5)]}
 
 
+def test_time_for_a_line_of_a_log_grows_with_its_length_only(tmp_path):
+    """Else one such line would take an hour."""
+    parts = ('Validated ', ' INFO: Validated a at iteration ', 'iter: 1,1', 'l_', ' l_: ', ' ', ': a ')
+    lines = [start + part * (1_000_000 // len(part)) for part in parts for start in ('2026 INFO: Validated ', '\t # ')]
+    (tmp_path / 'train_a.log').write_text('\n'.join(lines))
+    assert read_curves(tmp_path).metrics == {}
+
+
 def test_folder_without_a_log_is_an_error(tmp_path):
     with pytest.raises(InputError, match='give the folder of a training run'):
         read_curves(tmp_path)

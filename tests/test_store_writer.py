@@ -36,6 +36,32 @@ def test_rest_of_a_killed_writer_is_no_obstacle(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ['a.lmdb']
 
 
+@pytest.mark.parametrize('resume', [False, True])
+@pytest.mark.parametrize('inside', ['', 'writer.lock', 'data.mdb', 'lock.mdb', 'meta_info.txt', 'manifest.json'])
+def test_links_under_the_names_of_a_partial_store_are_refused(tmp_path, inside, resume):
+    """A folder that was downloaded may hold them."""
+    (tmp_path / 'docs').mkdir()
+    (tmp_path / 'docs/thesis.tex').write_text('mine')
+    partial = tmp_path / 'a.lmdb.partial'
+    if inside:
+        with pytest.raises(KeyboardInterrupt), StoreWriter(tmp_path / 'a.lmdb', resume=True) as store:
+            store.put('a', '.png', b'1', (1, 1, 3))
+            store.complete()
+            raise KeyboardInterrupt
+        (partial / inside).replace(tmp_path / 'docs' / inside)
+        (partial / inside).symlink_to(f'../docs/{inside}')
+    else:
+        partial.symlink_to('docs')
+    before = contents_of(tmp_path)
+    with pytest.raises(InputError, match=rf'{partial / inside}: a symbolic link.*; remove it'):
+        StoreWriter(tmp_path / 'a.lmdb', resume=resume).__enter__()
+    assert contents_of(tmp_path) == before
+
+
+def contents_of(folder):
+    return {path: path.read_bytes() for path in folder.rglob('*') if path.is_file() and path.name != 'writer.lock'}
+
+
 def test_a_store_has_its_name_before_the_lock_goes(tmp_path, monkeypatch):
     """Otherwise another writer would start over in a finished store."""
     locked = []

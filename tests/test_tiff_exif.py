@@ -15,7 +15,7 @@ from PIL.TiffImagePlugin import IFDRational
 from wrcan_arch import InputError
 from wrcan_arch.photos.photo import ENDINGS
 from wrcan_arch.photos.read_photo import read_photo
-from wrcan_arch.photos.tiff_exif import as_jpeg_has_it, begins_with_preview, read_exif
+from wrcan_arch.photos.tiff_exif import as_jpeg_has_it, begins_with_preview, read_exif, resources_without_thumbnail
 from wrcan_arch.photos.write_photo import write_photo
 
 ORIENTATION, MAKE, EXPOSURE, EXIF_IFD = 0x0112, 0x010F, 0x829A, 0x8769
@@ -66,6 +66,21 @@ def test_many_tags_of_the_same_bytes_do_not_fill_the_memory():
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 10 * len(bomb), '200 MB of values in 124 kB'
+
+
+def test_time_for_many_tags_grows_with_their_length_only():
+    """Else these would take minutes."""
+    count, length, at = 65_000, 150, 8 + 18
+    head = b'II*\0' + struct.pack('<IHHHIII', 8, 1, EXIF_IFD, 4, 1, at, 0)
+    rows = b''.join(struct.pack('<HHII', tag, 7, length, at + 2 + 12 * count + 4) for tag in range(count))
+    file = io.BytesIO(head + struct.pack('<H', count) + rows + bytes(4 + count * length))
+    assert len(read_exif(file)) > count * length
+
+
+def test_time_for_many_resources_grows_with_their_length_only():
+    """Else these would take minutes."""
+    resources = b'Photoshop 3.0\0' + (b'8BIM\x04\x0a' + bytes(6)) * 400_000
+    assert resources_without_thumbnail(resources) == resources
 
 
 def test_value_that_is_cut_is_left_out():

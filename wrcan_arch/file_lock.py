@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import InputError
+from .files import open_no_link
 
 
 @contextmanager
 def locked(file: Path, what: str) -> Iterator[None]:
     """Create and lock `file`. If another process holds it, raise InputError with `what` and which process that is."""
-    with file.open('a+') as opened:
+    with open(file, 'a+', opener=open_no_link) as opened:
         try:
             fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)  # lockf: workers that outlive the run do not inherit it
         except (BlockingIOError, PermissionError) as error:

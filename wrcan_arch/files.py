@@ -35,6 +35,24 @@ def name_is_too_long(path: Path) -> bool:
     return False
 
 
+def refuse_link(path: Path) -> None:
+    """Raise InputError if `path` is a symbolic link, for names that the user did not choose, such as temporary ones.
+
+    In a folder that was downloaded such a link may lead to any file of the user's.
+    """
+    if path.is_symlink():
+        raise InputError(f'{path}: a symbolic link where this run writes; remove it')
+
+
+def open_no_link(name: str, flags: int, permissions: int = 0o666) -> int:
+    """An `opener` for `open` that refuses a link, as `refuse_link` does."""
+    try:
+        return os.open(name, flags | os.O_NOFOLLOW, permissions)
+    except OSError:
+        refuse_link(Path(name))
+        raise
+
+
 @contextmanager
 def written_whole(path: Path, *, permissions: int = 0o666) -> Iterator[BinaryIO]:
     """Yield a file to write into. It gets the name `path` once all of it is on the disk; on an error it is removed.
@@ -42,7 +60,7 @@ def written_whole(path: Path, *, permissions: int = 0o666) -> Iterator[BinaryIO]
     Its mode is `permissions` less the umask; its owner may always read and write it.
 
     If two processes write the same file, the second waits for the first. A killed process leaves `.NAME.partial`, which
-    the next run overwrites. OSError, naming `path`, if the disk refuses.
+    the next run overwrites. OSError, naming `path`, if the disk refuses; InputError if `.NAME.partial` is a link.
     """
     partial = path.with_name(f'.{name_that_fits(path.name, ".partial.")}.partial')
     try:
@@ -73,7 +91,7 @@ def _opened_alone(path: Path, permissions: int) -> Iterator[BinaryIO]:
     """Open an empty file; other processes that open it through this function wait until it is closed."""
 
     def create(name: str, flags: int) -> int:
-        return os.open(name, flags | os.O_CREAT, permissions)
+        return open_no_link(name, flags | os.O_CREAT, permissions)
 
     while True:
         existed = path.exists()

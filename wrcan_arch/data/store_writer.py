@@ -13,6 +13,7 @@ import lmdb
 
 from ..errors import InputError
 from ..file_lock import locked
+from ..files import refuse_link
 from .lmdb_store import FORMAT, RECORDS, Record, manifest_text, meta_info_text, missing_bytes
 
 FIRST_MAP_SIZE = 64 << 20  # bytes; doubled whenever it is full
@@ -61,8 +62,8 @@ class StoreWriter:
     For two stores that belong together, call complete() on both before the first is closed: whatever can fail fails
     there.
 
-    Raises InputError if the store exists or another process writes it, a key is put twice or is too long, or the disk
-    cannot be written.
+    Raises InputError if the store exists or another process writes it, the temporary store or a file in it is a link, a
+    key is put twice or is too long, or the disk cannot be written.
     """
 
     def __init__(self, path: Path | str, *, kind: str = 'encoded', resume: bool = False) -> None:
@@ -88,11 +89,14 @@ class StoreWriter:
             raise InputError(f'{self.path}: exists already; remove it or choose another name')
 
     def __enter__(self) -> 'StoreWriter':
+        refuse_link(self._partial)
         is_new = not self._partial.exists()
         self._partial.mkdir(parents=True, exist_ok=True)
         self._lock.enter_context(writer_lock(self.path))
         try:
             self._refuse_to_overwrite()  # another process may just have finished it
+            for left in self._partial.iterdir():
+                refuse_link(left)
             earlier = self._open_earlier() if self._resume else None
             if earlier:
                 self._environment, self.resumed = earlier

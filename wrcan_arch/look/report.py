@@ -102,7 +102,7 @@ def read_curves(experiment: Path) -> Curves:
             iteration = int(match[1].replace(',', ''))
             for name, value in re.findall(r'\b(l_\w+): (\S+)', line):
                 losses.setdefault(name, {})[iteration] = float(value)
-        elif match := re.search(r'Validated (.+) at iteration (\d+)', line):
+        elif match := re.match(r'[^I]*INFO: Validated (.+) at iteration (\d+)', line):
             sets.add(match[1])
             dataset, iteration = match[1], int(match[2])
         elif match := re.search(r' INFO: Validation (.+)', line):  # the toolbox's own models log no more before scores

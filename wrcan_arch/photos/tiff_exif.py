@@ -9,6 +9,8 @@ import struct
 from io import BytesIO
 from typing import Any, BinaryIO
 
+import numpy as np
+
 NEW_SUBFILE_TYPE, ORIENTATION = 0x00FE, 0x0112
 COMPRESSION, PHOTOMETRIC, YCBCR_SUBSAMPLING = 0x0103, 0x0106, 0x0212
 YCBCR, JPEG_IN_TIFF = 6, (6, 7)  # values of the photometric interpretation and of the compression
@@ -120,7 +122,7 @@ def resources_without_thumbnail(iptc: bytes) -> bytes:
     """
     if not iptc.startswith(PHOTOSHOP_HEAD):
         return iptc
-    kept, at = PHOTOSHOP_HEAD, len(PHOTOSHOP_HEAD)
+    kept, at = [PHOTOSHOP_HEAD], len(PHOTOSHOP_HEAD)
     while len(iptc) - at >= 12:  # a resource: signature, number, name, length, content
         if iptc[at : at + 4] not in RESOURCES:  # damaged: a wrong length, or no padding after an odd one
             return iptc
@@ -128,9 +130,9 @@ def resources_without_thumbnail(iptc: bytes) -> bytes:
         length = int.from_bytes(iptc[place : place + 4], 'big')
         end = place + 4 + (length + 1) // 2 * 2
         if iptc[at : at + 6] not in THUMBNAILS:
-            kept += iptc[at:end]
+            kept.append(iptc[at:end])
         at = end
-    return kept
+    return b''.join(kept)
 
 
 def without_thumbnail(exif: bytes) -> bytes:
@@ -195,14 +197,14 @@ def _read_directory(file: BinaryIO, at: int, order: str) -> Directory:
             file.seek(place)
             value = file.read(length)
             if order == '>':
-                value = b''.join(value[i : i + size][::-1] for i in range(0, length, size))
+                value = np.frombuffer(value, f'u{size}').byteswap().tobytes()
             directory[tag] = (kind, items, value)
     return directory
 
 
 def _directory_bytes(directory: Directory, at: int) -> bytes:
     """The bytes of a directory to write at offset `at`, followed by its longer values and the directories below it."""
-    rows, behind = b'', b''
+    rows, behind = bytearray(), bytearray()
     place = at + 2 + 12 * len(directory) + 4
     for tag, entry in sorted(directory.items()):
         if isinstance(entry, dict):

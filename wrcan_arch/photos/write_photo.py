@@ -26,7 +26,7 @@ HELD_BY_JPEG = {'exif-data': 65_000, 'xmp-data': 59_999, 'iptc-data': 65_500}
 
 # XMP that promises pieces which a result does not have (their list stays): the gain map for HDR screens, more XMP.
 PIECES = b'(hdrgm:Version|xmpNote:HasExtendedXMP)'
-PROMISES = re.compile(rb'\s*%b\s*=\s*("[^"]*"|\'[^\']*\')|<%b>[^<]*</\3>' % (PIECES, PIECES))
+PROMISES = re.compile(rb'%b\s*=\s*("[^"]*"|\'[^\']*\')|<%b>[^<]*</\3>' % (PIECES, PIECES))
 
 LUMA = [0.299, 0.587, 0.114]  # ITU-R BT.601, as in JPEG
 

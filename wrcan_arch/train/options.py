@@ -35,7 +35,7 @@ OptionLoader.add_implicit_resolver(
     'tag:yaml.org,2002:bool', re.compile(r'^([Tt]rue|TRUE|[Ff]alse|FALSE)$'), list('tTfF')
 )
 OptionLoader.add_implicit_resolver(
-    'tag:yaml.org,2002:float', re.compile(r'^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$'), list('-+.0123456789')
+    'tag:yaml.org,2002:float', re.compile(r'^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$'), list('-+.0123456789')
 )
 
 
