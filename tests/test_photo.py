@@ -20,7 +20,7 @@ from wrcan_arch.photos.first_bytes import format_of_content
 from wrcan_arch.photos.heic_decoder import decode
 from wrcan_arch.photos.photo import Photo
 from wrcan_arch.photos.read_photo import read_photo
-from wrcan_arch.photos.write_photo import check_fits, write_photo
+from wrcan_arch.photos.write_photo import check_fits, loss_warnings, write_photo
 
 LOSSLESS = ('.png', '.tif')
 
@@ -313,6 +313,30 @@ def test_longer_side_is_scaled_to_the_pixel(tmp_path, shape, scaled, ending):
     assert ending == '.bmp' or (sizes[0xA003], sizes[0xA002]) == scaled
     for largest in (max(shape), max(shape) + 1):
         np.testing.assert_array_equal(read_photo(tmp_path / f'a{ending}', largest=largest).pixels, whole.pixels)
+
+
+@pytest.mark.parametrize('order', '<>')
+@pytest.mark.parametrize(('photometric', 'bands'), [('minisblack', 2), ('rgb', 4), ('separated', 5)])
+def test_a_channel_of_unknown_meaning_is_no_transparency(tmp_path, photometric, bands, order):
+    """Such as a saved selection, infrared or a spot ink, which may well be 0 all over."""
+    samples = np.dstack([picture(40, 60, seed) for seed in (0, 1)])[:, :, :bands]
+    samples[:, :30, -1] = 0
+    about = {'photometric': photometric, 'planarconfig': 'contig', 'byteorder': order}
+    tifffile.imwrite(tmp_path / 'a.tif', samples, extrasamples=['unspecified'], **about)
+    photo = read_photo(tmp_path / 'a.tif')
+    write_photo(tmp_path / 'b.tif', photo)
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / 'b.tif'), samples)
+    assert tifffile.TiffFile(tmp_path / 'b.tif').pages[0].extrasamples == (0,)
+    assert loss_warnings('tiff', photo) == []
+    for ending in ('jpg', 'png'):
+        write_photo(tmp_path / f'b.{ending}', photo)
+        assert read_photo(tmp_path / f'b.{ending}').alpha is None
+        assert loss_warnings({'jpg': 'jpeg'}.get(ending, ending), photo) == [
+            'its extra channel, which is no transparency, is not kept; --format tiff keeps it'
+        ]
+    write_photo(tmp_path / 'small.tif', read_photo(tmp_path / 'a.tif', largest=30))
+    expected = cv2.resize(samples, (30, 20), interpolation=cv2.INTER_AREA).astype(int)
+    assert np.abs(tifffile.imread(tmp_path / 'small.tif') - expected).mean() < 5
 
 
 def test_colours_of_transparent_pixels_do_not_shine_through_when_scaled(tmp_path):

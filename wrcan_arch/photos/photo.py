@@ -25,12 +25,13 @@ class Photo:
 
     `pixels` is uint8 or uint16, (H, W, 3): RGB in the file's own colour space; sRGB if the file is CMYK; three equal
     channels if it is grey. `alpha` is (H, W), of the same type, if the file has transparency; `inks` is (H, W, 4), the
-    file's own CMYK.
+    file's own CMYK. `extra` is a TIFF's further channel, (H, W), that is no transparency.
     """
 
     pixels: np.ndarray
     alpha: np.ndarray | None = None
     inks: np.ndarray | None = None
+    extra: np.ndarray | None = None
     mode: Literal['grey', 'rgb', 'cmyk'] = 'rgb'
     metadata: dict[str, bytes] = field(default_factory=dict)  # EXIF, XMP, IPTC, ICC profile; by libvips's names
     texts: bytes = b''  # a PNG file's text chunks, one after the other

@@ -37,6 +37,7 @@ from .tiff_exif import (
     begins_with_preview,
     has_captions,
     has_layers,
+    has_unspecified_channel,
     in_order,
     is_plain_ycbcr,
     orientation_of,
@@ -138,7 +139,7 @@ def _mode(image: pyvips.Image) -> Literal['grey', 'rgb', 'cmyk']:
     raise InputError(f'images of kind {kind} are not read; convert it to 8-bit or 16-bit RGB')
 
 
-def _scaled_down(image: pyvips.Image, largest: int) -> pyvips.Image:
+def _scaled_down(image: pyvips.Image, largest: int, has_alpha: bool) -> pyvips.Image:
     """Scale an image so that its longer side is at most `largest` pixels; what is smaller stays as it is."""
     longer = max(image.width, image.height)
     if longer <= largest:
@@ -146,32 +147,32 @@ def _scaled_down(image: pyvips.Image, largest: int) -> pyvips.Image:
     across, down = (max(1, round(side * largest / longer)) / side for side in (image.width, image.height))
     white = {'max_alpha': 65535 if image.format == 'ushort' else 255}
     # Premultiplied, so that colours of transparent pixels stay unseen. In floats: libvips's integers make white darker.
-    light = image.premultiply(**white) if image.hasalpha() else image.cast('float')
+    light = image.premultiply(**white) if has_alpha else image.cast('float')
     scaled = light.resize(across, vscale=down)
-    return (scaled.unpremultiply(**white) if image.hasalpha() else scaled).rint().cast(image.format)
+    return (scaled.unpremultiply(**white) if has_alpha else scaled).rint().cast(image.format)
 
 
 def _decode(
-    image: pyvips.Image, format: str, orientation: int, profile: bytes | None, largest: int | None
+    image: pyvips.Image, format: str, orientation: int, profile: bytes | None, largest: int | None, has_extra: bool
 ) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Decode, scale and turn upright: pixels (H, W, 3), transparency (H, W) and inks (H, W, 4), as in `Photo`."""
+    """Decode, scale and turn upright: pixels (H, W, 3), alpha or extra (H, W) and inks (H, W, 4), as in `Photo`."""
     is_cmyk = _mode(image) == 'cmyk'
     if format in ('avif', 'heic') and image.format == 'ushort':  # 10 or 12 bits, in the upper ones of 16
         image |= image >> image.get('bits-per-sample')  # so that white is 65535
     if largest is not None:
-        image = _scaled_down(image, largest)
+        image = _scaled_down(image, largest, has_alpha=image.hasalpha() and not has_extra)
     if orientation > 1:
         image = image.copy_memory().copy()  # turning needs all rows in memory
         image.set_type(pyvips.GValue.gint_type, 'orientation', orientation)
         image = image.autorot()
     samples = np.atleast_3d(image.numpy())  # (H, W, 1 to 5)
-    alpha = np.ascontiguousarray(samples[:, :, -1]) if image.hasalpha() else None
-    colours = samples if alpha is None else samples[:, :, :-1]
+    further = np.ascontiguousarray(samples[:, :, -1]) if image.hasalpha() else None
+    colours = samples if further is None else samples[:, :, :-1]
     inks = None
     if is_cmyk:
         inks = np.ascontiguousarray(colours)
         colours = to_srgb(inks, profile).numpy()
-    return np.ascontiguousarray(np.broadcast_to(colours, (*colours.shape[:2], 3))), alpha, inks
+    return np.ascontiguousarray(np.broadcast_to(colours, (*colours.shape[:2], 3))), further, inks
 
 
 # The file's metadata
@@ -290,11 +291,13 @@ def _read(file: BinaryIO, max_pixels: int, largest: int | None) -> Photo:
     resolution = _resolution(image, format, found.png)
     is_animated = start[8:12] == b'avis' or b'acTL' in found.png.marks  # AVIF, PNG: libvips reports one picture
     profile = found.metadata.get('icc-profile-data')
-    pixels, alpha, inks = _decode(image, format, found.orientation, profile, largest)
+    has_extra = format == 'tiff' and has_unspecified_channel(file)
+    pixels, further, inks = _decode(image, format, found.orientation, profile, largest, has_extra)
     return Photo(
         pixels=pixels,
-        alpha=alpha,
+        alpha=None if has_extra else further,
         inks=inks,
+        extra=further if has_extra else None,
         mode=_mode(image),
         metadata=found.metadata,
         texts=found.png.texts,

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 NEW_SUBFILE_TYPE, ORIENTATION = 0x00FE, 0x0112
-COMPRESSION, PHOTOMETRIC, YCBCR_SUBSAMPLING = 0x0103, 0x0106, 0x0212
+COMPRESSION, PHOTOMETRIC, EXTRA_SAMPLES, YCBCR_SUBSAMPLING = 0x0103, 0x0106, 0x0152, 0x0212
 YCBCR, JPEG_IN_TIFF = 6, (6, 7)  # values of the photometric interpretation and of the compression
 EXIF, GPS, INTEROPERABILITY = 0x8769, 0x8825, 0xA005  # tags whose value is the offset of another directory
 # Tags that are kept: title, camera, author, rating, Windows's title to subject, GeoTIFF's place on a map. All others in
@@ -30,7 +30,7 @@ COLOUR_SPACE = 0xA001
 SIZES = (0xA002, 0xA003)  # width and height in EXIF: for compressed pictures, and outdated if turned
 # Bytes by type; for a rational, those of each half.
 ITEM_SIZES = dict(zip(range(1, 14), (1, 1, 2, 4, 4, 1, 1, 2, 4, 4, 4, 8, 4), strict=True))
-LONG, UNDEFINED = 4, 7
+SHORT, LONG, UNDEFINED = 3, 4, 7
 ORDERS = {b'II*\0': '<', b'MM\0*': '>'}  # byte orders by a file's first bytes; BigTIFF has others
 
 Directory = dict[int, Any]  # by tag: (type, count, value in little-endian order), or another Directory
@@ -51,13 +51,14 @@ def begins_with_preview(file: BinaryIO) -> bool:
 def is_plain_ycbcr(file: BinaryIO) -> bool:
     """Whether a TIFF file's first picture is YCbCr, neither subsampled nor JPEG (TIFF 6.0, section 21)."""
     first = _first_directory(file)[0]
-
-    def tag_value(tag: int, otherwise: int) -> int:
-        return _number(first[tag][2][:2], '<') if tag in first else otherwise
-
     subsampling = first[YCBCR_SUBSAMPLING][2][:4] if YCBCR_SUBSAMPLING in first else b''
-    is_ycbcr = tag_value(PHOTOMETRIC, 0) == YCBCR and tag_value(COMPRESSION, 1) not in JPEG_IN_TIFF
+    is_ycbcr = _short(first, PHOTOMETRIC, 0) == YCBCR and _short(first, COMPRESSION, 1) not in JPEG_IN_TIFF
     return is_ycbcr and subsampling == b'\1\0\1\0'
+
+
+def has_unspecified_channel(file: BinaryIO) -> bool:
+    """Whether a TIFF file says that its further channel is no transparency, as of a selection or infrared."""
+    return _short(_first_directory(file)[0], EXTRA_SAMPLES, otherwise=1) == 0
 
 
 def has_layers(file: BinaryIO) -> bool:
@@ -77,14 +78,19 @@ def says_colour_space(exif: bytes) -> bool:
     return COLOUR_SPACE in _about(BytesIO(exif.removeprefix(EXIF_HEAD))).get(EXIF, {})
 
 
-def add_metadata(file: BinaryIO, exif: bytes, iptc: bytes) -> None:
-    """Add a JPEG's EXIF and IPTC blocks to a little-endian TIFF file: a new directory at its end replaces the first."""
+def add_metadata(file: BinaryIO, exif: bytes, iptc: bytes, has_unspecified_channel: bool = False) -> None:
+    """Add a JPEG's EXIF and IPTC blocks to a little-endian TIFF file: a new directory at its end replaces the first.
+
+    libvips writes a further channel as transparency; `has_unspecified_channel` says that it is none.
+    """
     about = _about(BytesIO(exif.removeprefix(EXIF_HEAD)))
     for tag in SIZES:
         about.get(EXIF, {}).pop(tag, None)
     if iptc:
         captions = iptc.removeprefix(PHOTOSHOP_HEAD)
         about[IPTC if captions == iptc else PHOTOSHOP] = (UNDEFINED, len(captions), captions)
+    if has_unspecified_channel:
+        about[EXTRA_SAMPLES] = (SHORT, 1, bytes(2))
     if not about:
         return
     file.seek(4)
@@ -148,6 +154,10 @@ def without_thumbnail(exif: bytes) -> bytes:
 
 def _number(value: bytes, order: str) -> int:
     return int.from_bytes(value, 'little' if order == '<' else 'big')
+
+
+def _short(directory: Directory, tag: int, otherwise: int) -> int:
+    return _number(directory[tag][2][:2], '<') if tag in directory else otherwise
 
 
 def _first_directory(file: BinaryIO) -> tuple[Directory, str]:

@@ -57,6 +57,8 @@ def loss_warnings(format: str, photo: Photo) -> list[str]:
         lost.append('some of its metadata (EXIF, XMP, IPTC) is too long to be kept')
     if has_captions(photo.metadata.get('iptc-data', b'')) and format not in ('jpeg', 'tiff'):
         lost.append(f'{format} has no place for its captions (IPTC); --format tiff keeps them')
+    if photo.extra is not None and format != 'tiff':
+        lost.append('its extra channel, which is no transparency, is not kept; --format tiff keeps it')
     if photo.texts and format != 'png':
         lost.append(f'{format} has no place for its texts (such as Author, Description); --format png keeps them')
     return lost
@@ -100,8 +102,9 @@ def _image_of(photo: Photo, format: str) -> pyvips.Image:
         profile = metadata.pop('icc-profile-data', None)  # the pixels are sRGB
         if format in ('jpeg', 'tiff'):
             image = _changed_inks(photo.inks, image, profile)
-    if photo.alpha is not None and format != 'jpeg':
-        image = image.bandjoin(vips_image(photo.alpha[:, :, None], image.interpretation))
+    further = photo.extra if photo.extra is not None and format == 'tiff' else photo.alpha
+    if further is not None and format != 'jpeg':
+        image = image.bandjoin(vips_image(further[:, :, None], image.interpretation))
 
     if format == 'jpeg' and 'iptc-data' in metadata:
         metadata['iptc-data'] = as_jpeg_has_it(metadata['iptc-data'])
@@ -186,6 +189,7 @@ def write_photo(path: Path | str, photo: Photo, *, quality: int = DEFAULT_QUALIT
                 _ask_the_disk(file)
                 raise InputError(f'{path}: cannot be written ({reason_of(error)})') from error
             if format == 'tiff':
-                add_metadata(file, *(photo.metadata.get(key, b'') for key in ('exif-data', 'iptc-data')))
+                exif, iptc = (photo.metadata.get(key, b'') for key in ('exif-data', 'iptc-data'))
+                add_metadata(file, exif, iptc, has_unspecified_channel=photo.extra is not None)
             if format == 'png' and photo.texts:
                 add_texts(file, photo.texts)
