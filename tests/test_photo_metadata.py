@@ -300,6 +300,32 @@ def test_comments_and_layers_that_are_lost_are_said(tmp_path):
         assert loss_warnings('tiff', read_photo(tmp_path / 'a.tif')) == said
 
 
+@pytest.mark.parametrize(
+    ('marker', 'body', 'lost'),
+    [
+        (0xE1, b'FLIR\0\1\0\0heat', ['APP1']),
+        (0xE2, b'FPXR\0sound', ['APP2']),
+        (0xEB, b'JP\0\1\0\0\0\1\0\0\0\x1ejumb\0\0\0\x16jumdc2pa', ['content credentials']),
+        (0xEC, b'[picture info]', ['APP12']),
+        (0xED, b'Adobe_Photoshop2.5:captions', ['APP13']),
+        (0xE0, b'JFXX\0\x10thumbnail', []),
+        (0xE4, bytes(600), []),
+        (0xEC, b'Ducky\0\1', []),
+        (0xED, b'Adobe_CM\0', []),
+    ],
+)
+def test_further_parts_of_a_jpeg_that_are_lost_are_said(tmp_path, marker, body, lost):
+    xmp, iptc = b'<x:xmpmeta/>', b'Photoshop 3.0\0' + b'8BIM\x04\x04\0\0\0\0\0\x06' + b'\x1c\x02\x78\0\x01a'
+    write_photo(tmp_path / 'a.jpg', Photo(pixels=picture(8, 8), metadata={'xmp-data': xmp, 'iptc-data': iptc}))
+    content = (tmp_path / 'a.jpg').read_bytes()
+    segment = bytes([0xFF, marker]) + struct.pack('>H', 2 + len(body)) + body
+    for behind, also in ((b'', []), (bytes(9000), []), (b'\r\n', []), (b'\0\0\0\x18ftypmp42', ['behind the picture'])):
+        (tmp_path / 'b.jpg').write_bytes(content[:2] + segment * 2 + content[2:] + behind)
+        assert loss_warnings('jpeg', read_photo(tmp_path / 'b.jpg')) == [
+            f'further data in it is not kept ({", ".join(all_lost)})' for all_lost in [lost + also] if all_lost
+        ]
+
+
 def test_a_result_is_for_nobody_else_than_the_photograph_is(tmp_path):
     Image.fromarray(picture(8, 8)).save(tmp_path / 'a.png')
     write_photo(tmp_path / 'b.png', Photo(pixels=picture(8, 8)))

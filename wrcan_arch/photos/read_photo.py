@@ -49,7 +49,11 @@ from .vips import KEPT, clear_messages, reason_of, to_srgb, vips_image, vips_lac
 
 MAX_PIXELS = 200_000_000
 DESCRIPTION = 1 << 16  # bytes of a file's start to search, in addition to the length of its metadata
-APP2, COMMENT = 0xE2, 0xFE  # markers of a JPEG's segments
+APP0, APP2, APP15, COMMENT = 0xE0, 0xE2, 0xEF, 0xFE  # markers of a JPEG's segments
+END_OF_IMAGE = b'\xff\xd9'
+# How segments of a JPEG begin that are kept, warned of elsewhere, or about the thumbnail and the encoding.
+EXPECTED = (b'JFIF\0', b'JFXX\0', b'Exif\0', b'http://ns.adobe.com/xap/1.0/\0', b'http://ns.adobe.com/xmp/extension/\0',
+            b'ICC_PROFILE\0', b'MPF\0', b'Photoshop 3.0\0', b'Adobe\0', b'Adobe_CM\0', b'Ducky\0')  # fmt: skip
 
 HEIC_DECODER = Path(__file__).with_name('heic_decoder.py')
 
@@ -243,7 +247,7 @@ def _upright_xmp(xmp: bytes, orientation: int) -> tuple[bytes, list[str]]:
 
 
 def _also_in_file(file: BinaryIO, format: str, is_animated: bool, image: pyvips.Image) -> Iterator[str]:
-    """Yield warnings about further pictures and a JPEG's comment."""
+    """Yield warnings about further pictures, and a JPEG's comment and further data."""
     parts = [*segments(file)] if format == 'jpeg' else []
     # MPF lists further JPEGs behind the first: a camera's for 3D, a phone's HDR gain map (CIPA DC-007, 5.1).
     of_several = any(marker == APP2 and body.startswith(b'MPF\0') for marker, body in parts)
@@ -251,6 +255,19 @@ def _also_in_file(file: BinaryIO, format: str, is_animated: bool, image: pyvips.
         yield 'the file holds several pictures; the first was restored'
     if any(marker == COMMENT for marker, _ in parts):
         yield 'its JPEG comment is not kept'
+    if format == 'jpeg' and (lost := [*_further_data(parts, rest=file.read())]):
+        yield f'further data in it is not kept ({", ".join(dict.fromkeys(lost))})'
+
+
+def _further_data(parts: list[tuple[int, bytes]], rest: bytes) -> Iterator[str]:
+    """Yield names of what a JPEG holds that is no part of its picture or metadata; `rest`: from its pixels on."""
+    for marker, body in parts:
+        is_application = APP0 <= marker <= APP15 and body.strip(b'\0')  # zeros fill
+        if is_application and not body.startswith(EXPECTED):
+            yield 'content credentials' if b'c2pa' in body else f'APP{marker - APP0}'
+    end = rest.rfind(END_OF_IMAGE)  # the last: previews of some cameras and further pictures of MPF follow the first
+    if end >= 0 and rest[end + 2 :].strip(b'\0\r\n'):
+        yield 'behind the picture'
 
 
 def _field(image: pyvips.Image, name: str, otherwise: Any) -> Any:
