@@ -211,6 +211,20 @@ def grey_profile():
     return head.ljust(68, b'\0') + struct.pack('>3i', 63190, 65536, 54061) + bytes(48) + tags + data
 
 
+@pytest.mark.parametrize('source', ['.jpg', '.png', '.tif'])
+@pytest.mark.parametrize('mode', ['RGB', 'L'])
+def test_profile_that_does_not_fit_is_lost_and_said(tmp_path, source, mode):
+    fitting, other = (SRGB, grey_profile())[:: 1 if mode == 'RGB' else -1]
+    damaged = fitting[:36] + b'none' + fitting[40:]  # without its signature
+    for profile, fits in ((fitting, True), (other, False), (damaged, False), (fitting[:140], False)):
+        Image.fromarray(picture(8, 8)).convert(mode).save(tmp_path / f'a{source}', icc_profile=profile)
+        photo = read_photo(tmp_path / f'a{source}')
+        write_photo(tmp_path / f'b{source}', photo)
+        assert Image.open(tmp_path / f'b{source}').info.get('icc_profile') == (profile if fits else None)
+        said = [] if fits else ['its colour profile is damaged or does not fit its colours, and is not kept']
+        assert loss_warnings({'.jpg': 'jpeg', '.tif': 'tiff'}.get(source, 'png'), photo) == said
+
+
 @pytest.mark.parametrize('orientation', [b'tiff:Orientation="6"', b"tiff:Orientation = '6'", b'<tiff:Orientation>6<'])
 def test_orientation_in_xmp_is_reset(tmp_path, orientation):
     xmp = b'<x:xmpmeta ' + orientation

@@ -18,6 +18,8 @@ PHOTO_ENDINGS = (*(ending for endings in ENDINGS.values() for ending in endings)
 
 NO_RESOLUTION = (72 / 25.4, 72 / 25.4)  # pixels per mm of a file that gives none: EXIF's default (XResolution)
 
+PROFILE_LOST = 'its colour profile is damaged or does not fit its colours, and is not kept'
+
 
 @dataclass(frozen=True)
 class Photo:

@@ -11,7 +11,7 @@ from typing import BinaryIO, NamedTuple
 
 from .tiff_exif import EXIF_HEAD, PHOTOSHOP_HEAD
 
-MARKS = (b'cICP', b'sRGB', b'gAMA', b'cHRM', b'pHYs', b'acTL')  # colours, resolution, animation
+MARKS = (b'cICP', b'iCCP', b'sRGB', b'gAMA', b'cHRM', b'pHYs', b'acTL')  # colours, resolution, animation
 TEXTS = (b'tEXt', b'zTXt', b'iTXt')
 XMP = b'XML:com.adobe.xmp'
 RAW_PROFILE = b'Raw profile type '  # begins the keyword of such a text

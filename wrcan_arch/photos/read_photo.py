@@ -30,7 +30,7 @@ from ..errors import InputError
 from ..files import without_pillow_size_limit
 from ..jpeg_quality import estimate_quality, segments
 from .first_bytes import HEAD, declares_non_srgb, format_of_content, is_lossless
-from .photo import NO_RESOLUTION, Photo
+from .photo import NO_RESOLUTION, PROFILE_LOST, Photo
 from .png_metadata import PngMetadata, read_metadata
 from .tiff_exif import (
     PHOTOSHOP_HEAD,
@@ -198,6 +198,8 @@ def _read_metadata(file: BinaryIO, format: str, image: pyvips.Image) -> FileMeta
         orientation = orientation_of(png.behind['exif-data'])
     metadata = png.in_texts | png.behind | from_vips
     not_read: list[str] = []
+    if b'iCCP' in png.marks and 'icc-profile-data' not in metadata:  # libpng checks it
+        not_read.append(PROFILE_LOST)
     if format == 'tiff':
         metadata |= _tiff_metadata(file, image, metadata.get('iptc-data'))
         not_read += _not_read_of_tiff(file)

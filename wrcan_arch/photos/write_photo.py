@@ -11,7 +11,7 @@ import pyvips
 
 from ..errors import InputError
 from ..files import disk_errors_as_input_errors, written_whole
-from .photo import ENDINGS, NO_RESOLUTION, Photo, format_of_name
+from .photo import ENDINGS, NO_RESOLUTION, PROFILE_LOST, Photo, format_of_name
 from .png_metadata import add_texts
 from .tiff_exif import add_metadata, as_jpeg_has_it, has_captions, says_colour_space
 from .vips import KEPT, reason_of, to_srgb, vips_image, vips_lacks_memory
@@ -43,12 +43,24 @@ def check_fits(path: Path, photo: Photo) -> str:
     return format
 
 
+def _profile_fits(mode: str, profile: bytes) -> bool:
+    """Whether libvips writes a profile with colours of this kind; it leaves out others, and damaged ones, silently."""
+    bands, interpretation = {'grey': (1, 'b-w'), 'rgb': (3, 'srgb'), 'cmyk': (4, 'cmyk')}[mode]
+    pixel = vips_image(np.zeros((1, 1, bands), np.uint8), interpretation)
+    pixel.set_type(pyvips.GValue.blob_type, 'icc-profile-data', profile)
+    written = pyvips.Image.new_from_buffer(pixel.tiffsave_buffer(keep='icc'), '')
+    return 'icc-profile-data' in written.get_fields()
+
+
 def loss_warnings(format: str, photo: Photo) -> list[str]:
     """Warnings about what the photograph's file has and a result in this format will not have."""
     lost = list(photo.not_read)
     if photo.pixels.dtype == np.uint16 and format in ('jpeg', 'webp'):
         lost.append(f'it has more than the 8 bits of {format}; --format png keeps them')
-    of_grey = photo.metadata.get('icc-profile-data', b'')[16:20] == b'GRAY'  # the profile's colour space (ICC.1, 7.2.6)
+    profile = photo.metadata.get('icc-profile-data', b'')
+    if profile and not _profile_fits(photo.mode, profile):
+        lost.append(PROFILE_LOST)
+    of_grey = photo.mode == 'grey' and profile[16:20] == b'GRAY'  # its colour space (ICC.1, 7.2.6)
     if photo.declares_non_srgb or (of_grey and format in ('webp', 'avif')):
         lost.append('its colours are not sRGB, and the result does not say so; convert it to sRGB first')
     held = HELD_BY_JPEG if format == 'jpeg' else {}
