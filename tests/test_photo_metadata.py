@@ -14,6 +14,7 @@ from PIL import Image, TiffImagePlugin
 
 from wrcan_arch.photos.photo import ENDINGS, Photo
 from wrcan_arch.photos.read_photo import read_photo
+from wrcan_arch.photos.tiff_exif import exif_of_result
 from wrcan_arch.photos.write_photo import HELD_BY_JPEG, loss_warnings, write_photo
 
 
@@ -259,20 +260,20 @@ def test_no_resolution_is_made_up(tmp_path, source, capfd):
 @pytest.mark.parametrize('source', ['.webp', '.avif', '.png', '.jpg', '.heic'])
 @pytest.mark.parametrize('target', ['.png', '.jpg', '.tif', '.webp'])
 def test_resolution_is_that_of_exif_or_its_default(tmp_path, source, target):
-    for dpi in (None, 300.0):
+    for dpi, unit, expected in ((None, None, 72), (300.0, 2, 300), (72.0, 1, 72), (1.0, 1, 72)):  # 1: no unit
         exif = Image.Exif()
         exif[MAKE] = 'a camera'
         if dpi:
-            exif[X_RESOLUTION], exif[Y_RESOLUTION], exif[RESOLUTION_UNIT] = dpi, dpi, 2
+            exif[X_RESOLUTION], exif[Y_RESOLUTION], exif[RESOLUTION_UNIT] = dpi, dpi, unit
         if source == '.heic':
             photo = read_photo(DATA / 'small.heic')
-            photo.metadata['exif-data'] = exif.tobytes()
+            photo.metadata['exif-data'] = exif_of_result(exif.tobytes())
         else:
             Image.fromarray(picture(16, 24)).save(tmp_path / f'a{source}', exif=exif)
             photo = read_photo(tmp_path / f'a{source}')
         write_photo(tmp_path / f'b{target}', photo)
         written = Image.open(tmp_path / f'b{target}').getexif()
-        assert written[X_RESOLUTION] == written[Y_RESOLUTION] == (dpi or 72) and written[RESOLUTION_UNIT] == 2
+        assert written[X_RESOLUTION] == written[Y_RESOLUTION] == expected and written[RESOLUTION_UNIT] == 2
 
 
 @pytest.mark.parametrize('target', ['.jpg', '.png', '.tif', '.webp', '.avif'])

@@ -33,8 +33,10 @@ from .first_bytes import HEAD, declares_non_srgb, format_of_content, is_lossless
 from .photo import NO_RESOLUTION, PROFILE_LOST, Photo
 from .png_metadata import PngMetadata, read_metadata
 from .tiff_exif import (
+    NO_UNIT,
     PHOTOSHOP_HEAD,
     begins_with_preview,
+    exif_of_result,
     has_captions,
     has_layers,
     has_unspecified_channel,
@@ -43,7 +45,6 @@ from .tiff_exif import (
     orientation_of,
     read_exif,
     resources_without_thumbnail,
-    without_thumbnail,
 )
 from .vips import KEPT, clear_messages, reason_of, to_srgb, vips_image, vips_lacks_memory
 
@@ -206,7 +207,7 @@ def _read_metadata(file: BinaryIO, format: str, image: pyvips.Image) -> FileMeta
     if 'iptc-data' in metadata:
         metadata['iptc-data'] = resources_without_thumbnail(metadata['iptc-data'])
     if 'exif-data' in metadata:
-        metadata['exif-data'] = without_thumbnail(metadata['exif-data'])
+        metadata['exif-data'] = exif_of_result(metadata['exif-data'])
     if 'xmp-data' in metadata:
         metadata['xmp-data'], warnings = _upright_xmp(metadata['xmp-data'], orientation)
         not_read += warnings
@@ -282,6 +283,7 @@ def _resolution(image: pyvips.Image, format: str, png: PngMetadata) -> tuple[flo
     has_no_unit = format == 'tiff' and 'resolution-unit' not in image.get_fields()
     if format == 'png':
         has_no_unit = png.marks.get(b'pHYs', b'')[8:9] != b'\1'  # unit 1 is the metre; 0: only an aspect ratio
+    has_no_unit |= _field(image, 'exif-ifd0-ResolutionUnit', '').startswith(f'{NO_UNIT} ')
     # libvips's defaults are 1, and 2.834 of a PNG.
     if has_no_unit or resolution == (1, 1) or np.allclose(resolution, NO_RESOLUTION, rtol=1e-3):
         return NO_RESOLUTION

@@ -25,6 +25,7 @@ PHOTOSHOP_HEAD = b'Photoshop 3.0\0'  # begins the resources in a JPEG
 RESOURCES = (b'8BIM', b'PHUT', b'DCSR', b'AgHg', b'MeSa')  # signatures of a resource
 CAPTION = b'\x1c'  # begins a caption, and so all of them (IPTC-IIM, 1.5)
 CAPTIONS, THUMBNAILS = b'8BIM\x04\x04', (b'8BIM\x04\x09', b'8BIM\x04\x0c')  # signature and number of a resource
+RESOLUTION, RESOLUTION_UNIT, NO_UNIT = (0x011A, 0x011B, 0x0128), 0x0128, 1  # tags; a value of the last
 LAYERS = 0x935C  # Photoshop's; may be very long
 COLOUR_SPACE = 0xA001
 SIZES = (0xA002, 0xA003)  # width and height in EXIF: for compressed pictures, and outdated if turned
@@ -141,15 +142,25 @@ def resources_without_thumbnail(iptc: bytes) -> bytes:
     return b''.join(kept)
 
 
-def without_thumbnail(exif: bytes) -> bytes:
-    """Unlink an EXIF block's second directory, the thumbnail: it shows the unrestored photograph, maybe not upright."""
+def exif_of_result(exif: bytes) -> bytes:
+    """Leave out of an EXIF block what libvips would take wrongly, or a result must not have.
+
+    The second directory is the thumbnail: it shows the unrestored photograph, maybe not upright. A resolution without a
+    unit says only how wide pixels are for their height; libvips takes it for pixels per mm.
+    """
     start = len(exif) - len(exif.removeprefix(EXIF_HEAD))
     order = ORDERS.get(exif[start : start + 4])
     if order is None:
         return exif
     first = start + _number(exif[start + 4 : start + 8], order)
-    place_of_second = first + 2 + 12 * _number(exif[first : first + 2], order)
-    return exif[:place_of_second] + bytes(4) + exif[place_of_second + 4 :]
+    end = first + 2 + 12 * _number(exif[first : first + 2], order)  # where the place of the second stands
+    if end > len(exif):
+        return exif
+    entries = [exif[at : at + 12] for at in range(first + 2, end, 12)]
+    if _short(_first_directory(BytesIO(exif[start:]))[0], RESOLUTION_UNIT, otherwise=0) == NO_UNIT:
+        entries = [entry for entry in entries if _number(entry[:2], order) not in RESOLUTION]
+    directory = struct.pack(order + 'H', len(entries)) + b''.join(entries)
+    return exif[:first] + directory.ljust(end + 4 - first, b'\0') + exif[end + 4 :]
 
 
 def _number(value: bytes, order: str) -> int:
