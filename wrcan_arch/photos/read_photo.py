@@ -209,7 +209,7 @@ def _read_metadata(file: BinaryIO, format: str, image: pyvips.Image) -> FileMeta
     if 'exif-data' in metadata:
         metadata['exif-data'] = exif_of_result(metadata['exif-data'])
     if 'xmp-data' in metadata:
-        metadata['xmp-data'], warnings = _upright_xmp(metadata['xmp-data'], orientation)
+        metadata['xmp-data'], warnings = _xmp_of_result(metadata['xmp-data'], format, orientation)
         not_read += warnings
     return FileMetadata(metadata, png, orientation, not_read)
 
@@ -236,15 +236,16 @@ def _not_read_of_tiff(file: BinaryIO) -> Iterator[str]:
         yield 'EXIF is not read from a BigTIFF; the result has none'
 
 
-def _upright_xmp(xmp: bytes, orientation: int) -> tuple[bytes, list[str]]:
-    """XMP of the picture turned upright, without a film, and warnings about what in it is no longer so."""
+def _xmp_of_result(xmp: bytes, format: str, orientation: int) -> tuple[bytes, list[str]]:
+    """XMP of the picture, maybe turned upright, without a film, and warnings about what in it is no longer so."""
     warnings = []
-    upright = re.sub(rb'(tiff:Orientation\s*(=\s*["\']|>)\s*)[1-8]', rb'\g<1>1', xmp)
+    if orientation > 1 or format == 'avif':  # which libvips may have turned, by the file's own mark
+        xmp = re.sub(rb'(tiff:Orientation\s*(=\s*["\']|>)\s*)[1-8]', rb'\g<1>1', xmp)
     film = rb'((MotionPhoto|MicroVideo)\s*(=\s*["\']|>)\s*)1'
-    without_film, films = re.subn(film, rb'\g<1>0', upright)
+    without_film, films = re.subn(film, rb'\g<1>0', xmp)
     if films:
         warnings.append('the file also holds a video; the picture was restored')
-    if orientation > 1 and re.search(b'mwg-rs:Regions|MP:RegionInfo', upright):
+    if orientation > 1 and re.search(b'mwg-rs:Regions|MP:RegionInfo', xmp):
         warnings.append('the faces marked in it were not turned upright with the picture')
     return without_film, warnings
 
