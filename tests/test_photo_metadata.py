@@ -212,6 +212,21 @@ def grey_profile():
     return head.ljust(68, b'\0') + struct.pack('>3i', 63190, 65536, 54061) + bytes(48) + tags + data
 
 
+@pytest.mark.parametrize(
+    ('space', 'index', 'is_adobe'),
+    [(65535, 'R03', True), (65535, 'R98', False), (1, 'R03', False), (65535, None, False), (2, None, True)],
+)
+def test_adobe_rgb_that_exif_alone_says_is_lost_in_other_formats_and_said(tmp_path, space, index, is_adobe):
+    exif = Image.Exif()
+    exif[EXIF_IFD] = {0xA001: space} | ({0xA005: {1: index}} if index else {})
+    for profile in (None, SRGB):
+        Image.fromarray(picture(8, 8)).save(tmp_path / 'a.jpg', exif=exif, icc_profile=profile)
+        for name in ENDINGS:
+            lost = is_adobe and not profile and name not in ('jpeg', 'tiff')
+            said = ['its colours are not sRGB, and the result does not say so; convert it to sRGB first']
+            assert loss_warnings(name, read_photo(tmp_path / 'a.jpg')) == said * lost
+
+
 @pytest.mark.parametrize('source', ['.jpg', '.png', '.tif'])
 @pytest.mark.parametrize('mode', ['RGB', 'L'])
 def test_profile_that_does_not_fit_is_lost_and_said(tmp_path, source, mode):

@@ -27,7 +27,8 @@ CAPTION = b'\x1c'  # begins a caption, and so all of them (IPTC-IIM, 1.5)
 CAPTIONS, THUMBNAILS = b'8BIM\x04\x04', (b'8BIM\x04\x09', b'8BIM\x04\x0c')  # signature and number of a resource
 RESOLUTION, RESOLUTION_UNIT, NO_UNIT = (0x011A, 0x011B, 0x0128), 0x0128, 1  # tags; a value of the last
 LAYERS = 0x935C  # Photoshop's; may be very long
-COLOUR_SPACE = 0xA001
+COLOUR_SPACE, INTEROPERABILITY_INDEX = 0xA001, 0x0001
+ADOBE_RGB, UNCALIBRATED = 2, 0xFFFF  # colour spaces; the first is some programs' own
 SIZES = (0xA002, 0xA003)  # width and height in EXIF: for compressed pictures, and outdated if turned
 # Bytes by type; for a rational, those of each half.
 ITEM_SIZES = dict(zip(range(1, 14), (1, 1, 2, 4, 4, 1, 1, 2, 4, 4, 4, 8, 4), strict=True))
@@ -77,6 +78,14 @@ def orientation_of(exif: bytes) -> int:
 def says_colour_space(exif: bytes) -> bool:
     """Whether an EXIF block has a tag on the colour space."""
     return COLOUR_SPACE in _about(BytesIO(exif.removeprefix(EXIF_HEAD))).get(EXIF, {})
+
+
+def says_adobe_rgb(exif: bytes) -> bool:
+    """Whether an EXIF block says that the colours are Adobe RGB, as cameras do (DCF 2.0: an "option file", R03)."""
+    tags = _about(BytesIO(exif.removeprefix(EXIF_HEAD))).get(EXIF, {})
+    space = _short(tags, COLOUR_SPACE, otherwise=0)
+    _, _, index = tags.get(INTEROPERABILITY, {}).get(INTEROPERABILITY_INDEX, (0, 0, b''))
+    return space == ADOBE_RGB or (space == UNCALIBRATED and index.startswith(b'R03'))
 
 
 def add_metadata(file: BinaryIO, exif: bytes, iptc: bytes, has_unspecified_channel: bool = False) -> None:

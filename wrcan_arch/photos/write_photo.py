@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..files import disk_errors_as_input_errors, written_whole
 from .photo import ENDINGS, NO_RESOLUTION, PROFILE_LOST, Photo, format_of_name
 from .png_metadata import add_texts
-from .tiff_exif import add_metadata, as_jpeg_has_it, has_captions, says_colour_space
+from .tiff_exif import add_metadata, as_jpeg_has_it, has_captions, says_adobe_rgb, says_colour_space
 from .vips import KEPT, reason_of, to_srgb, vips_image, vips_lacks_memory
 
 MAX_SIDE = {'jpeg': 65_500, 'webp': 16_383, 'avif': 16_384}  # pixels; a limit of the format or its encoder
@@ -61,7 +61,9 @@ def loss_warnings(format: str, photo: Photo) -> list[str]:
     if profile and not _profile_fits(photo.mode, profile):
         lost.append(PROFILE_LOST)
     of_grey = photo.mode == 'grey' and profile[16:20] == b'GRAY'  # its colour space (ICC.1, 7.2.6)
-    if photo.declares_non_srgb or (of_grey and format in ('webp', 'avif')):
+    # In other formats EXIF's word on colours is not heeded.
+    by_exif = not profile and format not in ('jpeg', 'tiff') and says_adobe_rgb(photo.metadata.get('exif-data', b''))
+    if photo.declares_non_srgb or by_exif or (of_grey and format in ('webp', 'avif')):
         lost.append('its colours are not sRGB, and the result does not say so; convert it to sRGB first')
     held = HELD_BY_JPEG if format == 'jpeg' else {}
     too_long = any(len(photo.metadata.get(key, b'')) > most for key, most in held.items())
