@@ -56,6 +56,18 @@ def test_the_place_on_a_map_is_kept(tmp_path, order):
     assert {tag: written[tag].value for tag in tags} == {tag: value for tag, (_, _, value) in tags.items()}
 
 
+def test_colours_that_numbers_define_are_kept(tmp_path):
+    """TIFF's own way to say primaries, white point and tone curve, without a profile."""
+    curve = tuple(int(65535 * (value / 255) ** 1.8) for value in range(256)) * 3
+    tags = {0x012D: ('H', 768, curve), 0x013E: ('2I', 2, (3127, 10000, 329, 1000)), 0x013F: ('2I', 6, (64, 100) * 6)}
+    extra = [(tag, *entry, True) for tag, entry in tags.items()]
+    tifffile.imwrite(tmp_path / 'a.tif', picture(8, 9), photometric='rgb', extratags=extra)
+    write_photo(tmp_path / 'b.tif', read_photo(tmp_path / 'a.tif'))
+    written = tifffile.TiffFile(tmp_path / 'b.tif').pages[0].tags
+    for tag, (_, _, value) in tags.items():
+        np.testing.assert_array_equal(np.ravel(written[tag].value), value)
+
+
 def test_many_tags_of_the_same_bytes_do_not_fill_the_memory():
     entries = 2000
     rows = b''.join(struct.pack('<HHII', MAKE + number, 7, 100_000, 8) for number in range(entries))

@@ -15,10 +15,10 @@ NEW_SUBFILE_TYPE, ORIENTATION = 0x00FE, 0x0112
 COMPRESSION, PHOTOMETRIC, EXTRA_SAMPLES, YCBCR_SUBSAMPLING = 0x0103, 0x0106, 0x0152, 0x0212
 YCBCR, JPEG_IN_TIFF = 6, (6, 7)  # values of the photometric interpretation and of the compression
 EXIF, GPS, INTEROPERABILITY = 0x8769, 0x8825, 0xA005  # tags whose value is the offset of another directory
-# Tags that are kept: title, camera, author, rating, Windows's title to subject, GeoTIFF's place on a map. All others in
-# the first directory are about how pixels are stored.
-ABOUT = (0x010D, 0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x013C, 0x4746, 0x4749, 0x8298, *range(0x9C9B, 0x9CA0),
-         0x830E, 0x8482, 0x85D8, 0x87AF, 0x87B0, 0x87B1, EXIF, GPS)  # fmt: skip
+# Tags that are kept: title, camera, author, tone curve, white, primaries, rating, Windows's title to subject, GeoTIFF's
+# place on a map. All others in the first directory are about how pixels are stored.
+ABOUT = (0x010D, 0x010E, 0x010F, 0x0110, 0x012D, 0x0131, 0x0132, 0x013B, 0x013C, 0x013E, 0x013F, 0x4746, 0x4749,
+         0x8298, *range(0x9C9B, 0x9CA0), 0x830E, 0x8482, 0x85D8, 0x87AF, 0x87B0, 0x87B1, EXIF, GPS)  # fmt: skip
 IPTC, PHOTOSHOP = 0x83BB, 0x8649  # captions alone; Photoshop's resources with captions, as in JPEG
 EXIF_HEAD = b'Exif\0\0'  # begins EXIF in libvips, as in JPEG, but not in PNG
 PHOTOSHOP_HEAD = b'Photoshop 3.0\0'  # begins the resources in a JPEG
