@@ -145,7 +145,16 @@ def test_pieces_that_a_result_has_not_are_not_promised(tmp_path, target):
 
 
 @pytest.mark.parametrize(
-    'repeated', [b' ', b'hdrgm:Version ', b'hdrgm:Version="', b'<hdrgm:Version>', b'tiff:Orientation ', b'MicroVideo> ']
+    'repeated',
+    [
+        b' ',
+        b'hdrgm:Version ',
+        b'hdrgm:Version="',
+        b'<hdrgm:Version>',
+        b'tiff:Orientation ',
+        b'MicroVideo> ',
+        b'<xmp:Thumbnails>',
+    ],
 )
 def test_time_for_xmp_grows_with_its_length_only(tmp_path, repeated):
     """White space alone took its square: hours for this much, in which nothing else ran and nothing stopped it."""
@@ -239,6 +248,16 @@ def test_profile_that_does_not_fit_is_lost_and_said(tmp_path, source, mode):
         assert Image.open(tmp_path / f'b{source}').info.get('icc_profile') == (profile if fits else None)
         said = [] if fits else ['its colour profile is damaged or does not fit its colours, and is not kept']
         assert loss_warnings({'.jpg': 'jpeg', '.tif': 'tiff'}.get(source, 'png'), photo) == said
+
+
+@pytest.mark.parametrize('prefix', [b'xmp', b'xap'])
+def test_thumbnail_in_xmp_goes_too(tmp_path, prefix):
+    head, tail = b'<x:xmpmeta><xmp:Rating>4</xmp:Rating>', b'<dc:title>a</dc:title></x:xmpmeta>'
+    small = b'<xmp:Thumbnails xml:lang="x"><rdf:Alt><xmpGImg:image>/9j/</xmpGImg:image></rdf:Alt></xmp:Thumbnails>'
+    for thumbnail in (small.replace(b'xmp:', prefix + b':'), b''):
+        xmp = head + thumbnail + tail
+        write_photo(tmp_path / 'a.jpg', Photo(pixels=picture(8, 8), metadata={'xmp-data': xmp}))
+        assert read_photo(tmp_path / 'a.jpg').metadata['xmp-data'] == head + tail
 
 
 @pytest.mark.parametrize('orientation', [b'tiff:Orientation="6"', b"tiff:Orientation = '6'", b'<tiff:Orientation>6<'])

@@ -237,8 +237,12 @@ def _not_read_of_tiff(file: BinaryIO) -> Iterator[str]:
 
 
 def _xmp_of_result(xmp: bytes, format: str, orientation: int) -> tuple[bytes, list[str]]:
-    """XMP of the picture, maybe turned upright, without a film, and warnings about what in it is no longer so."""
+    """XMP of the picture, maybe turned, without thumbnail and film; warnings about what in it is no longer so."""
     warnings = []
+    for name in (b'xmp:Thumbnails', b'xap:Thumbnails'):  # the second is older
+        start, end = xmp.find(b'<' + name), xmp.find(b'</%b>' % name)
+        if 0 <= start < end:
+            xmp = xmp[:start] + xmp[end + len(name) + 3 :]
     if orientation > 1 or format == 'avif':  # which libvips may have turned, by the file's own mark
         xmp = re.sub(rb'(tiff:Orientation\s*(=\s*["\']|>)\s*)[1-8]', rb'\g<1>1', xmp)
     film = rb'((MotionPhoto|MicroVideo)\s*(=\s*["\']|>)\s*)1'
