@@ -72,6 +72,8 @@ def test_size_is_read_from_the_header(tmp_path):
     cv2.imwrite(str(tmp_path / 'a.png'), np.zeros((3, 5, 3), np.uint8))
     (tmp_path / 'b.png').write_text('no image')
     assert [size_of_image(tmp_path / name) for name in ('a.png', 'b.png', 'c.png')] == [(3, 5), (), ()]
+    Image.new('RGB', (16, 16)).save(tmp_path / 'd.png', 'ICO')  # Pillow decodes it to tell its size
+    assert size_of_image(tmp_path / 'd.png') == ()
     small = cv2.imencode('.bmp', np.zeros((3, 5, 3), np.uint8))[1].tobytes()
     (tmp_path / 'phone.bmp').write_bytes(small[:18] + struct.pack('<ii', 16320, 12240) + small[26:])
     assert size_of_image(tmp_path / 'phone.bmp') == (12240, 16320), "200 megapixels, more than Pillow's limit"

@@ -159,7 +159,7 @@ def _link(folder: Path, picture: Path) -> str:
 def _size_of_half(picture: Path) -> tuple[int, int]:
     """Width and height of one of a picture's halves; (1, 1) if it cannot be read."""
     try:
-        with without_pillow_size_limit(), Image.open(picture) as opened:
+        with without_pillow_size_limit(), Image.open(picture, formats=['JPEG', 'PNG']) as opened:
             return opened.width // 2, opened.height
     except (OSError, SyntaxError, ValueError):
         return 1, 1
