@@ -131,11 +131,15 @@ class Store:
         return sorted(self._meta_info)
 
     def shape(self, key: str) -> tuple[int, int, int]:
-        """Return (H, W, C) of the image under `key`, from meta_info."""
-        found = re.search(r' \((\d+),(\d+),(\d+)\)', self._meta_info.get(key, '').removeprefix(key))
+        """Return (H, W, C) of the image under `key`, from meta_info; C is 3 if it is raw."""
+        found = re.search(r' \(([1-9]\d{0,8}),([1-9]\d{0,8}),([1-9])\)', self._meta_info.get(key, '').removeprefix(key))
         if not found:
             raise InputError(f"{self.path}: meta_info.txt has no (height,width,channels) of '{key}'; prepare it again")
         height, width, channels = map(int, found.groups())
+        if channels != 3 and self.kind == 'raw':
+            raise InputError(
+                f"{self.path}: '{key}' has {channels} channels in meta_info.txt, a raw image has 3; prepare it again"
+            )
         return height, width, channels
 
     def ending(self, key: str) -> str:
