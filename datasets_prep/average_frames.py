@@ -25,6 +25,7 @@ import pairs
 from pair_writer import PairWriter, pair_stores
 from wrcan_arch.data.image_files import is_image, key_for
 from wrcan_arch.errors import InputError
+from wrcan_arch.files import printable
 from wrcan_arch.folders import walk
 from wrcan_arch.progress_bar import progress_bar
 
@@ -358,7 +359,7 @@ def write_pairs(arguments: argparse.Namespace) -> None:
                     notes.append(f'{video}: {less} less than planned, since fewer frames could be read the second time')
     print(f'windows left out: {left_out_text}')
     for note in notes:
-        print(note)
+        print(printable(note))
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import os
 import re
 import subprocess
@@ -154,6 +155,39 @@ def test_names_that_a_terminal_cannot_show_are_escaped(tmp_path, monkeypatch, of
     assert printed.startswith('1 of 2 restored')
     assert 'warning: \\u6d77.tif: the file holds several pictures' in printed
     assert '\\u6d77.png: not an image' in said and 'Traceback' not in said
+
+
+CLEARS = '\x1b[2J\x07'  # an escape sequence that clears a terminal, and its bell
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        ['show', '-opt', 'a.yml'],
+        ['show', '-opt', 'a.yml', '--force_yml', f'name={CLEARS}'],
+        ['train', '-opt', 'a.yml'],
+        ['train', '-opt', 'a.yml', '--debug'],
+        ['convert', 'a.pth', '-o', 'b.pth'],
+        ['doctor', '--data', 'data'],
+        ['tables'],
+    ],
+)
+@pytest.mark.parametrize('several', [False, True])
+def test_a_terminal_gets_no_escape_sequence_from_a_file(tmp_path, monkeypatch, capsys, arguments, several):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, 'is_one_of_several', lambda: several)
+    monkeypatch.setenv('TORCHELASTIC_ERROR_FILE', 'torchruns.json')
+    Path('a.yml').write_text('name: "a\\e[2J"\n"\\e[2J\\a": 1\n')
+    torch.save({CLEARS: 1}, 'a.pth')
+    Path(f'data/{CLEARS}.lmdb').mkdir(parents=True)
+    result = {'metrics': {'psnr': 24.9}, 'protocol': CLEARS, 'images': 3000, 'network_g': {'type': CLEARS}}
+    Path('results/test_table2_row1').mkdir(parents=True)
+    Path('results/test_table2_row1/result_REDS_val.json').write_text(json.dumps({**result, 'weights': None}))
+    cli.main(arguments)
+    said = ''.join(capsys.readouterr())
+    if Path('torchruns.json').exists():
+        said += json.loads(Path('torchruns.json').read_text())['message']['message']
+    assert '\\x1b[2J' in said and not {'\x1b', '\x07'} & set(said)
 
 
 @pytest.mark.parametrize('flags', [[], ['--debug']])

@@ -17,6 +17,7 @@ from wrcan_arch.files import (
     disk_errors_as_input_errors,
     name_that_fits,
     printable,
+    printable_lines,
     without_pillow_size_limit,
     without_root,
     write_text,
@@ -172,3 +173,4 @@ def test_paths_stay_below_a_folder():
 def test_names_are_printable_whatever_they_are():
     assert printable('Zoë 海.png') == 'Zoë 海.png'
     assert printable(os.fsdecode(b'latin\xe9\n\x1b[31m')) == r'latin\udce9\n\x1b[31m'
+    assert printable_lines('a\x1b[2J\r\nb\t\n') == 'a\\x1b[2J\\r\nb\\t\n'

@@ -24,6 +24,7 @@ from .ending import (
     print_error,
     sigterm_exits,
 )
+from .files import printable, printable_lines
 
 FAILURES_REPORTED = 'told failures'  # note that a restore leaves for the processes that torchrun may start after it
 
@@ -68,7 +69,6 @@ def run_restore(arguments: argparse.Namespace) -> int:
 
     from .checkpoint import load_network
     from .convolution import set_channels_last
-    from .files import printable
     from .inference import Request
     from .photos.bulk_restore import Options, restore_photos
     from .photos.comparison import PAGE
@@ -93,7 +93,7 @@ def run_restore(arguments: argparse.Namespace) -> int:
         return 0
     summary.failures += unreadable
     for failure in summary.failures:
-        print_error(printable(failure))
+        print_error(printable(failure))  # here a newline is part of a name
     if summary.failures:
         team.note_for_restarts(FAILURES_REPORTED)
     with ignore_closed_pipe():
@@ -143,7 +143,7 @@ def run_tables(arguments: argparse.Namespace) -> int:
     if arguments.results and not arguments.results.is_dir():
         raise InputError(f'{arguments.results}: there is no such folder; basicsr test writes results/NAME')
     compared = compare(arguments.results or Path('results'))
-    print(as_text(compared))
+    _print_lines(as_text(compared))
     for path, render in ((arguments.html, as_html), (arguments.csv, as_csv)):
         if path is not None:
             write_text(path, render(compared))
@@ -172,7 +172,7 @@ def run_report(arguments: argparse.Namespace) -> int:
     for dataset, means in means_of.items():
         for metric, blurred, restored, difference in means.rows():
             scores = f'blurred {blurred}, restored {restored} ({difference})'
-            print(f'{dataset}: {metric} of {means.counted}: {scores}')
+            _print_lines(f'{dataset}: {metric} of {means.counted}: {scores}')
     print(f'wrote {arguments.out}')
     return 0
 
@@ -182,7 +182,7 @@ def run_show(arguments: argparse.Namespace) -> int:
     from .train import option_schema, options
 
     file = options.read_options(arguments.opt, arguments.force_yml or ())
-    print(options.show(file))
+    _print_lines(options.show(file))
     if problems := [*file.problems, *option_schema.wrong_keys(file)]:
         raise InputError('\n'.join(problems))
     return 0
@@ -192,9 +192,9 @@ def run_doctor(arguments: argparse.Namespace) -> int:
     from .doctor import examine_data, report
 
     if arguments.data:
-        problems = examine_data(arguments.data, found=_print_line)
+        problems = examine_data(arguments.data, found=_print_at_once)
         for problem in problems:
-            print(problem, file=sys.stderr)
+            print_error(problem)
         return 1 if problems else 0
 
     text, complete = report()
@@ -202,9 +202,14 @@ def run_doctor(arguments: argparse.Namespace) -> int:
     return 0 if complete else 1
 
 
-def _print_line(text: str) -> None:
+def _print_at_once(text: str) -> None:
     with ignore_closed_pipe():
-        print(text)
+        _print_lines(text)
+
+
+def _print_lines(text: str) -> None:
+    """Print what quotes others' files, whose escape sequences a terminal would obey."""
+    print(printable_lines(text))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -343,7 +348,7 @@ def main(argv: list[str] | None = None) -> int:
         if message is None:
             raise
         if arguments.debug:
-            traceback.print_exc()
+            print_error(traceback.format_exc().rstrip())
         else:
             print_error(f'basicsr {arguments.command}: {message}')
         return getattr(error, 'exit_code', 2)

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from .files import printable_lines
+
 
 @contextmanager
 def ignore_closed_pipe() -> Iterator[None]:
@@ -47,11 +49,11 @@ def sigterm_exits() -> Iterator[None]:
 
 
 def print_error(text: str) -> None:
-    """Print to stderr if it is still open; the exit code must not depend on whether it is."""
+    """Print printable lines to stderr if it is still open; the exit code must not depend on whether it is."""
     if sys.stderr is None:  # print(file=None) would use stdout
         return
     try:
-        print(text, file=sys.stderr)
+        print(printable_lines(text), file=sys.stderr)
     except OSError:  # the reader is gone: a terminal, or a tee that Ctrl+C has ended too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
@@ -73,7 +75,7 @@ def exit_code_of_several(error: Exception, command: str, *, debug: bool) -> int:
         tells = True
     message = message_for_user(error)
     if tells:
-        line = f'basicsr {command}: {message or repr(error)}'
+        line = printable_lines(f'basicsr {command}: {message or repr(error)}')
         print_error(''.join(traceback.format_exception(error)) if message is None or debug else line)
         _name_to_torchrun(line)
     return getattr(error, 'exit_code', 2 if message else 1)

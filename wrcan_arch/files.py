@@ -158,3 +158,8 @@ def without_root(path: Path) -> Path:
 def printable(name: str) -> str:
     """Return `name` for one line of any terminal: what cannot be printed, such as bytes not in UTF-8, is escaped."""
     return ''.join(c if c.isprintable() else c.encode('unicode_escape', 'surrogatepass').decode() for c in name)
+
+
+def printable_lines(text: str) -> str:
+    """Return `text` as `printable` does, but keep its newlines."""
+    return '\n'.join(map(printable, text.split('\n')))
