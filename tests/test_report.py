@@ -97,6 +97,13 @@ def test_losses_below_zero_are_drawn_too_and_said_to_be_psnr():
     assert '<!-- training loss (l_pix: -PSNR x loss_weight) -->' in drawn
 
 
+def test_labels_of_a_long_trainings_iterations_stand_apart():
+    drawn = plot('psnr', {'psnr': [(0, 20.0), (450_000, 21.0)]})
+    places = sorted(map(float, re.findall(r'<!-- \d{6} -->\s*<g transform="translate\(([\d.]+) ', drawn)))
+    digit = 6.4  # points wide; six of them, and a gap
+    assert len(places) > 1 and np.diff(places).min() > 7 * digit
+
+
 def mean_error(img, img2):
     return float(np.abs(img - img2).mean())
 

@@ -130,7 +130,7 @@ def plot(
     for name, points in series.items():
         axes.plot(*zip(*points, strict=True), label=name, marker='.' if len(points) < 30 else None)
     axes.set(title=title, xlabel='iteration', yscale=scale)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.grid(alpha=0.3)
     if len(series) > 1:
         axes.legend()
