@@ -104,6 +104,14 @@ def test_labels_of_a_long_trainings_iterations_stand_apart():
     assert len(places) > 1 and np.diff(places).min() > 7 * digit
 
 
+@pytest.mark.parametrize('scale', ['linear', 'log'])
+def test_labels_of_the_axes_are_the_values_themselves(scale):
+    """Without an offset such as +2.768e1 to add to each."""
+    drawn = plot('psnr', {'psnr': [(300_001, 27.6810), (300_009, 27.6812)]}, scale=scale)
+    assert '<!-- 300004 -->' in drawn and '<!-- +' not in drawn
+    assert scale == 'log' or '<!-- 27.6811' in drawn
+
+
 def mean_error(img, img2):
     return float(np.abs(img - img2).mean())
 

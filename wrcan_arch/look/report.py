@@ -131,6 +131,7 @@ def plot(
         axes.plot(*zip(*points, strict=True), label=name, marker='.' if len(points) < 30 else None)
     axes.set(title=title, xlabel='iteration', yscale=scale)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.ticklabel_format(axis='both' if scale == 'linear' else 'x', useOffset=False)
     axes.grid(alpha=0.3)
     if len(series) > 1:
         axes.legend()
