@@ -90,6 +90,14 @@ def test_losses_are_on_a_logarithmic_axis():
     assert '<!-- $\\mathdefault{10^{-3}}$ -->' in drawn  # a label of the axis
 
 
+@pytest.mark.parametrize('broken', [float('nan'), float('inf'), float('-inf')])
+def test_losses_that_are_no_numbers_do_not_choose_the_axis(broken):
+    """min() keeps a NaN that comes first."""
+    drawn = plot_losses({'l_pix': [(1, broken), (2, 0.5), (3, 0.4)], 'l_ae': [(1, broken), (2, 0.001)]})
+    assert '<!-- $\\mathdefault{10^{-3}}$ -->' in drawn and 'PSNR' not in drawn
+    assert plot_losses({'l_pix': [(1, broken)]}).startswith('<svg')
+
+
 def test_losses_below_zero_are_drawn_too_and_said_to_be_psnr():
     """PSNRLoss is negative; a logarithmic axis would leave it out."""
     drawn = plot_losses({'l_pix': [(1, -0.3), (2, -0.2)], 'l_ae': [(1, 0.001)]})

@@ -6,6 +6,7 @@ It is one file with embedded pictures and plots. Everything but the scores is re
 import html
 import io
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -142,7 +143,10 @@ def plot(
 
 def plot_losses(losses: Mapping[str, list[tuple[int, float]]]) -> str:
     """Draw the training's losses as an SVG, on a logarithmic axis if all are positive."""
-    lowest = {name: min(value for _, value in points) for name, points in losses.items()}
+    lowest = {
+        name: min((value for _, value in points if math.isfinite(value)), default=math.inf)
+        for name, points in losses.items()
+    }
     is_psnr = lowest.get('l_pix', 0) < 0  # of all pixel losses, only PSNRLoss is negative
     title = 'training loss (l_pix: -PSNR x loss_weight)' if is_psnr else 'training loss'
     return plot(title, losses, scale='log' if min(lowest.values()) > 0 else 'linear')
