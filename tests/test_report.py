@@ -32,11 +32,25 @@ LOG = """2026-01-01 10:00:00,000 INFO: [small..][epoch:  0, iter:       1, lr:(1
 
 def test_curves_are_what_the_logs_say_and_a_later_log_counts(tmp_path):
     (tmp_path / 'train_small_20260101_100000.log').write_text(LOG)
-    later = LOG.replace('5.0251e-01', '4.0e-01').splitlines()[1].encode() + b'\n/data/caf\xe9 is not of UTF-8'
+    later = LOG.replace('5.0251e-01', '4.0000e-01').splitlines()[1].encode() + b'\n/data/caf\xe9 is not of UTF-8'
     (tmp_path / 'train_small_20260102_100000.log').write_bytes(later)
     curves = read_curves(tmp_path)
     assert curves.losses == {'l_pix': [(1, 0.61602), (1200, 0.4)], 'l_ae': [(1, 0.04876), (1200, 0.034787)]}
     assert curves.metrics == {'PSNR': [(1200, 26.6165)], 'SSIM': [(1200, 0.8034)]}
+
+
+def test_numbers_that_a_full_disk_cut_off_do_not_count(tmp_path):
+    torn = LOG.splitlines()[1]
+    for number, length in enumerate(range(torn.index('5.0251e'), len(torn))):
+        (tmp_path / f'train_{number:02}.log').write_text(LOG.splitlines()[0] + '\n' + torn[:length])
+    losses = read_curves(tmp_path).losses
+    assert losses == {'l_pix': [(1, 0.61602), (1200, 0.50251)], 'l_ae': [(1, 0.04876)]}
+
+
+def test_losses_that_are_no_numbers_are_in_the_curves(tmp_path):
+    (tmp_path / 'train_a.log').write_text(LOG.replace('6.1602e-01', 'nan').replace('4.8760e-02', '-inf'))
+    losses = read_curves(tmp_path).losses
+    assert np.isnan(losses['l_pix'][0][1]) and losses['l_ae'][0] == (1, -np.inf)
 
 
 def test_validations_stand_at_their_own_iteration_and_set(tmp_path):

@@ -30,6 +30,9 @@ from .page import check_page_name, page, picture, rounded
 CROPS_PER_PICTURE = 2
 MAX_PICTURES = 60  # images on a page at most; of more, some at equal distances
 
+# As the toolbox writes it, in full: a full disk cuts the last one off, and 6.1602e-0 would be read as 6.1602.
+LOSS = r'(-?\d\.\d{4}e[+-]\d\d|nan|-?inf)'
+
 
 @dataclass(frozen=True)
 class TestImage:
@@ -101,7 +104,7 @@ def read_curves(experiment: Path) -> Curves:
     for line in '\n'.join(log.read_text(encoding='utf-8', errors='replace') for log in logs).splitlines():
         if match := re.search(r'iter:\s*([\d,]+), lr:', line):
             iteration = int(match[1].replace(',', ''))
-            for name, value in re.findall(r'\b(l_\w+): (\S+)', line):
+            for name, value in re.findall(rf'\b(l_\w+): {LOSS}(?!\S)', line):
                 losses.setdefault(name, {})[iteration] = float(value)
         elif match := re.match(r'[^I]*INFO: Validated (.+) at iteration (\d+)', line):
             sets.add(match[1])
