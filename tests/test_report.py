@@ -1,4 +1,5 @@
 import base64
+import html
 import json
 import os
 import re
@@ -100,7 +101,7 @@ def test_folder_without_a_log_is_an_error(tmp_path):
 
 def test_losses_are_on_a_logarithmic_axis():
     drawn = plot_losses({'l_pix': [(1, 0.5), (2, 0.4)], 'l_ae': [(1, 0.001)]})
-    assert drawn.startswith('<svg') and '<!-- training loss -->' in drawn
+    assert '<figcaption>training loss</figcaption>' in drawn
     assert '<!-- $\\mathdefault{10^{-3}}$ -->' in drawn  # a label of the axis
 
 
@@ -109,14 +110,14 @@ def test_losses_that_are_no_numbers_do_not_choose_the_axis(broken):
     """min() keeps a NaN that comes first."""
     drawn = plot_losses({'l_pix': [(1, broken), (2, 0.5), (3, 0.4)], 'l_ae': [(1, broken), (2, 0.001)]})
     assert '<!-- $\\mathdefault{10^{-3}}$ -->' in drawn and 'PSNR' not in drawn
-    assert plot_losses({'l_pix': [(1, broken)]}).startswith('<svg')
+    assert '<svg' in plot_losses({'l_pix': [(1, broken)]})
 
 
 def test_losses_below_zero_are_drawn_too_and_said_to_be_psnr():
     """PSNRLoss is negative; a logarithmic axis would leave it out."""
     drawn = plot_losses({'l_pix': [(1, -0.3), (2, -0.2)], 'l_ae': [(1, 0.001)]})
     assert '<!-- −0.30 -->' in drawn and '<!-- −0.20 -->' in drawn
-    assert '<!-- training loss (l_pix: -PSNR x loss_weight) -->' in drawn
+    assert '<figcaption>training loss (l_pix: -PSNR x loss_weight)</figcaption>' in drawn
 
 
 def test_labels_of_a_long_trainings_iterations_stand_apart():
@@ -289,6 +290,14 @@ def test_the_tested_iteration_is_marked_in_the_curves_of_its_own_training(finish
     assert line.call_args.args == (9,)
 
 
+def test_names_of_charts_are_text_whatever_they_are():
+    """matplotlib draws boxes for the first, cuts the second off at both ends, and reads the third as mathematics."""
+    for name in ('写真', 'long ' * 30, r'$\frac$ & <i>"'):
+        drawn, escaped = plot(name, {name: [(1, 0.5)]}), html.escape(name)
+        title = f'<figure><figcaption>{escaped}</figcaption><svg role="img" aria-label="{escaped}" '
+        assert drawn.startswith(title) and drawn.endswith('</svg>\n</figure>')
+
+
 def test_names_of_metrics_are_text_and_those_of_sets_stay_as_they_are(finished_test):
     finished_test['val']['metrics'] = {'<i>': {'type': 'calculate_psnr', 'crop_border': 0}}
     Path('run').mkdir()
@@ -297,7 +306,7 @@ def test_names_of_metrics_are_text_and_those_of_sets_stay_as_they_are(finished_t
     write_report(finished_test, Path('run'), Path('report.html'))
     page = Path('report.html').read_text()
     assert '<i>' not in page.lower().replace('&lt;', '') and page.count('&lt;I&gt;') == 3
-    assert '<!-- validation PSNR (REDS_val) -->' in page
+    assert '<figcaption>validation PSNR (REDS_val)</figcaption>' in page
 
 
 def test_page_is_not_written_under_a_pictures_name(finished_test):

@@ -16,7 +16,8 @@ table { border-collapse: collapse } td { vertical-align: top } img, svg { max-wi
 .numbers td, .numbers th { padding: 4px 14px; text-align: right } .numbers tr { border-bottom: 1px solid #ddd }
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(320px, 100%), 1fr)); gap: 8px }
 .columns p { display: flex; flex-wrap: wrap; gap: 4px; margin: 4px 0 } .columns p img { image-rendering: pixelated }
-.plots { display: flex; flex-wrap: wrap; gap: 1em }
+.plots { display: flex; flex-wrap: wrap; gap: 1em; align-items: end }
+.plots figure { width: 500px; max-width: 100%; margin: 0; text-align: center; overflow-wrap: anywhere }
 """
 
 

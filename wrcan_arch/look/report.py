@@ -126,14 +126,17 @@ def read_curves(experiment: Path) -> Curves:
 def plot(
     title: str, series: Mapping[str, list[tuple[int, float]]], *, scale: str = 'linear', tested: int | None = None
 ) -> str:
-    """Draw curves over iterations as an SVG, with a line at the iteration whose weights were tested."""
+    """Draw curves over iterations as a <figure>, with a line at the iteration whose weights were tested.
+
+    The title is HTML: matplotlib reads `$` as mathematics, draws boxes for some scripts, and cuts a long title off.
+    """
     figure = Figure(figsize=(5.2, 2.8), layout='constrained')
     axes = figure.subplots()
     if tested is not None:
         axes.axvline(tested, color='0.4', linestyle=':')
     for name, points in series.items():
         axes.plot(*zip(*points, strict=True), label=name, marker='.' if len(points) < 30 else None)
-    axes.set(title=title, xlabel='iteration', yscale=scale)
+    axes.set(xlabel='iteration', yscale=scale)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     axes.ticklabel_format(axis='both' if scale == 'linear' else 'x', useOffset=False)
     axes.grid(alpha=0.3)
@@ -141,11 +144,12 @@ def plot(
         axes.legend()
     text = io.StringIO()
     figure.savefig(text, format='svg')
-    return text.getvalue()[text.getvalue().index('<svg') :]
+    svg, name = text.getvalue().partition('<svg')[2], html.escape(title)
+    return f'<figure><figcaption>{name}</figcaption><svg role="img" aria-label="{name}"{svg}</figure>'
 
 
 def plot_losses(losses: Mapping[str, list[tuple[int, float]]]) -> str:
-    """Draw the training's losses as an SVG, on a logarithmic axis if all are positive."""
+    """Draw the training's losses, on a logarithmic axis if all are positive."""
     lowest = {
         name: min((value for _, value in points if math.isfinite(value)), default=math.inf)
         for name, points in losses.items()
