@@ -177,6 +177,22 @@ def test_page_shows_images_at_1_to_1_and_crops_at_2_to_1(finished_test):
         np.testing.assert_array_equal(found[f'{name}, crop'], crop)
 
 
+@pytest.mark.parametrize(
+    ('size', 'shown'), [((90, 1300), (89, 1280)), ((1300, 90), (1280, 89)), ((1, 1300), (1, 1280))]
+)
+def test_large_images_are_shown_smaller_and_their_crops_as_they_are(finished_test, size, shown):
+    for place, path in enumerate(('blur/a.png', 'sharp/a.png', 'results/some/visualization/small/a_some.png')):
+        cv2.imwrite(path, picture(*size, place))
+    write_report(finished_test, None, Path('report.html'))
+    contents = re.findall(r'base64,([^"]*)" alt="a, sharp', Path('report.html').read_text())
+    images = [np.frombuffer(base64.b64decode(content), np.uint8) for content in contents]
+    whole, *crops = [cv2.imdecode(image, cv2.IMREAD_COLOR) for image in images]
+    assert whole.shape == (*shown, 3)
+    expected = cv2.resize(picture(*size, 1), shown[::-1], interpolation=cv2.INTER_AREA)
+    assert np.abs(whole.astype(int) - expected).mean() < 5, 'a JPEG'
+    assert all(max(crop.shape) == 160 for crop in crops) and len(crops) == 2
+
+
 def test_a_metric_of_ones_own_is_given_what_a_test_gives_it(finished_test, monkeypatch):
     monkeypatch.setitem(METRIC_REGISTRY._obj_map, 'mean_error', mean_error)
     finished_test['val']['metrics'] = {'error': {'type': 'mean_error', 'better': 'lower'}}

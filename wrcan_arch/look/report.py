@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from basicsr.utils import tensor2img
 from matplotlib.figure import Figure
@@ -29,6 +30,7 @@ from .page import check_page_name, page, picture, rounded
 
 CROPS_PER_PICTURE = 2
 MAX_PICTURES = 60  # images on a page at most; of more, some at equal distances
+MAX_SIDE = 1280  # of a whole image on the page, in pixels; a page of full photographs has hundreds of megabytes
 
 # As the toolbox writes it, in full: a full disk cuts the last one off, and 6.1602e-0 would be read as 6.1602.
 LOSS = r'(-?\d\.\d{4}e[+-]\d\d|nan|-?inf)'
@@ -159,13 +161,22 @@ def plot_losses(losses: Mapping[str, list[tuple[int, float]]]) -> str:
     return plot(title, losses, scale='log' if min(lowest.values()) > 0 else 'linear')
 
 
+def _shrunk(pixels: np.ndarray) -> np.ndarray:
+    """The whole image as the page shows it, its longer side MAX_SIDE at most."""
+    scale = MAX_SIDE / max(pixels.shape)
+    if scale >= 1:
+        return pixels
+    height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
+    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
+
+
 def _row(image: TestImage) -> str:
     """The HTML of one test image: the whole image and its crops, in a column for each picture."""
     corners = busiest_crops([image.pictures['blurred'], image.pictures['sharp']], CROPS_PER_PICTURE)
     columns = []
     for name, pixels in image.pictures.items():
         scores = [f'{metric.upper()} {rounded(metric, value)}' for metric, value in image.scores.get(name, {}).items()]
-        whole = picture(pixels, 'jpg', alt=f'{image.key}, {name}')
+        whole = picture(_shrunk(pixels), 'jpg', alt=f'{image.key}, {name}')
         crops = [
             picture(pixels[top : top + CROP, left : left + CROP], 'png', alt=f'{image.key}, {name}, crop', zoom=ZOOM)
             for top, left in corners
