@@ -197,9 +197,10 @@ def draw(rows: Sequence[FigureRow]) -> np.ndarray:
 
 
 STYLE = """
-body { max-width: none } .figure { display: block; overflow-x: auto; text-align: center }
-.figure td, .figure th { padding: 4px } .figure img { image-rendering: pixelated; max-width: none }
-.figure .crop { text-align: left; padding-top: 14px; color: #666 }
+body { max-width: none } .figure { text-align: center }
+.figure td, .figure th { padding: 4px } .figure img { image-rendering: pixelated }
+@media screen { .figure img { max-width: none } } @media print { .figure { table-layout: fixed; width: 100% } }
+.figure .crop { text-align: left; padding-top: 14px; color: #666 } .figure tr:has(.crop) { break-after: avoid }
 """
 
 
