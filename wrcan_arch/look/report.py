@@ -257,7 +257,7 @@ def write_report(opt: Mapping[str, Any], experiment: Path | None, out: Path) -> 
         tested = {each.iteration for each in results.values() if each and each.training == experiment.name}
         sections.append(_training(curves, tested.pop() if len(tested) == 1 else None))
     of_all = f' {len(rows)} of {count} images, spread evenly over the test.' if len(rows) < count else ''
-    what = f'The whole image, then crops at {ZOOM}:1 where the blur cost most.'
+    what = f'The whole image, then crops at {ZOOM}:1 (smaller on a narrow page) where the blur cost most.'
     sections.append(f'<h2>Pictures</h2><p>{what}{of_all}</p>')
     sections += rows
     write_text(out, page(opt['name'], '\n'.join(sections)))
