@@ -37,7 +37,8 @@ HEAD = """<!doctype html>
   p { margin: .25rem 0 2rem; opacity: .75; }
   figure { margin: 0 0 2.5rem; }
   figcaption { margin-top: .5rem; overflow-wrap: anywhere; }
-  .pair { --at: 50%; position: relative; overflow: hidden; border-radius: 8px; background: #8883; }
+  .pair { --at: 50%; position: relative; overflow: hidden; border-radius: 8px; background: #8883;
+    print-color-adjust: exact; }
   .pair img { display: block; width: 200%; }
   .restored { position: absolute; inset: 0; clip-path: inset(0 0 0 var(--at)); }
   .restored img { margin-left: -100%; }
