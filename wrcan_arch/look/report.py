@@ -139,7 +139,7 @@ def plot(
     for name, points in series.items():
         axes.plot(*zip(*points, strict=True), label=name, marker='.' if len(points) < 30 else None)
     axes.set(xlabel='iteration', yscale=scale)
-    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
     axes.ticklabel_format(axis='both' if scale == 'linear' else 'x', useOffset=False)
     axes.grid(alpha=0.3)
     if len(series) > 1:
