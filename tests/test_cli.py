@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from unittest import mock
@@ -13,7 +14,7 @@ from unittest import mock
 import cv2
 import pytest
 import torch
-from conftest import picture
+from conftest import picture, train
 from fresh import run_python
 from packaging.requirements import Requirement
 
@@ -187,6 +188,14 @@ def test_closed_output_gives_no_traceback(tmp_path, command, code):
     assert result.returncode == code and 'Traceback' not in result.stderr, result.stderr
 
 
+@contextmanager
+def nobody_reads_stdout(buffering):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, 'w', buffering=buffering) as stdout, mock.patch('sys.stdout', stdout):
+        yield
+
+
 @pytest.mark.parametrize('buffering', [1, -1], ids=['by line', 'by block'])
 @pytest.mark.parametrize('command', ['restore a.png b.png -o out', 'doctor --data bad'])
 def test_failures_are_reported_if_nobody_reads_stdout(tmp_path, monkeypatch, capfd, command, buffering):
@@ -201,6 +210,14 @@ def test_failures_are_reported_if_nobody_reads_stdout(tmp_path, monkeypatch, cap
         monkeypatch.setattr('sys.stdout', stdout)
         assert cli.main(command.split()) == 1
     assert 'b.png: ' in capfd.readouterr().err
+
+
+def test_training_goes_on_if_nobody_reads_stdout(quick, capfd):
+    """The toolbox prints before it trains."""
+    with nobody_reads_stdout(buffering=1):
+        assert train('train:total_iter=1', 'val=~') == 0
+    assert Path('experiments/small/models/net_g_latest.pth').is_file()
+    assert 'Disable distributed.' in capfd.readouterr().err
 
 
 def test_defect_is_not_hidden(monkeypatch):

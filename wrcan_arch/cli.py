@@ -13,6 +13,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from . import __version__
@@ -37,13 +38,14 @@ def run_pipeline(arguments: argparse.Namespace) -> int:
     from .train import option_checks, pipelines
 
     option_checks.check(file, arguments.command, auto_resume=arguments.auto_resume)
-    pipelines.run_pipeline(
-        arguments.command,
-        file.values,
-        Path(arguments.opt).name,
-        launcher=arguments.launcher or launcher_of_environment(),
-        auto_resume=arguments.auto_resume,
-    )
+    with redirect_stdout(sys.stderr):  # where the log goes: the toolbox prints too, and `| head` must not end the run
+        pipelines.run_pipeline(
+            arguments.command,
+            file.values,
+            Path(arguments.opt).name,
+            launcher=arguments.launcher or launcher_of_environment(),
+            auto_resume=arguments.auto_resume,
+        )
     return 0
 
 
