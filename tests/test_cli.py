@@ -197,19 +197,32 @@ def nobody_reads_stdout(buffering):
 
 
 @pytest.mark.parametrize('buffering', [1, -1], ids=['by line', 'by block'])
-@pytest.mark.parametrize('command', ['restore a.png b.png -o out', 'doctor --data bad'])
-def test_failures_are_reported_if_nobody_reads_stdout(tmp_path, monkeypatch, capfd, command, buffering):
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.parametrize(
+    ('command', 'code', 'said'),
+    [
+        ('restore a.png b.png -o out', 1, 'b.png: '),
+        ('doctor --data bad', 1, 'b.png: '),
+        ('show -opt train.yml --force_yml train:amp=wrong', 2, 'train:amp'),
+        ('doctor', 1, ''),
+    ],
+)
+def test_failures_are_reported_if_nobody_reads_stdout(workplace, monkeypatch, capfd, buffering, command, code, said):
+    monkeypatch.setattr('wrcan_arch.doctor.report', lambda: ('a row', False))
     Path('bad').mkdir()
     for path in ('b.png', 'bad/b.png'):
         Path(path).touch()
     cv2.imwrite('a.png', picture(8, 8))
-    read, write = os.pipe()
-    os.close(read)
-    with os.fdopen(write, 'w', buffering=buffering) as stdout:
-        monkeypatch.setattr('sys.stdout', stdout)
-        assert cli.main(command.split()) == 1
-    assert 'b.png: ' in capfd.readouterr().err
+    with nobody_reads_stdout(buffering):
+        assert cli.main(command.split()) == code
+    assert said in capfd.readouterr().err
+
+
+@pytest.mark.parametrize('buffering', [1, -1], ids=['by line', 'by block'])
+def test_pages_are_written_if_nobody_reads_stdout(tmp_path, monkeypatch, buffering):
+    monkeypatch.chdir(tmp_path)
+    with nobody_reads_stdout(buffering):
+        assert cli.main(['tables', '--html', 'tables.html', '--csv', 'tables.csv']) == 0
+    assert Path('tables.html').is_file() and Path('tables.csv').is_file()
 
 
 def test_training_goes_on_if_nobody_reads_stdout(quick, capfd):

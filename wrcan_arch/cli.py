@@ -18,6 +18,7 @@ from pathlib import Path
 
 from . import __version__
 from .ending import (
+    discard_unread,
     exit_code_of_several,
     ignore_closed_pipe,
     is_one_of_several,
@@ -133,7 +134,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
         arguments.weights, arguments.out, official=arguments.to == 'official', key=arguments.key, dtype=arguments.dtype
     )
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    print(f'wrote {arguments.out}: {network.config}, {parameters:,} parameters')
+    _print_line(f'wrote {arguments.out}: {network.config}, {parameters:,} parameters')
     return 0
 
 
@@ -145,11 +146,11 @@ def run_tables(arguments: argparse.Namespace) -> int:
     if arguments.results and not arguments.results.is_dir():
         raise InputError(f'{arguments.results}: there is no such folder; basicsr test writes results/NAME')
     compared = compare(arguments.results or Path('results'))
-    print(as_text(compared))
+    _print_line(as_text(compared))
     for path, render in ((arguments.html, as_html), (arguments.csv, as_csv)):
         if path is not None:
             write_text(path, render(compared))
-            print(f'wrote {path}')
+            _print_line(f'wrote {path}')
     return 0
 
 
@@ -166,7 +167,7 @@ def run_report(arguments: argparse.Namespace) -> int:
         raise InputError('--experiment and --force_yml are for -opt')
     if arguments.figure:
         picture = make_figure(arguments.figure, arguments.crops or [], arguments.out)
-        print(f'wrote {arguments.out} and {picture}')
+        _print_line(f'wrote {arguments.out} and {picture}')
         return 0
 
     name = options.read_options(arguments.opt, arguments.force_yml or ()).values.get('name')
@@ -174,8 +175,8 @@ def run_report(arguments: argparse.Namespace) -> int:
     for dataset, means in means_of.items():
         for metric, blurred, restored, difference in means.rows():
             scores = f'blurred {blurred}, restored {restored} ({difference})'
-            print(f'{dataset}: {metric} of {means.counted}: {scores}')
-    print(f'wrote {arguments.out}')
+            _print_line(f'{dataset}: {metric} of {means.counted}: {scores}')
+    _print_line(f'wrote {arguments.out}')
     return 0
 
 
@@ -184,7 +185,7 @@ def run_show(arguments: argparse.Namespace) -> int:
     from .train import option_schema, options
 
     file = options.read_options(arguments.opt, arguments.force_yml or ())
-    print(options.show(file))
+    _print_line(options.show(file))
     if problems := [*file.problems, *option_schema.wrong_keys(file)]:
         raise InputError('\n'.join(problems))
     return 0
@@ -200,7 +201,7 @@ def run_doctor(arguments: argparse.Namespace) -> int:
         return 1 if problems else 0
 
     text, complete = report()
-    print(text)
+    _print_line(text)
     return 0 if complete else 1
 
 
@@ -330,15 +331,15 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors='backslashreplace')  # like stderr: a terminal may lack a name's characters
     os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # else waiting threads hold up other work, and so ours
-    code = 0
     try:
-        with ignore_closed_pipe():
-            code = arguments.run(arguments)
+        return arguments.run(arguments)
     except KeyboardInterrupt:
         advice = '; go on with --skip-existing' if arguments.command == 'restore' else ''
         print_error(f'basicsr: stopped{advice}')
         return 130
     except Exception as error:
+        if isinstance(error, BrokenPipeError):
+            discard_unread()  # exits if nobody reads stderr
         if is_one_of_several():
             return exit_code_of_several(error, arguments.command, debug=arguments.debug)
         message = message_for_user(error)
@@ -349,4 +350,3 @@ def main(argv: list[str] | None = None) -> int:
         else:
             print_error(f'basicsr {arguments.command}: {message}')
         return getattr(error, 'exit_code', 2)
-    return code

@@ -21,13 +21,18 @@ def ignore_closed_pipe() -> Iterator[None]:
         if sys.stdout:  # None if it was closed from the start
             sys.stdout.flush()
     except BrokenPipeError:
-        left = [stream for stream in (sys.stdout, sys.stderr) if stream and _nobody_reads(stream)]
-        for stream in left:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        if sys.stderr in left:
-            sys.exit(128 + signal.SIGPIPE)  # the code of a process that SIGPIPE has ended
-        if not left:
+        if not discard_unread():
             raise
+
+
+def discard_unread() -> bool:
+    """Discard what goes to pipes whose readers are gone; exit if stderr is one. Return whether stdout is one."""
+    left = [stream for stream in (sys.stdout, sys.stderr) if stream and _nobody_reads(stream)]
+    for stream in left:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    if sys.stderr in left:
+        sys.exit(128 + signal.SIGPIPE)  # the code of a process that SIGPIPE has ended
+    return bool(left)
 
 
 def _nobody_reads(stream: TextIO) -> bool:
