@@ -250,10 +250,18 @@ def test_doctor_prints_versions_repairs_and_what_is_missing(capsys, monkeypatch)
     assert cli.main(['doctor']) == 0
     narrow = capsys.readouterr().out
     assert max(map(len, narrow.splitlines())) <= 80 and narrow.split() == text.split()
+    monkeypatch.setenv('COLUMNS', '5')
+    assert cli.main(['doctor']) == 0
+    assert capsys.readouterr().out.split() == text.split()
     asked = [Requirement('torch>=99'), Requirement('no-such-package'), Requirement('numpy')]
     monkeypatch.setattr('wrcan_arch.doctor.requirements', lambda: asked)
     assert cli.main(['doctor']) == 1
     assert 'Missing, unfit or unusable: torch, no-such-package\n' in capsys.readouterr().out
+
+
+def test_doctor_answers_by_its_code_where_stdout_is_closed(monkeypatch):
+    monkeypatch.setattr('sys.stdout', None)
+    assert cli.main(['doctor']) == 0
 
 
 @pytest.mark.parametrize('error', [OSError('cannot load libvips.so.42'), ImportError('no libGL.so.1')])

@@ -98,8 +98,8 @@ def _lines(rows: list[Row]) -> list[str]:
     for name, value, note in rows:
         start = f'  {name:{name_width}}  {value:{value_width}}'
         whole = f'{start}  {note}'.rstrip()
-        if sys.stdout.isatty() and len(whole) > (width := shutil.get_terminal_size().columns):
-            wrapped = textwrap.fill(note, width - 6, break_long_words=False, break_on_hyphens=False)
+        if sys.stdout and sys.stdout.isatty() and len(whole) > (width := shutil.get_terminal_size().columns):
+            wrapped = textwrap.fill(note, max(1, width - 6), break_long_words=False, break_on_hyphens=False)
             lines += [start.rstrip(), textwrap.indent(wrapped, ' ' * 6)]
         else:
             lines.append(whole)
