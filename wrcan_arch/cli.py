@@ -8,7 +8,6 @@ Exit codes:
 """
 
 import argparse
-import io
 import os
 import sys
 import traceback
@@ -19,6 +18,7 @@ from pathlib import Path
 from . import __version__
 from .ending import (
     discard_unread,
+    escape_on_stdout,
     exit_code_of_several,
     ignore_closed_pipe,
     is_one_of_several,
@@ -328,8 +328,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors='backslashreplace')  # like stderr: a terminal may lack a name's characters
+    escape_on_stdout()
     os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # else waiting threads hold up other work, and so ours
     try:
         return arguments.run(arguments)

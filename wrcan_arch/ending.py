@@ -1,5 +1,6 @@
 """How a command ends: what it reports, to whom, and with which exit code."""
 
+import io
 import json
 import os
 import select
@@ -11,6 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
+
+
+def escape_on_stdout() -> None:
+    """Have stdout escape the characters that a terminal lacks, as stderr does: names of files may hold any."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors='backslashreplace')
 
 
 @contextmanager
