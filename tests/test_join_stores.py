@@ -39,12 +39,13 @@ def test_every_pair_is_there_unchanged(prepared, run_script, tmp_path, store):
 
 
 def test_name_that_a_terminal_cannot_show_is_escaped(prepared, tmp_path, monkeypatch):
-    monkeypatch.setattr('sys.argv', ['join_stores.py', str(prepared / 'data'), '-o', str(tmp_path / '海')])
+    monkeypatch.setattr('sys.argv', ['join_stores.py', str(prepared / 'data'), '-o', str(tmp_path / '海\udcff')])
     terminal = io.TextIOWrapper(io.BytesIO(), 'ascii')
     with mock.patch('sys.stdout', terminal):
         join_stores.main()
     terminal.flush()
-    assert b'\\u6d77: 6 pairs' in terminal.buffer.getvalue()
+    assert b'\\u6d77\\udcff: 6 pairs' in terminal.buffer.getvalue()
+    assert verify_store(tmp_path / '海\udcff_blur.lmdb') == [], 'a name that is not UTF-8 is read too'
 
 
 def test_value_that_was_changed_is_not_vouched_for(prepared, run_script, tmp_path):
