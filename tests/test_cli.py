@@ -259,6 +259,14 @@ def test_doctor_prints_versions_repairs_and_what_is_missing(capsys, monkeypatch)
     assert 'Missing, unfit or unusable: torch, no-such-package\n' in capsys.readouterr().out
 
 
+def test_doctor_says_that_linux_is_needed(capsys, monkeypatch):
+    monkeypatch.setattr('wrcan_arch.doctor.requirements', list)
+    monkeypatch.setattr('platform.system', lambda: 'Windows')
+    assert cli.main(['doctor']) == 1
+    said = capsys.readouterr().out
+    assert re.search(r'system +Windows .* UNFIT: Linux is needed\n', said) and 'unfit or unusable: system\n' in said
+
+
 def test_doctor_answers_by_its_code_where_stdout_is_closed(monkeypatch):
     monkeypatch.setattr('sys.stdout', None)
     assert cli.main(['doctor']) == 0

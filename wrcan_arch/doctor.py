@@ -29,7 +29,11 @@ def requirements() -> list[Requirement]:
 
 
 def _installed() -> list[Row]:
-    rows = [('Python', platform.python_version(), '')]
+    system = platform.system()
+    rows = [
+        ('system', f'{system} {platform.machine()}', '' if system == 'Linux' else 'UNFIT: Linux is needed'),
+        ('Python', platform.python_version(), ''),
+    ]
     rows += [_row_of(each) for each in [Requirement('wrcan-arch'), *requirements()]]
     heic = _row_of(Requirement('pi-heif'))
     return [*rows, ('pi-heif', 'none', f'for HEIC: {HEIC}') if heic[1] == 'MISSING' else heic]
