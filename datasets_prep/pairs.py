@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from wrcan_arch.data.image_files import decode_image
-from wrcan_arch.ending import print_error
+from wrcan_arch.ending import escape_on_stdout, print_error
 from wrcan_arch.errors import InputError
 from wrcan_arch.files import printable
 from wrcan_arch.folders import walk
@@ -138,6 +138,7 @@ def out_name(text: str) -> Path:
 @contextmanager
 def errors_in_one_line(*, stopped: str = 'stopped') -> Iterator[None]:
     """Exit with one line: code 2 on InputError, OSError or a killed worker, 130 with the text `stopped` on Ctrl+C."""
+    escape_on_stdout()
     try:
         yield
         return

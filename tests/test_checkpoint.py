@@ -122,6 +122,13 @@ def test_damaged_files_are_named(tmp_path):
             read_file(path)
 
 
+def test_whole_file_is_not_called_damaged_for_its_name(tmp_path):
+    save_file(network_of().state_dict(), tmp_path / 'whole.safetensors')
+    whole = (tmp_path / 'whole.safetensors').rename(tmp_path / 'whole\udcff.safetensors')
+    with pytest.raises(InputError, match=r'whole\udcff.safetensors: a name that is not UTF-8; rename it'):
+        read_file(whole)
+
+
 def test_files_of_something_else_are_named(tmp_path):
     with pytest.raises(InputError, match=r'nowhere.pth: cannot be opened \(No such file'):
         load_network(tmp_path / 'nowhere.pth')

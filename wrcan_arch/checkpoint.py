@@ -22,7 +22,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from .errors import InputError
-from .files import written_whole
+from .files import is_utf8, written_whole
 from .precision import PRECISIONS
 from .weights import SHIPPED
 from .wrcan_arch import BLOCKS, WRCAN
@@ -156,6 +156,8 @@ def read_file(path: Path | str) -> dict[str, Any]:
         raise InputError(f'{path}: cannot be opened ({error.strerror})') from error
     try:
         if path.suffix == '.safetensors':
+            if not is_utf8(path):
+                raise InputError(f'{path}: a name that is not UTF-8; rename it')
             with safe_open(path, 'pt') as file:
                 metadata = {key: _value(text) for key, text in (file.metadata() or {}).items()}
                 return {'params': {name: file.get_tensor(name) for name in file.keys()}, 'metadata': metadata}

@@ -1,5 +1,6 @@
 """How a command ends: what it reports, to whom, and with which exit code."""
 
+import io
 import json
 import os
 import select
@@ -15,6 +16,12 @@ from typing import TextIO
 from .files import printable_lines
 
 
+def escape_on_stdout() -> None:
+    """Have stdout escape the characters that a terminal lacks, as stderr does: names of files may hold any."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors='backslashreplace')
+
+
 @contextmanager
 def ignore_closed_pipe() -> Iterator[None]:
     """Ignore a closed pipe on stdout, as in `basicsr show ... | head`; exit if stderr goes to a closed pipe too."""
@@ -23,13 +30,18 @@ def ignore_closed_pipe() -> Iterator[None]:
         if sys.stdout:  # None if it was closed from the start
             sys.stdout.flush()
     except BrokenPipeError:
-        left = [stream for stream in (sys.stdout, sys.stderr) if stream and _nobody_reads(stream)]
-        for stream in left:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        if sys.stderr in left:
-            sys.exit(128 + signal.SIGPIPE)  # the code of a process that SIGPIPE has ended
-        if not left:
+        if not discard_unread():
             raise
+
+
+def discard_unread() -> bool:
+    """Discard what goes to pipes whose readers are gone; exit if stderr is one. Return whether stdout is one."""
+    left = [stream for stream in (sys.stdout, sys.stderr) if stream and _nobody_reads(stream)]
+    for stream in left:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    if sys.stderr in left:
+        sys.exit(128 + signal.SIGPIPE)  # the code of a process that SIGPIPE has ended
+    return bool(left)
 
 
 def _nobody_reads(stream: TextIO) -> bool:

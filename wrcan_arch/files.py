@@ -20,6 +20,15 @@ ADVICE: dict[int | None, str] = {
 LONGEST_NAME = 255  # bytes, in most file systems
 
 
+def is_utf8(path: Path) -> bool:
+    """Whether the path's bytes are UTF-8; some libraries open no other."""
+    try:
+        os.fsencode(path).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def name_that_fits(name: str, more: str) -> str:
     """Return `name`, or its SHA-256 if `name` with `more` appended is too long for a file system."""
     fits = len(os.fsencode(name + more)) <= LONGEST_NAME

@@ -103,8 +103,8 @@ class Store:
                     )
                 raise InputError(f'{self.path}: not an LMDB data set, there is no {part}; prepare it again')
         try:
-            self._environment = lmdb.open(
-                str(self.path), readonly=True, lock=False, readahead=False, meminit=False, max_spare_txns=16
+            self._environment = lmdb.open(  # a path that is no UTF-8 is only taken as bytes
+                os.fsencode(self.path), readonly=True, lock=False, readahead=False, meminit=False, max_spare_txns=16
             )
         except lmdb.Error as error:
             raise InputError(f'{self.path}: not a readable LMDB ({error}); prepare it again') from error
