@@ -168,6 +168,26 @@ def test_sides_that_a_format_does_not_hold_are_said(ending, most):
             check_fits(Path(f'a.{ending}'), Photo(pixels=np.zeros((shape[0] + 1, shape[1] + 1, 3), np.uint8)))
 
 
+@pytest.mark.parametrize(
+    ('arrays', 'message'),
+    [
+        ({'pixels': np.zeros((4, 5, 3), np.float32)}, 'pixels must be .*, not float32'),
+        ({'pixels': np.zeros((4, 5, 3), '>u2')}, 'pixels must be .*, not >u2'),
+        ({'pixels': np.zeros((4, 5, 3), np.int16)}, 'pixels must be .*, not int16'),
+        ({'pixels': np.zeros((4, 5), np.uint8)}, r'pixels must be .*, not uint8 \(4, 5\)'),
+        ({'pixels': np.zeros((4, 5, 4), np.uint8)}, r'pixels must be .*, not uint8 \(4, 5, 4\)'),
+        ({'pixels': np.zeros((0, 5, 3), np.uint8)}, r'pixels must be .*, not uint8 \(0, 5, 3\)'),
+        ({'alpha': np.zeros((4, 5), np.uint16)}, r'alpha must be uint8 \(4, 5\), not uint16 \(4, 5\)'),
+        ({'alpha': np.zeros((5, 4), np.uint8)}, r'alpha must be uint8 \(4, 5\), not uint8 \(5, 4\)'),
+        ({'inks': np.zeros((4, 5, 3), np.uint8)}, r'inks must be uint8 \(4, 5, 4\), not uint8 \(4, 5, 3\)'),
+    ],
+)
+def test_arrays_that_are_no_photograph_are_not_written(tmp_path, arrays, message):
+    with pytest.raises(InputError, match=r'a\.png: ' + message):
+        write_photo(tmp_path / 'a.png', Photo(**{'pixels': picture(4, 5), **arrays}))
+    assert not [*tmp_path.iterdir()]
+
+
 @pytest.mark.parametrize('ending', [*LOSSLESS, '.jpg', '.bmp'])
 def test_grey_stays_grey(tmp_path, ending):
     Image.fromarray(picture(9, 11)[:, :, 0]).save(tmp_path / f'a{ending}')
