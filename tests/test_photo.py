@@ -27,6 +27,12 @@ LOSSLESS = ('.png', '.tif')
 RELATIVE = ImageCms.Intent.RELATIVE_COLORIMETRIC
 
 
+@pytest.mark.parametrize('quality', [-5, 0, 101])
+def test_quality_outside_its_range_is_an_error(tmp_path, quality):
+    with pytest.raises(InputError, match=rf'a\.jpg: quality must be 1 to 100, not {quality}'):
+        write_photo(tmp_path / 'a.jpg', Photo(pixels=picture(8, 8)), quality=quality)
+
+
 @pytest.mark.parametrize('ending', LOSSLESS)
 @pytest.mark.parametrize('shape', [(20, 30), (1, 1), (7, 1), (1, 9)])
 def test_rgb_pixels_come_back(tmp_path, ending, shape):
@@ -333,6 +339,13 @@ def test_longer_side_is_scaled_to_the_pixel(tmp_path, shape, scaled, ending):
     assert ending == '.bmp' or (sizes[0xA003], sizes[0xA002]) == scaled
     for largest in (max(shape), max(shape) + 1):
         np.testing.assert_array_equal(read_photo(tmp_path / f'a{ending}', largest=largest).pixels, whole.pixels)
+
+
+@pytest.mark.parametrize('largest', [-5, 0])
+def test_a_side_below_one_pixel_is_an_error(tmp_path, largest):
+    Image.fromarray(picture(8, 8)).save(tmp_path / 'a.png')
+    with pytest.raises(InputError, match=f'largest must be at least 1, not {largest}'):
+        read_photo(tmp_path / 'a.png', largest=largest)
 
 
 def test_colours_of_transparent_pixels_do_not_shine_through_when_scaled(tmp_path):

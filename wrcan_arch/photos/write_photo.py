@@ -167,6 +167,8 @@ def write_photo(path: Path | str, photo: Photo, *, quality: int = DEFAULT_QUALIT
     """
     path = Path(path)
     format = check_fits(path, photo)
+    if not 1 <= quality <= 100:
+        raise InputError(f'{path}: quality must be 1 to 100, not {quality}')
     is_16_bit = photo.pixels.dtype == np.uint16
     options: dict[str, dict] = {
         'jpeg': {'Q': quality},
