@@ -361,6 +361,9 @@ def test_unpaired_names_empty_and_missing_folders_are_errors(tmp_path):
     assert len(JPEGDeblurDataset({**opt, 'names': 'b*'})) == 1, 'what is not chosen needs no partner'
     with pytest.raises(InputError, match='pair: training needs dataroot_gt, the sharp frames'):
         JPEGDeblurDataset({**opt, 'phase': 'train', 'dataroot_gt': None})
+    for phase in ('train', 'val'):
+        with pytest.raises(InputError, match='pair: it needs dataroot_lq, the blurred frames'):
+            JPEGDeblurDataset({**opt, 'phase': phase, 'dataroot_lq': None})
     for ours, theirs, more in (('A', 'a', ''), ('\xe9', 'e\u0301', '; the two differ in how accents are written')):
         for role, name in (('lq', ours), ('gt', theirs)):
             shutil.rmtree(tmp_path / role)
@@ -372,6 +375,8 @@ def test_unpaired_names_empty_and_missing_folders_are_errors(tmp_path):
         JPEGDeblurDataset({**opt, 'names': 'c'})
     with pytest.raises(InputError, match="no folder '.*nowhere'"):
         JPEGDeblurDataset({**opt, 'dataroot_lq': str(tmp_path / 'nowhere')})
+    with pytest.raises(InputError, match="data set without a name: no folder '.*nowhere'"):
+        JPEGDeblurDataset({'phase': 'val', 'dataroot_lq': str(tmp_path / 'nowhere')})
 
 
 @pytest.mark.parametrize('content', [b'', b'not an image'])
