@@ -57,6 +57,14 @@ def test_another_network_runs_whole():
         restore(network, image, max_memory=1 << 30)
 
 
+def test_a_network_without_parameters_runs_where_its_buffers_are_or_on_the_cpu():
+    image = torch.rand(1, 3, 13, 18)
+    frozen = torch.jit.freeze(torch.jit.trace(torch.nn.Conv2d(3, 3, 3, padding=1).eval(), image))
+    assert not [*frozen.parameters(), *frozen.buffers()], 'its weights are constants'
+    torch.testing.assert_close(restore(frozen, image, precision='fp32'), frozen(image))
+    assert inference.device_of(torch.nn.BatchNorm2d(3, affine=False).to('meta')).type == 'meta', 'it has only buffers'
+
+
 class Doubled(WRCAN):
     def forward(self, *images):
         return 2 * WRCAN.forward(self, *images)
