@@ -457,17 +457,21 @@ def test_wrong_networks_are_clear_errors():
         restore(WRCAN(num_feat=4, num_group=1, num_block=1, num_out_ch=1), torch.rand(1, 3, 8, 8))
 
 
+@pytest.mark.parametrize('ensemble', [False, True])
 @pytest.mark.parametrize('mode', ['exact', 'local', 'chop'])
-def test_result_is_the_same_within_autocast_and_whatever_the_default_type(mode):
+def test_result_is_the_same_within_autocast_and_whatever_the_defaults(mode, ensemble):
     network, image = small_network(), torch.rand(1, 3, 21, 30)
     network.metadata = {'patch_size': 8}
-    options = {'mode': mode, 'precision': 'fp32'}
+    options = {'mode': mode, 'ensemble': ensemble, 'precision': 'fp32'}
     expected = restore(network, image, **options)
     with torch.autocast('cpu', torch.bfloat16):
         assert torch.equal(restore(network, image, **options), expected)
-    torch.set_default_dtype(torch.float64)
-    try:
+    with torch.device('meta'):
         assert torch.equal(restore(network, image, **options), expected)
+    try:
+        for dtype in (torch.float16, torch.float64):
+            torch.set_default_dtype(dtype)
+            assert torch.equal(restore(network, image, **options), expected)
     finally:
         torch.set_default_dtype(torch.float32)
 

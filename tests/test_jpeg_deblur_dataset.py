@@ -197,6 +197,23 @@ def test_plain_indices_take_pytorchs_randomness(options):
     assert torch.equal(dataset[0]['gt'], first) and not torch.equal(first, second)
 
 
+def test_items_are_the_same_whatever_the_default_device_and_type(options):
+    options['noise_prob'] = 1
+    whole_noise.cache_clear()
+    torch.manual_seed(3)
+    expected = JPEGDeblurDataset(options)[0]
+    whole_noise.cache_clear()
+    torch.manual_seed(3)
+    torch.set_default_dtype(torch.float16)
+    try:
+        with torch.device('meta'):
+            item = JPEGDeblurDataset(options)[0]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for role in ('lq', 'gt', 'gt_jpeg'):
+        assert torch.equal(item[role], expected[role])
+
+
 def test_patches_as_bytes_are_the_same_patches(options):
     for draw in range(8):
         floats, pixels = (JPEGDeblurDataset({**options, **more})[Draw(1, draw)] for more in ({}, {'as_bytes': True}))

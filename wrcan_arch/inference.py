@@ -174,7 +174,7 @@ class _Restoring:
             image_bytes = image.nbytes + result.nbytes if on_host else 0
             self._run(image, partial(_store, result), image_bytes, dtype, must_be_finite, progress)
             return
-        total = torch.zeros(image.shape, device=self.device)
+        total = torch.zeros(image.shape, dtype=torch.float32, device=self.device)
         image_bytes = total.nbytes + (image.nbytes if on_host else 0)
         for number, turn in enumerate(ALL_TURNS):
             tell = partial(_tell_of_all, progress, number, len(ALL_TURNS))

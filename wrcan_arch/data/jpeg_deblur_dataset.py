@@ -40,12 +40,13 @@ def whole_noise(sigma: float) -> np.ndarray:
     in five are 0. The pairs are quantiles of the joint distribution of two independent values. A lookup takes a tenth
     of the time of drawing normals, and at that sigma no level's probability is off by more than 5e-5.
     """
-    levels = torch.arange(-BRIGHTEST, BRIGHTEST, dtype=torch.float64)
+    levels = torch.arange(-BRIGHTEST, BRIGHTEST, dtype=torch.float64, device='cpu')
     borders = levels + (levels >= 0)  # upper end of what truncates to each level: below 0 itself, else the next
     below = torch.special.ndtr(borders / sigma)
-    likelihood = torch.cat([below, torch.ones(1)]).diff(prepend=torch.zeros(1))  # of each level
+    likelihood = torch.cat([below, below.new_ones(1)]).diff(prepend=below.new_zeros(1))  # of each level
     joint = torch.outer(likelihood, likelihood).flatten().cumsum(0)
-    pair_index = torch.searchsorted(joint, (torch.arange(NOISE_PAIRS, dtype=torch.float64) + 0.5) / NOISE_PAIRS)
+    quantiles = (torch.arange(NOISE_PAIRS, dtype=torch.float64, device='cpu') + 0.5) / NOISE_PAIRS
+    pair_index = torch.searchsorted(joint, quantiles)
     first, second = pair_index // len(likelihood), pair_index % len(likelihood)
     return (torch.stack([first, second], dim=1) - BRIGHTEST).short().numpy()
 
@@ -266,7 +267,7 @@ class JPEGDeblurDataset(Dataset):
             images = {role: stack.enter_context(self.sources[role].open(frame[role])) for role in roles}
             self._check_sizes(images, frame)
             if self.training:
-                number = index.number if isinstance(index, Draw) else int(torch.randint(2**62, ()))
+                number = index.number if isinstance(index, Draw) else int(torch.randint(2**62, (), device='cpu'))
                 rng = draw_generator(self.opt.get('manual_seed', 0), number)
                 pixels = augment(self._patches(images, frame['gt'], rng), rng, **self.augmentation)
             else:
