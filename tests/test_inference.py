@@ -161,7 +161,7 @@ def test_chop_cuts_a_frame_of_reds_once():
 )
 def test_fp32_is_not_rounded_to_tf32_on_a_gpu(monkeypatch, newer, name, tf32, exact):
     switch = SimpleNamespace(**{name: tf32})
-    monkeypatch.setattr(torch.backends, 'cudnn', SimpleNamespace(conv=switch) if newer else switch)
+    monkeypatch.setattr(torch.backends, 'cudnn', SimpleNamespace(conv=switch, allow_tf32=True) if newer else switch)
     with pytest.raises(RuntimeError), precision.exact_convolutions(torch.device('cuda')):
         assert getattr(switch, name) == exact
         raise RuntimeError
@@ -184,7 +184,7 @@ def test_a_network_runs_without_tf32(image):
 
 def test_fp32_is_exact_until_the_last_thread_has_left(monkeypatch):
     switch = SimpleNamespace(fp32_precision='tf32')
-    monkeypatch.setattr(torch.backends, 'cudnn', SimpleNamespace(conv=switch))
+    monkeypatch.setattr(torch.backends, 'cudnn', SimpleNamespace(conv=switch, allow_tf32=True))
     first, second = ExitStack(), ExitStack()
     for stack in (first, second):
         stack.enter_context(precision.exact_convolutions(torch.device('cuda')))
@@ -209,6 +209,19 @@ def test_pytorchs_own_switch_of_precision_is_put_back_as_somebody_set_it():
             assert getattr(switch, name) == chosen
     finally:
         setattr(switch, name, before)
+
+
+def test_the_older_switch_can_be_read_while_tf32_is_off():
+    """Reading `allow_tf32` raises if only the newer switch is off, and so does `flags`, which a network may use."""
+    cudnn = torch.backends.cudnn
+    assert cudnn.allow_tf32, 'as PyTorch has it by default'
+    before = [getattr(cudnn, name).fp32_precision for name in ('conv', 'rnn') if hasattr(cudnn, name)]
+    with precision.exact_convolutions(torch.device('cuda')):
+        assert not cudnn.allow_tf32
+        with cudnn.flags():
+            pass
+    assert cudnn.allow_tf32
+    assert before == [getattr(cudnn, name).fp32_precision for name in ('conv', 'rnn') if hasattr(cudnn, name)]
 
 
 def test_without_a_limit_most_of_what_is_free_is_used(monkeypatch):
