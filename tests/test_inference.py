@@ -70,6 +70,11 @@ class Doubled(WRCAN):
         return 2 * WRCAN.forward(self, *images)
 
 
+class Conv2d(torch.nn.Conv2d):
+    def forward(self, features):
+        return 2 * super().forward(features)
+
+
 def changed_network(change):
     network = small_network()
     if change == 'class':
@@ -83,6 +88,8 @@ def changed_network(change):
         block.attention = torch.nn.Sequential(block.attention)
     elif change == 'forward of a part':
         network.tail.forward = lambda features: torch.ones(1, 3, *features.shape[2:])
+    elif change == 'class of a part':
+        network.tail.__class__ = Conv2d
     elif change == 'hook':
         network.expand.register_forward_hook(lambda module, given, made: 2 * made)
     elif change == 'hook before':
@@ -91,7 +98,8 @@ def changed_network(change):
 
 
 @pytest.mark.parametrize(
-    'change', ['class', 'forward', 'forward of a part', 'padding', 'attention', 'hook', 'hook before']
+    'change',
+    ['class', 'forward', 'forward of a part', 'class of a part', 'padding', 'attention', 'hook', 'hook before'],
 )
 def test_a_changed_network_runs_whole(change):
     network, image = changed_network(change), torch.rand(1, 3, 14, 18)
