@@ -302,7 +302,8 @@ def restore(
             runs ahead of the computation.
 
     Returns:
-        The same kind, shape and type as `image`: floats neither clamped nor rounded, integers rounded and clipped.
+        The same kind, shape and type as `image`, in the processor's order of bytes: floats neither clamped nor rounded,
+        integers rounded and clipped.
     """
     request = Request(mode=mode, ensemble=ensemble, precision=precision, patch_size=patch_size, max_memory=max_memory)
     device = device_of(network)

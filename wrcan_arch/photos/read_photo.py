@@ -310,7 +310,7 @@ def read_photo(path: Path | str, *, max_pixels: int = MAX_PIXELS, largest: int |
     If `largest` is given, a photograph whose longer side has more pixels is scaled down to so many.
 
     InputError, naming the file, if it cannot be read whole or has more than `max_pixels` pixels. MemoryError if there
-    is not enough memory.
+    is not enough memory. In a fork of a process that has read one, libvips hangs: start processes by spawn.
     """
     if largest is not None and largest < 1:
         raise InputError(f'largest must be at least 1, not {largest}')
