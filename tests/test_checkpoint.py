@@ -10,6 +10,7 @@ from unittest import mock
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save as safetensors_bytes
 
 from wrcan_arch import WRCAN, InputError, checkpoint, cli, load_network
 from wrcan_arch.checkpoint import (
@@ -63,6 +64,16 @@ def test_safetensors_and_averaged_weights(tmp_path):
     write_atomically(tmp_path / 'a.pth', {'params': network.state_dict(), 'params_ema': averaged.state_dict()})
     assert_same(load_network(tmp_path / 'a.pth'), averaged)
     assert torch.equal(read_weights(tmp_path / 'a.pth', 'params')[0]['tail.bias'], network.tail.bias)
+
+
+def test_loaded_weights_stay_when_their_file_is_written_over(tmp_path):
+    network, file = network_of(), tmp_path / 'a.safetensors'
+    save_file(network.state_dict(), file)
+    loaded = load_network(file)
+    zeros = {name: torch.zeros_like(value) for name, value in network.state_dict().items()}
+    with file.open('r+b') as opened:  # as `cp` does
+        opened.write(safetensors_bytes(zeros))
+    assert_same(loaded, network)
 
 
 def test_weights_of_another_program_may_be_double_and_say_anything_of_themselves(tmp_path):

@@ -3,8 +3,11 @@
 import errno
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -164,6 +167,26 @@ def test_pillows_limit_is_put_back():
         assert Image.MAX_IMAGE_PIXELS is None
         raise ValueError
     assert Image.MAX_IMAGE_PIXELS == limit is not None
+
+
+def test_a_fork_waits_until_pillows_limit_is_put_back():
+    def lift():
+        with without_pillow_size_limit():
+            lifted.set()
+            time.sleep(0.1)
+
+    lifted = threading.Event()
+    thread = threading.Thread(target=lift)
+    thread.start()
+    assert lifted.wait(10)
+    child = os.fork()
+    if not child:
+        signal.alarm(10)
+        with without_pillow_size_limit():
+            pass
+        os._exit(Image.MAX_IMAGE_PIXELS is None)
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_paths_stay_below_a_folder():

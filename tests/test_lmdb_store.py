@@ -6,7 +6,9 @@ import os
 import re
 import shutil
 import signal
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
 import lmdb
@@ -65,6 +67,19 @@ def test_one_store_is_opened_once_and_anew_when_it_changed(tmp_path):
     write_store(path, count=2)
     assert open_store(path) is not first
     assert len(open_store(path).keys()) == 2
+
+
+def test_threads_open_one_store_once(tmp_path, monkeypatch):
+    path, plain_open = write_store(tmp_path / 'a.lmdb'), lmdb.open
+
+    def slow_open(*arguments, **options):
+        time.sleep(0.05)
+        return plain_open(*arguments, **options)
+
+    monkeypatch.setattr(lmdb, 'open', slow_open)
+    with ThreadPoolExecutor(4) as pool:
+        stores = [*pool.map(open_store, [path] * 4)]
+    assert all(store is stores[0] for store in stores)
 
 
 @pytest.mark.parametrize('method', ['fork', 'spawn'])

@@ -160,7 +160,9 @@ def read_file(path: Path | str) -> dict[str, Any]:
                 raise InputError(f'{path}: a name that is not UTF-8; rename it')
             with safe_open(path, 'pt') as file:
                 metadata = {key: _value(text) for key, text in (file.metadata() or {}).items()}
-                return {'params': {name: file.get_tensor(name) for name in file.keys()}, 'metadata': metadata}
+                # Copied: they are mapped from the file, so writing over it would change them, cutting it kill us.
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
+                return {'params': tensors, 'metadata': metadata}
         if damaged := _damaged_part(path):
             raise InputError(f'{path}: its checksum is wrong at {damaged}, it was damaged; fetch or save it again')
         return torch.load(path, map_location='cpu', weights_only=True)

@@ -30,6 +30,7 @@ import lmdb
 import numpy as np
 
 from ..errors import InputError
+from ..files import lock_of_threads
 from .image_files import images_under
 
 FORMAT = 1  # of manifest.json and of the records
@@ -220,6 +221,7 @@ class Store:
 
 Identity = tuple[int, int, int]  # process, device and inode
 _open_stores: dict[str, tuple[Identity, Store]] = {}  # by real path, and by the path that was asked for
+_opening = lock_of_threads()
 
 
 def open_store(path: Path | str) -> Store:
@@ -230,13 +232,14 @@ def open_store(path: Path | str) -> Store:
     if opened and opened[0] == identity:  # called for every frame of a training: one stat, nothing slower
         return opened[1]
     real = str(Path(path).resolve())
-    opened = _open_stores.get(real)
-    if opened and opened[0] != identity:  # inherited over a fork, or the store was replaced
-        del _open_stores[real]
-        opened[1].close()
-        opened = None
-    opened = opened or (identity, Store(path))
-    _open_stores[name] = _open_stores[real] = opened
+    with _opening:
+        opened = _open_stores.get(real)
+        if opened and opened[0] != identity:  # inherited over a fork, or the store was replaced
+            del _open_stores[real]
+            opened[1].close()
+            opened = None
+        opened = opened or (identity, Store(path))
+        _open_stores[name] = _open_stores[real] = opened
     return opened[1]
 
 
