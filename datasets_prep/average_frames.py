@@ -25,6 +25,7 @@ import pairs
 from pair_writer import PairWriter, pair_stores
 from wrcan_arch.data.image_files import is_image, key_for
 from wrcan_arch.errors import InputError
+from wrcan_arch.files import is_utf8, printable
 from wrcan_arch.folders import walk
 from wrcan_arch.progress_bar import progress_bar
 
@@ -108,10 +109,8 @@ def count_frames(video: Path) -> int:
     """Count a folder's frames, or read a video file's count from its header, which can be wrong."""
     if video.is_dir():
         return len(frame_files(video))
-    try:
-        str(video).encode()
-    except UnicodeEncodeError as error:  # such a path would kill the process in OpenCV
-        raise InputError(f'{ascii(str(video))}: a name that is not UTF-8; rename it') from error
+    if not is_utf8(video):  # would kill the process in OpenCV
+        raise InputError(f'{ascii(str(video))}: a name that is not UTF-8; rename it')
     capture = cv2.VideoCapture(str(video))
     if not capture.isOpened():
         raise InputError(f'{video}: not a readable video; leave it out or convert it')
@@ -358,7 +357,7 @@ def write_pairs(arguments: argparse.Namespace) -> None:
                     notes.append(f'{video}: {less} less than planned, since fewer frames could be read the second time')
     print(f'windows left out: {left_out_text}')
     for note in notes:
-        print(note)
+        print(printable(note))
 
 
 def main() -> None:

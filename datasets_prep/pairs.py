@@ -15,7 +15,9 @@ import cv2
 import numpy as np
 
 from wrcan_arch.data.image_files import decode_image
+from wrcan_arch.ending import escape_on_stdout, print_error
 from wrcan_arch.errors import InputError
+from wrcan_arch.files import printable
 from wrcan_arch.folders import walk
 
 FILE_ENDINGS = {'blur': '.jpg', 'sharp': '.png'}
@@ -112,7 +114,7 @@ def say_what_is_left_out(inputs: Iterable[Path], taken: Iterable[Path], advice: 
     """Print how many files of which ending lie in the folders of `inputs` and are not `taken`, and `advice`."""
     there = {here / name for entry in inputs if entry.is_dir() for here, names in walk(entry) for name in names}
     if endings := Counter(path.suffix.lower() or 'without ending' for path in there.difference(taken)):
-        listed = ', '.join(f'{count} {ending}' for ending, count in sorted(endings.items()))
+        listed = ', '.join(f'{count} {printable(ending)}' for ending, count in sorted(endings.items()))
         print(f'{counted(endings.total(), "file")} left out ({listed}); {advice}')
 
 
@@ -136,6 +138,7 @@ def out_name(text: str) -> Path:
 @contextmanager
 def errors_in_one_line(*, stopped: str = 'stopped') -> Iterator[None]:
     """Exit with one line: code 2 on InputError, OSError or a killed worker, 130 with the text `stopped` on Ctrl+C."""
+    escape_on_stdout()
     try:
         yield
         return
@@ -147,5 +150,5 @@ def errors_in_one_line(*, stopped: str = 'stopped') -> Iterator[None]:
         message, code = 'a worker was killed, perhaps because memory ran out; run it again, with fewer --workers', 2
     except KeyboardInterrupt:
         message, code = stopped, 130
-    print(f'{Path(sys.argv[0]).stem}: {message}', file=sys.stderr)
+    print_error(f'{Path(sys.argv[0]).stem}: {message}')
     sys.exit(code)

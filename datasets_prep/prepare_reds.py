@@ -25,7 +25,9 @@ import pairs
 from workers import Workers, add_workers_option, check_workers
 from wrcan_arch.data.lmdb_store import RAW_ENDING, in_own_process, open_store, stores_in, verify_store
 from wrcan_arch.data.store_writer import StoreWriter
+from wrcan_arch.ending import print_error
 from wrcan_arch.errors import InputError
+from wrcan_arch.files import printable
 from wrcan_arch.folders import walk
 from wrcan_arch.progress_bar import progress_bar
 
@@ -289,13 +291,13 @@ def verify(stores: list[Path]) -> int:
         read = partial(verify_store, progress=partial(progress_bar, unit='value', desc=path.name))
         problems = in_own_process(read, path)
         for problem in problems[:SHOWN_PROBLEMS]:
-            print(f'prepare_reds: {problem}', file=sys.stderr)
+            print_error(f'prepare_reds: {problem}')
         if problems:
             failed += 1
             count = pairs.counted(len(problems), 'problem')
-            print(f'prepare_reds: {path}: {count}; move it away and prepare it again', file=sys.stderr)
+            print_error(f'prepare_reds: {path}: {count}; move it away and prepare it again')
         else:
-            print(f'{path}: sound')
+            print(f'{printable(str(path))}: sound')
     return failed
 
 

@@ -40,7 +40,11 @@ class Workers:
         # Before the fork: a worker that ends OpenCV's threads waits for ever, since it did not inherit them.
         self._threads = cv2.getNumThreads()
         cv2.setNumThreads(1)
-        self._pool = ProcessPoolExecutor(count, initializer=_start_worker)
+        try:
+            self._pool = ProcessPoolExecutor(count, initializer=_start_worker)
+        except OSError as error:  # from its locks; it names no file
+            hint = 'processes share memory through it; enlarge it (docker run --shm-size=1g)'
+            raise InputError(f'/dev/shm: cannot be used ({error.strerror}): {hint}') from error
 
     def __enter__(self) -> 'Workers':
         return self

@@ -85,6 +85,8 @@ def test_doctor_decodes_every_file_of_folders(workplace, capfd):
             lambda: png(picture(80, 96))[:-20],
             'cannot be decoded by OpenCV, which training uses; convert it to PNG',
         ),
+        ('eps.png', lambda: by_pillow('EPS'), 'cannot be decoded (it is not an image of a known format)'),
+        ('ico.png', lambda: by_pillow('ICO'), 'cannot be decoded (it is not an image of a known format)'),
         ('large.png', lambda: png(np.zeros((13400, 13400), np.uint8)), None),
     ],
 )
@@ -98,6 +100,12 @@ def test_doctor_reads_what_training_reads_and_no_more(tmp_path, capfd, name, con
 def tiff(kind):
     file = io.BytesIO()
     tifffile.imwrite(file, np.zeros((8, 9), kind))
+    return file.getvalue()
+
+
+def by_pillow(kind):
+    file = io.BytesIO()
+    Image.new('RGB', (16, 16)).save(file, kind)
     return file.getvalue()
 
 

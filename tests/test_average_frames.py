@@ -437,9 +437,9 @@ def test_short_clips_and_pictures_beside_videos_are_no_obstacle(scenes, run, tmp
 
 def test_a_video_that_was_cut_short_is_named(scenes, run, tmp_path):
     content = (scenes / 'v0.avi').read_bytes()
-    (tmp_path / 'cut.avi').write_bytes(content[: len(content) * 2 // 3])
-    printed = run('cut.avi', '-o', 'out', '--frames', '5')
-    assert re.search(r'cut\.avi: only \d\d of 60 frames could be read', printed.out)
+    (tmp_path / 'cut\x1b[2J.avi').write_bytes(content[: len(content) * 2 // 3])
+    printed = run('.', '-o', 'out', '--frames', '5')
+    assert re.search(r'cut\\x1b\[2J\.avi: only \d\d of 60 frames could be read', printed.out)
 
 
 def test_pairs_that_the_second_reading_does_not_give_are_said_and_not_counted(run, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from unittest import mock
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from safetensors.torch import save as safetensors_bytes
 
 from wrcan_arch import WRCAN, InputError, checkpoint, cli, load_network
 from wrcan_arch.checkpoint import (
@@ -63,6 +64,16 @@ def test_safetensors_and_averaged_weights(tmp_path):
     write_atomically(tmp_path / 'a.pth', {'params': network.state_dict(), 'params_ema': averaged.state_dict()})
     assert_same(load_network(tmp_path / 'a.pth'), averaged)
     assert torch.equal(read_weights(tmp_path / 'a.pth', 'params')[0]['tail.bias'], network.tail.bias)
+
+
+def test_loaded_weights_stay_when_their_file_is_written_over(tmp_path):
+    network, file = network_of(), tmp_path / 'a.safetensors'
+    save_file(network.state_dict(), file)
+    loaded = load_network(file)
+    zeros = {name: torch.zeros_like(value) for name, value in network.state_dict().items()}
+    with file.open('r+b') as opened:  # as `cp` does
+        opened.write(safetensors_bytes(zeros))
+    assert_same(loaded, network)
 
 
 def test_weights_of_another_program_may_be_double_and_say_anything_of_themselves(tmp_path):
@@ -122,6 +133,13 @@ def test_damaged_files_are_named(tmp_path):
             read_file(path)
 
 
+def test_whole_file_is_not_called_damaged_for_its_name(tmp_path):
+    save_file(network_of().state_dict(), tmp_path / 'whole.safetensors')
+    whole = (tmp_path / 'whole.safetensors').rename(tmp_path / 'whole\udcff.safetensors')
+    with pytest.raises(InputError, match=r'whole\udcff.safetensors: a name that is not UTF-8; rename it'):
+        read_file(whole)
+
+
 def test_files_of_something_else_are_named(tmp_path):
     with pytest.raises(InputError, match=r'nowhere.pth: cannot be opened \(No such file'):
         load_network(tmp_path / 'nowhere.pth')
@@ -131,6 +149,7 @@ def test_files_of_something_else_are_named(tmp_path):
         'state.pth': ({'iter': 3, 'epoch': 1}, "holds no weights under 'params'; found iter, epoch"),
         'other.pth': ({'params': {'conv.weight': torch.zeros(1)}}, 'not the weights of a WRCAN'),
         'nested.pth': ({'params': [1, 2]}, "holds no weights under 'params'; found params"),
+        'numbered.pth': ({'params': {**tensors, 1: torch.zeros(1)}}, "holds no weights under 'params'; found params"),
         'flat.pth': ({'params': {**tensors, 'head.weight': torch.zeros(3)}}, 'not the weights of a WRCAN'),
         'odd.pth': ({'params': {**tensors, 'head.weight': torch.zeros(6, 3, 3, 3)}}, 'not the weights of a WRCAN'),
     }
@@ -148,10 +167,6 @@ def test_incomplete_and_misshapen_networks_are_named(tmp_path):
         ({**tensors, 'spare.bias': torch.zeros(3)}, 'spare.bias is left over'),
         ({**tensors, 'body_conv.bias': torch.zeros(3)}, r'body_conv.bias is \(3,\) and not \(32,\)'),
         ({**tensors, 'body_conv.bias': torch.zeros(32, dtype=torch.int8)}, 'body_conv.bias is of torch.int8'),
-        (
-            {**tensors, 'body_conv.bias': torch.zeros(32).to_sparse()},
-            'body_conv.bias is of torch.float32, torch.sparse',
-        ),
     ]
     for content, message in contents:
         write_atomically(tmp_path / 'a.pth', {'params': content})
@@ -159,6 +174,24 @@ def test_incomplete_and_misshapen_networks_are_named(tmp_path):
             with pytest.raises(InputError, match=rf'a\.pth: not a whole WRCAN: {message}'):
                 action(tmp_path / 'a.pth')
         assert not (tmp_path / 'b.safetensors').exists()
+
+
+@pytest.mark.parametrize('metadata', [{}, {'checksum': {'params': 'abc'}}])
+@pytest.mark.parametrize(
+    'tensor',
+    [
+        torch.zeros(1, dtype=torch.half).expand(4 * 10**10),  # 80 GB, in a file of 1.5 kB
+        torch.empty(32, device='meta'),
+        torch.zeros(32).to_sparse(),
+    ],
+    ids=['expanded', 'meta', 'sparse'],
+)
+def test_tensors_without_a_value_for_each_element_are_named(tmp_path, tensor, metadata):
+    tensors = {**network_of().state_dict(), 'body_conv.bias': tensor}
+    write_atomically(tmp_path / 'a.pth', {'params': tensors, 'metadata': metadata})
+    for action in (load_network, lambda path: convert(path, tmp_path / 'b.safetensors')):
+        with pytest.raises(InputError, match=r'a\.pth: body_conv\.bias is not a dense tensor with all of its values'):
+            action(tmp_path / 'a.pth')
 
 
 @pytest.mark.parametrize('block', ['wrca', 'wr'])

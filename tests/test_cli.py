@@ -2,10 +2,12 @@
 
 import dataclasses
 import io
+import json
 import os
 import re
 import subprocess
 import sys
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from unittest import mock
@@ -13,7 +15,7 @@ from unittest import mock
 import cv2
 import pytest
 import torch
-from conftest import picture
+from conftest import picture, train
 from fresh import run_python
 from packaging.requirements import Requirement
 
@@ -156,6 +158,39 @@ def test_names_that_a_terminal_cannot_show_are_escaped(tmp_path, monkeypatch, of
     assert '\\u6d77.png: not an image' in said and 'Traceback' not in said
 
 
+CLEARS = '\x1b[2J\x07'  # an escape sequence that clears a terminal, and its bell
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [
+        ['show', '-opt', 'a.yml'],
+        ['show', '-opt', 'a.yml', '--force_yml', f'name={CLEARS}'],
+        ['train', '-opt', 'a.yml'],
+        ['train', '-opt', 'a.yml', '--debug'],
+        ['convert', 'a.pth', '-o', 'b.pth'],
+        ['doctor', '--data', 'data'],
+        ['tables'],
+    ],
+)
+@pytest.mark.parametrize('several', [False, True])
+def test_a_terminal_gets_no_escape_sequence_from_a_file(tmp_path, monkeypatch, capsys, arguments, several):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, 'is_one_of_several', lambda: several)
+    monkeypatch.setenv('TORCHELASTIC_ERROR_FILE', 'torchruns.json')
+    Path('a.yml').write_text('name: "a\\e[2J"\n"\\e[2J\\a": 1\n')
+    torch.save({CLEARS: 1}, 'a.pth')
+    Path(f'data/{CLEARS}.lmdb').mkdir(parents=True)
+    result = {'metrics': {'psnr': 24.9}, 'protocol': CLEARS, 'images': 3000, 'network_g': {'type': CLEARS}}
+    Path('results/test_table2_row1').mkdir(parents=True)
+    Path('results/test_table2_row1/result_REDS_val.json').write_text(json.dumps({**result, 'weights': None}))
+    cli.main(arguments)
+    said = ''.join(capsys.readouterr())
+    if Path('torchruns.json').exists():
+        said += json.loads(Path('torchruns.json').read_text())['message']['message']
+    assert '\\x1b[2J' in said and not {'\x1b', '\x07'} & set(said)
+
+
 @pytest.mark.parametrize('flags', [[], ['--debug']])
 def test_a_defects_traceback_shows_once(monkeypatch, capsys, flags):
     monkeypatch.setattr('wrcan_arch.doctor.report', mock.Mock(side_effect=KeyError('a defect')))
@@ -187,20 +222,49 @@ def test_closed_output_gives_no_traceback(tmp_path, command, code):
     assert result.returncode == code and 'Traceback' not in result.stderr, result.stderr
 
 
+@contextmanager
+def nobody_reads_stdout(buffering):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, 'w', buffering=buffering) as stdout, mock.patch('sys.stdout', stdout):
+        yield
+
+
 @pytest.mark.parametrize('buffering', [1, -1], ids=['by line', 'by block'])
-@pytest.mark.parametrize('command', ['restore a.png b.png -o out', 'doctor --data bad'])
-def test_failures_are_reported_if_nobody_reads_stdout(tmp_path, monkeypatch, capfd, command, buffering):
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.parametrize(
+    ('command', 'code', 'said'),
+    [
+        ('restore a.png b.png -o out', 1, 'b.png: '),
+        ('doctor --data bad', 1, 'b.png: '),
+        ('show -opt train.yml --force_yml train:amp=wrong', 2, 'train:amp'),
+        ('doctor', 1, ''),
+    ],
+)
+def test_failures_are_reported_if_nobody_reads_stdout(workplace, monkeypatch, capfd, buffering, command, code, said):
+    monkeypatch.setattr('wrcan_arch.doctor.report', lambda: ('a row', False))
     Path('bad').mkdir()
     for path in ('b.png', 'bad/b.png'):
         Path(path).touch()
     cv2.imwrite('a.png', picture(8, 8))
-    read, write = os.pipe()
-    os.close(read)
-    with os.fdopen(write, 'w', buffering=buffering) as stdout:
-        monkeypatch.setattr('sys.stdout', stdout)
-        assert cli.main(command.split()) == 1
-    assert 'b.png: ' in capfd.readouterr().err
+    with nobody_reads_stdout(buffering):
+        assert cli.main(command.split()) == code
+    assert said in capfd.readouterr().err
+
+
+@pytest.mark.parametrize('buffering', [1, -1], ids=['by line', 'by block'])
+def test_pages_are_written_if_nobody_reads_stdout(tmp_path, monkeypatch, buffering):
+    monkeypatch.chdir(tmp_path)
+    with nobody_reads_stdout(buffering):
+        assert cli.main(['tables', '--html', 'tables.html', '--csv', 'tables.csv']) == 0
+    assert Path('tables.html').is_file() and Path('tables.csv').is_file()
+
+
+def test_training_goes_on_if_nobody_reads_stdout(quick, capfd):
+    """The toolbox prints before it trains."""
+    with nobody_reads_stdout(buffering=1):
+        assert train('train:total_iter=1', 'val=~') == 0
+    assert Path('experiments/small/models/net_g_latest.pth').is_file()
+    assert 'Disable distributed.' in capfd.readouterr().err
 
 
 def test_defect_is_not_hidden(monkeypatch):
@@ -220,10 +284,26 @@ def test_doctor_prints_versions_repairs_and_what_is_missing(capsys, monkeypatch)
     assert cli.main(['doctor']) == 0
     narrow = capsys.readouterr().out
     assert max(map(len, narrow.splitlines())) <= 80 and narrow.split() == text.split()
+    monkeypatch.setenv('COLUMNS', '5')
+    assert cli.main(['doctor']) == 0
+    assert capsys.readouterr().out.split() == text.split()
     asked = [Requirement('torch>=99'), Requirement('no-such-package'), Requirement('numpy')]
     monkeypatch.setattr('wrcan_arch.doctor.requirements', lambda: asked)
     assert cli.main(['doctor']) == 1
     assert 'Missing, unfit or unusable: torch, no-such-package\n' in capsys.readouterr().out
+
+
+def test_doctor_says_that_linux_is_needed(capsys, monkeypatch):
+    monkeypatch.setattr('wrcan_arch.doctor.requirements', list)
+    monkeypatch.setattr('platform.system', lambda: 'Windows')
+    assert cli.main(['doctor']) == 1
+    said = capsys.readouterr().out
+    assert re.search(r'system +Windows .* UNFIT: Linux is needed\n', said) and 'unfit or unusable: system\n' in said
+
+
+def test_doctor_answers_by_its_code_where_stdout_is_closed(monkeypatch):
+    monkeypatch.setattr('sys.stdout', None)
+    assert cli.main(['doctor']) == 0
 
 
 @pytest.mark.parametrize('error', [OSError('cannot load libvips.so.42'), ImportError('no libGL.so.1')])

@@ -1,5 +1,6 @@
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -174,6 +175,14 @@ def test_each_psnr_stands_below_its_crop(frames):
     for first in (5, 10):
         assert [left for _, (left, _) in written[first : first + 4]] == columns
         assert {top - written[first - 1][1][1] for _, (_, top) in written[first : first + 4]} == {30 + 320 + 4}
+
+
+@pytest.mark.parametrize('name', ['IMG_20260708_123456_HDR_' * 3, 'IMG\n' * 30])
+def test_name_of_a_crop_is_shown_whole(frames, name):
+    """It is longer than the row of crops is wide; the name of a file may have more than one line."""
+    (row,) = read_rows([Path('results/first')], ['000/00000000:0,0'])
+    margin = draw([replace(row, crop=f'{name}:1200,1400')])[:, -12:]
+    assert (margin == 255).all()
 
 
 def test_columns_of_the_papers_rows_are_headed_as_in_the_paper(frames):

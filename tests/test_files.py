@@ -3,8 +3,11 @@
 import errno
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -17,6 +20,7 @@ from wrcan_arch.files import (
     disk_errors_as_input_errors,
     name_that_fits,
     printable,
+    printable_lines,
     without_pillow_size_limit,
     without_root,
     write_text,
@@ -165,6 +169,26 @@ def test_pillows_limit_is_put_back():
     assert Image.MAX_IMAGE_PIXELS == limit is not None
 
 
+def test_a_fork_waits_until_pillows_limit_is_put_back():
+    def lift():
+        with without_pillow_size_limit():
+            lifted.set()
+            time.sleep(0.1)
+
+    lifted = threading.Event()
+    thread = threading.Thread(target=lift)
+    thread.start()
+    assert lifted.wait(10)
+    child = os.fork()
+    if not child:
+        signal.alarm(10)
+        with without_pillow_size_limit():
+            pass
+        os._exit(Image.MAX_IMAGE_PIXELS is None)
+    thread.join()
+    assert os.waitpid(child, 0)[1] == 0
+
+
 def test_paths_stay_below_a_folder():
     assert without_root(Path('/data/../y')) == Path('y') and without_root(Path('a/b')) == Path('a/b')
 
@@ -172,3 +196,4 @@ def test_paths_stay_below_a_folder():
 def test_names_are_printable_whatever_they_are():
     assert printable('Zoë 海.png') == 'Zoë 海.png'
     assert printable(os.fsdecode(b'latin\xe9\n\x1b[31m')) == r'latin\udce9\n\x1b[31m'
+    assert printable_lines('a\x1b[2J\r\nb\t\n') == 'a\\x1b[2J\\r\nb\\t\n'

@@ -1,5 +1,7 @@
 """Which folders are walked: links, hidden folders, unreadable ones."""
 
+import os
+import shutil
 from pathlib import Path
 from unittest import mock
 
@@ -62,3 +64,14 @@ def test_folder_that_cannot_be_read_is_an_error_or_told():
 def test_a_link_to_itself_leads_to_itself(tmp_path):
     Path('loop').symlink_to('loop')
     assert real('loop') == tmp_path / 'loop'
+
+
+def test_folder_whose_path_is_too_long_is_told_alone(tmp_path):
+    for _ in range(17):  # 4096 bytes are the most that Linux takes
+        os.mkdir('d' * 250)  # noqa: PTH102  (short paths, from folder to folder)
+        os.chdir('d' * 250)
+    os.chdir(tmp_path)
+    errors = []
+    assert found('.', on_error=errors.append)[-2:] == ['in/a/1.jpg', 'in/b/2.jpg']
+    assert [error.strerror for error in errors] == ['File name too long']
+    shutil.rmtree('d' * 250)

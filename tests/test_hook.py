@@ -1,11 +1,15 @@
 """Importing the package is fast; the toolbox is repaired and has our classes, whenever it is imported."""
 
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from fresh import run_python
+
+import wrcan_arch
 
 OPTIONS = Path(__file__).parent.parent / 'options'
 
@@ -108,6 +112,16 @@ assert sys.meta_path == finders, sys.meta_path
 def test_public_names_are_listed_before_they_are_loaded():
     result = run_python('import wrcan_arch; assert {"WRCAN", "restore", "load_network"} <= {*dir(wrcan_arch)}')
     assert result.returncode == 0, result.stderr
+
+
+def test_type_checkers_find_a_misspelt_public_name(tmp_path):
+    (tmp_path / 'copied').mkdir()
+    shutil.copy(wrcan_arch.__file__, tmp_path / 'copied')
+    (tmp_path / 'use.py').write_text('import copied\ncopied.restore\ncopied.restroe\n')
+    command = [sys.executable, '-m', 'mypy', '--cache-dir', os.devnull, 'use.py']
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120).stdout
+    found = [line for line in said.splitlines() if line.startswith('use.py')]
+    assert found == ['use.py:3: error: Module has no attribute "restroe"; maybe "restore"?  [attr-defined]'], said
 
 
 def test_the_package_keeps_its_own_loader():

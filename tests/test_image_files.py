@@ -2,6 +2,8 @@
 
 import os
 import struct
+import threading
+import warnings
 import zlib
 
 import cv2
@@ -72,9 +74,35 @@ def test_size_is_read_from_the_header(tmp_path):
     cv2.imwrite(str(tmp_path / 'a.png'), np.zeros((3, 5, 3), np.uint8))
     (tmp_path / 'b.png').write_text('no image')
     assert [size_of_image(tmp_path / name) for name in ('a.png', 'b.png', 'c.png')] == [(3, 5), (), ()]
+    Image.new('RGB', (16, 16)).save(tmp_path / 'd.png', 'ICO')  # Pillow decodes it to tell its size
+    assert size_of_image(tmp_path / 'd.png') == ()
     small = cv2.imencode('.bmp', np.zeros((3, 5, 3), np.uint8))[1].tobytes()
     (tmp_path / 'phone.bmp').write_bytes(small[:18] + struct.pack('<ii', 16320, 12240) + small[26:])
     assert size_of_image(tmp_path / 'phone.bmp') == (12240, 16320), "200 megapixels, more than Pillow's limit"
+
+
+def test_threads_leave_pillows_limit_and_the_filters_of_warnings_as_they_were(tmp_path, monkeypatch):
+    cv2.imwrite(str(tmp_path / 'a.png'), np.zeros((3, 5, 3), np.uint8))
+    before, plain_open = (Image.MAX_IMAGE_PIXELS, list(warnings.filters)), Image.open
+    opens, second_opens = threading.Event(), threading.Event()
+
+    def open_first(path, **options):
+        opens.set()
+        second_opens.wait(0.2)
+        return plain_open(path, **options)
+
+    def open_second(path, **options):
+        second_opens.set()
+        first.join()  # so that the first to come is the first to go
+        return plain_open(path, **options)
+
+    monkeypatch.setattr(Image, 'open', open_first)
+    first = threading.Thread(target=size_of_image, args=[tmp_path / 'a.png'])
+    first.start()
+    assert opens.wait(10)
+    monkeypatch.setattr(Image, 'open', open_second)
+    assert size_of_image(tmp_path / 'a.png') == (3, 5)
+    assert (Image.MAX_IMAGE_PIXELS, warnings.filters) == before
 
 
 def test_png_is_written_whole_whatever_its_name(tmp_path):

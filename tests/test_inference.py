@@ -57,9 +57,22 @@ def test_another_network_runs_whole():
         restore(network, image, max_memory=1 << 30)
 
 
+def test_a_network_without_parameters_runs_where_its_buffers_are_or_on_the_cpu():
+    image = torch.rand(1, 3, 13, 18)
+    frozen = torch.jit.freeze(torch.jit.trace(torch.nn.Conv2d(3, 3, 3, padding=1).eval(), image))
+    assert not [*frozen.parameters(), *frozen.buffers()], 'its weights are constants'
+    torch.testing.assert_close(restore(frozen, image, precision='fp32'), frozen(image))
+    assert inference.device_of(torch.nn.BatchNorm2d(3, affine=False).to('meta')).type == 'meta', 'it has only buffers'
+
+
 class Doubled(WRCAN):
     def forward(self, *images):
         return 2 * WRCAN.forward(self, *images)
+
+
+class Conv2d(torch.nn.Conv2d):
+    def forward(self, features):
+        return 2 * super().forward(features)
 
 
 def changed_network(change):
@@ -75,6 +88,8 @@ def changed_network(change):
         block.attention = torch.nn.Sequential(block.attention)
     elif change == 'forward of a part':
         network.tail.forward = lambda features: torch.ones(1, 3, *features.shape[2:])
+    elif change == 'class of a part':
+        network.tail.__class__ = Conv2d
     elif change == 'hook':
         network.expand.register_forward_hook(lambda module, given, made: 2 * made)
     elif change == 'hook before':
@@ -83,7 +98,8 @@ def changed_network(change):
 
 
 @pytest.mark.parametrize(
-    'change', ['class', 'forward', 'forward of a part', 'padding', 'attention', 'hook', 'hook before']
+    'change',
+    ['class', 'forward', 'forward of a part', 'class of a part', 'padding', 'attention', 'hook', 'hook before'],
 )
 def test_a_changed_network_runs_whole(change):
     network, image = changed_network(change), torch.rand(1, 3, 14, 18)
@@ -153,7 +169,7 @@ def test_chop_cuts_a_frame_of_reds_once():
 )
 def test_fp32_is_not_rounded_to_tf32_on_a_gpu(monkeypatch, newer, name, tf32, exact):
     switch = SimpleNamespace(**{name: tf32})
-    monkeypatch.setattr(torch.backends, 'cudnn', SimpleNamespace(conv=switch) if newer else switch)
+    monkeypatch.setattr(torch.backends, 'cudnn', SimpleNamespace(conv=switch, allow_tf32=True) if newer else switch)
     with pytest.raises(RuntimeError), precision.exact_convolutions(torch.device('cuda')):
         assert getattr(switch, name) == exact
         raise RuntimeError
@@ -176,7 +192,7 @@ def test_a_network_runs_without_tf32(image):
 
 def test_fp32_is_exact_until_the_last_thread_has_left(monkeypatch):
     switch = SimpleNamespace(fp32_precision='tf32')
-    monkeypatch.setattr(torch.backends, 'cudnn', SimpleNamespace(conv=switch))
+    monkeypatch.setattr(torch.backends, 'cudnn', SimpleNamespace(conv=switch, allow_tf32=True))
     first, second = ExitStack(), ExitStack()
     for stack in (first, second):
         stack.enter_context(precision.exact_convolutions(torch.device('cuda')))
@@ -201,6 +217,19 @@ def test_pytorchs_own_switch_of_precision_is_put_back_as_somebody_set_it():
             assert getattr(switch, name) == chosen
     finally:
         setattr(switch, name, before)
+
+
+def test_the_older_switch_can_be_read_while_tf32_is_off():
+    """Reading `allow_tf32` raises if only the newer switch is off, and so does `flags`, which a network may use."""
+    cudnn = torch.backends.cudnn
+    assert cudnn.allow_tf32, 'as PyTorch has it by default'
+    before = [getattr(cudnn, name).fp32_precision for name in ('conv', 'rnn') if hasattr(cudnn, name)]
+    with precision.exact_convolutions(torch.device('cuda')):
+        assert not cudnn.allow_tf32
+        with cudnn.flags():
+            pass
+    assert cudnn.allow_tf32
+    assert before == [getattr(cudnn, name).fp32_precision for name in ('conv', 'rnn') if hasattr(cudnn, name)]
 
 
 def test_without_a_limit_most_of_what_is_free_is_used(monkeypatch):
@@ -449,17 +478,21 @@ def test_wrong_networks_are_clear_errors():
         restore(WRCAN(num_feat=4, num_group=1, num_block=1, num_out_ch=1), torch.rand(1, 3, 8, 8))
 
 
+@pytest.mark.parametrize('ensemble', [False, True])
 @pytest.mark.parametrize('mode', ['exact', 'local', 'chop'])
-def test_result_is_the_same_within_autocast_and_whatever_the_default_type(mode):
+def test_result_is_the_same_within_autocast_and_whatever_the_defaults(mode, ensemble):
     network, image = small_network(), torch.rand(1, 3, 21, 30)
     network.metadata = {'patch_size': 8}
-    options = {'mode': mode, 'precision': 'fp32'}
+    options = {'mode': mode, 'ensemble': ensemble, 'precision': 'fp32'}
     expected = restore(network, image, **options)
     with torch.autocast('cpu', torch.bfloat16):
         assert torch.equal(restore(network, image, **options), expected)
-    torch.set_default_dtype(torch.float64)
-    try:
+    with torch.device('meta'):
         assert torch.equal(restore(network, image, **options), expected)
+    try:
+        for dtype in (torch.float16, torch.float64):
+            torch.set_default_dtype(dtype)
+            assert torch.equal(restore(network, image, **options), expected)
     finally:
         torch.set_default_dtype(torch.float32)
 

@@ -1,6 +1,8 @@
 """Joined stores: every pair, unchanged, under a name that says where it is from."""
 
+import io
 import shutil
+from unittest import mock
 
 import cv2
 import lmdb
@@ -34,6 +36,16 @@ def test_every_pair_is_there_unchanged(prepared, run_script, tmp_path, store):
                     np.testing.assert_array_equal(image, cv2.imread(str(prepared / 'data_sharp' / f'{key}.png')))
             else:
                 assert value == source.get(key)
+
+
+def test_name_that_a_terminal_cannot_show_is_escaped(prepared, tmp_path, monkeypatch):
+    monkeypatch.setattr('sys.argv', ['join_stores.py', str(prepared / 'data'), '-o', str(tmp_path / '海\udcff')])
+    terminal = io.TextIOWrapper(io.BytesIO(), 'ascii')
+    with mock.patch('sys.stdout', terminal):
+        join_stores.main()
+    terminal.flush()
+    assert b'\\u6d77\\udcff: 6 pairs' in terminal.buffer.getvalue()
+    assert verify_store(tmp_path / '海\udcff_blur.lmdb') == [], 'a name that is not UTF-8 is read too'
 
 
 def test_value_that_was_changed_is_not_vouched_for(prepared, run_script, tmp_path):

@@ -197,6 +197,23 @@ def test_plain_indices_take_pytorchs_randomness(options):
     assert torch.equal(dataset[0]['gt'], first) and not torch.equal(first, second)
 
 
+def test_items_are_the_same_whatever_the_default_device_and_type(options):
+    options['noise_prob'] = 1
+    whole_noise.cache_clear()
+    torch.manual_seed(3)
+    expected = JPEGDeblurDataset(options)[0]
+    whole_noise.cache_clear()
+    torch.manual_seed(3)
+    torch.set_default_dtype(torch.float16)
+    try:
+        with torch.device('meta'):
+            item = JPEGDeblurDataset(options)[0]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for role in ('lq', 'gt', 'gt_jpeg'):
+        assert torch.equal(item[role], expected[role])
+
+
 def test_patches_as_bytes_are_the_same_patches(options):
     for draw in range(8):
         floats, pixels = (JPEGDeblurDataset({**options, **more})[Draw(1, draw)] for more in ({}, {'as_bytes': True}))
@@ -361,6 +378,9 @@ def test_unpaired_names_empty_and_missing_folders_are_errors(tmp_path):
     assert len(JPEGDeblurDataset({**opt, 'names': 'b*'})) == 1, 'what is not chosen needs no partner'
     with pytest.raises(InputError, match='pair: training needs dataroot_gt, the sharp frames'):
         JPEGDeblurDataset({**opt, 'phase': 'train', 'dataroot_gt': None})
+    for phase in ('train', 'val'):
+        with pytest.raises(InputError, match='pair: it needs dataroot_lq, the blurred frames'):
+            JPEGDeblurDataset({**opt, 'phase': phase, 'dataroot_lq': None})
     for ours, theirs, more in (('A', 'a', ''), ('\xe9', 'e\u0301', '; the two differ in how accents are written')):
         for role, name in (('lq', ours), ('gt', theirs)):
             shutil.rmtree(tmp_path / role)
@@ -372,6 +392,8 @@ def test_unpaired_names_empty_and_missing_folders_are_errors(tmp_path):
         JPEGDeblurDataset({**opt, 'names': 'c'})
     with pytest.raises(InputError, match="no folder '.*nowhere'"):
         JPEGDeblurDataset({**opt, 'dataroot_lq': str(tmp_path / 'nowhere')})
+    with pytest.raises(InputError, match="data set without a name: no folder '.*nowhere'"):
+        JPEGDeblurDataset({'phase': 'val', 'dataroot_lq': str(tmp_path / 'nowhere')})
 
 
 @pytest.mark.parametrize('content', [b'', b'not an image'])

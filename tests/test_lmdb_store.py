@@ -3,9 +3,12 @@
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import signal
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
 import lmdb
@@ -14,7 +17,10 @@ import pytest
 from conftest import write_store
 
 from wrcan_arch import InputError
+from wrcan_arch.cli import main
 from wrcan_arch.data import lmdb_store
+from wrcan_arch.data.audit import quick_problems
+from wrcan_arch.data.jpeg_deblur_dataset import JPEGDeblurDataset
 from wrcan_arch.data.lmdb_store import open_store, verify_store
 from wrcan_arch.data.store_writer import FIRST_MAP_SIZE, StoreWriter
 
@@ -61,6 +67,19 @@ def test_one_store_is_opened_once_and_anew_when_it_changed(tmp_path):
     write_store(path, count=2)
     assert open_store(path) is not first
     assert len(open_store(path).keys()) == 2
+
+
+def test_threads_open_one_store_once(tmp_path, monkeypatch):
+    path, plain_open = write_store(tmp_path / 'a.lmdb'), lmdb.open
+
+    def slow_open(*arguments, **options):
+        time.sleep(0.05)
+        return plain_open(*arguments, **options)
+
+    monkeypatch.setattr(lmdb, 'open', slow_open)
+    with ThreadPoolExecutor(4) as pool:
+        stores = [*pool.map(open_store, [path] * 4)]
+    assert all(store is stores[0] for store in stores)
 
 
 @pytest.mark.parametrize('method', ['fork', 'spawn'])
@@ -247,3 +266,35 @@ def test_view_needs_a_raw_store_with_whole_values(raw, tmp_path):
             open_store(copy).view('a').__enter__()
     with pytest.raises(InputError, match=r"meta_info\.txt has no \(height,width,channels\) of 'c'"):
         raw[0].shape('c')
+
+
+NO_SIZE = "meta_info.txt has no (height,width,channels) of 'a'; prepare it again"
+CHANNELS = "'a' has {} channels in meta_info.txt, a raw image has 3; prepare it again"
+
+
+@pytest.mark.parametrize(
+    ('size', 'count', 'message'),
+    [
+        ('48,64,1', 48 * 64, CHANNELS.format(1)),
+        ('48,64,4', 48 * 64 * 4, CHANNELS.format(4)),
+        ('0,64,3', 0, NO_SIZE),
+        ('0,999999999999999999999,3', 0, NO_SIZE),
+        (f'{"9" * 5000},1,3', 3, NO_SIZE),
+    ],
+    ids=['grey', 'four', 'empty', 'huge', 'long'],
+)
+def test_raw_images_have_three_channels_and_a_size(tmp_path, capfd, size, count, message):
+    """Else a data set would take the planes that are not there from memory that nothing was written to."""
+    roots = {role: tmp_path / f'{role}.lmdb' for role in ('lq', 'gt')}
+    for root in roots.values():
+        with StoreWriter(root, kind='raw') as writer:
+            writer.put('a', '.raw', bytes(count), (1, 1, 3))
+        change_text(root, 'meta_info.txt', '1,1,3', size)
+        (root / 'manifest.json').unlink()
+    options = {'name': 'own', **{f'dataroot_{role}': str(root) for role, root in roots.items()}}
+    options |= {'type': 'JPEGDeblurDataset', 'io_backend': {'type': 'lmdb'}}
+    assert list(quick_problems(options, 'val')) == [f'{roots["lq"]}: {message}']
+    assert main(['doctor', '--data', str(roots['gt'])]) == 1
+    assert capfd.readouterr().err == f'{roots["gt"]}: {message}\n'
+    with pytest.raises(InputError, match=re.escape(message)):
+        JPEGDeblurDataset({**options, 'phase': 'val'})[0]

@@ -362,8 +362,10 @@ def test_all_that_cannot_be_read_are_named_at_once(run, tmp_path):
     assert lines == [f'make_blur: {named[0]}', *named[1:], 'and 3 more']
     for number in range(22):
         (tmp_path / f'{number:02d}.png').unlink()
+    (tmp_path / '22.png').rename(tmp_path / '22\x1b[2J.png')
     printed = run('.', '-o', 'out', '--grid', '9', exit_code=2)
-    assert '22.png: not a readable image' in printed.err and '--grid 9: a.png is 8 x 8, too small' in printed.err
+    expected = [r'22\x1b[2J.png: not a readable image', '--grid 9: a.png is 8 x 8, too small']
+    assert all(each in printed.err for each in expected)
 
 
 def test_a_photograph_that_must_not_be_read_is_a_fault_like_others(run, tmp_path, monkeypatch):
@@ -391,12 +393,12 @@ def test_photographs_are_counted_while_they_are_looked_at(prepared, run):
 
 def test_files_that_are_not_taken_are_told(run, tmp_path):
     (tmp_path / 'more').mkdir()
-    for name in ('a.heic', 'more/b.HEIC', 'c.avif', 'notes', '.hidden.raf'):
+    for name in ('a.heic', 'more/b.HEIC', 'c.avif', 'notes', '.hidden.raf', 'e.\x1b[2J'):
         (tmp_path / name).touch()
     cv2.imwrite(str(tmp_path / 'd.png'), np.zeros((8, 8, 3), np.uint8))
     printed = run('.', '-o', 'out', '--copies', '1')
-    expected = '4 files left out (1 .avif, 2 .heic, 1 without ending); convert those that are pictures to JPEG or PNG\n'
-    assert expected in printed.out
+    listed = r'1 .\x1b[2j, 1 .avif, 2 .heic, 1 without ending'
+    assert f'5 files left out ({listed}); convert those that are pictures to JPEG or PNG\n' in printed.out
     assert '1 pair (1 of 1 photograph)' in printed.out
 
 

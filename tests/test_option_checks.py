@@ -47,6 +47,15 @@ def test_demo_options_are_sound(demo):
     option_checks.check(options.read_options(ROOT / 'options' / 'train_wrcan_demo.yml'), 'train')
 
 
+def test_folder_whose_name_the_log_cannot_hold_is_one_problem(demo, tmp_path, monkeypatch):
+    here = tmp_path / 'a\udcff'
+    here.mkdir()
+    (here / 'datasets').symlink_to(tmp_path / 'datasets')
+    monkeypatch.chdir(here)
+    hint = 'a name that is not UTF-8, which logs cannot hold; run this in another folder'
+    assert problems_of(demo) == [f'{here}: {hint}']
+
+
 MISTAKES = [  # text, its replacement, the message
     ('model_type: WRCANModel', 'model_type: WRCANModell', "model_type: there is no 'WRCANModell'; did you mean WRCANModel?"),
     ('type: WRCAN\n', 'type: WCRAN\n', "network_g:type: there is no 'WCRAN'; did you mean WRCAN?"),

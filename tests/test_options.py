@@ -74,6 +74,12 @@ def test_overrides_set_keys_of_sections_and_are_parsed_not_run(tmp_path):
         options.read_options(path, ['name=\x07'])
 
 
+def doubled(text, times):
+    """Return an option file in which each value holds the one before it twice, as `text` says."""
+    lines = [f'a{number}: &a{number} {text.format(number - 1)}\n' for number in range(1, times)]
+    return 'a0: &a0 {}\n' + ''.join(lines)
+
+
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
@@ -83,6 +89,9 @@ def test_overrides_set_keys_of_sections_and_are_parsed_not_run(tmp_path):
         ('a: \x07\n', r'a\.yml: not readable as YAML, unacceptable character #x0007'),
         ('base: nowhere.yml\n', r'nowhere\.yml: there is no such option file \(the base of .*a\.yml'),
         ('base: a.yml\n', 'leads back to itself'),
+        (doubled('{{x: *a{0}, y: *a{0}}}', 20), r'a\.yml: not readable as YAML, it has more than 10,000 values, with'),
+        (doubled('[*a{0}, *a{0}]', 20), r'a\.yml: not readable as YAML, it has more than 10,000 values, with'),
+        (doubled('!!pairs [x: *a{0}, y: *a{0}]', 20), r'a\.yml:2: could not determine a constructor for.*pairs'),
     ],
 )
 def test_unreadable_files_say_where_and_what(tmp_path, text, message):

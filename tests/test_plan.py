@@ -1,6 +1,7 @@
 import codecs
 import io
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -251,6 +252,21 @@ def test_inputs_and_results_are_never_overwritten():
     Path('a.png').touch()
     with pytest.raises(InputError, match=r'a\.png and a\.jpg: both results would be out/a\.png; rename one, or give'):
         plan(['a.jpg', 'a.png'], out=Path('out'), format='png')
+
+
+def test_a_folder_is_known_under_another_name_that_is_no_link(monkeypatch):
+    """Such as a bind mount's, or one in other letters where the file system takes them for the same."""
+    shutil.copytree('in', 'mounted')
+    Path('b.PNG').touch()
+    stat = os.stat
+    monkeypatch.setattr(os, 'stat', lambda path, **options: stat(str(path).replace('mounted', 'in'), **options))
+    for photos in (['in/b.PNG'], ['in'], ['b.PNG', 'in']):
+        with pytest.raises(InputError, match='its result would overwrite the photograph mounted/b.PNG'):
+            plan(photos, out=Path('mounted'))
+    for taken in ('in/b.jpg', 'mounted/b.jpg'):
+        Path(taken).touch()
+    with pytest.raises(InputError, match='its result would overwrite mounted/b.jpg, which may be a photograph'):
+        plan(['in/b.PNG'], out=Path('mounted'), format='jpeg')
 
 
 def test_all_clashes_are_told_at_once():

@@ -538,14 +538,15 @@ def test_verify_finds_a_flipped_bit_and_a_changed_list(reds, tmp_path, monkeypat
 
 
 def test_verify_takes_a_folder_of_stores(reds, tmp_path, monkeypatch, capsys):
-    shutil.copytree(reds / 'stores', tmp_path / 'stores')
+    shutil.copytree(reds / 'stores', tmp_path / 'stores' / '\x1b[2J')
     assert run(monkeypatch, '--verify', tmp_path / 'stores') == 0
-    expected = sorted(f'{tmp_path}/stores/{name}.lmdb: sound' for name in SETS)
+    expected = sorted(rf'{tmp_path}/stores/\x1b[2J/{name}.lmdb: sound' for name in SETS)
     assert capsys.readouterr().out.splitlines() == expected
-    (tmp_path / 'stores' / 'val_sharp.lmdb' / 'data.mdb').unlink()
+    (tmp_path / 'stores' / '\x1b[2J' / 'val_sharp.lmdb' / 'data.mdb').unlink()
     assert run(monkeypatch, '--verify', tmp_path / 'stores') == 1
     printed = capsys.readouterr()
-    assert len(printed.out.splitlines()) == len(SETS) - 1 and 'val_sharp.lmdb: not an LMDB data set' in printed.err
+    assert len(printed.out.splitlines()) == len(SETS) - 1
+    assert all(rf'\x1b[2J/val_sharp.lmdb: {said}' in printed.err for said in ('not an LMDB data set', '1 problem'))
 
 
 @pytest.mark.parametrize('place', ['nowhere', 'tree/train', 'zips/train_sharp.zip'])

@@ -1,4 +1,5 @@
 import base64
+import html
 import json
 import os
 import re
@@ -32,11 +33,25 @@ LOG = """2026-01-01 10:00:00,000 INFO: [small..][epoch:  0, iter:       1, lr:(1
 
 def test_curves_are_what_the_logs_say_and_a_later_log_counts(tmp_path):
     (tmp_path / 'train_small_20260101_100000.log').write_text(LOG)
-    later = LOG.replace('5.0251e-01', '4.0e-01').splitlines()[1].encode() + b'\n/data/caf\xe9 is not of UTF-8'
+    later = LOG.replace('5.0251e-01', '4.0000e-01').splitlines()[1].encode() + b'\n/data/caf\xe9 is not of UTF-8'
     (tmp_path / 'train_small_20260102_100000.log').write_bytes(later)
     curves = read_curves(tmp_path)
     assert curves.losses == {'l_pix': [(1, 0.61602), (1200, 0.4)], 'l_ae': [(1, 0.04876), (1200, 0.034787)]}
     assert curves.metrics == {'PSNR': [(1200, 26.6165)], 'SSIM': [(1200, 0.8034)]}
+
+
+def test_numbers_that_a_full_disk_cut_off_do_not_count(tmp_path):
+    torn = LOG.splitlines()[1]
+    for number, length in enumerate(range(torn.index('5.0251e'), len(torn))):
+        (tmp_path / f'train_{number:02}.log').write_text(LOG.splitlines()[0] + '\n' + torn[:length])
+    losses = read_curves(tmp_path).losses
+    assert losses == {'l_pix': [(1, 0.61602), (1200, 0.50251)], 'l_ae': [(1, 0.04876)]}
+
+
+def test_losses_that_are_no_numbers_are_in_the_curves(tmp_path):
+    (tmp_path / 'train_a.log').write_text(LOG.replace('6.1602e-01', 'nan').replace('4.8760e-02', '-inf'))
+    losses = read_curves(tmp_path).losses
+    assert np.isnan(losses['l_pix'][0][1]) and losses['l_ae'][0] == (1, -np.inf)
 
 
 def test_validations_stand_at_their_own_iteration_and_set(tmp_path):
@@ -86,15 +101,38 @@ def test_folder_without_a_log_is_an_error(tmp_path):
 
 def test_losses_are_on_a_logarithmic_axis():
     drawn = plot_losses({'l_pix': [(1, 0.5), (2, 0.4)], 'l_ae': [(1, 0.001)]})
-    assert drawn.startswith('<svg') and '<!-- training loss -->' in drawn
+    assert '<figcaption>training loss</figcaption>' in drawn
     assert '<!-- $\\mathdefault{10^{-3}}$ -->' in drawn  # a label of the axis
+
+
+@pytest.mark.parametrize('broken', [float('nan'), float('inf'), float('-inf')])
+def test_losses_that_are_no_numbers_do_not_choose_the_axis(broken):
+    """min() keeps a NaN that comes first."""
+    drawn = plot_losses({'l_pix': [(1, broken), (2, 0.5), (3, 0.4)], 'l_ae': [(1, broken), (2, 0.001)]})
+    assert '<!-- $\\mathdefault{10^{-3}}$ -->' in drawn and 'PSNR' not in drawn
+    assert '<svg' in plot_losses({'l_pix': [(1, broken)]})
 
 
 def test_losses_below_zero_are_drawn_too_and_said_to_be_psnr():
     """PSNRLoss is negative; a logarithmic axis would leave it out."""
     drawn = plot_losses({'l_pix': [(1, -0.3), (2, -0.2)], 'l_ae': [(1, 0.001)]})
     assert '<!-- −0.30 -->' in drawn and '<!-- −0.20 -->' in drawn
-    assert '<!-- training loss (l_pix: -PSNR x loss_weight) -->' in drawn
+    assert '<figcaption>training loss (l_pix: -PSNR x loss_weight)</figcaption>' in drawn
+
+
+def test_labels_of_a_long_trainings_iterations_stand_apart():
+    drawn = plot('psnr', {'psnr': [(0, 20.0), (450_000, 21.0)]})
+    places = sorted(map(float, re.findall(r'<!-- \d{6} -->\s*<g transform="translate\(([\d.]+) ', drawn)))
+    digit = 6.4  # points wide; six of them, and a gap
+    assert len(places) > 1 and np.diff(places).min() > 7 * digit
+
+
+@pytest.mark.parametrize('scale', ['linear', 'log'])
+def test_labels_of_the_axes_are_the_values_themselves(scale):
+    """Without an offset such as +2.768e1 to add to each."""
+    drawn = plot('psnr', {'psnr': [(300_001, 27.6810), (300_009, 27.6812)]}, scale=scale)
+    assert '<!-- 300004 -->' in drawn and '<!-- +' not in drawn
+    assert scale == 'log' or '<!-- 27.6811' in drawn
 
 
 def mean_error(img, img2):
@@ -137,6 +175,22 @@ def test_page_shows_images_at_1_to_1_and_crops_at_2_to_1(finished_test):
         assert np.abs(found[name].astype(int) - picture(200, 240, seed)).mean() < 5, 'a JPEG'
         crop = picture(200, 240, seed)[top : top + 160, left : left + 160]
         np.testing.assert_array_equal(found[f'{name}, crop'], crop)
+
+
+@pytest.mark.parametrize(
+    ('size', 'shown'), [((90, 1300), (89, 1280)), ((1300, 90), (1280, 89)), ((1, 1300), (1, 1280))]
+)
+def test_large_images_are_shown_smaller_and_their_crops_as_they_are(finished_test, size, shown):
+    for place, path in enumerate(('blur/a.png', 'sharp/a.png', 'results/some/visualization/small/a_some.png')):
+        cv2.imwrite(path, picture(*size, place))
+    write_report(finished_test, None, Path('report.html'))
+    contents = re.findall(r'base64,([^"]*)" alt="a, sharp', Path('report.html').read_text())
+    images = [np.frombuffer(base64.b64decode(content), np.uint8) for content in contents]
+    whole, *crops = [cv2.imdecode(image, cv2.IMREAD_COLOR) for image in images]
+    assert whole.shape == (*shown, 3)
+    expected = cv2.resize(picture(*size, 1), shown[::-1], interpolation=cv2.INTER_AREA)
+    assert np.abs(whole.astype(int) - expected).mean() < 5, 'a JPEG'
+    assert all(max(crop.shape) == 160 for crop in crops) and len(crops) == 2
 
 
 def test_a_metric_of_ones_own_is_given_what_a_test_gives_it(finished_test, monkeypatch):
@@ -252,6 +306,14 @@ def test_the_tested_iteration_is_marked_in_the_curves_of_its_own_training(finish
     assert line.call_args.args == (9,)
 
 
+def test_names_of_charts_are_text_whatever_they_are():
+    """matplotlib draws boxes for the first, cuts the second off at both ends, and reads the third as mathematics."""
+    for name in ('写真', 'long ' * 30, r'$\frac$ & <i>"'):
+        drawn, escaped = plot(name, {name: [(1, 0.5)]}), html.escape(name)
+        title = f'<figure><figcaption>{escaped}</figcaption><svg role="img" aria-label="{escaped}" '
+        assert drawn.startswith(title) and drawn.endswith('</svg>\n</figure>')
+
+
 def test_names_of_metrics_are_text_and_those_of_sets_stay_as_they_are(finished_test):
     finished_test['val']['metrics'] = {'<i>': {'type': 'calculate_psnr', 'crop_border': 0}}
     Path('run').mkdir()
@@ -260,7 +322,7 @@ def test_names_of_metrics_are_text_and_those_of_sets_stay_as_they_are(finished_t
     write_report(finished_test, Path('run'), Path('report.html'))
     page = Path('report.html').read_text()
     assert '<i>' not in page.lower().replace('&lt;', '') and page.count('&lt;I&gt;') == 3
-    assert '<!-- validation PSNR (REDS_val) -->' in page
+    assert '<figcaption>validation PSNR (REDS_val)</figcaption>' in page
 
 
 def test_page_is_not_written_under_a_pictures_name(finished_test):

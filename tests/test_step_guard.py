@@ -1,5 +1,6 @@
 """Steps that are not finite leave no trace in the weights and are counted; too many end the run."""
 
+import errno
 import os
 import signal
 from copy import deepcopy
@@ -61,6 +62,20 @@ def test_the_reason_of_a_worker_is_the_last_line_of_its_traceback():
     error = RuntimeError("Caught KeyError in DataLoader worker process 0.\nTraceback:\n  ...\nKeyError: 'gt'\n")
     assert str(as_input_error(error)) == "the next batch cannot be read (KeyError: 'gt')"
     assert str(as_input_error(MemoryError(), 'image 3')) == 'image 3 cannot be read (MemoryError)'
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        OSError(errno.ENOSPC, 'No space left on device'),  # at the start, when /dev/shm has no room for a lock
+        RuntimeError('Caught RuntimeError in worker.\nunable to allocate shared memory(shm) for file </torch_1>: …'),
+        RuntimeError('worker is killed by signal: Bus error. … out of shared memory. Please try to raise your limit.'),
+    ],
+)
+def test_a_small_dev_shm_is_not_taken_for_a_full_disk(error):
+    said = str(as_input_error(error))
+    assert 'docker run --shm-size=1g' in said and 'num_worker_per_gpu' in said
+    assert '/dev/shm' not in str(as_input_error(OSError(errno.ENOSPC, 'No space left on device', 'a_cache')))
 
 
 @pytest.fixture

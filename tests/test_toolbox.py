@@ -49,6 +49,25 @@ def test_what_our_classes_need_and_do_not_find_is_said_each_time():
     assert result.stdout == 'wrcan_arch.data.draws\n' * 2
 
 
+def test_a_name_that_is_taken_in_the_toolbox_is_said_and_left_to_its_owner():
+    result = run_python(
+        'import sys, warnings, wrcan_arch.train.toolbox as t; t.make_importable(); sys.meta_path.pop(0)\n'
+        'from basicsr.utils import registry\n'
+        'theirs = type("PSNRLoss", (), {"__module__": "theirs.losses"}); registry.LOSS_REGISTRY.register(theirs)\n'
+        'del sys.modules["wrcan_arch"]\n'
+        'with warnings.catch_warnings(record=True) as caught:\n    import wrcan_arch; from wrcan_arch import restore\n'
+        'print(*(each.message for each in caught if "PSNRLoss" in str(each.message)))\n'
+        'assert registry.LOSS_REGISTRY.get("PSNRLoss") is theirs and "JPEGAutoEncoderLoss" in registry.LOSS_REGISTRY\n'
+        'assert registry.MODEL_REGISTRY.get("WRCANModel") is wrcan_arch.WRCANModel\n'
+        'assert registry.ARCH_REGISTRY.get("WRCAN") is wrcan_arch.WRCAN'
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == (
+        "BasicSR's PSNRLoss is that of theirs.losses, which registered it first; to use that of "
+        'wrcan_arch.train.psnr_loss, rename the other\n'
+    )
+
+
 def test_functional_tensor_repair_is_needed():
     repair = repair_named('functional_tensor')
     if repair not in toolbox.applied:  # this torchvision still has the module

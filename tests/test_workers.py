@@ -1,12 +1,14 @@
 """Calls shared out to processes: results in order, few of them waiting, exceptions as raised."""
 
 import argparse
+import errno
 import gc
 import multiprocessing
 import os
 import struct
 import time
 from multiprocessing.queues import SimpleQueue
+from unittest import mock
 
 import pytest
 
@@ -23,6 +25,15 @@ def refuse(number):
     if number == 3:
         raise InputError(f'{number}: refused')
     return number
+
+
+def test_a_small_dev_shm_is_not_taken_for_a_full_disk():
+    full = OSError(errno.ENOSPC, 'No space left on device')
+    with (
+        mock.patch('workers.ProcessPoolExecutor', side_effect=full),
+        pytest.raises(InputError, match=r'^/dev/shm: .*No space left on device.*--shm-size'),
+    ):
+        Workers(1)
 
 
 def test_results_are_in_order_and_only_a_few_calls_are_ahead():

@@ -100,6 +100,15 @@ def test_any_size_restores_like_the_padded_image(block, height, width):
         torch.testing.assert_close(network(image), network(padded)[:, :, :height, :width])
 
 
+@pytest.mark.parametrize('traced_at', [(8, 8), (9, 11)])
+def test_a_trace_takes_images_of_any_size(traced_at):
+    network = WRCAN(**SMALL)
+    traced = torch.jit.trace(network, torch.rand(1, 3, *traced_at))
+    for size in ((8, 8), (9, 11), (12, 7), (1, 1), (16, 20)):
+        image = torch.rand(2, 3, *size)
+        torch.testing.assert_close(traced(image), network(image))
+
+
 def test_a_trace_takes_batches_of_any_length():
     network = WRCAN(**SMALL)
     traced, exported = torch.jit.trace(network, torch.rand(1, 3, 8, 8)), torch.rand(3, 3, 8, 8)

@@ -22,7 +22,7 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from .errors import InputError
-from .files import written_whole
+from .files import is_utf8, written_whole
 from .precision import PRECISIONS
 from .weights import SHIPPED
 from .wrcan_arch import BLOCKS, WRCAN
@@ -156,9 +156,13 @@ def read_file(path: Path | str) -> dict[str, Any]:
         raise InputError(f'{path}: cannot be opened ({error.strerror})') from error
     try:
         if path.suffix == '.safetensors':
+            if not is_utf8(path):
+                raise InputError(f'{path}: a name that is not UTF-8; rename it')
             with safe_open(path, 'pt') as file:
                 metadata = {key: _value(text) for key, text in (file.metadata() or {}).items()}
-                return {'params': {name: file.get_tensor(name) for name in file.keys()}, 'metadata': metadata}
+                # Copied: they are mapped from the file, so writing over it would change them, cutting it kill us.
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}
+                return {'params': tensors, 'metadata': metadata}
         if damaged := _damaged_part(path):
             raise InputError(f'{path}: its checksum is wrong at {damaged}, it was damaged; fetch or save it again')
         return torch.load(path, map_location='cpu', weights_only=True)
@@ -199,6 +203,12 @@ def _is_of_its_type(name: str, value: Any) -> bool:
     return name not in ('patch_size', 'jpeg_quality') or all(type(each) is int and each > 0 for each in numbers)
 
 
+def _is_dense(tensor: Tensor) -> bool:
+    """Whether there is a value in memory for each element: not in an expanded tensor, which may claim any size."""
+    is_in_memory = tensor.layout == torch.strided and not tensor.is_meta
+    return is_in_memory and tensor.nbytes <= tensor.untyped_storage().nbytes()
+
+
 def read_weights(path: Path | str, key: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the tensors, by our names and floats as fp32, and the metadata (empty if the file has none).
 
@@ -221,11 +231,15 @@ def weights_in(content: Any, path: Path | str, key: str | None = None) -> tuple[
     if key == 'params_ema' and key not in content:
         key = 'params'  # as the toolbox does
     tensors = content.get(key, content)
-    is_weights = isinstance(tensors, Mapping) and all(isinstance(value, Tensor) for value in tensors.values())
+    is_weights = isinstance(tensors, Mapping) and all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in tensors.items()
+    )
     if not tensors or not is_weights:
         if 'optimizers' in content:
             raise InputError(f'{path}: a training state, not weights; give the models/net_g_….pth beside its folder')
         raise InputError(f'{path}: holds no weights under {key!r}; found {", ".join(map(str, content)) or "nothing"}')
+    if lacking := [name for name, value in tensors.items() if not _is_dense(value)]:
+        raise InputError(f'{path}: {lacking[0]} is not a dense tensor with all of its values; save it as one')
     checksums = metadata.get('checksum')
     expected = checksums.get(key) if isinstance(checksums, dict) else None
     if expected and checksum(tensors) != expected:
@@ -283,8 +297,8 @@ def network_of(tensors: Tensors, source: Path | str) -> WRCAN:
         tensor = tensors[name]
         if expected[name].shape != tensor.shape:
             problems.append(f'{name} is {tuple(tensor.shape)} and not {tuple(expected[name].shape)}')
-        elif tensor.layout != torch.strided or not tensor.is_floating_point():
-            problems.append(f'{name} is of {tensor.dtype}, {tensor.layout}, and not dense floats')
+        elif not tensor.is_floating_point():
+            problems.append(f'{name} is of {tensor.dtype} and not of floats')
     if problems:
         more = f' and {len(problems) - 5} more' if len(problems) > 5 else ''
         raise InputError(f'{source}: not a whole WRCAN: {"; ".join(problems[:5])}{more}')

@@ -8,15 +8,17 @@ Exit codes:
 """
 
 import argparse
-import io
 import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from . import __version__
 from .ending import (
+    discard_unread,
+    escape_on_stdout,
     exit_code_of_several,
     ignore_closed_pipe,
     is_one_of_several,
@@ -24,6 +26,7 @@ from .ending import (
     print_error,
     sigterm_exits,
 )
+from .files import printable, printable_lines
 
 FAILURES_REPORTED = 'told failures'  # note that a restore leaves for the processes that torchrun may start after it
 
@@ -37,13 +40,14 @@ def run_pipeline(arguments: argparse.Namespace) -> int:
     from .train import option_checks, pipelines
 
     option_checks.check(file, arguments.command, auto_resume=arguments.auto_resume)
-    pipelines.run_pipeline(
-        arguments.command,
-        file.values,
-        Path(arguments.opt).name,
-        launcher=arguments.launcher or launcher_of_environment(),
-        auto_resume=arguments.auto_resume,
-    )
+    with redirect_stdout(sys.stderr):  # where the log goes: the toolbox prints too, and `| head` must not end the run
+        pipelines.run_pipeline(
+            arguments.command,
+            file.values,
+            Path(arguments.opt).name,
+            launcher=arguments.launcher or launcher_of_environment(),
+            auto_resume=arguments.auto_resume,
+        )
     return 0
 
 
@@ -68,7 +72,6 @@ def run_restore(arguments: argparse.Namespace) -> int:
 
     from .checkpoint import load_network
     from .convolution import set_channels_last
-    from .files import printable
     from .inference import Request
     from .photos.bulk_restore import Options, restore_photos
     from .photos.comparison import PAGE
@@ -93,7 +96,7 @@ def run_restore(arguments: argparse.Namespace) -> int:
         return 0
     summary.failures += unreadable
     for failure in summary.failures:
-        print_error(printable(failure))
+        print_error(printable(failure))  # here a newline is part of a name
     if summary.failures:
         team.note_for_restarts(FAILURES_REPORTED)
     with ignore_closed_pipe():
@@ -131,7 +134,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
         arguments.weights, arguments.out, official=arguments.to == 'official', key=arguments.key, dtype=arguments.dtype
     )
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    print(f'wrote {arguments.out}: {network.config}, {parameters:,} parameters')
+    _print(f'wrote {arguments.out}: {network.config}, {parameters:,} parameters')
     return 0
 
 
@@ -143,11 +146,11 @@ def run_tables(arguments: argparse.Namespace) -> int:
     if arguments.results and not arguments.results.is_dir():
         raise InputError(f'{arguments.results}: there is no such folder; basicsr test writes results/NAME')
     compared = compare(arguments.results or Path('results'))
-    print(as_text(compared))
+    _print(as_text(compared))
     for path, render in ((arguments.html, as_html), (arguments.csv, as_csv)):
         if path is not None:
             write_text(path, render(compared))
-            print(f'wrote {path}')
+            _print(f'wrote {path}')
     return 0
 
 
@@ -164,7 +167,7 @@ def run_report(arguments: argparse.Namespace) -> int:
         raise InputError('--experiment and --force_yml are for -opt')
     if arguments.figure:
         picture = make_figure(arguments.figure, arguments.crops or [], arguments.out)
-        print(f'wrote {arguments.out} and {picture}')
+        _print(f'wrote {arguments.out} and {picture}')
         return 0
 
     name = options.read_options(arguments.opt, arguments.force_yml or ()).values.get('name')
@@ -172,8 +175,8 @@ def run_report(arguments: argparse.Namespace) -> int:
     for dataset, means in means_of.items():
         for metric, blurred, restored, difference in means.rows():
             scores = f'blurred {blurred}, restored {restored} ({difference})'
-            print(f'{dataset}: {metric} of {means.counted}: {scores}')
-    print(f'wrote {arguments.out}')
+            _print(f'{dataset}: {metric} of {means.counted}: {scores}')
+    _print(f'wrote {arguments.out}')
     return 0
 
 
@@ -182,7 +185,7 @@ def run_show(arguments: argparse.Namespace) -> int:
     from .train import option_schema, options
 
     file = options.read_options(arguments.opt, arguments.force_yml or ())
-    print(options.show(file))
+    _print(options.show(file))
     if problems := [*file.problems, *option_schema.wrong_keys(file)]:
         raise InputError('\n'.join(problems))
     return 0
@@ -192,19 +195,20 @@ def run_doctor(arguments: argparse.Namespace) -> int:
     from .doctor import examine_data, report
 
     if arguments.data:
-        problems = examine_data(arguments.data, found=_print_line)
+        problems = examine_data(arguments.data, found=_print)
         for problem in problems:
-            print(problem, file=sys.stderr)
+            print_error(problem)
         return 1 if problems else 0
 
     text, complete = report()
-    print(text)
+    _print(text)
     return 0 if complete else 1
 
 
-def _print_line(text: str) -> None:
+def _print(text: str) -> None:
+    """Print to whoever still reads it. The texts of others' files lose their escape sequences: terminals obey them."""
     with ignore_closed_pipe():
-        print(text)
+        print(printable_lines(text))
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -325,26 +329,24 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors='backslashreplace')  # like stderr: a terminal may lack a name's characters
+    escape_on_stdout()
     os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # else waiting threads hold up other work, and so ours
-    code = 0
     try:
-        with ignore_closed_pipe():
-            code = arguments.run(arguments)
+        return arguments.run(arguments)
     except KeyboardInterrupt:
         advice = '; go on with --skip-existing' if arguments.command == 'restore' else ''
         print_error(f'basicsr: stopped{advice}')
         return 130
     except Exception as error:
+        if isinstance(error, BrokenPipeError):
+            discard_unread()  # exits if nobody reads stderr
         if is_one_of_several():
             return exit_code_of_several(error, arguments.command, debug=arguments.debug)
         message = message_for_user(error)
         if message is None:
             raise
         if arguments.debug:
-            traceback.print_exc()
+            print_error(traceback.format_exc().rstrip())
         else:
             print_error(f'basicsr {arguments.command}: {message}')
         return getattr(error, 'exit_code', 2)
-    return code

@@ -29,7 +29,11 @@ def requirements() -> list[Requirement]:
 
 
 def _installed() -> list[Row]:
-    rows = [('Python', platform.python_version(), '')]
+    system = platform.system()
+    rows = [
+        ('system', f'{system} {platform.machine()}', '' if system == 'Linux' else 'UNFIT: Linux is needed'),
+        ('Python', platform.python_version(), ''),
+    ]
     rows += [_row_of(each) for each in [Requirement('wrcan-arch'), *requirements()]]
     heic = _row_of(Requirement('pi-heif'))
     return [*rows, ('pi-heif', 'none', f'for HEIC: {HEIC}') if heic[1] == 'MISSING' else heic]
@@ -98,8 +102,8 @@ def _lines(rows: list[Row]) -> list[str]:
     for name, value, note in rows:
         start = f'  {name:{name_width}}  {value:{value_width}}'
         whole = f'{start}  {note}'.rstrip()
-        if sys.stdout.isatty() and len(whole) > (width := shutil.get_terminal_size().columns):
-            wrapped = textwrap.fill(note, width - 6, break_long_words=False, break_on_hyphens=False)
+        if sys.stdout and sys.stdout.isatty() and len(whole) > (width := shutil.get_terminal_size().columns):
+            wrapped = textwrap.fill(note, max(1, width - 6), break_long_words=False, break_on_hyphens=False)
             lines += [start.rstrip(), textwrap.indent(wrapped, ' ' * 6)]
         else:
             lines.append(whole)

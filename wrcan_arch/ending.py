@@ -1,5 +1,6 @@
 """How a command ends: what it reports, to whom, and with which exit code."""
 
+import io
 import json
 import os
 import select
@@ -12,6 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from .files import printable_lines
+
+
+def escape_on_stdout() -> None:
+    """Have stdout escape the characters that a terminal lacks, as stderr does: names of files may hold any."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors='backslashreplace')
+
 
 @contextmanager
 def ignore_closed_pipe() -> Iterator[None]:
@@ -21,13 +30,18 @@ def ignore_closed_pipe() -> Iterator[None]:
         if sys.stdout:  # None if it was closed from the start
             sys.stdout.flush()
     except BrokenPipeError:
-        left = [stream for stream in (sys.stdout, sys.stderr) if stream and _nobody_reads(stream)]
-        for stream in left:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-        if sys.stderr in left:
-            sys.exit(128 + signal.SIGPIPE)  # the code of a process that SIGPIPE has ended
-        if not left:
+        if not discard_unread():
             raise
+
+
+def discard_unread() -> bool:
+    """Discard what goes to pipes whose readers are gone; exit if stderr is one. Return whether stdout is one."""
+    left = [stream for stream in (sys.stdout, sys.stderr) if stream and _nobody_reads(stream)]
+    for stream in left:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    if sys.stderr in left:
+        sys.exit(128 + signal.SIGPIPE)  # the code of a process that SIGPIPE has ended
+    return bool(left)
 
 
 def _nobody_reads(stream: TextIO) -> bool:
@@ -47,11 +61,11 @@ def sigterm_exits() -> Iterator[None]:
 
 
 def print_error(text: str) -> None:
-    """Print to stderr if it is still open; the exit code must not depend on whether it is."""
+    """Print printable lines to stderr if it is still open; the exit code must not depend on whether it is."""
     if sys.stderr is None:  # print(file=None) would use stdout
         return
     try:
-        print(text, file=sys.stderr)
+        print(printable_lines(text), file=sys.stderr)
     except OSError:  # the reader is gone: a terminal, or a tee that Ctrl+C has ended too
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
@@ -73,7 +87,7 @@ def exit_code_of_several(error: Exception, command: str, *, debug: bool) -> int:
         tells = True
     message = message_for_user(error)
     if tells:
-        line = f'basicsr {command}: {message or repr(error)}'
+        line = printable_lines(f'basicsr {command}: {message or repr(error)}')
         print_error(''.join(traceback.format_exception(error)) if message is None or debug else line)
         _name_to_torchrun(line)
     return getattr(error, 'exit_code', 2 if message else 1)

@@ -4,10 +4,11 @@ import errno
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryFile
+from threading import RLock
 from typing import BinaryIO
 
 from .errors import InputError
@@ -18,6 +19,15 @@ ADVICE: dict[int | None, str] = {
     errno.ENAMETOOLONG: 'give it a shorter name',
 }
 LONGEST_NAME = 255  # bytes, in most file systems
+
+
+def is_utf8(path: Path) -> bool:
+    """Whether the path's bytes are UTF-8; some libraries open no other."""
+    try:
+        os.fsencode(path).decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def name_that_fits(name: str, more: str) -> str:
@@ -137,16 +147,30 @@ def check_writable(folder: Path) -> None:
             pass
 
 
+def lock_of_threads() -> AbstractContextManager[bool]:
+    """A lock that is free in a forked process: the fork waits for another thread that holds it."""
+    lock = RLock()
+    os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
+    return lock
+
+
+_pillow_limit = lock_of_threads()
+
+
 @contextmanager
 def without_pillow_size_limit() -> Iterator[None]:
-    """Lift Pillow's own limit on pixels, for callers that check the size themselves or read only the header."""
+    """Lift Pillow's own limit on pixels, for callers that check the size themselves or read only the header.
+
+    All threads share that limit, so they enter one at a time.
+    """
     from PIL import Image
 
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-    try:
-        yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+    with _pillow_limit:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
 
 def without_root(path: Path) -> Path:
@@ -158,3 +182,8 @@ def without_root(path: Path) -> Path:
 def printable(name: str) -> str:
     """Return `name` for one line of any terminal: what cannot be printed, such as bytes not in UTF-8, is escaped."""
     return ''.join(c if c.isprintable() else c.encode('unicode_escape', 'surrogatepass').decode() for c in name)
+
+
+def printable_lines(text: str) -> str:
+    """Return `text` as `printable` does, but keep its newlines."""
+    return '\n'.join(map(printable, text.split('\n')))

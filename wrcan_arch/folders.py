@@ -33,7 +33,8 @@ def walk(
         found = real(path)
         if path.name[0] == '.' or found in left_out:
             return False
-        if path.is_symlink() and not {top, *avoid}.isdisjoint(found.parents):
+        is_link = os.path.islink(path)  # noqa: PTH114  (Path's raises for a path that is too long)
+        if is_link and not {top, *avoid}.isdisjoint(found.parents):
             return False
         left_out.add(found)
         return True

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
+from itertools import chain, product
 from numbers import Integral
 from typing import NamedTuple, TypeVar
 
@@ -126,6 +126,11 @@ def window_of(network: nn.Module, mode: str, patch_size: int | None) -> int | No
     return max(1, patch_size // SIZE_MULTIPLE)
 
 
+def device_of(network: nn.Module) -> torch.device:
+    """Where the first of a network's parameters and buffers is; the CPU if it has none, like frozen TorchScript."""
+    return next((each.device for each in chain(network.parameters(), network.buffers())), torch.device('cpu'))
+
+
 class _NotFinite(Exception):
     """The result contains a NaN or an infinity."""
 
@@ -158,7 +163,7 @@ class _Restoring:
         if request.max_memory is not None and not self.in_strips:
             name = type(network).__name__
             raise InputError(f'max_memory needs a WRCAN without changed parts or hooks; this {name} takes whole images')
-        self.device = next(network.parameters()).device
+        self.device = device_of(network)
         self.requested_dtype = autocast_dtype(request.precision, self.device)
 
     def __call__(self, image: np.ndarray, result: np.ndarray, dtype: torch.dtype, progress: Tell) -> None:
@@ -169,7 +174,7 @@ class _Restoring:
             image_bytes = image.nbytes + result.nbytes if on_host else 0
             self._run(image, partial(_store, result), image_bytes, dtype, must_be_finite, progress)
             return
-        total = torch.zeros(image.shape, device=self.device)
+        total = torch.zeros(image.shape, dtype=torch.float32, device=self.device)
         image_bytes = total.nbytes + (image.nbytes if on_host else 0)
         for number, turn in enumerate(ALL_TURNS):
             tell = partial(_tell_of_all, progress, number, len(ALL_TURNS))
@@ -278,7 +283,8 @@ def restore(
 
     Args:
         network: a WRCAN with float32 weights, on the device to run on. In mode 'exact' another network, or a WRCAN
-            that was modified (parts changed or wrapped, hooks, its own forward), runs on the whole image at once.
+            that was modified (parts changed or wrapped, hooks, its own forward), runs on the whole image at once. One
+            without parameters and buffers, such as frozen TorchScript, runs on the CPU.
         image: RGB, a float tensor (B, 3, H, W) in [0, 1]; or an array (H, W, 3), uint8, uint16, or float in [0, 1].
             For another network the channels are that network's, whatever their number.
         mode: 'exact', the network's function of the whole image, in strips; 'local', its attention pooled over a window
@@ -296,10 +302,11 @@ def restore(
             runs ahead of the computation.
 
     Returns:
-        The same kind, shape and type as `image`: floats neither clamped nor rounded, integers rounded and clipped.
+        The same kind, shape and type as `image`, in the processor's order of bytes: floats neither clamped nor rounded,
+        integers rounded and clipped.
     """
     request = Request(mode=mode, ensemble=ensemble, precision=precision, patch_size=patch_size, max_memory=max_memory)
-    device = next(network.parameters()).device
+    device = device_of(network)
     for name, weight in network.named_parameters():
         if weight.dtype != torch.float32 or weight.device != device or weight.is_meta:
             raise InputError(

@@ -34,29 +34,38 @@ class _ExactConvolutions:
     """Switch TF32 off. All threads share PyTorch's switch: the first to enter sets it, the last to leave resets it."""
 
     def __init__(self) -> None:
-        self.lock, self.inside, self.before = Lock(), 0, None
+        self.lock, self.inside = Lock(), 0
+        self.before: list[tuple[Any, str, Any]] = []
 
     @staticmethod
-    def switch() -> tuple[Any, str, Any]:
-        """The object and the name of its attribute that control TF32, and the value that switches it off."""
+    def switches() -> list[tuple[Any, str, Any]]:
+        """The objects and the names of their attributes that control TF32, and the values that switch it off."""
         cudnn = torch.backends.cudnn
-        conv = getattr(cudnn, 'conv', None)  # newer; once it has been set, reading the older switch fails
-        return (conv, 'fp32_precision', 'ieee') if conv else (cudnn, 'allow_tf32', False)
+        older, conv = (cudnn, 'allow_tf32', False), getattr(cudnn, 'conv', None)
+        if conv is None:
+            return [older]
+        newer = (conv, 'fp32_precision', 'ieee')
+        try:
+            # Both: after the newer alone, whoever reads the older one gets an error, as in cudnn.flags().
+            return [older, newer] if cudnn.allow_tf32 else [newer]
+        except RuntimeError:  # somebody else has set the newer alone
+            return [newer]
 
     def __enter__(self) -> None:
-        switch, name, exact = self.switch()
         with self.lock:
             self.inside += 1
             if self.inside == 1:
-                self.before = getattr(switch, name)
-                setattr(switch, name, exact)
+                switches = self.switches()
+                self.before = [(switch, name, getattr(switch, name)) for switch, name, _ in switches]
+                for each in switches:
+                    setattr(*each)
 
     def __exit__(self, *_: object) -> None:
-        switch, name, _exact = self.switch()
         with self.lock:
             self.inside -= 1
             if self.inside == 0:
-                setattr(switch, name, self.before)
+                for each in self.before:
+                    setattr(*each)
 
 
 _exact_convolutions = _ExactConvolutions()

@@ -41,13 +41,19 @@ def is_as_built(network: nn.Module) -> TypeGuard[WRCAN]:
         return False
     hooked = any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
     hooked = hooked or nn.modules.module._has_any_global_hook()
-    return not hooked and [repr(part) for part in network.children()] == _parts(**network.config)
+    return not hooked and _parts(network) == _parts_as_built(**network.config)
+
+
+def _parts(network: WRCAN) -> list[tuple[str, type, str]]:
+    """Name, class and settings of each part; its repr would show the class's name only."""
+    modules = network.named_modules(remove_duplicate=False)
+    return [(name, type(module), module.extra_repr()) for name, module in modules]
 
 
 @cache
-def _parts(**config: Any) -> list[str]:
+def _parts_as_built(**config: Any) -> list[tuple[str, type, str]]:
     with torch.device('meta'):
-        return [repr(part) for part in WRCAN(**config).children()]
+        return _parts(WRCAN(**config))
 
 
 class RowBuffer:

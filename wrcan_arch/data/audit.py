@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 from ..errors import InputError
 from ..files import without_pillow_size_limit
 from .frame_names import is_submitted, number_of
-from .image_files import decode_image, images_under
+from .image_files import FORMATS, decode_image, images_under
 from .jpeg_deblur_dataset import JPEGDeblurDataset, error_in, sources_of
 from .lmdb_store import in_own_process, open_store, verify_store
 
@@ -182,7 +182,7 @@ def _read_all(root: Path | str) -> list[str]:
 def _image_fault(value: bytes, shape: tuple[int, int, int] | None = None) -> str | None:
     """Return what is wrong with an image file, or None. A file whose size differs from `shape` is not decoded."""
     try:
-        with without_pillow_size_limit(), Image.open(io.BytesIO(value)) as image:
+        with without_pillow_size_limit(), Image.open(io.BytesIO(value), formats=FORMATS) as image:
             if shape and image.size != (shape[1], shape[0]):
                 return f'is {image.size[0]} x {image.size[1]}, meta_info.txt says {_text(shape)}'
             if math.prod(image.size) > MOST_PIXELS:

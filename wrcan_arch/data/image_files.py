@@ -15,6 +15,7 @@ from ..files import disk_errors_as_input_errors, without_pillow_size_limit, writ
 from ..folders import walk
 
 IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
+FORMATS = ('JPEG', 'PNG', 'BMP', 'TIFF', 'WEBP')  # else Pillow would run Ghostscript on an EPS named .png
 
 
 def is_image(path: Path) -> bool:
@@ -34,9 +35,9 @@ def images_under(folder: Path) -> list[Path]:
 def size_of_image(path: Path | str) -> tuple[int, ...]:
     """Return (H, W) of the upright image from the file's header; () if Pillow cannot open it."""
     try:
-        with warnings.catch_warnings(), without_pillow_size_limit():
+        with without_pillow_size_limit(), warnings.catch_warnings():  # in this order: threads share the filters too
             warnings.simplefilter('ignore')  # other faults are reported when it is decoded
-            with Image.open(path) as image:
+            with Image.open(path, formats=FORMATS) as image:
                 exif = image.getexif() if 'exif' in image.info else {}  # else Pillow decodes a PNG to look for it
                 return image.size if exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8) else image.size[::-1]
     except (OSError, SyntaxError, ValueError):

@@ -40,12 +40,13 @@ def whole_noise(sigma: float) -> np.ndarray:
     in five are 0. The pairs are quantiles of the joint distribution of two independent values. A lookup takes a tenth
     of the time of drawing normals, and at that sigma no level's probability is off by more than 5e-5.
     """
-    levels = torch.arange(-BRIGHTEST, BRIGHTEST, dtype=torch.float64)
+    levels = torch.arange(-BRIGHTEST, BRIGHTEST, dtype=torch.float64, device='cpu')
     borders = levels + (levels >= 0)  # upper end of what truncates to each level: below 0 itself, else the next
     below = torch.special.ndtr(borders / sigma)
-    likelihood = torch.cat([below, torch.ones(1)]).diff(prepend=torch.zeros(1))  # of each level
+    likelihood = torch.cat([below, below.new_ones(1)]).diff(prepend=below.new_zeros(1))  # of each level
     joint = torch.outer(likelihood, likelihood).flatten().cumsum(0)
-    pair_index = torch.searchsorted(joint, (torch.arange(NOISE_PAIRS, dtype=torch.float64) + 0.5) / NOISE_PAIRS)
+    quantiles = (torch.arange(NOISE_PAIRS, dtype=torch.float64, device='cpu') + 0.5) / NOISE_PAIRS
+    pair_index = torch.searchsorted(joint, quantiles)
     first, second = pair_index // len(likelihood), pair_index % len(likelihood)
     return (torch.stack([first, second], dim=1) - BRIGHTEST).short().numpy()
 
@@ -113,7 +114,7 @@ AUGMENTATIONS = [name for name in inspect.signature(augment).parameters if name.
 
 
 def error_in(opt: Mapping[str, Any], text: str) -> InputError:
-    return InputError(f'data set {opt["name"]}: {text}')
+    return InputError(f'data set {opt.get("name", "without a name")}: {text}')
 
 
 class FrameSource:
@@ -197,6 +198,8 @@ class JPEGDeblurDataset(Dataset):
         self.jpeg_quality = opt.get('jpeg_quality')
         self.sources = sources_of(opt)
         self.guide = 'gt' if 'gt' in self.sources else 'lq'  # the other roles must have its names and sizes
+        if 'lq' not in self.sources:
+            raise error_in(opt, 'it needs dataroot_lq, the blurred frames')
         if self.training and self.guide == 'lq':
             raise error_in(opt, 'training needs dataroot_gt, the sharp frames')
         names = {role: self._names(source) for role, source in self.sources.items()}
@@ -242,16 +245,17 @@ class JPEGDeblurDataset(Dataset):
 
     def likely_mistakes(self) -> Iterator[str]:
         """Yield likely mistakes, seen in the first pair: blurred and sharp swapped, quality unlike the options'."""
-        name, first = self.opt['name'], self.frames[0]
+        first = self.frames[0]
         contents = {role: self.sources[role].content(first[role]) for role in ('lq', 'gt') if role in first}
         is_jpeg = {role: content.startswith(START_OF_JPEG) for role, content in contents.items()}
         if is_jpeg.get('gt') and not is_jpeg['lq']:
-            yield f'data set {name}: the sharp frames are JPEG, the blurred ones are not; are the two swapped?'
+            yield str(error_in(self.opt, 'the sharp frames are JPEG, the blurred ones are not; are the two swapped?'))
         option = 'blurred_quality' if self.opt.get('blurred_quality') else 'jpeg_quality'
         given = self.opt.get(option)
         found = estimate_quality(BytesIO(contents['lq'])) if is_jpeg['lq'] else None
         if given and found and is_far(found, given):
-            yield f"data set {name}: the blurred '{first['key']}' has JPEG quality {found}, but {option} says {given}"
+            text = f"the blurred '{first['key']}' has JPEG quality {found}, but {option} says {given}"
+            yield str(error_in(self.opt, text))
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -263,7 +267,7 @@ class JPEGDeblurDataset(Dataset):
             images = {role: stack.enter_context(self.sources[role].open(frame[role])) for role in roles}
             self._check_sizes(images, frame)
             if self.training:
-                number = index.number if isinstance(index, Draw) else int(torch.randint(2**62, ()))
+                number = index.number if isinstance(index, Draw) else int(torch.randint(2**62, (), device='cpu'))
                 rng = draw_generator(self.opt.get('manual_seed', 0), number)
                 pixels = augment(self._patches(images, frame['gt'], rng), rng, **self.augmentation)
             else:

@@ -30,6 +30,7 @@ import lmdb
 import numpy as np
 
 from ..errors import InputError
+from ..files import lock_of_threads
 from .image_files import images_under
 
 FORMAT = 1  # of manifest.json and of the records
@@ -103,8 +104,8 @@ class Store:
                     )
                 raise InputError(f'{self.path}: not an LMDB data set, there is no {part}; prepare it again')
         try:
-            self._environment = lmdb.open(
-                str(self.path), readonly=True, lock=False, readahead=False, meminit=False, max_spare_txns=16
+            self._environment = lmdb.open(  # a path that is no UTF-8 is only taken as bytes
+                os.fsencode(self.path), readonly=True, lock=False, readahead=False, meminit=False, max_spare_txns=16
             )
         except lmdb.Error as error:
             raise InputError(f'{self.path}: not a readable LMDB ({error}); prepare it again') from error
@@ -131,11 +132,15 @@ class Store:
         return sorted(self._meta_info)
 
     def shape(self, key: str) -> tuple[int, int, int]:
-        """Return (H, W, C) of the image under `key`, from meta_info."""
-        found = re.search(r' \((\d+),(\d+),(\d+)\)', self._meta_info.get(key, '').removeprefix(key))
+        """Return (H, W, C) of the image under `key`, from meta_info; C is 3 if it is raw."""
+        found = re.search(r' \(([1-9]\d{0,8}),([1-9]\d{0,8}),([1-9])\)', self._meta_info.get(key, '').removeprefix(key))
         if not found:
             raise InputError(f"{self.path}: meta_info.txt has no (height,width,channels) of '{key}'; prepare it again")
         height, width, channels = map(int, found.groups())
+        if channels != 3 and self.kind == 'raw':
+            raise InputError(
+                f"{self.path}: '{key}' has {channels} channels in meta_info.txt, a raw image has 3; prepare it again"
+            )
         return height, width, channels
 
     def ending(self, key: str) -> str:
@@ -216,6 +221,7 @@ class Store:
 
 Identity = tuple[int, int, int]  # process, device and inode
 _open_stores: dict[str, tuple[Identity, Store]] = {}  # by real path, and by the path that was asked for
+_opening = lock_of_threads()
 
 
 def open_store(path: Path | str) -> Store:
@@ -226,13 +232,14 @@ def open_store(path: Path | str) -> Store:
     if opened and opened[0] == identity:  # called for every frame of a training: one stat, nothing slower
         return opened[1]
     real = str(Path(path).resolve())
-    opened = _open_stores.get(real)
-    if opened and opened[0] != identity:  # inherited over a fork, or the store was replaced
-        del _open_stores[real]
-        opened[1].close()
-        opened = None
-    opened = opened or (identity, Store(path))
-    _open_stores[name] = _open_stores[real] = opened
+    with _opening:
+        opened = _open_stores.get(real)
+        if opened and opened[0] != identity:  # inherited over a fork, or the store was replaced
+            del _open_stores[real]
+            opened[1].close()
+            opened = None
+        opened = opened or (identity, Store(path))
+        _open_stores[name] = _open_stores[real] = opened
     return opened[1]
 
 

@@ -104,7 +104,7 @@ class StoreWriter:
                 for left in self._partial.iterdir():
                     if left.name != LOCK:
                         left.unlink()
-                self._environment = lmdb.open(str(self._partial), map_size=FIRST_MAP_SIZE, max_dbs=1)
+                self._environment = lmdb.open(os.fsencode(self._partial), map_size=FIRST_MAP_SIZE, max_dbs=1)
             self._record_db = self._environment.open_db(RECORDS)
         except (InputError, OSError, lmdb.Error) as error:
             if is_new or {left.name for left in self._partial.iterdir()} <= {LOCK}:
@@ -120,7 +120,7 @@ class StoreWriter:
         if not (self._partial / 'data.mdb').is_file():
             return None
         try:
-            environment = lmdb.open(str(self._partial), map_size=FIRST_MAP_SIZE, max_dbs=1)
+            environment = lmdb.open(os.fsencode(self._partial), map_size=FIRST_MAP_SIZE, max_dbs=1)
         except (lmdb.InvalidError, lmdb.CorruptedError, lmdb.VersionMismatchError):
             return None
         kinds: set[str] = set()

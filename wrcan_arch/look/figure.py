@@ -18,7 +18,7 @@ from ..data.frame_names import frame_of_key, key_of_frame, sequence_of
 from ..data.image_files import write_png
 from ..data.jpeg_deblur_dataset import JPEGDeblurDataset
 from ..errors import InputError
-from ..files import write_text
+from ..files import printable, write_text
 from ..train.results import key_of, restored_path
 from .crops import CROP, ZOOM, busiest_crops
 from .finished import check_sizes, open_test_set, options_of_test, read_restored
@@ -175,15 +175,17 @@ def draw(rows: Sequence[FigureRow]) -> np.ndarray:
     titles = [cell.title for cell in rows[0].cells]
     column = max([width for width, _ in sizes] + [int(font.getlength(text)) + 1 for text in [*titles, 'PSNR 00.00']])
     heights = [row.cells[0].crop.shape[0] * ZOOM + 2 * TEXT_HEIGHT + GAP for row in rows]
-    figure = Image.new('RGB', (GAP + len(titles) * (column + GAP), GAP + TEXT_HEIGHT + sum(heights)), 'white')
+    names = [printable(row.crop) for row in rows]
+    width = max([len(titles) * (column + GAP)] + [int(font.getlength(name)) + 1 + GAP for name in names])
+    figure = Image.new('RGB', (GAP + width, GAP + TEXT_HEIGHT + sum(heights)), 'white')
     pen = ImageDraw.Draw(figure)
     lefts = [GAP + place * (column + GAP) for place in range(len(titles))]
     top = GAP
     for left, title in zip(lefts, titles, strict=True):
         pen.text((left + column // 2, top), title, 'black', font, anchor='ma')
     top += TEXT_HEIGHT
-    for row, height in zip(rows, heights, strict=True):
-        pen.text((GAP, top), row.crop, 'dimgray', font)
+    for row, name, height in zip(rows, names, heights, strict=True):
+        pen.text((GAP, top), name, 'dimgray', font)
         for left, cell in zip(lefts, row.cells, strict=True):
             crop = Image.fromarray(cv2.cvtColor(cell.crop, cv2.COLOR_BGR2RGB))
             crop = crop.resize((crop.width * ZOOM, crop.height * ZOOM), Image.Resampling.NEAREST)
@@ -195,9 +197,10 @@ def draw(rows: Sequence[FigureRow]) -> np.ndarray:
 
 
 STYLE = """
-body { max-width: none } .figure { display: block; overflow-x: auto; text-align: center }
-.figure td, .figure th { padding: 4px } .figure img { image-rendering: pixelated; max-width: none }
-.figure .crop { text-align: left; padding-top: 14px; color: #666 }
+body { max-width: none } .figure { text-align: center }
+.figure td, .figure th { padding: 4px } .figure img { image-rendering: pixelated }
+@media screen { .figure img { max-width: none } } @media print { .figure { table-layout: fixed; width: 100% } }
+.figure .crop { text-align: left; padding-top: 14px; color: #666 } .figure tr:has(.crop) { break-after: avoid }
 """
 
 

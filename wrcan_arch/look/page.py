@@ -12,11 +12,15 @@ from ..errors import InputError
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; max-width: 1180px; margin: 2em auto; padding: 0 1em; color: #222 }
-table { border-collapse: collapse } td { vertical-align: top } img, svg { max-width: 100%; height: auto }
-.numbers td, .numbers th { padding: 4px 14px; text-align: right } .numbers tr { border-bottom: 1px solid #ddd }
-.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(320px, 100%), 1fr)); gap: 8px }
+h1, h3, p { overflow-wrap: anywhere } img, svg { max-width: 100%; height: auto }
+table { border-collapse: collapse } td { vertical-align: top }
+.numbers td, .numbers th { padding: 4px 10px; text-align: right } .numbers tr { border-bottom: 1px solid #ddd }
+@media screen { .numbers, .figure { display: block; overflow-x: auto } }
+.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(220px, 100%), 1fr)); gap: 8px }
+.columns { align-items: end } .columns, figure { break-inside: avoid } h3 { break-after: avoid }
 .columns p { display: flex; flex-wrap: wrap; gap: 4px; margin: 4px 0 } .columns p img { image-rendering: pixelated }
-.plots { display: flex; flex-wrap: wrap; gap: 1em }
+.plots { display: flex; flex-wrap: wrap; gap: 1em; align-items: end }
+.plots figure { width: 500px; max-width: 100%; margin: 0; text-align: center; overflow-wrap: anywhere }
 """
 
 

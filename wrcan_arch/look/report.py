@@ -6,12 +6,14 @@ It is one file with embedded pictures and plots. Everything but the scores is re
 import html
 import io
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from basicsr.utils import tensor2img
 from matplotlib.figure import Figure
@@ -28,6 +30,10 @@ from .page import check_page_name, page, picture, rounded
 
 CROPS_PER_PICTURE = 2
 MAX_PICTURES = 60  # images on a page at most; of more, some at equal distances
+MAX_SIDE = 1280  # of a whole image on the page, in pixels; a page of full photographs has hundreds of megabytes
+
+# As the toolbox writes it, in full: a full disk cuts the last one off, and 6.1602e-0 would be read as 6.1602.
+LOSS = r'(-?\d\.\d{4}e[+-]\d\d|nan|-?inf)'
 
 
 @dataclass(frozen=True)
@@ -100,7 +106,7 @@ def read_curves(experiment: Path) -> Curves:
     for line in '\n'.join(log.read_text(encoding='utf-8', errors='replace') for log in logs).splitlines():
         if match := re.search(r'iter:\s*([\d,]+), lr:', line):
             iteration = int(match[1].replace(',', ''))
-            for name, value in re.findall(r'\b(l_\w+): (\S+)', line):
+            for name, value in re.findall(rf'\b(l_\w+): {LOSS}(?!\S)', line):
                 losses.setdefault(name, {})[iteration] = float(value)
         elif match := re.match(r'[^I]*INFO: Validated (.+) at iteration (\d+)', line):
             sets.add(match[1])
@@ -122,29 +128,46 @@ def read_curves(experiment: Path) -> Curves:
 def plot(
     title: str, series: Mapping[str, list[tuple[int, float]]], *, scale: str = 'linear', tested: int | None = None
 ) -> str:
-    """Draw curves over iterations as an SVG, with a line at the iteration whose weights were tested."""
+    """Draw curves over iterations as a <figure>, with a line at the iteration whose weights were tested.
+
+    The title is HTML: matplotlib reads `$` as mathematics, draws boxes for some scripts, and cuts a long title off.
+    """
     figure = Figure(figsize=(5.2, 2.8), layout='constrained')
     axes = figure.subplots()
     if tested is not None:
         axes.axvline(tested, color='0.4', linestyle=':')
     for name, points in series.items():
         axes.plot(*zip(*points, strict=True), label=name, marker='.' if len(points) < 30 else None)
-    axes.set(title=title, xlabel='iteration', yscale=scale)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set(xlabel='iteration', yscale=scale)
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
+    axes.ticklabel_format(axis='both' if scale == 'linear' else 'x', useOffset=False)
     axes.grid(alpha=0.3)
     if len(series) > 1:
         axes.legend()
     text = io.StringIO()
     figure.savefig(text, format='svg')
-    return text.getvalue()[text.getvalue().index('<svg') :]
+    svg, name = text.getvalue().partition('<svg')[2], html.escape(title)
+    return f'<figure><figcaption>{name}</figcaption><svg role="img" aria-label="{name}"{svg}</figure>'
 
 
 def plot_losses(losses: Mapping[str, list[tuple[int, float]]]) -> str:
-    """Draw the training's losses as an SVG, on a logarithmic axis if all are positive."""
-    lowest = {name: min(value for _, value in points) for name, points in losses.items()}
+    """Draw the training's losses, on a logarithmic axis if all are positive."""
+    lowest = {
+        name: min((value for _, value in points if math.isfinite(value)), default=math.inf)
+        for name, points in losses.items()
+    }
     is_psnr = lowest.get('l_pix', 0) < 0  # of all pixel losses, only PSNRLoss is negative
     title = 'training loss (l_pix: -PSNR x loss_weight)' if is_psnr else 'training loss'
     return plot(title, losses, scale='log' if min(lowest.values()) > 0 else 'linear')
+
+
+def _shrunk(pixels: np.ndarray) -> np.ndarray:
+    """The whole image as the page shows it, its longer side MAX_SIDE at most."""
+    scale = MAX_SIDE / max(pixels.shape)
+    if scale >= 1:
+        return pixels
+    height, width = (max(1, round(side * scale)) for side in pixels.shape[:2])
+    return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
 
 
 def _row(image: TestImage) -> str:
@@ -153,7 +176,7 @@ def _row(image: TestImage) -> str:
     columns = []
     for name, pixels in image.pictures.items():
         scores = [f'{metric.upper()} {rounded(metric, value)}' for metric, value in image.scores.get(name, {}).items()]
-        whole = picture(pixels, 'jpg', alt=f'{image.key}, {name}')
+        whole = picture(_shrunk(pixels), 'jpg', alt=f'{image.key}, {name}')
         crops = [
             picture(pixels[top : top + CROP, left : left + CROP], 'png', alt=f'{image.key}, {name}, crop', zoom=ZOOM)
             for top, left in corners
@@ -234,7 +257,7 @@ def write_report(opt: Mapping[str, Any], experiment: Path | None, out: Path) -> 
         tested = {each.iteration for each in results.values() if each and each.training == experiment.name}
         sections.append(_training(curves, tested.pop() if len(tested) == 1 else None))
     of_all = f' {len(rows)} of {count} images, spread evenly over the test.' if len(rows) < count else ''
-    what = f'The whole image, then crops at {ZOOM}:1 where the blur cost most.'
+    what = f'The whole image, then crops at {ZOOM}:1 (smaller on a narrow page) where the blur cost most.'
     sections.append(f'<h2>Pictures</h2><p>{what}{of_all}</p>')
     sections += rows
     write_text(out, page(opt['name'], '\n'.join(sections)))

@@ -220,8 +220,8 @@ def _text_table(table: Table, lines: list[Line]) -> str:
 
 
 STYLE = """
-.numbers { display: block; overflow-x: auto; font-variant-numeric: tabular-nums; white-space: nowrap }
-.numbers { font-size: 14px; margin-bottom: 2.5em } .numbers th { font-size: 13px }
+.numbers { font-variant-numeric: tabular-nums; white-space: nowrap; font-size: 14px; margin-bottom: 2.5em }
+.numbers th { font-size: 13px } .numbers td:last-child { white-space: normal; overflow-wrap: anywhere; min-width: 16em }
 .numbers td, .numbers th { padding: 4px 5px } .numbers .first { padding-left: 12px } .numbers .text { text-align: left }
 .numbers thead { border-bottom: 2px solid #222 } .numbers thead tr { border: 0 } .numbers .metric { text-align: center }
 .numbers .note { color: #767676; font-size: 13px; white-space: normal } .numbers .below { border-top: hidden }

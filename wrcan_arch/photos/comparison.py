@@ -37,11 +37,14 @@ HEAD = """<!doctype html>
   p { margin: .25rem 0 2rem; opacity: .75; }
   figure { margin: 0 0 2.5rem; }
   figcaption { margin-top: .5rem; overflow-wrap: anywhere; }
-  .pair { --at: 50%; position: relative; overflow: hidden; border-radius: 8px; background: #8883; }
+  .pair { --at: 50%; position: relative; overflow: hidden; border-radius: 8px; background: #8883;
+    print-color-adjust: exact; }
   .pair img { display: block; width: 200%; }
   .restored { position: absolute; inset: 0; clip-path: inset(0 0 0 var(--at)); }
   .restored img { margin-left: -100%; }
-  .pair input { position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; opacity: 0; cursor: ew-resize; }
+  /* A slider's thumb, here invisible, stays 8px inside its ends: longer by these, its line is at the pointer. */
+  .pair input { position: absolute; inset: 0 -8px; width: calc(100% + 16px); height: 100%; margin: 0; opacity: 0;
+    cursor: ew-resize; }
   .pair::after { content: ""; position: absolute; inset: 0 auto 0 calc(var(--at) - 1px); width: 2px; background: #fff;
     box-shadow: 0 0 4px #000; pointer-events: none; }
   .pair:focus-within { outline: 3px solid #3b82f6; outline-offset: 2px; }
@@ -159,7 +162,7 @@ def _link(folder: Path, picture: Path) -> str:
 def _size_of_half(picture: Path) -> tuple[int, int]:
     """Width and height of one of a picture's halves; (1, 1) if it cannot be read."""
     try:
-        with without_pillow_size_limit(), Image.open(picture) as opened:
+        with without_pillow_size_limit(), Image.open(picture, formats=['JPEG', 'PNG']) as opened:
             return opened.width // 2, opened.height
     except (OSError, SyntaxError, ValueError):
         return 1, 1

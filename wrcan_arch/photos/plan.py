@@ -118,23 +118,33 @@ def _result_ending(source: Path, format: str | None) -> str:
     return source.suffix if own and format in (None, own) else ENDINGS[format or 'png'][0]
 
 
+def _identity(path: Path | str) -> tuple[int, int] | None:
+    """What a file or folder has under each of its names, as bind mounts give it several; None if it is not there."""
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 def _overwritten_photographs(made: Iterable[tuple[str, str]], folder: Path, what: str, hint: str) -> Iterator[str]:
     """Yield a line for each target that exists and may be a photograph, since its `folder` holds the source too."""
-    own, real_of = real(folder), cache(real)
+    own, identity_of = _identity(folder), cache(_identity)
     for source, target in made:
         if os.path.lexists(target):
             named = Path(os.path.normpath(Path(source).absolute()))  # a link's own place, not its target's
-            if own in real(source).parents or own in map(real_of, named.parents):
+            if own in map(identity_of, [*real(source).parents, *named.parents]):
                 yield f'{source}: {what} would overwrite {target}, which may be a photograph; {hint}'
 
 
 def _clashes_of_results(jobs: list[Job]) -> Iterator[str]:
     """Yield a line for each result that would overwrite a photograph or another result."""
     sources = {os.path.realpath(job.source) for job in jobs}
+    identities = {_identity(source) for source in sources} - {None}
     taken: dict[str, str] = {}
     for source, target in jobs:
         real_target = os.path.realpath(target)
-        if real_target in sources:
+        if real_target in sources or _identity(target) in identities:
             is_beside = Path(target).stem.endswith(RESTORED)
             hint = 'leave that one out, or ' + ('add --skip-existing' if is_beside else 'choose another -o')
             yield f'{source}: its result would overwrite the photograph {target}; {hint}'

@@ -24,10 +24,10 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 import pyvips
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
+from PIL.BmpImagePlugin import BmpImageFile
 
 from ..errors import InputError
-from ..files import without_pillow_size_limit
 from ..jpeg_quality import estimate_quality, segments
 from .first_bytes import HEAD, declares_non_srgb, format_of_content, is_lossless
 from .photo import NO_RESOLUTION, PROFILE_LOST, Photo
@@ -93,9 +93,7 @@ def _check_pixels(width: int, height: int, max_pixels: int) -> None:
 
 
 def _open_bmp(file: BinaryIO, max_pixels: int) -> pyvips.Image:
-    with without_pillow_size_limit():
-        opened = Image.open(file, formats=['BMP'])
-    with opened:
+    with BmpImageFile(file) as opened:  # Image.open would check Pillow's own limit, which all threads share
         _check_pixels(*opened.size, max_pixels)
         grey = opened.mode in ('1', 'L')
         samples = np.asarray(opened.convert('L' if grey else 'RGBA' if opened.has_transparency_data else 'RGB'))
@@ -341,8 +339,10 @@ def read_photo(path: Path | str, *, max_pixels: int = MAX_PIXELS, largest: int |
     If `largest` is given, a photograph whose longer side has more pixels is scaled down to so many.
 
     InputError, naming the file, if it cannot be read whole or has more than `max_pixels` pixels. MemoryError if there
-    is not enough memory.
+    is not enough memory. In a fork of a process that has read one, libvips hangs: start processes by spawn.
     """
+    if largest is not None and largest < 1:
+        raise InputError(f'largest must be at least 1, not {largest}')
     path = Path(path)
     try:
         status = path.stat()

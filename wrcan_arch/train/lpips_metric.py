@@ -31,9 +31,7 @@ def use_gpu(wanted: bool) -> None:
 def find_backbone() -> Path:
     """Return the path of AlexNet's weights; InputError, with what to do, if they or the package are missing."""
     if not importlib.util.find_spec('lpips'):
-        raise InputError(
-            'calculate_lpips: no lpips package here; pip install "lpips>=0.1.4", or leave the metric out'
-        )
+        raise InputError('calculate_lpips: no lpips package here; pip install "lpips>=0.1.4", or leave the metric out')
     path = Path(torch.hub.get_dir(), 'checkpoints', BACKBONE)
     if not path.is_file():
         raise InputError(

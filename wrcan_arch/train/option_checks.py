@@ -14,6 +14,7 @@ from basicsr.utils import registry
 from .. import checkpoint, inference
 from ..data import audit
 from ..errors import InputError
+from ..files import is_utf8
 from ..wrcan_arch import WRCAN
 from . import run_folder
 from .class_checks import is_the_toolboxs, wrong_classes
@@ -340,6 +341,8 @@ CHECKS_OF_VALID_OPTIONS = (
 
 
 def _wrong_machine(file: OptionFile) -> Iterator[str]:
+    if not is_utf8(here := Path.cwd()):  # tensorboard fails; the logging module prints a traceback for each lost line
+        yield f'{here}: a name that is not UTF-8, which logs cannot hold; run this in another folder'
     found = torch.cuda.device_count()
     wanted = file.values['num_gpu']
     if isinstance(wanted, int) and wanted > found:

@@ -17,6 +17,7 @@ from ..errors import InputError
 from ..weights import SHIPPED
 
 Keys = tuple[str, ...]
+MOST_VALUES = 10_000  # of a file; aliases of aliases make any number out of a few lines
 
 
 class OptionLoader(yaml.SafeLoader):
@@ -28,6 +29,11 @@ class OptionLoader(yaml.SafeLoader):
     yaml_implicit_resolvers = {
         first: [(tag, pattern) for tag, pattern in resolvers if tag != 'tag:yaml.org,2002:bool']
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    yaml_constructors = {  # no option takes the others, and _Reader would not count the values in them
+        tag: constructor
+        for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
+        if tag not in ('tag:yaml.org,2002:omap', 'tag:yaml.org,2002:pairs', 'tag:yaml.org,2002:set')
     }
 
 
@@ -73,6 +79,7 @@ class _Reader:
     def __init__(self, source: str, keys: Keys = ()) -> None:
         self.file = OptionFile(source)
         self.keys = keys
+        self.count = 0
 
     def read(self, text: str) -> OptionFile:
         try:
@@ -90,6 +97,9 @@ class _Reader:
         return self.file
 
     def _value(self, node: yaml.Node, keys: Keys) -> Any:
+        self.count += 1
+        if self.count > MOST_VALUES:
+            raise ValueError(f'it has more than {MOST_VALUES:,} values, with those that aliases repeat; leave some out')
         if node.tag == yaml.resolver.BaseResolver.DEFAULT_SEQUENCE_TAG:
             return [self._value(each, keys) for each in node.value]
         if node.tag != yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG:

@@ -3,6 +3,7 @@
 import logging
 import multiprocessing
 import os
+import re
 import signal
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,6 +17,8 @@ from torch import Tensor, distributed
 from ..errors import InputError, RunError, one_line
 
 STOP_NOTICE = b'\nbasicsr: the run ends, and is saved, after this iteration or validation; Ctrl+\\ ends it at once\n'
+# PyTorch's messages about /dev/shm, through which workers pass batches, and that of an OSError which names no file.
+NO_SHARED_MEMORY = re.compile('shared memory|No space left on device$')
 logger = logging.getLogger('basicsr')  # the toolbox's
 
 
@@ -84,7 +87,10 @@ def as_input_error(error: Exception, what: str = 'the next batch') -> InputError
     if isinstance(error, InputError):
         return error
     last_line = str(error).strip().rpartition('\n')[2]
-    unreadable = InputError(f'{what} cannot be read ({last_line or type(error).__name__})')
+    hint = ''
+    if NO_SHARED_MEMORY.search(last_line):
+        hint = '; /dev/shm is full: enlarge it (docker run --shm-size=1g), or set a smaller num_worker_per_gpu'
+    unreadable = InputError(f'{what} cannot be read ({last_line or type(error).__name__}){hint}')
     unreadable.__cause__ = error
     return unreadable
 

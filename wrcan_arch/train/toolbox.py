@@ -6,6 +6,7 @@ pipelines.py has a similar table of what is replaced only while a training or a 
 import importlib
 import importlib.util
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
@@ -121,24 +122,37 @@ def make_importable() -> None:
     _apply(IMPORT_REPAIRS)
 
 
-# Importing one of these registers its class with the toolbox.
-PLUGINS = (
-    'data.jpeg_deblur_dataset',
-    'train.jpeg_autoencoder_loss',
-    'train.lpips_metric',
-    'train.psnr_loss',
-    'train.wrcan_model',
-)
+# By name in the toolbox: the registry, and our module. Importing the module registers the class, except for WRCAN.
+PLUGINS = {
+    'JPEGDeblurDataset': ('DATASET_REGISTRY', 'wrcan_arch.data.jpeg_deblur_dataset'),
+    'JPEGAutoEncoderLoss': ('LOSS_REGISTRY', 'wrcan_arch.train.jpeg_autoencoder_loss'),
+    'PSNRLoss': ('LOSS_REGISTRY', 'wrcan_arch.train.psnr_loss'),
+    'calculate_lpips': ('METRIC_REGISTRY', 'wrcan_arch.train.lpips_metric'),
+    'WRCANModel': ('MODEL_REGISTRY', 'wrcan_arch.train.wrcan_model'),
+    'WRCAN': ('ARCH_REGISTRY', 'wrcan_arch.wrcan_arch'),
+}
 
 
 def plug_in() -> None:
-    """Make the toolbox's LMDB reading safe and register our classes; call it once basicsr is imported."""
-    from basicsr.utils.registry import ARCH_REGISTRY
+    """Make the toolbox's LMDB reading safe and register our classes; call it once basicsr is imported.
+
+    Warns of a class whose name another module has registered, and leaves the name to that.
+    """
+    from basicsr.utils import registry
 
     from ..wrcan_arch import WRCAN
 
     _apply(BACKEND_REPAIRS)
-    for name in PLUGINS:
-        importlib.import_module(f'..{name}', __package__)
-    if 'WRCAN' not in ARCH_REGISTRY:  # it is there if wrcan_arch is imported a second time
-        ARCH_REGISTRY.register(WRCAN)
+    for name, (kind, module) in PLUGINS.items():
+        registered = getattr(registry, kind)
+        owner = registered.get(name).__module__ if name in registered else module
+        if owner == module:
+            importlib.import_module(module)
+        else:
+            warnings.warn(
+                f"BasicSR's {name} is that of {owner}, which registered it first; to use that of {module}, "
+                'rename the other',
+                stacklevel=2,
+            )
+    if 'WRCAN' not in registry.ARCH_REGISTRY:  # it is there if wrcan_arch is imported a second time
+        registry.ARCH_REGISTRY.register(WRCAN)
