@@ -186,6 +186,7 @@ def test_sides_that_a_format_does_not_hold_are_said(ending, most):
         ({'alpha': np.zeros((4, 5), np.uint16)}, r'alpha must be uint8 \(4, 5\), not uint16 \(4, 5\)'),
         ({'alpha': np.zeros((5, 4), np.uint8)}, r'alpha must be uint8 \(4, 5\), not uint8 \(5, 4\)'),
         ({'inks': np.zeros((4, 5, 3), np.uint8)}, r'inks must be uint8 \(4, 5, 4\), not uint8 \(4, 5, 3\)'),
+        ({'extra': np.zeros((5, 4), np.uint8)}, r'extra must be uint8 \(4, 5\), not uint8 \(5, 4\)'),
     ],
 )
 def test_arrays_that_are_no_photograph_are_not_written(tmp_path, arrays, message):

@@ -37,7 +37,8 @@ def _check_arrays(path: Path, photo: Photo) -> None:
     if pixels.dtype not in (np.uint8, np.uint16) or pixels.shape[2:] != (3,) or 0 in pixels.shape:
         raise InputError(f'{path}: pixels must be uint8 or uint16 (H, W, 3), not {pixels.dtype} {pixels.shape}')
     size = pixels.shape[:2]
-    for name, array, shape in (('alpha', photo.alpha, size), ('inks', photo.inks, (*size, 4))):
+    further = (('alpha', photo.alpha, size), ('extra', photo.extra, size), ('inks', photo.inks, (*size, 4)))
+    for name, array, shape in further:
         if array is not None and (array.dtype, array.shape) != (pixels.dtype, shape):
             raise InputError(f'{path}: {name} must be {pixels.dtype} {shape}, not {array.dtype} {array.shape}')
 
