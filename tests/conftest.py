@@ -33,6 +33,11 @@ if GPUS not in os.environ:
     os.environ[GPUS] = os.environ.get(VISIBLE, 'all')
     os.environ[VISIBLE] = ''
 
+# A test commits in its own folder. In a hook GIT_DIR names another one, and a global configuration may sign commits.
+for name in [each for each in os.environ if each.startswith('GIT_')]:
+    del os.environ[name]
+os.environ['GIT_CONFIG_GLOBAL'] = os.devnull
+
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and its children would too
 
 DATA = Path(__file__).parent / 'data'
