@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import ModuleType
 
@@ -100,11 +100,8 @@ def in_threads(*functions):
         except InputError as error:
             return str(error)
 
-    pool = ThreadPoolExecutor(len(functions))
-    try:
-        return [future.result(20) for future in [pool.submit(run, each) for each in functions]]
-    finally:
-        pool.shutdown(wait=False)
+    with ThreadPool(len(functions)) as pool:  # of daemon threads: Python would wait at its end for others that hang
+        return [result.get(20) for result in [pool.apply_async(run, [each]) for each in functions]]
 
 
 @pytest.fixture
