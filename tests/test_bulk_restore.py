@@ -658,8 +658,9 @@ def test_death_of_a_process_loses_only_what_it_had_not_done(tmp_path, monkeypatc
     while len(list((tmp_path / 'out').glob('*.png'))) < 20:
         time.sleep(0.05)
         assert process.poll() is None
-    ours = subprocess.run(['ps', '-o', 'pid=', '--ppid', str(process.pid)], capture_output=True, text=True).stdout
-    os.kill(int(ours.split()[-1]), signal.SIGKILL)
+    of_threads = Path(f'/proc/{process.pid}/task').glob('*/children')
+    ours = [int(number) for path in of_threads for number in path.read_text().split()]
+    os.kill(max(ours), signal.SIGKILL)
     process.communicate(timeout=60)  # TimeoutExpired if it hangs
     assert process.returncode == 1
     done = list((tmp_path / 'out').glob('*.png'))
