@@ -652,7 +652,7 @@ def test_death_of_a_process_loses_only_what_it_had_not_done(tmp_path, monkeypatc
         (tmp_path / 'in' / f'{number}.png').write_bytes(photo)
     process = subprocess.Popen(
         [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--standalone']
-        + ['-m', 'wrcan_arch', 'restore', 'in', '-o', 'out', '-w', str(weights)],
+        + ['--log-dir=logs', '-m', 'wrcan_arch', 'restore', 'in', '-o', 'out', '-w', str(weights)],
         cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )  # fmt: skip
     while len(list((tmp_path / 'out').glob('*.png'))) < 20:

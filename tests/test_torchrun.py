@@ -73,14 +73,15 @@ sys.exit(cli.main(sys.argv[1:]))
 
 def torchrun(processes, *command, dies_at=0, restarts=0):
     start = [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={processes}', '--standalone']
-    start += [f'--max-restarts={restarts}', 'worker.py', str(dies_at), *map(str, command)]
+    start += [f'--max-restarts={restarts}', '--log-dir=logs', 'worker.py', str(dies_at), *map(str, command)]
     return subprocess.run(start, capture_output=True, text=True, timeout=200, env=environment())
 
 
 def torchrun_on_two_machines(*command):
     """Run torchrun twice on this machine, as on two, with one process each. Returns what `srun` does."""
     start = [sys.executable, '-m', 'torch.distributed.run', '--nnodes=2', '--nproc_per_node=1']
-    start += ['--rdzv-backend=c10d', f'--rdzv-endpoint=localhost:{free_port()}', '--rdzv-id=two', '-m', 'wrcan_arch']
+    start += ['--rdzv-backend=c10d', f'--rdzv-endpoint=localhost:{free_port()}', '--rdzv-id=two']
+    start += ['--log-dir=logs', '-m', 'wrcan_arch']
     options = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'text': True, 'env': environment()}
     started = [subprocess.Popen([*start, *map(str, command)], **options) for _ in range(2)]
     said = [each.communicate(timeout=200)[0] for each in started]
