@@ -579,7 +579,8 @@ def test_sizes_are_read_with_their_unit():
 
 
 @pytest.mark.parametrize('ending', [signal.SIGINT, signal.SIGTERM])
-def test_stopped_run_leaves_whole_files_alone(tmp_path, weights, ending):
+def test_stopped_run_says_by_what_and_its_page_has_all_its_pictures(tmp_path, weights, ending):
+    """That files are whole is shown by test_files.py and test_damaged_photos.py."""
     photo = save(tmp_path / 'in' / '0.png').read_bytes()
     for number in range(1, 2000):
         (tmp_path / 'in' / f'{number}.png').write_bytes(photo)
