@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import ModuleType
 
@@ -33,6 +33,12 @@ if GPUS not in os.environ:
     os.environ[GPUS] = os.environ.get(VISIBLE, 'all')
     os.environ[VISIBLE] = ''
 
+# A test commits in its own folder. In a hook GIT_DIR names another one, and a global configuration may sign commits.
+for name in [each for each in os.environ if each.startswith('GIT_')]:
+    del os.environ[name]
+os.environ['GIT_CONFIG_GLOBAL'] = os.devnull
+
+os.umask(0o022)  # permissions are compared
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and its children would too
 
 DATA = Path(__file__).parent / 'data'
@@ -95,11 +101,8 @@ def in_threads(*functions):
         except InputError as error:
             return str(error)
 
-    pool = ThreadPoolExecutor(len(functions))
-    try:
-        return [future.result(20) for future in [pool.submit(run, each) for each in functions]]
-    finally:
-        pool.shutdown(wait=False)
+    with ThreadPool(len(functions)) as pool:  # of daemon threads: Python would wait at its end for others that hang
+        return [result.get(20) for result in [pool.apply_async(run, [each]) for each in functions]]
 
 
 @pytest.fixture

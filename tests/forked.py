@@ -5,6 +5,8 @@ import os
 import runpy
 import socket
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -38,12 +40,22 @@ def srun(processes: int, *command: object, script: str | None = None, **variable
     for rank in range(processes):
         own = environment(**{**job, 'SLURM_PROCID': rank, 'SLURM_LOCALID': rank, **variables})
         started.append(_start(own, f'said_{rank}.txt', script, command))
-    return [ended(each) for each in started], ''.join(Path(f'said_{rank}.txt').read_text() for rank in range(processes))
+    try:
+        codes = [ended(each) for each in started]
+    finally:  # pytest's time limit raises, and then waits for all processes when it ends
+        for each in started:
+            each.kill()
+    return codes, ''.join(Path(f'said_{rank}.txt').read_text() for rank in range(processes))
 
 
-def start(*command: object, script: str | None = None) -> ForkServerProcess:
-    """Start the command, or `script`, in one process beside the test. Its output goes to said.txt."""
-    return _start(environment(), 'said.txt', script, command)
+@contextmanager
+def start(*command: object, script: str | None = None) -> Iterator[ForkServerProcess]:
+    """Run the command, or `script`, in one process beside the test. Its output goes to said.txt."""
+    process = _start(environment(), 'said.txt', script, command)
+    try:
+        yield process
+    finally:
+        process.kill()
 
 
 def ended(process: ForkServerProcess) -> int | None:

@@ -579,7 +579,8 @@ def test_sizes_are_read_with_their_unit():
 
 
 @pytest.mark.parametrize('ending', [signal.SIGINT, signal.SIGTERM])
-def test_stopped_run_leaves_whole_files_alone(tmp_path, weights, ending):
+def test_stopped_run_says_by_what_and_its_page_has_all_its_pictures(tmp_path, weights, ending):
+    """That files are whole is shown by test_files.py and test_damaged_photos.py."""
     photo = save(tmp_path / 'in' / '0.png').read_bytes()
     for number in range(1, 2000):
         (tmp_path / 'in' / f'{number}.png').write_bytes(photo)
@@ -652,14 +653,15 @@ def test_death_of_a_process_loses_only_what_it_had_not_done(tmp_path, monkeypatc
         (tmp_path / 'in' / f'{number}.png').write_bytes(photo)
     process = subprocess.Popen(
         [sys.executable, '-m', 'torch.distributed.run', '--nproc_per_node=2', '--standalone']
-        + ['-m', 'wrcan_arch', 'restore', 'in', '-o', 'out', '-w', str(weights)],
+        + ['--log-dir=logs', '-m', 'wrcan_arch', 'restore', 'in', '-o', 'out', '-w', str(weights)],
         cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )  # fmt: skip
     while len(list((tmp_path / 'out').glob('*.png'))) < 20:
         time.sleep(0.05)
         assert process.poll() is None
-    ours = subprocess.run(['ps', '-o', 'pid=', '--ppid', str(process.pid)], capture_output=True, text=True).stdout
-    os.kill(int(ours.split()[-1]), signal.SIGKILL)
+    of_threads = Path(f'/proc/{process.pid}/task').glob('*/children')
+    ours = [int(number) for path in of_threads for number in path.read_text().split()]
+    os.kill(max(ours), signal.SIGKILL)
     process.communicate(timeout=60)  # TimeoutExpired if it hangs
     assert process.returncode == 1
     done = list((tmp_path / 'out').glob('*.png'))

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -201,7 +202,7 @@ def test_a_defects_traceback_shows_once(monkeypatch, capsys, flags):
 
 @pytest.mark.parametrize('arguments', ['show -opt train.yml', 'tables'])
 def test_reader_that_leaves_early_is_no_error(workplace, arguments):
-    command = f'{sys.executable} -m wrcan_arch {arguments} | true; test ${{PIPESTATUS[0]}} = 0'
+    command = f'{shlex.quote(sys.executable)} -m wrcan_arch {arguments} | true; test ${{PIPESTATUS[0]}} = 0'
     buffered = {**os.environ, 'PYTHONUNBUFFERED': ''}  # so that a short output is printed only at the end
     result = subprocess.run(['bash', '-c', command], capture_output=True, text=True, env=buffered)
     assert result.returncode == 0 and result.stderr == ''
@@ -216,7 +217,7 @@ def test_reader_that_leaves_early_is_no_error(workplace, arguments):
 )
 def test_closed_output_gives_no_traceback(tmp_path, command, code):
     cv2.imwrite(str(tmp_path / 'a.png'), picture(8, 8))
-    command = f'{sys.executable} -m wrcan_arch {command}; exit ${{PIPESTATUS[0]}}'
+    command = f'{shlex.quote(sys.executable)} -m wrcan_arch {command}; exit ${{PIPESTATUS[0]}}'
     buffered = {**os.environ, 'PYTHONUNBUFFERED': ''}
     result = subprocess.run(['bash', '-c', command], capture_output=True, text=True, cwd=tmp_path, env=buffered)
     assert result.returncode == code and 'Traceback' not in result.stderr, result.stderr

@@ -1,6 +1,7 @@
 import os
 import re
 from dataclasses import replace
+from unittest import mock
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
@@ -26,6 +27,15 @@ def test_halves_are_blurred_and_restored(tmp_path):
     expected = np.concatenate([photo.pixels, 255 - photo.pixels], axis=1).astype(int)
     assert np.abs(np.asarray(written) - expected).mean() < 4
     assert written.info['icc_profile'] == SRGB and not written.getexif()  # without EXIF, which may tell the place
+
+
+def test_a_comparison_is_of_the_photographs_group(tmp_path, monkeypatch):
+    """Mocked, because only root may give a file to any group."""
+    given = mock.Mock()
+    monkeypatch.setattr('os.fchown', given)
+    photo = Photo(pixels=picture(8, 8), permissions=0o640, group=os.getgid() + 1)
+    write_side_by_side(tmp_path, 'a.png', photo, photo.pixels)
+    assert given.call_args.args[1:] == (-1, os.getgid() + 1)
 
 
 @pytest.mark.parametrize('dtype', [np.uint8, np.uint16])

@@ -402,13 +402,13 @@ def test_signal_to_the_whole_group_finds_the_data_workers_at_work(quick):
         'import os, sys; from wrcan_arch import cli\nos.setsid(); sys.exit(cli.main(sys.argv[1:]))'
     )
     overrides = ('logger:save_checkpoint_freq=50_000', 'val:val_freq=50_000')
-    run = start('train', '-opt', 'train.yml', '--force_yml', *overrides, script='own_group.py')
     said = Path('said.txt')
-    while not (said.exists() and re.search(r'iter: +20,', said.read_text())):
-        time.sleep(0.05)
-        assert run.is_alive(), said.read_text()[-3000:]
-    os.killpg(run.pid, signal.SIGTERM)
-    assert ended(run) == 143, said.read_text()[-3000:]
+    with start('train', '-opt', 'train.yml', '--force_yml', *overrides, script='own_group.py') as run:
+        while not (said.exists() and re.search(r'iter: +20,', said.read_text())):
+            time.sleep(0.05)
+            assert run.is_alive(), said.read_text()[-3000:]
+        os.killpg(run.pid, signal.SIGTERM)
+        assert ended(run) == 143, said.read_text()[-3000:]
     assert 'Traceback' not in said.read_text()
     assert said.read_text().strip().endswith('stopped by SIGTERM; go on with --auto_resume')
     (iteration,) = run_folder.iterations(FOLDER)

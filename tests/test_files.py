@@ -58,7 +58,7 @@ def test_what_a_killed_writer_left_does_not_change_the_permissions(tmp_path, lef
     partial.chmod(left)
     with written_whole(tmp_path / 'a.json', permissions=asked):
         pass
-    assert (tmp_path / 'a.json').stat().st_mode & 0o777 == asked
+    assert oct((tmp_path / 'a.json').stat().st_mode & 0o777) == oct(asked)
 
 
 @pytest.mark.parametrize('target', ['nowhere', 'secret'])

@@ -129,6 +129,10 @@ def test_third_root_takes_the_place_of_compressing(options, tmp_path):
     options['dataroot_gt_jpeg'] = str(root)
     assert (as_bgr(JPEGDeblurDataset(options)[Draw(0, 0)]['gt_jpeg']) == 7).all()
     assert 'gt_jpeg' not in JPEGDeblurDataset({**options, 'phase': 'val'})[0], 'it is for training alone'
+    sharp_again = JPEGDeblurDataset({**options, 'dataroot_gt_jpeg': options['dataroot_gt']})
+    for number in range(4):
+        item = sharp_again[Draw(0, number)]
+        assert torch.equal(item['gt_jpeg'], item['gt']), 'patches of one place'
 
 
 def test_without_quality_there_is_no_jpeg_of_the_sharp_patch(options):

@@ -195,6 +195,8 @@ def test_pictures_of_before_and_after_overwrite_nothing_that_lies_among_the_phot
     os.chdir('in')
     with pytest.raises(InputError, match=taken.replace('in/', '') + '; choose another --compare'):
         plan(['b.PNG'], out=Path('../out'), compare=Path())
+    with pytest.raises(InputError, match=taken.replace('in/', '')):
+        plan(['b.PNG'], out=Path('../out'), compare=Path(), skip_existing=True)
     Path('../out').mkdir()
     Path('../out/b.PNG').touch()
     assert plan(['b.PNG'], out=Path('../out'), compare=Path(), skip_existing=True), 'which nothing is made of'

@@ -307,7 +307,8 @@ def test_killed_program_leaves_no_process_and_no_store(downloads, method, count)
         '    p.main()\n'
     )
     Path('slow.py').write_text(program)
-    environment = {**os.environ, 'PYTHONPATH': str(SCRIPT.parent)}
+    path = os.pathsep.join(filter(None, [str(SCRIPT.parent), os.environ.get('PYTHONPATH')]))
+    environment = {**os.environ, 'PYTHONPATH': path}
     command = [sys.executable, 'slow.py', 'tree/val', '-o', 'out', '--any-size', '--workers', str(count)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
         line = next(line for line in process.stdout if line.startswith('['))

@@ -73,7 +73,7 @@ def test_processes_with_different_lists_are_told_apart(pair):
 def test_none_begins_while_another_still_looks_for_photographs(pair, monkeypatch):
     """Otherwise the other would find the first one's results and take them for photographs."""
     began = []
-    first = threading.Thread(target=lambda: began.append(pair[0].agree_on(JOBS)))
+    first = threading.Thread(target=lambda: began.append(pair[0].agree_on(JOBS)), daemon=True)
     first.start()
     first.join(0.3)
     assert first.is_alive() and not began
@@ -85,7 +85,7 @@ def test_none_begins_while_another_still_looks_for_photographs(pair, monkeypatch
 def test_the_first_stays_until_the_others_know_that_all_is_done(pair):
     """The key-value store ends with the first process."""
     ended = []
-    first = threading.Thread(target=lambda: ended.append(pair[0].gather('from 0', lambda: None)))
+    first = threading.Thread(target=lambda: ended.append(pair[0].gather('from 0', lambda: None)), daemon=True)
     pair[1].store.set('message 1', 'from 1')
     first.start()
     pair[1]._wait_for('all gathered', lambda: None)
@@ -98,7 +98,7 @@ def test_the_first_stays_until_the_others_know_that_all_is_done(pair):
 
 def test_the_first_gathers_and_the_others_wait_for_it(pair):
     results = {}
-    other = threading.Thread(target=lambda: results.update(other=pair[1].gather('from 1', lambda: None)))
+    other = threading.Thread(target=lambda: results.update(other=pair[1].gather('from 1', lambda: None)), daemon=True)
     other.start()
     pair[0].add_done(3)
     pair[1].add_done(4)

@@ -40,7 +40,7 @@ def test_memory_stays_within_what_was_said(num_feat, dtype, size):
     dtype = getattr(torch, dtype)
     said = StripSizes(num_feat, size, dtype, torch.device('cpu')).bytes_needed(8)
     maps = 3 * 4 * num_feat * size[0] // 4 * size[1] // 4 * dtype.itemsize
-    assert maps < int(result.stdout) <= said
+    assert maps < int(result.stdout) <= said < 2 * int(result.stdout)
 
 
 def test_margins_are_counted(monkeypatch):

@@ -190,7 +190,12 @@ def test_text_is_in_columns_and_html_escaped(tmp_path):
     write(tmp_path, 'test_table1_case4', {'psnr': 28.66, 'ssim': 0.8081}, weights='<b>')
     write(tmp_path, 'test_table1_case1', {'psnr': 28.0, 'ssim': 0.8}, dataset='<i>')
     compared = compare(tmp_path)
-    headings, case_4 = (line for line in as_text(compared).splitlines() if line.startswith(('case', '4 ')))
+    lines = as_text(compared).splitlines()
+    headings, case_4 = (line for line in lines if line.startswith(('case', '4 ')))
+    metrics = lines[lines.index(headings) - 1]
+    assert [each.span() for each in re.finditer('PSNR|SSIM', metrics)] == [
+        (each.end() - 4, each.end()) for each in re.finditer('paper', headings)
+    ], 'each above the right end of its own column'
     for heading, cell in (('measured', '28.66'), ('difference', '-0.05')):
         assert headings.index(heading) + len(heading) == case_4.index(cell) + len(cell)
     html = as_html(compared)

@@ -356,7 +356,10 @@ def test_warmup_ends_at_the_rate_that_is_there_without_it(opt, schedule, expecte
         for iteration in range(1, 11):
             model.update_learning_rate(iteration, warmup_iter=warmup)
             model.optimizer_g.step()
+            rate = model.get_current_learning_rate()[0] / opt['train']['optim_g']['lr']
             if iteration >= 5:
-                rates.append(model.get_current_learning_rate()[0] / opt['train']['optim_g']['lr'])
+                rates.append(rate)
+            elif warmup == 5:
+                assert rate == pytest.approx(iteration / 5)
     assert rates[:6] == pytest.approx(rates[6:])
     assert rates[0] == pytest.approx(expected)
