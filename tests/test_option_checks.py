@@ -1,8 +1,12 @@
 """What is wrong with an option file is said before the run: the schema, the classes, the data, the weights."""
 
+import os
 import re
+import subprocess
+import sys
 from copy import deepcopy
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import get_args
 
 import pytest
@@ -396,6 +400,31 @@ def test_prefetching_needs_a_gpu_and_pinned_memory(demo, monkeypatch, gpus, pinn
     Path('own.yml').write_text(yaml.safe_dump(values))
     said = list(option_checks._wrong_machine(options.read_options('own.yml')))
     assert [line.endswith('cuda needs a GPU and pin_memory: true') for line in said] == [True] * refused
+
+
+@pytest.fixture
+def short_folder():
+    with TemporaryDirectory(dir='/tmp') as folder:
+        yield folder
+
+
+@pytest.mark.parametrize('too_long', [0, 1])
+def test_workers_need_a_temporary_folder_whose_path_is_short(demo, short_folder, monkeypatch, too_long):
+    folder = Path(short_folder, 'x' * (option_checks.LONGEST_TMPDIR + too_long - len(short_folder) - 1))
+    folder.mkdir()
+    monkeypatch.setattr('tempfile.tempdir', str(folder))
+    values = yaml.safe_load(demo)
+    values['datasets']['train']['num_worker_per_gpu'] = 1
+    Path('own.yml').write_text(yaml.safe_dump(values))
+    said = list(option_checks._wrong_machine(options.read_options('own.yml')))
+    listen = "from multiprocessing.connection import Listener; Listener(family='AF_UNIX')"
+    environment = {**os.environ, 'TMPDIR': str(folder)}
+    result = subprocess.run([sys.executable, '-c', listen], env=environment, capture_output=True, text=True)
+    if too_long:
+        assert len(said) == 1 and 'set TMPDIR to a folder whose path has at most 75 bytes' in said[0]
+        assert 'AF_UNIX path too long' in result.stderr
+    else:
+        assert not said and result.returncode == 0
 
 
 def test_options_of_ones_own_model_are_left_to_it(demo, monkeypatch):

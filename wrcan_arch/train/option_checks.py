@@ -2,6 +2,8 @@
 
 import importlib.util
 import inspect
+import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +25,7 @@ from .option_schema import wrong_keys
 from .options import Keys, OptionFile, as_overrides, data_paths, find, kind_of_phase, sections, weight_paths
 from .wrcan_model import is_wrcan_model
 
+LONGEST_TMPDIR = 107 - len('/pymp-12345678/listener-12345678')  # bytes; the first is that of a socket's path, unix(7)
 REQUIRED: dict[str, tuple[Keys, ...]] = {
     'train': (('datasets', 'train'), ('train',), ('logger',)),
     'test': (('val',),),
@@ -353,6 +356,11 @@ def _wrong_machine(file: OptionFile) -> Iterator[str]:
         hint = 'a GPU adds the sums of mode local in another order each time; leave out one of the two'
         yield f'{file.at("deterministic")}: {hint}'
     for phase, dataset in sections(file.values, 'datasets').items():
+        too_long = len(os.fsencode(tempfile.gettempdir())) > LONGEST_TMPDIR
+        if phase == 'train' and dataset.get('num_worker_per_gpu') and too_long:  # the run would wait for them for ever
+            where = file.at('datasets', phase, 'num_worker_per_gpu')
+            hint = f'set TMPDIR to a folder whose path has at most {LONGEST_TMPDIR} bytes'
+            yield f'{where}: workers pass data on through sockets in {tempfile.gettempdir()}, which is too long; {hint}'
         if dataset.get('persistent_workers') and phase != 'train':  # validation data are read without workers
             where = file.at('datasets', phase, 'persistent_workers')
             yield f'{where}: only training uses it, and sets it anyway; leave it out'
