@@ -14,7 +14,7 @@ END_IMAGES = 6  # maps of the image's channels, in fp32, that a strip of encoder
 END_ROWS = 24  # rows of the image by which the decoder lags behind the encoder, about
 # Least and most elements, in F channels, of a strip of the encoder and decoder: what suits caches and kernels.
 CPU_END_STRIP, GPU_END_STRIP = (5 << 16, 2 << 20), (4 << 20, 64 << 20)
-CPU_STRIP, GPU_STRIP = 9 << 18, 64 << 20  # bytes of the features in a strip of the blocks: what suits these too
+CPU_STRIP, GPU_STRIP = 2 << 20, 64 << 20  # bytes of the features in a strip of the blocks: what suits these too
 # Elements of the features up to which one strip is used: more save little memory. 256 x 256 pixels at full width.
 CPU_WHOLE = 1 << 20
 WORKSPACE = 32 << 20  # bytes of the library's scratch memory, whatever the image's size
