@@ -86,6 +86,7 @@ def test_doctor_decodes_every_file_of_folders(workplace, capfd):
             'cannot be decoded by OpenCV, which training uses; convert it to PNG',
         ),
         ('eps.png', lambda: by_pillow('EPS'), 'cannot be decoded (it is not an image of a known format)'),
+        ('gif.png', lambda: by_pillow('GIF'), None),
         ('ico.png', lambda: by_pillow('ICO'), 'cannot be decoded (it is not an image of a known format)'),
         ('large.png', lambda: png(np.zeros((13400, 13400), np.uint8)), None),
     ],

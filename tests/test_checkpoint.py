@@ -348,6 +348,8 @@ def test_blocks_that_the_authors_did_not_have_and_wrong_endings_are_errors(tmp_p
     for same in (tmp_path / 'a.pth', tmp_path / '..' / tmp_path.name / 'a.pth'):
         with pytest.raises(InputError, match='would overwrite the file that is read'):
             convert(tmp_path / 'a.pth', same)
+    with pytest.raises(InputError, match='not UTF-8, under which it could not be read; choose another'):
+        convert(tmp_path / 'a.pth', tmp_path / os.fsdecode(b'\xff.safetensors'))
     assert [path.name for path in tmp_path.iterdir()] == ['a.pth']
 
 

@@ -28,6 +28,7 @@ def test_numbers_are_numbers_and_texts_are_texts(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.timeout(20)
 def test_time_for_a_value_grows_with_its_length_only(tmp_path):
     """Else a long row of digits would take many minutes."""
     text = '1' * 300_000 + 'x'

@@ -156,6 +156,7 @@ def test_pieces_that_a_result_has_not_are_not_promised(tmp_path, target):
         b'<xmp:Thumbnails>',
     ],
 )
+@pytest.mark.timeout(20)
 def test_time_for_xmp_grows_with_its_length_only(tmp_path, repeated):
     """White space alone took its square: hours for this much, in which nothing else ran and nothing stopped it."""
     xmp = b'<x:xmpmeta>' + repeated * (500_000 // len(repeated)) + b'</x:xmpmeta>'

@@ -246,6 +246,9 @@ def test_inputs_and_results_are_never_overwritten():
     Path('link').symlink_to('in')
     with pytest.raises(InputError, match='would overwrite the photograph'):
         plan(['in'], out=Path('link'))
+    Path('copies').mkdir()
+    Path('copies/b.PNG').hardlink_to('in/b.PNG')
+    assert plan(['in/b.PNG'], out=Path('copies')), 'a result takes the name, the other name keeps the photograph'
     Path('a_restored.jpg').touch()
     with pytest.raises(InputError, match='would overwrite the photograph a_restored.jpg'):
         plan(['a.jpg', 'a_restored.jpg'])

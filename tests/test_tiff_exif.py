@@ -80,6 +80,7 @@ def test_many_tags_of_the_same_bytes_do_not_fill_the_memory():
     assert most < 10 * len(bomb), '200 MB of values in 124 kB'
 
 
+@pytest.mark.timeout(20)
 def test_time_for_many_tags_grows_with_their_length_only():
     """Else these would take minutes."""
     count, length, at = 65_000, 150, 8 + 18
@@ -89,6 +90,7 @@ def test_time_for_many_tags_grows_with_their_length_only():
     assert len(read_exif(file)) > count * length
 
 
+@pytest.mark.timeout(20)
 def test_time_for_many_resources_grows_with_their_length_only():
     """Else these would take minutes."""
     resources = b'Photoshop 3.0\0' + (b'8BIM\x04\x0a' + bytes(6)) * 400_000

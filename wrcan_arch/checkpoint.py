@@ -344,6 +344,8 @@ def convert(
     out = Path(out)
     if out.suffix not in ({'.pt'} if official else {'.safetensors', '.pth'}):
         raise InputError(f'{out}: weights are written as .safetensors or .pth, or with --to official as .pt')
+    if not is_utf8(out):
+        raise InputError(f'{out}: a name that is not UTF-8, under which it could not be read; choose another')
     if out.resolve() == Path(path).resolve():
         raise InputError(f'{out}: would overwrite the file that is read; choose another name')
     content = read_file(path)

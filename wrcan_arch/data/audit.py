@@ -188,8 +188,8 @@ def _image_fault(value: bytes, shape: tuple[int, int, int] | None = None) -> str
             if math.prod(image.size) > MOST_PIXELS:
                 return f'is {image.size[0]} x {image.size[1]}, more pixels than OpenCV takes; scale it down'
             image.load()
-    except UnidentifiedImageError:
-        return 'cannot be decoded (it is not an image of a known format)'
+    except UnidentifiedImageError:  # OpenCV may know other formats
+        return None if decode_image(value) is not None else 'cannot be decoded (it is not an image of a known format)'
     except (OSError, SyntaxError, ValueError) as error:
         return f'cannot be decoded ({error})'
     if decode_image(value) is None:  # a TIFF of floats, say, or a PNG without its end: Pillow reads both

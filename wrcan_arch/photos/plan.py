@@ -119,7 +119,7 @@ def _result_ending(source: Path, format: str | None) -> str:
 
 
 def _identity(path: Path | str) -> tuple[int, int] | None:
-    """What a file or folder has under each of its names, as bind mounts give it several; None if it is not there."""
+    """What a folder has under each of its names, as bind mounts give it several; None if it is not there."""
     try:
         status = Path(path).stat()
     except OSError:
@@ -139,16 +139,21 @@ def _overwritten_photographs(made: Iterable[tuple[str, str]], folder: Path, what
 
 def _clashes_of_results(jobs: list[Job]) -> Iterator[str]:
     """Yield a line for each result that would overwrite a photograph or another result."""
-    sources = {os.path.realpath(job.source) for job in jobs}
-    identities = {_identity(source) for source in sources} - {None}
-    taken: dict[str, str] = {}
+    identity_of = cache(_identity)
+
+    def place(path: str) -> tuple[object, str]:
+        real_path = Path(os.path.realpath(path))
+        return identity_of(real_path.parent) or real_path.parent, real_path.name
+
+    sources = {place(job.source) for job in jobs}
+    taken: dict[tuple[object, str], str] = {}
     for source, target in jobs:
-        real_target = os.path.realpath(target)
-        if real_target in sources or _identity(target) in identities:
+        place_of_result = place(target)
+        if place_of_result in sources:
             is_beside = Path(target).stem.endswith(RESTORED)
             hint = 'leave that one out, or ' + ('add --skip-existing' if is_beside else 'choose another -o')
             yield f'{source}: its result would overwrite the photograph {target}; {hint}'
-        elif (other := taken.setdefault(real_target, source)) != source:
+        elif (other := taken.setdefault(place_of_result, source)) != source:
             yield f'{source} and {other}: both results would be {target}; rename one, or give each another -o'
 
 
