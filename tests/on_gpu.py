@@ -159,9 +159,9 @@ def test_steps_are_a_cpus_and_the_host_waits_for_none(gpu, chosen):
     on_gpu.net_g.body_conv.register_forward_hook(lambda _, __, out: computed_in.add(out.dtype))
     before = weights_of(on_cpu)
     for iteration in (1, 2, 3):
-        on_gpu.update_learning_rate(iteration)
         for model, place in ((on_cpu, nullcontext()), (on_gpu, gpu.nothing_waits())):
             with place:
+                model.update_learning_rate(iteration)
                 model.feed_data(batch())
                 model.optimize_parameters(iteration)
     assert computed_in == {autocast_dtype({'off': 'fp32'}.get(chosen['amp'], chosen['amp']), on_gpu.device)}
