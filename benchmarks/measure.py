@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from wrcan_arch.checkpoint import source_commit
+from wrcan_arch.errors import is_full_gpu
 
 RESULTS = Path(__file__).parent / 'results'
 LIBRARIES = ('torch', 'numpy', 'opencv-python', 'lmdb', 'basicsr')
@@ -78,7 +79,7 @@ def fits(run: Callable[[], object]) -> bool:
     try:
         run()
     except Exception as error:
-        if not isinstance(error.__cause__ or error, torch.cuda.OutOfMemoryError):
+        if not is_full_gpu(error.__cause__ or error):
             raise
     else:
         return True
