@@ -229,6 +229,9 @@ class Report:
         print(f'# {name}\n\n' + ', '.join(f'{key} {value}' for key, value in about.items()) + '\n', flush=True)
 
     def add(self, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        if not rows:  # a small GPU's memory may hold none of the variants
+            print(f'{title}\n\ndoes not fit\n', flush=True)
+            return
         print(f'{title}\n\n{table(rows)}\n', flush=True)
         self.content['tables'][title] = rows
         RESULTS.mkdir(exist_ok=True)

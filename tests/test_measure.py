@@ -34,3 +34,10 @@ def test_a_variant_that_the_memory_does_not_hold_does_not_fit(measure, error, ch
     assert not measure.fits(mock.Mock(side_effect=raised))
     with pytest.raises(RuntimeError, match='a defect'):
         measure.fits(mock.Mock(side_effect=RuntimeError('a defect')))
+
+
+def test_a_table_of_which_nothing_fits_says_so(measure, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(measure, 'RESULTS', tmp_path)
+    measure.Report('small').add('A step', [])
+    assert capsys.readouterr().out.endswith('A step\n\ndoes not fit\n\n')
+    assert not list(tmp_path.iterdir())
