@@ -12,6 +12,7 @@ import yaml
 from basicsr.models import build_model
 from conftest import SMALL_TRAINING, picture, set_options, train
 from simulated_gpu import simulated_gpu
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wrcan_arch import WRCAN, inference, load_network, restore
@@ -191,6 +192,15 @@ def test_steps_are_a_cpus_and_the_host_waits_for_none(gpu, chosen):
     assert computed_in == {autocast_dtype({'off': 'fp32'}.get(chosen['amp'], chosen['amp']), on_gpu.device)}
     assert on_gpu.get_current_log() == pytest.approx(on_cpu.get_current_log(), rel=0.01)
     check_update(on_gpu, on_cpu, before)
+
+
+def test_the_host_does_not_wait_for_its_copies_to_the_gpu(gpu, monkeypatch):
+    """It would from memory that is not pinned, even if told not to."""
+    model, data, pin, pinned = model_with(1), batch(), Tensor.pin_memory, []
+    monkeypatch.setattr(Tensor, 'pin_memory', lambda tensor: pinned.append(id(tensor)) or pin(tensor))
+    model.feed_data(data)
+    model.feed_data({name: each.cuda() for name, each in data.items()})
+    assert pinned == [id(each) for each in data.values()]
 
 
 @pytest.mark.parametrize('optim_g', [{'type': 'Muon'}, {'fused': False}], ids=['Muon', 'unfused Adam'])
