@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from wrcan_arch.checkpoint import source_commit
+from wrcan_arch.errors import is_full_gpu
 
 RESULTS = Path(__file__).parent / 'results'
 LIBRARIES = ('torch', 'numpy', 'opencv-python', 'lmdb', 'basicsr')
@@ -78,7 +79,7 @@ def fits(run: Callable[[], object]) -> bool:
     try:
         run()
     except Exception as error:
-        if not isinstance(error.__cause__ or error, torch.cuda.OutOfMemoryError):
+        if not is_full_gpu(error.__cause__ or error):
             raise
     else:
         return True
@@ -228,6 +229,9 @@ class Report:
         print(f'# {name}\n\n' + ', '.join(f'{key} {value}' for key, value in about.items()) + '\n', flush=True)
 
     def add(self, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        if not rows:  # a small GPU's memory may hold none of the variants
+            print(f'{title}\n\ndoes not fit\n', flush=True)
+            return
         print(f'{title}\n\n{table(rows)}\n', flush=True)
         self.content['tables'][title] = rows
         RESULTS.mkdir(exist_ok=True)

@@ -12,6 +12,8 @@ import yaml
 from basicsr.models import build_model
 from conftest import SMALL_TRAINING, picture, set_options, train
 from simulated_gpu import simulated_gpu
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from wrcan_arch import WRCAN, inference, load_network, restore
 from wrcan_arch.cli import main
@@ -19,6 +21,7 @@ from wrcan_arch.convolution import set_channels_last
 from wrcan_arch.precision import autocast_dtype
 from wrcan_arch.strips import restore_in_strips
 from wrcan_arch.train import options
+from wrcan_arch.wrcan_arch import ChannelAttention
 
 LARGEST_ERROR = {'fp32': 5e-5, 'bf16': 0.01, 'fp16': 0.002}  # of a result in [0, 1]; a GPU's fp32 may be Winograd's
 UPDATE_ERROR = 0.15  # Adam divides by the gradients' size, so rounding shows where they are small: 0.06 in bf16
@@ -114,6 +117,28 @@ def test_tensors_come_back_to_the_device_that_they_came_from(gpu):
         assert torch.allclose(restored.cpu(), expected, atol=1e-5)
 
 
+class SumTypes(TorchDispatchMode):
+    """Notes the types of sums."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten.sum.dim_IntList:
+            self.found.add(result.dtype)
+        return result
+
+
+@pytest.mark.parametrize(('dtype', 'summed_in'), [(torch.bfloat16, torch.bfloat16), (torch.float16, torch.float32)])
+def test_autocast_leaves_the_type_of_the_attentions_sums(gpu, dtype, summed_in):
+    attention, features = ChannelAttention(16).cuda(), torch.rand(1, 16, 3, 5).cuda().to(dtype)
+    with torch.autocast('cuda', dtype), torch.no_grad(), SumTypes() as sums:
+        attention(features)
+    assert sums.found == {summed_in}
+
+
 def model_with(num_gpu, optim_g=None, **chosen):
     opt = yaml.load(SMALL_TRAINING, options.OptionLoader)
     opt['train'] |= chosen
@@ -159,14 +184,23 @@ def test_steps_are_a_cpus_and_the_host_waits_for_none(gpu, chosen):
     on_gpu.net_g.body_conv.register_forward_hook(lambda _, __, out: computed_in.add(out.dtype))
     before = weights_of(on_cpu)
     for iteration in (1, 2, 3):
-        on_gpu.update_learning_rate(iteration)
         for model, place in ((on_cpu, nullcontext()), (on_gpu, gpu.nothing_waits())):
             with place:
+                model.update_learning_rate(iteration)
                 model.feed_data(batch())
                 model.optimize_parameters(iteration)
     assert computed_in == {autocast_dtype({'off': 'fp32'}.get(chosen['amp'], chosen['amp']), on_gpu.device)}
     assert on_gpu.get_current_log() == pytest.approx(on_cpu.get_current_log(), rel=0.01)
     check_update(on_gpu, on_cpu, before)
+
+
+def test_the_host_does_not_wait_for_its_copies_to_the_gpu(gpu, monkeypatch):
+    """It would from memory that is not pinned, even if told not to."""
+    model, data, pin, pinned = model_with(1), batch(), Tensor.pin_memory, []
+    monkeypatch.setattr(Tensor, 'pin_memory', lambda tensor: pinned.append(id(tensor)) or pin(tensor))
+    model.feed_data(data)
+    model.feed_data({name: each.cuda() for name, each in data.items()})
+    assert pinned == [id(each) for each in data.values()]
 
 
 @pytest.mark.parametrize('optim_g', [{'type': 'Muon'}, {'fused': False}], ids=['Muon', 'unfused Adam'])

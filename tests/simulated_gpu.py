@@ -141,11 +141,12 @@ def _waits(function: Any, args: Any, kwargs: Any, to_gpu: bool, outside: list[Te
 @contextmanager
 def simulated_gpu() -> Iterator[SimulatedGPU]:
     gpu, stream = SimulatedGPU(), SimpleNamespace(wait_stream=lambda other: None)
+    event = SimpleNamespace(record=lambda: None, synchronize=lambda: None)
     answers = {
         'is_available': True, 'device_count': 1, 'current_device': 0, 'set_device': None, 'get_device_name': 'none',
         'is_bf16_supported': True, 'mem_get_info': (MEMORY, MEMORY), 'memory_reserved': 0, 'memory_allocated': 0,
         'empty_cache': None, 'synchronize': None, 'manual_seed': None, 'manual_seed_all': None, '_lazy_init': None,
-        'Stream': stream, 'current_stream': stream, 'stream': nullcontext(),
+        'Stream': stream, 'current_stream': stream, 'stream': nullcontext(), 'Event': event,
         'device': nullcontext(),
     }  # fmt: skip
     with ExitStack() as stack:

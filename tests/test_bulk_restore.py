@@ -131,6 +131,7 @@ def test_photo_too_large_for_the_memory_is_named(tmp_path, monkeypatch):
         (torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate'), gpu),
         (RuntimeError('cuDNN error: CUDNN_STATUS_ALLOC_FAILED'), gpu),
         (RuntimeError('CUDA error: out of memory'), gpu),
+        (RuntimeError('GET was unable to find an engine to execute this computation'), gpu),
         (MemoryError(), machine),
         (RuntimeError("can't allocate memory: 9 bytes"), machine),
     ):

@@ -169,11 +169,13 @@ def test_chop_cuts_a_frame_of_reds_once():
 )
 def test_fp32_is_not_rounded_to_tf32_on_a_gpu(monkeypatch, newer, name, tf32, exact):
     switch = SimpleNamespace(**{name: tf32})
-    monkeypatch.setattr(torch.backends, 'cudnn', SimpleNamespace(conv=switch, allow_tf32=True) if newer else switch)
+    cudnn = SimpleNamespace(conv=switch, allow_tf32=True) if newer else switch
+    cudnn.benchmark = True
+    monkeypatch.setattr(torch.backends, 'cudnn', cudnn)
     with pytest.raises(RuntimeError), precision.exact_convolutions(torch.device('cuda')):
-        assert getattr(switch, name) == exact
+        assert getattr(switch, name) == exact and not cudnn.benchmark
         raise RuntimeError
-    assert getattr(switch, name) == tf32
+    assert getattr(switch, name) == tf32 and cudnn.benchmark
     with precision.exact_convolutions(torch.device('cpu')):
         assert getattr(switch, name) == tf32
 
@@ -192,7 +194,7 @@ def test_a_network_runs_without_tf32(image):
 
 def test_fp32_is_exact_until_the_last_thread_has_left(monkeypatch):
     switch = SimpleNamespace(fp32_precision='tf32')
-    monkeypatch.setattr(torch.backends, 'cudnn', SimpleNamespace(conv=switch, allow_tf32=True))
+    monkeypatch.setattr(torch.backends, 'cudnn', SimpleNamespace(conv=switch, allow_tf32=True, benchmark=True))
     first, second = ExitStack(), ExitStack()
     for stack in (first, second):
         stack.enter_context(precision.exact_convolutions(torch.device('cuda')))

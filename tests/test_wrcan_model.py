@@ -14,6 +14,8 @@ from wrcan_arch import InputError, WRCANModel
 from wrcan_arch.checkpoint import read_file, read_weights
 from wrcan_arch.errors import RunError
 
+GPU_IS_FULL = torch.cuda.OutOfMemoryError('CUDA out of memory. Tried')
+NO_ENGINE = RuntimeError('FIND was unable to find an engine to execute this computation')  # cuDNN, out of memory
 HOST_IS_FULL = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes.")
 
 
@@ -246,7 +248,7 @@ def test_accumulated_parts_are_the_whole_batch(opt, parts):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize('error', [torch.cuda.OutOfMemoryError('CUDA out of memory. Tried'), HOST_IS_FULL])
+@pytest.mark.parametrize('error', [GPU_IS_FULL, NO_ENGINE, HOST_IS_FULL])
 def test_auto_accumulation_halves_until_it_fits(opt, error):
     opt['train']['accumulate'] = 'auto'
     model = build_model(opt)

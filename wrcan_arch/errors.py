@@ -4,9 +4,9 @@ import re
 from collections.abc import Iterable
 
 SHOWN_FAULTS = 20
-NO_MEMORY = re.compile('out of memory|not enough memory|allocate memory|STATUS_ALLOC_FAILED')  # in PyTorch's messages
-
-FULL_GPU = re.compile('(CUDA|HIP)( error:)? out of memory|STATUS_ALLOC_FAILED')
+# In PyTorch's messages. Where no algorithm of cuDNN gets the memory that it needs, it finds no 'engine'.
+FULL_GPU = re.compile('(CUDA|HIP)( error:)? out of memory|STATUS_ALLOC_FAILED|unable to find an engine to execute')
+NO_MEMORY = re.compile(f'out of memory|not enough memory|allocate memory|{FULL_GPU.pattern}')
 GPU_IS_FULL = "the GPU's memory is full; take a smaller image or patch, or compute on the CPU (CUDA_VISIBLE_DEVICES=)"
 
 
@@ -44,5 +44,5 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or bool(NO_MEMORY.search(str(error)))
 
 
-def is_full_gpu(error: Exception) -> bool:
+def is_full_gpu(error: BaseException) -> bool:
     return bool(FULL_GPU.search(str(error)))

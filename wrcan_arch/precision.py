@@ -31,7 +31,12 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 class _ExactConvolutions:
-    """Switch TF32 off. All threads share PyTorch's switch: the first to enter sets it, the last to leave resets it."""
+    """Switch TF32 and `benchmark` off.
+
+    `benchmark`, which the toolbox sets, times cuDNN's algorithms anew for every size of image, and the fastest this
+    time may round differently. All threads share PyTorch's switches: the first to enter sets them, the last to leave
+    resets them.
+    """
 
     def __init__(self) -> None:
         self.lock, self.inside = Lock(), 0
@@ -39,17 +44,17 @@ class _ExactConvolutions:
 
     @staticmethod
     def switches() -> list[tuple[Any, str, Any]]:
-        """The objects and the names of their attributes that control TF32, and the values that switch it off."""
+        """The objects, the names of their attributes, and the values that switch TF32 and `benchmark` off."""
         cudnn = torch.backends.cudnn
-        older, conv = (cudnn, 'allow_tf32', False), getattr(cudnn, 'conv', None)
+        timed, older, conv = (cudnn, 'benchmark', False), (cudnn, 'allow_tf32', False), getattr(cudnn, 'conv', None)
         if conv is None:
-            return [older]
+            return [timed, older]
         newer = (conv, 'fp32_precision', 'ieee')
         try:
             # Both: after the newer alone, whoever reads the older one gets an error, as in cudnn.flags().
-            return [older, newer] if cudnn.allow_tf32 else [newer]
+            return [timed, older, newer] if cudnn.allow_tf32 else [timed, newer]
         except RuntimeError:  # somebody else has set the newer alone
-            return [newer]
+            return [timed, newer]
 
     def __enter__(self) -> None:
         with self.lock:
@@ -72,5 +77,8 @@ _exact_convolutions = _ExactConvolutions()
 
 
 def exact_convolutions(device: torch.device) -> AbstractContextManager[None]:
-    """Context in which fp32 convolutions stay fp32: by default PyTorch lets a GPU round their inputs to TF32."""
+    """Context in which fp32 convolutions stay fp32 and no algorithms are timed.
+
+    By default PyTorch lets a GPU round the inputs of fp32 convolutions to TF32.
+    """
     return _exact_convolutions if device.type == 'cuda' else nullcontext()

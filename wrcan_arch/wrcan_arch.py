@@ -40,7 +40,8 @@ class ChannelAttention(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         # Sum over channels-last data: in fp32 and bf16 the sum's gradient is a view. The gradient of a mean is a map in
         # another memory layout; adding it to the features' own gradient took a tenth of a block's step.
-        summed_in = torch.float32 if features.dtype == torch.float16 else None  # the sum may exceed fp16's range
+        # Without a type a GPU's autocast would sum bf16 in fp32 and copy the gradient. In fp16 the sum may overflow.
+        summed_in = torch.float32 if features.dtype == torch.float16 else features.dtype
         sums = features.permute(0, 2, 3, 1).sum((1, 2), dtype=summed_in)  # (B, C)
         means = (sums / (features.shape[2] * features.shape[3])).to(features.dtype)
         return features * self.weights(means[:, :, None, None])

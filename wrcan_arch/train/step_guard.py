@@ -145,7 +145,7 @@ class StepGuard:
         self.dist = dist
         self.stop = StopReasons()
         self.delay = 0 if device.type == 'cpu' else 1
-        self.pending_flags: deque[tuple[int, Tensor, Sequence[str]]] = deque()
+        self.pending_flags: deque[tuple[int, Tensor, torch.cuda.Event | None, Sequence[str]]] = deque()
         self.in_a_row = 0
         self.skipped = 0
         self.agreed_signal: int | None = None
@@ -164,7 +164,12 @@ class StepGuard:
         flags = torch.stack([1 - largest.isfinite().float(), torch.full_like(largest, self.stop.asked_by or 0)])
         if self.dist:
             distributed.all_reduce(flags, distributed.ReduceOp.MAX)
-        self.pending_flags.append((iteration, flags, keys))
+        copied = flags.to('cpu', non_blocking=True)
+        # Reading the flags themselves would wait for all that is queued by then: the next step too.
+        arrived = torch.cuda.Event() if flags.is_cuda else None
+        if arrived:
+            arrived.record()
+        self.pending_flags.append((iteration, copied, arrived, keys))
         return flags[0]
 
     def verdict(self, made: int) -> RunError | None:
@@ -188,7 +193,9 @@ class StepGuard:
             return RunError(f'stopped by {name}; go on with --auto_resume', code)
         return None
 
-    def _read(self, iteration: int, flags: Tensor, keys: Sequence[str]) -> None:
+    def _read(self, iteration: int, flags: Tensor, arrived: torch.cuda.Event | None, keys: Sequence[str]) -> None:
+        if arrived:
+            arrived.synchronize()
         broken, asked = map(int, flags.tolist())
         self.agreed_signal = asked or None
         self.in_a_row = self.in_a_row + 1 if broken else 0

@@ -215,14 +215,17 @@ class WRCANModel(RecordedModel):
         for value in data.values():  # a prefetching stream must not reuse their memory before this stream has read them
             if isinstance(value, Tensor) and value.is_cuda:
                 value.record_stream(torch.cuda.current_stream())
-        data = {
-            name: _as_float(value.to(self.device, non_blocking=True)) if isinstance(value, Tensor) else value
-            for name, value in data.items()
-        }
+        data = {name: self._on_device(value) if isinstance(value, Tensor) else value for name, value in data.items()}
         super().feed_data(data)
         self.gt_jpeg = data.get('gt_jpeg')
         keys = data.get('key', data.get('lq_path', ()))
         self.keys = [str(each) for each in (keys.tolist() if isinstance(keys, Tensor) else keys)]
+
+    def _on_device(self, value: Tensor) -> Tensor:
+        if self.device.type == 'cuda' and not value.is_cuda:
+            # Else the host waits for the copy. A loader pins in a thread, which fails when its workers are killed.
+            value = value.pin_memory()
+        return _as_float(value.to(self.device, non_blocking=True))
 
     def optimize_parameters(self, current_iter: int) -> None:
         """Make one step on the whole batch in `accumulate` parts; with 'auto', in more parts if memory runs out."""

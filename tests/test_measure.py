@@ -1,0 +1,43 @@
+"""What benchmarks/measure.py does on a card that is too small."""
+
+import importlib.util
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+
+PATH = Path(__file__).parent.parent / 'benchmarks' / 'measure.py'
+
+
+@pytest.fixture(scope='module')
+def measure():
+    specification = importlib.util.spec_from_file_location('measure', PATH)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize('chained', [False, True])
+@pytest.mark.parametrize(
+    'error',
+    [
+        torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate'),
+        RuntimeError('FIND was unable to find an engine to execute this computation'),
+    ],
+)
+def test_a_variant_that_the_memory_does_not_hold_does_not_fit(measure, error, chained):
+    raised = error
+    if chained:
+        raised = ValueError('advice')
+        raised.__cause__ = error
+    assert not measure.fits(mock.Mock(side_effect=raised))
+    with pytest.raises(RuntimeError, match='a defect'):
+        measure.fits(mock.Mock(side_effect=RuntimeError('a defect')))
+
+
+def test_a_table_of_which_nothing_fits_says_so(measure, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(measure, 'RESULTS', tmp_path)
+    measure.Report('small').add('A step', [])
+    assert capsys.readouterr().out.endswith('A step\n\ndoes not fit\n\n')
+    assert not list(tmp_path.iterdir())
