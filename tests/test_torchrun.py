@@ -241,6 +241,36 @@ def test_bad_request_and_bad_start_are_said_once_and_in_time(job):
     assert codes == [2] and '1 of 2 processes did not reach this point within 3 s: number 1' in line
 
 
+# The second process fails alone in the fifth iteration; to leave its group, it would wait for the first, as with NCCL.
+FAILS_ALONE = """
+import atexit, os, sys, time
+from functools import partial
+from wrcan_arch import InputError, cli
+from wrcan_arch.train.wrcan_model import WRCANModel
+
+def optimize_parameters(self, iteration, step=WRCANModel.optimize_parameters):
+    if iteration == 5:
+        raise InputError('a frame is damaged')
+    step(self, iteration)
+
+if os.environ['SLURM_PROCID'] == '1':
+    from torch import distributed
+    wait = partial(time.sleep, 60)
+    distributed.get_backend, distributed.destroy_process_group = lambda: 'nccl', wait
+    atexit.register(wait)
+    WRCANModel.optimize_parameters = optimize_parameters
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_alone_under_nccl_says_why_and_ends(job):
+    Path('worker.py').write_text(FAILS_ALONE)
+    Path('train.yml').write_text(Path('train.yml').read_text() + 'dist_params: {timeout: 15}\n')
+    codes, said = srun(2, 'train', '-opt', 'train.yml', script='worker.py')
+    assert codes == [1, 2] and own_lines(said) == ['basicsr train: a frame is damaged'], said[-3000:]
+
+
 # Single functions
 
 

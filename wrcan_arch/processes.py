@@ -79,6 +79,11 @@ def take_own_gpu() -> None:
         torch.cuda.set_device(own)
 
 
+def in_nccl_group() -> bool:
+    """Whether a process that leaves its group waits for the others of its machine, which may never leave theirs."""
+    return dist.is_initialized() and dist.get_backend() == 'nccl'
+
+
 def contact_lost(error: BaseException) -> RunError | None:
     """The RunError to raise if `error` says that another process is lost; None for other errors."""
     text = ' '.join(str(error).split())
