@@ -355,6 +355,26 @@ def test_lost_contact_is_no_defect():
     assert contact_lost(dist.DistStoreError('wait timeout')) and contact_lost(RuntimeError('shape mismatch')) is None
 
 
+def nccl_error(kind, last):
+    """As in PyTorch's NCCLUtils.hpp."""
+    where = 'NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, unhandled system error'
+    return dist.DistBackendError(f'{where} (run with NCCL_DEBUG=INFO for details), NCCL version 2.27.5\n{kind}\n{last}')
+
+
+def test_nccls_own_error_is_said_and_not_taken_for_a_lost_process():
+    system = 'ncclSystemError: System call (e.g. socket, malloc) or external library call failed or device error. '
+    fault = nccl_error(system, 'Last error:\nBootstrap : no socket interface found')
+    assert str(contact_lost(fault)) == 'NCCL: Bootstrap : no socket interface found'
+    reason = 'Error while creating shared memory segment /dev/shm/nccl-AbCdEf (size 9637888)'
+    said = str(contact_lost(nccl_error(system, f'Last error:\n{reason}')))
+    assert said == f'NCCL: {reason}; /dev/shm may be full: enlarge it (docker run --shm-size=1g)'
+    assert 'another process is gone' in str(contact_lost(nccl_error(system, 'Last error:\n')))
+    remote = 'ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely.'
+    lost = 'socketProgress: Connection closed by remote peer host<40001>'
+    said = str(contact_lost(nccl_error(remote, f'Last error:\n{lost}')))
+    assert said.startswith(f'another process is gone or does not answer ({lost}); what was saved')
+
+
 def test_each_process_takes_its_own_gpu(monkeypatch):
     taken = []
     two = SimpleNamespace(device_count=lambda: 2, set_device=taken.append)
