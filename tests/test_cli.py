@@ -294,6 +294,14 @@ def test_doctor_prints_versions_repairs_and_what_is_missing(capsys, monkeypatch)
     assert 'Missing, unfit or unusable: torch, no-such-package\n' in capsys.readouterr().out
 
 
+def test_doctor_says_that_the_driver_is_too_old(monkeypatch):
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 1)
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    monkeypatch.setattr('torch.__version__', '2.13.0+cu130')
+    expected = ('GPU', 'none usable', 'the driver is too old for PyTorch 2.13.0+cu130, or does not work')
+    assert doctor._processors()[0] == expected
+
+
 def test_doctor_says_that_linux_is_needed(capsys, monkeypatch):
     monkeypatch.setattr('wrcan_arch.doctor.requirements', list)
     monkeypatch.setattr('platform.system', lambda: 'Windows')

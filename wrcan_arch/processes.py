@@ -80,6 +80,13 @@ def take_own_gpu() -> None:
         torch.cuda.set_device(own)
 
 
+def fault_of_driver() -> str | None:
+    """Why PyTorch cannot use the GPUs of this machine; None if it can, or if there are none."""
+    if torch.cuda.is_available() or not torch.cuda.device_count():
+        return None
+    return f'the driver is too old for PyTorch {torch.__version__}, or does not work'
+
+
 def in_nccl_group() -> bool:
     """Whether a process that leaves its group waits for the others of its machine, which may never leave theirs."""
     return dist.is_initialized() and dist.get_backend() == 'nccl'
