@@ -70,7 +70,13 @@ def _processors() -> list[Row]:
     cpu = torch.device('cpu')
     rows = []
     if torch.cuda.is_available():
-        rows += [(f'GPU {n}', torch.cuda.get_device_name(n), 'usable') for n in range(torch.cuda.device_count())]
+        for number in range(torch.cuda.device_count()):
+            try:
+                (torch.zeros(1, device=f'cuda:{number}') + 1).item()  # this PyTorch may have no kernels for it
+                note = 'usable'
+            except RuntimeError as error:
+                note = f'UNUSABLE: {str(error).splitlines()[0]}'
+            rows.append((f'GPU {number}', torch.cuda.get_device_name(number), note))
     else:
         built = torch.version.cuda or torch.version.hip
         missing = 'no driver or device found' if built else 'this torch is built for CPUs only'
