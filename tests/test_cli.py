@@ -294,6 +294,27 @@ def test_doctor_prints_versions_repairs_and_what_is_missing(capsys, monkeypatch)
     assert 'Missing, unfit or unusable: torch, no-such-package\n' in capsys.readouterr().out
 
 
+def test_doctor_computes_on_each_gpu(monkeypatch):
+    """As a GPU may be of a kind for which this PyTorch has no kernels."""
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 2)
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
+    monkeypatch.setattr('torch.cuda.get_device_name', 'GPU of {}'.format)
+    answers = mock.Mock(side_effect=[torch.zeros(1), RuntimeError('CUDA error: no kernel image\nCompile with')])
+    monkeypatch.setattr('torch.zeros', answers)
+    first, second, *_ = doctor._processors()
+    assert first == ('GPU 0', 'GPU of 0', 'usable')
+    assert second == ('GPU 1', 'GPU of 1', 'UNUSABLE: CUDA error: no kernel image')
+    assert [call.kwargs['device'] for call in answers.call_args_list] == ['cuda:0', 'cuda:1']
+
+
+def test_doctor_says_that_the_driver_is_too_old(monkeypatch):
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 1)
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    monkeypatch.setattr('torch.__version__', '2.13.0+cu130')
+    expected = ('GPU', 'none usable', 'the driver is too old for PyTorch 2.13.0+cu130, or does not work')
+    assert doctor._processors()[0] == expected
+
+
 def test_doctor_says_that_linux_is_needed(capsys, monkeypatch):
     monkeypatch.setattr('wrcan_arch.doctor.requirements', list)
     monkeypatch.setattr('platform.system', lambda: 'Windows')

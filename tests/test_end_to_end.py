@@ -212,6 +212,7 @@ def test_resume_may_compute_the_step_in_another_way(workplace, capsys):
 
 def test_one_process_of_our_model_takes_one_gpu(workplace, capsys, monkeypatch):
     monkeypatch.setattr('torch.cuda.device_count', lambda: 2)
+    monkeypatch.setattr('torch.cuda.is_available', lambda: True)
     assert train('num_gpu=2') == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert said.endswith(
@@ -224,7 +225,7 @@ def test_a_batch_that_cannot_be_divided_is_said_before_an_older_run_is_put_aside
     assert train('train:total_iter=1', option_file='own.yml') == 0
     text = Path('own.yml').read_text()
     Path('own.yml').write_text(text.replace('batch_size_per_gpu: 4', 'batch_size_total: 3'))
-    with mock.patch('wrcan_arch.train.pipelines.torch.cuda.device_count', lambda: 2):
+    with mock.patch.multiple('torch.cuda', device_count=lambda: 2, is_available=lambda: True):
         assert train('num_gpu=auto', option_file='own.yml') == 2
     assert '3 cannot be divided over 2 processes or GPUs' in capsys.readouterr().err
     assert not list(Path('experiments').glob('*archived*'))

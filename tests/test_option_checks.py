@@ -385,6 +385,7 @@ def test_sharp_frames_are_asked_for_by_metrics_that_take_them(demo):
 @pytest.mark.parametrize(('gpus', 'num_gpu', 'refused'), [(1, 'auto', True), (0, 'auto', False), (1, 0, False)])
 def test_local_is_refused_where_a_gpu_is_to_be_deterministic(demo, monkeypatch, gpus, num_gpu, refused):
     monkeypatch.setattr('torch.cuda.device_count', lambda: gpus)
+    monkeypatch.setattr('torch.cuda.is_available', lambda: bool(gpus))
     values = yaml.safe_load(demo) | {'deterministic': True, 'num_gpu': num_gpu}
     values['val']['inference'] = {'mode': 'local'}
     Path('own.yml').write_text(yaml.safe_dump(values))
@@ -392,9 +393,21 @@ def test_local_is_refused_where_a_gpu_is_to_be_deterministic(demo, monkeypatch, 
     assert len(said) == refused and all('deterministic: a GPU adds the sums of mode local' in line for line in said)
 
 
+@pytest.mark.parametrize(('num_gpu', 'refused'), [('auto', True), (1, True), (0, False)])
+def test_gpus_that_the_driver_keeps_from_pytorch_are_no_reason_to_use_the_cpu(demo, monkeypatch, num_gpu, refused):
+    monkeypatch.setattr('torch.cuda.device_count', lambda: 1)
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    monkeypatch.setattr('torch.__version__', '2.13.0+cu130')
+    Path('own.yml').write_text(yaml.safe_dump(yaml.safe_load(demo) | {'num_gpu': num_gpu}))
+    said = list(option_checks._wrong_machine(options.read_options('own.yml')))
+    message = 'num_gpu: the driver is too old for PyTorch 2.13.0+cu130, or does not work; update it, or set num_gpu: 0'
+    assert [line.partition(' ')[2] for line in said] == [message] * refused
+
+
 @pytest.mark.parametrize(('gpus', 'pinned', 'refused'), [(1, True, False), (1, False, True), (0, True, True)])
 def test_prefetching_needs_a_gpu_and_pinned_memory(demo, monkeypatch, gpus, pinned, refused):
     monkeypatch.setattr('torch.cuda.device_count', lambda: gpus)
+    monkeypatch.setattr('torch.cuda.is_available', lambda: bool(gpus))
     values = yaml.safe_load(demo)
     values['datasets']['train'] |= {'prefetch_mode': 'cuda', 'pin_memory': pinned}
     Path('own.yml').write_text(yaml.safe_dump(values))

@@ -241,6 +241,36 @@ def test_bad_request_and_bad_start_are_said_once_and_in_time(job):
     assert codes == [2] and '1 of 2 processes did not reach this point within 3 s: number 1' in line
 
 
+# The second process fails alone in the fifth iteration; to leave its group, it would wait for the first, as with NCCL.
+FAILS_ALONE = """
+import atexit, os, sys, time
+from functools import partial
+from wrcan_arch import InputError, cli
+from wrcan_arch.train.wrcan_model import WRCANModel
+
+def optimize_parameters(self, iteration, step=WRCANModel.optimize_parameters):
+    if iteration == 5:
+        raise InputError('a frame is damaged')
+    step(self, iteration)
+
+if os.environ['SLURM_PROCID'] == '1':
+    from torch import distributed
+    wait = partial(time.sleep, 60)
+    distributed.get_backend, distributed.destroy_process_group = lambda: 'nccl', wait
+    atexit.register(wait)
+    WRCANModel.optimize_parameters = optimize_parameters
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_fails_alone_under_nccl_says_why_and_ends(job):
+    Path('worker.py').write_text(FAILS_ALONE)
+    Path('train.yml').write_text(Path('train.yml').read_text() + 'dist_params: {timeout: 15}\n')
+    codes, said = srun(2, 'train', '-opt', 'train.yml', script='worker.py')
+    assert codes == [1, 2] and own_lines(said) == ['basicsr train: a frame is damaged'], said[-3000:]
+
+
 # Single functions
 
 
@@ -323,6 +353,26 @@ def test_lost_contact_is_no_defect():
     gloo = RuntimeError('[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:538] Connection closed by peer [::1]:5')
     assert isinstance(contact_lost(gloo), RunError) and '(Connection closed by peer [::1]:5)' in str(contact_lost(gloo))
     assert contact_lost(dist.DistStoreError('wait timeout')) and contact_lost(RuntimeError('shape mismatch')) is None
+
+
+def nccl_error(kind, last):
+    """As in PyTorch's NCCLUtils.hpp."""
+    where = 'NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, unhandled system error'
+    return dist.DistBackendError(f'{where} (run with NCCL_DEBUG=INFO for details), NCCL version 2.27.5\n{kind}\n{last}')
+
+
+def test_nccls_own_error_is_said_and_not_taken_for_a_lost_process():
+    system = 'ncclSystemError: System call (e.g. socket, malloc) or external library call failed or device error. '
+    fault = nccl_error(system, 'Last error:\nBootstrap : no socket interface found')
+    assert str(contact_lost(fault)) == 'NCCL: Bootstrap : no socket interface found'
+    reason = 'Error while creating shared memory segment /dev/shm/nccl-AbCdEf (size 9637888)'
+    said = str(contact_lost(nccl_error(system, f'Last error:\n{reason}')))
+    assert said == f'NCCL: {reason}; /dev/shm may be full: enlarge it (docker run --shm-size=1g)'
+    assert 'another process is gone' in str(contact_lost(nccl_error(system, 'Last error:\n')))
+    remote = 'ncclRemoteError: A call failed possibly due to a network error or a remote process exiting prematurely.'
+    lost = 'socketProgress: Connection closed by remote peer host<40001>'
+    said = str(contact_lost(nccl_error(remote, f'Last error:\n{lost}')))
+    assert said.startswith(f'another process is gone or does not answer ({lost}); what was saved')
 
 
 def test_each_process_takes_its_own_gpu(monkeypatch):

@@ -18,6 +18,7 @@ from pathlib import Path
 from . import __version__
 from .ending import (
     discard_unread,
+    end_in_nccl_group,
     escape_on_stdout,
     exit_code_of_several,
     ignore_closed_pipe,
@@ -341,7 +342,9 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError):
             discard_unread()  # exits if nobody reads stderr
         if is_one_of_several():
-            return exit_code_of_several(error, arguments.command, debug=arguments.debug)
+            code = exit_code_of_several(error, arguments.command, debug=arguments.debug)
+            end_in_nccl_group(code)
+            return code
         message = message_for_user(error)
         if message is None:
             raise

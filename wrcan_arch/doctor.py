@@ -65,16 +65,22 @@ def _processors() -> list[Row]:
 
     from .convolution import packs_weights
     from .precision import has_bf16_units
+    from .processes import fault_of_driver
 
     cpu = torch.device('cpu')
     rows = []
     if torch.cuda.is_available():
-        rows += [(f'GPU {n}', torch.cuda.get_device_name(n), 'usable') for n in range(torch.cuda.device_count())]
+        for number in range(torch.cuda.device_count()):
+            try:
+                (torch.zeros(1, device=f'cuda:{number}') + 1).item()  # this PyTorch may have no kernels for it
+                note = 'usable'
+            except RuntimeError as error:
+                note = f'UNUSABLE: {str(error).splitlines()[0]}'
+            rows.append((f'GPU {number}', torch.cuda.get_device_name(number), note))
     else:
         built = torch.version.cuda or torch.version.hip
-        rows.append(
-            ('GPU', 'none usable', 'no driver or device found' if built else 'this torch is built for CPUs only')
-        )
+        missing = 'no driver or device found' if built else 'this torch is built for CPUs only'
+        rows.append(('GPU', 'none usable', fault_of_driver() or missing))
     units = 'has units for bf16' if has_bf16_units(cpu) else 'no units for bf16: precision auto is fp32'
     rows.append(('CPU', f'{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}', units))
     packs = packs_weights(cpu, torch.float32)

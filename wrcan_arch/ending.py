@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -91,6 +91,17 @@ def exit_code_of_several(error: Exception, command: str, *, debug: bool) -> int:
         print_error(''.join(traceback.format_exception(error)) if message is None or debug else line)
         _name_to_torchrun(line)
     return getattr(error, 'exit_code', 2 if message else 1)
+
+
+def end_in_nccl_group(code: int) -> None:
+    """End the process at once if it is in an NCCL group, as Python's own end would leave it."""
+    from .processes import in_nccl_group
+
+    if in_nccl_group():
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            with suppress(OSError):
+                stream.flush()
+        os._exit(code)
 
 
 def _name_to_torchrun(line: str) -> None:

@@ -26,6 +26,7 @@ START_TIMEOUT = 300  # seconds within which all processes must start
 ERROR_WAIT = 5  # seconds to find out whether other processes failed too, and to keep the store up for their questions
 STARTED_BY_TORCHRUN = 'TORCHELASTIC_RUN_ID'
 LOST = re.compile(r'/gloo/|Connection (closed|reset|refused)|Socket Timeout|Broken pipe')
+SHARED_MEMORY = re.compile('/dev/shm|shared memory|fallocate')  # in NCCL's messages
 
 
 def launcher_of_environment() -> str:
@@ -79,12 +80,29 @@ def take_own_gpu() -> None:
         torch.cuda.set_device(own)
 
 
+def fault_of_driver() -> str | None:
+    """Why PyTorch cannot use the GPUs of this machine; None if it can, or if there are none."""
+    if torch.cuda.is_available() or not torch.cuda.device_count():
+        return None
+    return f'the driver is too old for PyTorch {torch.__version__}, or does not work'
+
+
+def in_nccl_group() -> bool:
+    """Whether a process that leaves its group waits for the others of its machine, which may never leave theirs."""
+    return dist.is_initialized() and dist.get_backend() == 'nccl'
+
+
 def contact_lost(error: BaseException) -> RunError | None:
-    """The RunError to raise if `error` says that another process is lost; None for other errors."""
+    """The RunError to raise if `error` says that another process is lost, or that NCCL failed; None for others."""
     text = ' '.join(str(error).split())
     if not isinstance(error, dist.DistError) and not (isinstance(error, RuntimeError) and LOST.search(text)):
         return None
-    reason = re.sub(r'^\[[^]]*\] *', '', text)[:200]
+    nccl = re.search('NCCL error.*Last error: (.+)', text)
+    reason = (nccl[1] if nccl else re.sub(r'^\[[^]]*\] *', '', text))[:200]
+    if nccl and 'ncclRemoteError' not in text:
+        if SHARED_MEMORY.search(reason):
+            reason += '; /dev/shm may be full: enlarge it (docker run --shm-size=1g)'
+        return RunError(f'NCCL: {reason}')
     return RunError(
         f'another process is gone or does not answer ({reason}); what was saved is whole: go on with --auto_resume '
         'or --skip-existing'

@@ -17,6 +17,7 @@ from .. import checkpoint, inference
 from ..data import audit
 from ..errors import InputError
 from ..files import is_utf8
+from ..processes import fault_of_driver
 from ..wrcan_arch import WRCAN
 from . import run_folder
 from .class_checks import is_the_toolboxs, wrong_classes
@@ -351,6 +352,8 @@ def _wrong_machine(file: OptionFile) -> Iterator[str]:
     if isinstance(wanted, int) and wanted > found:
         hint = 'auto takes what is there'
         yield f'{file.at("num_gpu")}: {wanted} asked for, this machine has {found}; {hint}'
+    elif wanted != 0 and (fault := fault_of_driver()):  # else the run would silently use the CPU
+        yield f'{file.at("num_gpu")}: {fault}; update it, or set num_gpu: 0'
     is_local = find(file.values, 'val', 'inference', 'mode') == 'local'
     if file.values.get('deterministic') and is_local and found and wanted != 0:
         hint = 'a GPU adds the sums of mode local in another order each time; leave out one of the two'

@@ -36,7 +36,7 @@ from ..data.draws import DrawSampler
 from ..data.jpeg_deblur_dataset import JPEGDeblurDataset
 from ..errors import InputError
 from ..files import write_text
-from ..processes import STARTED_BY_TORCHRUN, Team, take_own_gpu, take_slurms_environment
+from ..processes import STARTED_BY_TORCHRUN, Team, in_nccl_group, take_own_gpu, take_slurms_environment
 from . import results, run_folder
 from .current_run import TIMEOUT, Run, begin_run, load_resume_state
 from .lpips_metric import use_gpu
@@ -391,7 +391,8 @@ def run_pipeline(
                     get_root_logger().info(run.model.outcome())
                 if distributed.is_initialized():
                     distributed.barrier()  # processes that leave one by one can take the others down
+                    distributed.destroy_process_group()
             finally:
-                if distributed.is_initialized():
+                if distributed.is_initialized() and not in_nccl_group():  # else the command ends the process
                     distributed.destroy_process_group()
                 _forget_logger()
