@@ -192,6 +192,14 @@ def test_a_terminal_gets_no_escape_sequence_from_a_file(tmp_path, monkeypatch, c
     assert '\\x1b[2J' in said and not {'\x1b', '\x07'} & set(said)
 
 
+def test_the_log_shows_escape_sequences_of_option_files(quick, capfd):
+    clears = '"\\e[2J\\a"'
+    assert train('train:total_iter=1', 'val=~', f'name={clears}', f'datasets:train:name={clears}') == 0
+    said = ''.join(capfd.readouterr())
+    assert 'name: \\x1b[2J\\x07' in said and not {'\x1b', '\x07'} & set(said)
+    assert '\n    PyTorch: ' in said, 'the toolbox indents by tabs'
+
+
 @pytest.mark.parametrize('flags', [[], ['--debug']])
 def test_a_defects_traceback_shows_once(monkeypatch, capsys, flags):
     monkeypatch.setattr('wrcan_arch.doctor.report', mock.Mock(side_effect=KeyError('a defect')))
