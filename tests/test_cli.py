@@ -8,7 +8,6 @@ import re
 import shlex
 import subprocess
 import sys
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from unittest import mock
@@ -16,7 +15,7 @@ from unittest import mock
 import cv2
 import pytest
 import torch
-from conftest import picture, train
+from conftest import nobody_reads_stdout, picture, train
 from fresh import run_python
 from packaging.requirements import Requirement
 
@@ -229,14 +228,6 @@ def test_closed_output_gives_no_traceback(tmp_path, command, code):
     buffered = {**os.environ, 'PYTHONUNBUFFERED': ''}
     result = subprocess.run(['bash', '-c', command], capture_output=True, text=True, cwd=tmp_path, env=buffered)
     assert result.returncode == code and 'Traceback' not in result.stderr, result.stderr
-
-
-@contextmanager
-def nobody_reads_stdout(buffering):
-    read, write = os.pipe()
-    os.close(read)
-    with os.fdopen(write, 'w', buffering=buffering) as stdout, mock.patch('sys.stdout', stdout):
-        yield
 
 
 @pytest.mark.parametrize('buffering', [1, -1], ids=['by line', 'by block'])

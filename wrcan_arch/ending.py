@@ -22,13 +22,13 @@ def escape_on_stdout() -> None:
         sys.stdout.reconfigure(errors='backslashreplace')
 
 
-@contextmanager
-def ignore_closed_pipe() -> Iterator[None]:
-    """Ignore a closed pipe on stdout, as in `basicsr show ... | head`; exit if stderr goes to a closed pipe too."""
+def say(text: str) -> None:
+    """Print to stdout, without escape sequences: terminals obey those in the names and texts of others' files.
+
+    Nobody has to read it, as in `basicsr show ... | head`; but exit if stderr goes to a closed pipe too.
+    """
     try:
-        yield
-        if sys.stdout:  # None if it was closed from the start
-            sys.stdout.flush()
+        print(printable_lines(text), flush=True)
     except BrokenPipeError:
         if not discard_unread():
             raise
