@@ -137,10 +137,13 @@ def test_unreadable_photo_is_named_and_the_rest_done(tmp_path, monkeypatch, caps
     assert [path.name for path in Path('out').iterdir()] == ['a.png']
 
 
-def test_debug_adds_the_traceback(workplace, capsys):
-    code, lines = basicsr(capsys, 'train', '--debug', '-opt', 'nowhere.yml')
-    assert code == 2 and 'Traceback (most recent call last):' in lines
-    assert lines[-1].endswith('nowhere.yml: there is no such option file')
+@pytest.mark.parametrize('several', [False, True])
+def test_debug_adds_the_traceback(workplace, monkeypatch, capsys, several):
+    monkeypatch.setattr(cli, 'is_one_of_several', lambda: several)
+    assert cli.main(['train', '--debug', '-opt', 'nowhere.yml']) == 2
+    said = capsys.readouterr().err
+    assert 'Traceback (most recent call last):\n' in said
+    assert said.endswith('nowhere.yml: there is no such option file\n')
 
 
 def test_names_that_a_terminal_cannot_show_are_escaped(tmp_path, monkeypatch, official_weights):

@@ -88,7 +88,7 @@ def exit_code_of_several(error: Exception, command: str, *, debug: bool) -> int:
     message = message_for_user(error)
     if tells:
         line = printable_lines(f'basicsr {command}: {message or repr(error)}')
-        print_error(''.join(traceback.format_exception(error)) if message is None or debug else line)
+        print_error(''.join(traceback.format_exception(error)).rstrip() if message is None or debug else line)
         _name_to_torchrun(line)
     return getattr(error, 'exit_code', 2 if message else 1)
 
