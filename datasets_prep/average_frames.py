@@ -111,7 +111,7 @@ def count_frames(video: Path) -> int:
     if video.is_dir():
         return len(frame_files(video))
     if not is_utf8(video):  # would kill the process in OpenCV
-        raise InputError(f'{ascii(str(video))}: a name that is not UTF-8; rename it')
+        raise InputError(f'{video}: a name that is not UTF-8; rename it')
     capture = cv2.VideoCapture(str(video))
     if not capture.isOpened():
         raise InputError(f'{video}: not a readable video; leave it out or convert it')
