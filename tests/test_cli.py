@@ -195,10 +195,10 @@ def test_a_terminal_gets_no_escape_sequence_from_a_file(tmp_path, monkeypatch, c
 
 
 def test_the_log_shows_escape_sequences_of_option_files(quick, capfd):
-    clears = '"\\e[2J\\a"'
-    assert train('train:total_iter=1', 'val=~', f'name={clears}', f'datasets:train:name={clears}') == 0
+    Path('data_blur.lmdb').rename(f'{CLEARS}.lmdb')
+    assert train('train:total_iter=1', 'val=~', 'datasets:train:dataroot_lq="\\e[2J\\a.lmdb"', 'datasets:val=~') == 0
     said = ''.join(capfd.readouterr())
-    assert 'name: \\x1b[2J\\x07' in said and not {'\x1b', '\x07'} & set(said)
+    assert 'dataroot_lq: \\x1b[2J\\x07' in said and not {'\x1b', '\x07'} & set(said)
     assert '\n    PyTorch: ' in said, 'the toolbox indents by tabs'
 
 
