@@ -24,8 +24,9 @@ import pair_script
 import pairs
 from pair_writer import PairWriter, pair_stores
 from wrcan_arch.data.image_files import is_image, key_for
+from wrcan_arch.ending import say
 from wrcan_arch.errors import InputError
-from wrcan_arch.files import is_utf8, printable
+from wrcan_arch.files import is_utf8
 from wrcan_arch.folders import walk
 from wrcan_arch.progress_bar import progress_bar
 
@@ -110,7 +111,7 @@ def count_frames(video: Path) -> int:
     if video.is_dir():
         return len(frame_files(video))
     if not is_utf8(video):  # would kill the process in OpenCV
-        raise InputError(f'{ascii(str(video))}: a name that is not UTF-8; rename it')
+        raise InputError(f'{video}: a name that is not UTF-8; rename it')
     capture = cv2.VideoCapture(str(video))
     if not capture.isOpened():
         raise InputError(f'{video}: not a readable video; leave it out or convert it')
@@ -355,9 +356,9 @@ def write_pairs(arguments: argparse.Namespace) -> None:
                 if lost := write_video(video, own, writer, progress):
                     less = pairs.counted(lost, 'pair')
                     notes.append(f'{video}: {less} less than planned, since fewer frames could be read the second time')
-    print(f'windows left out: {left_out_text}')
+    say(f'windows left out: {left_out_text}')
     for note in notes:
-        print(printable(note))
+        say(note)
 
 
 def main() -> None:

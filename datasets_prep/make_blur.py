@@ -20,6 +20,7 @@ import pairs
 from pair_writer import pair_stores
 from workers import Workers, add_workers_option, check_workers
 from wrcan_arch.data.image_files import IMAGE_ENDINGS, images_under, is_image, key_for
+from wrcan_arch.ending import say
 from wrcan_arch.errors import InputError, refuse
 from wrcan_arch.progress_bar import progress_bar
 
@@ -86,7 +87,7 @@ def check_photos(photos: dict[str, Path], largest: int | None, *, grid: int, far
     refuse(fault for fault, _ in found if fault)
     large = sum(pixels > LARGE for _, pixels in found)
     if large and not largest:
-        print(
+        say(
             f'{pairs.counted(large, "photograph")} of more than {LARGE / 1e6:.0f} megapixels: '
             'a copy takes seconds, and training decodes it whole; --largest 1600 makes them smaller'
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 from pair_writer import store_names
 from pairs import FILE_ENDINGS, GO_ON, errors_in_one_line, out_name, quality_range
 from wrcan_arch.data.store_writer import LONGEST_KEY, is_complete, partial_of
+from wrcan_arch.ending import say
 from wrcan_arch.errors import InputError
 from wrcan_arch.files import LONGEST_NAME, check_writable, refuse_link
 
@@ -44,7 +45,7 @@ def say_what_is_not_used(arguments: argparse.Namespace) -> None:
     unused = {Path(f'{name}{ending}') for name in names for ending in ('', '.lmdb')}
     unused.difference_update(folders_of(arguments), stores_of(arguments))
     if left := ', '.join(str(path) for path in sorted(map(partial_of, unused)) if path.exists()):
-        print(f'not used, left by another run (stopped or still at work) with another --val or --files: {left}')
+        say(f'not used, left by another run (stopped or still at work) with another --val or --files: {left}')
 
 
 def check_common_options(arguments: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from pairs import FILE_ENDINGS, counted
 from wrcan_arch.data import store_writer
 from wrcan_arch.data.store_writer import StoreWriter, partial_of
+from wrcan_arch.ending import say
 from wrcan_arch.errors import InputError
 
 
@@ -180,4 +181,4 @@ def pair_stores(arguments: argparse.Namespace, pair_counts: Mapping[str, int], n
         here = [group for group in writer.made if sides[group] == side]
         count, kept = (sum(of[group] for group in here) for of in (writer.made, writer.kept))
         earlier = f', {kept} of them from an earlier run' if kept else ''
-        print(f'{arguments.out}{side}: {counted(count, "pair")} ({len(here)} of {groups}){earlier}')
+        say(f'{arguments.out}{side}: {counted(count, "pair")} ({len(here)} of {groups}){earlier}')

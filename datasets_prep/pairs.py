@@ -15,9 +15,8 @@ import cv2
 import numpy as np
 
 from wrcan_arch.data.image_files import decode_image
-from wrcan_arch.ending import escape_on_stdout, print_error
+from wrcan_arch.ending import escape_on_stdout, print_error, say
 from wrcan_arch.errors import InputError
-from wrcan_arch.files import printable
 from wrcan_arch.folders import walk
 
 FILE_ENDINGS = {'blur': '.jpg', 'sharp': '.png'}
@@ -106,7 +105,7 @@ def without_copies(
         else:  # reversed, so that the first one wins
             names.update({_digests(files_of(found[name])): name for name in reversed(same_size)}.values())
     if copies := len(found) - len(names):
-        print(f'{counted(copies, noun)} left out, the same as another')
+        say(f'{counted(copies, noun)} left out, the same as another')
     return {name: path for name, path in found.items() if name in names}
 
 
@@ -114,8 +113,8 @@ def say_what_is_left_out(inputs: Iterable[Path], taken: Iterable[Path], advice: 
     """Print how many files of which ending lie in the folders of `inputs` and are not `taken`, and `advice`."""
     there = {here / name for entry in inputs if entry.is_dir() for here, names in walk(entry) for name in names}
     if endings := Counter(path.suffix.lower() or 'without ending' for path in there.difference(taken)):
-        listed = ', '.join(f'{count} {printable(ending)}' for ending, count in sorted(endings.items()))
-        print(f'{counted(endings.total(), "file")} left out ({listed}); {advice}')
+        listed = ', '.join(f'{count} {ending}' for ending, count in sorted(endings.items()))
+        say(f'{counted(endings.total(), "file")} left out ({listed}); {advice}')
 
 
 def fingerprint_of(files: Iterable[Path]) -> list[tuple[str, int, int]]:

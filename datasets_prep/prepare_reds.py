@@ -25,9 +25,8 @@ import pairs
 from workers import Workers, add_workers_option, check_workers
 from wrcan_arch.data.lmdb_store import RAW_ENDING, in_own_process, open_store, stores_in, verify_store
 from wrcan_arch.data.store_writer import StoreWriter
-from wrcan_arch.ending import print_error
+from wrcan_arch.ending import print_error, say
 from wrcan_arch.errors import InputError
-from wrcan_arch.files import printable
 from wrcan_arch.folders import walk
 from wrcan_arch.progress_bar import progress_bar
 
@@ -235,7 +234,7 @@ def write_store(path: Path, frames: dict[str, Frame], ending: str, size: tuple[i
             for frame, (value, shape) in zip(missing, loaded, strict=True):
                 store.put(frame.key, ending, value, shape, frame.source)
                 progress.update()
-    print(f'{path}: {pairs.counted(len(frames), "frame")}' + (f', {kept} of them from an earlier run' if kept else ''))
+    say(f'{path}: {pairs.counted(len(frames), "frame")}' + (f', {kept} of them from an earlier run' if kept else ''))
 
 
 def missing_uses(found: Collection[str], arguments: argparse.Namespace) -> list[str]:
@@ -253,7 +252,7 @@ def prepare(arguments: argparse.Namespace) -> None:
         raise InputError(f'{where}: no frames of REDS ({wanted}) such as train_sharp/000/00000000.png, or zips of them')
     check_names(found, arguments.any_size)
     if lacking := missing_uses(found.keys(), arguments):
-        print(f'warning: {"; ".join(lacking)}')
+        say(f'warning: {"; ".join(lacking)}')
     sizes = {} if arguments.any_size else dict.fromkeys(SEQUENCES, SIZE)
     with Workers(arguments.workers) as workers:
         missing = []
@@ -266,7 +265,7 @@ def prepare(arguments: argparse.Namespace) -> None:
             path = arguments.out / f'{name}.lmdb'
             if path.exists():
                 check_store(path, frames, 'raw' if ending == RAW_ENDING else 'encoded', sizes[split])
-                print(f'{path}: {pairs.counted(len(frames), "frame")}, exists already')
+                say(f'{path}: {pairs.counted(len(frames), "frame")}, exists already')
             else:
                 missing.append((path, frames, ending, sizes[split]))
         for store in missing:  # after all existing ones were checked
@@ -297,7 +296,7 @@ def verify(stores: list[Path]) -> int:
             count = pairs.counted(len(problems), 'problem')
             print_error(f'prepare_reds: {path}: {count}; move it away and prepare it again')
         else:
-            print(f'{printable(str(path))}: sound')
+            say(f'{path}: sound')
     return failed
 
 

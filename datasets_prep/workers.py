@@ -7,13 +7,13 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 from typing import Any, TypeVar
 
 import cv2
 
 from wrcan_arch.errors import InputError
+from wrcan_arch.process_pool import process_pool
 
 AHEAD = 4  # calls per worker that run or whose results wait to be taken
 
@@ -40,11 +40,7 @@ class Workers:
         # Before the fork: a worker that ends OpenCV's threads waits for ever, since it did not inherit them.
         self._threads = cv2.getNumThreads()
         cv2.setNumThreads(1)
-        try:
-            self._pool = ProcessPoolExecutor(count, initializer=_start_worker)
-        except OSError as error:  # from its locks; it names no file
-            hint = 'processes share memory through it; enlarge it (docker run --shm-size=1g)'
-            raise InputError(f'/dev/shm: cannot be used ({error.strerror}): {hint}') from error
+        self._pool = process_pool(count, _start_worker)
 
     def __enter__(self) -> 'Workers':
         return self

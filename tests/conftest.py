@@ -6,9 +6,11 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import ModuleType
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -103,6 +105,14 @@ def in_threads(*functions):
 
     with ThreadPool(len(functions)) as pool:  # of daemon threads: Python would wait at its end for others that hang
         return [result.get(20) for result in [pool.apply_async(run, [each]) for each in functions]]
+
+
+@contextmanager
+def nobody_reads_stdout(buffering):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, 'w', buffering=buffering) as stdout, mock.patch('sys.stdout', stdout):
+        yield
 
 
 @pytest.fixture

@@ -83,6 +83,7 @@ OPTIONS = {
     'keep none': (swap('print_freq: 1', 'print_freq: 1, keep_last: 0'), 'logger:keep_last: input should be greater than'),
     'wandb alone': (swap('print_freq: 1', 'print_freq: 1, wandb: {project: x}'), 'logger:wandb: needs use_tb_logger: true'),
     'name that leads elsewhere': (swap('name: small\n', 'name: ../../small\n'), 'name: input should be a name, without /'),
+    'name that clears a terminal': (swap('name: small\n', 'name: "\\e[2J"\n'), 'name: input should be a name, without /'),
     'name that is the folder': (swap('name: small\n', 'name: ..\n'), 'name: input should be a name, without /'),
     'patch larger than the frames': (swap('gt_size: 32', 'gt_size: 81'), 'is 96 x 80, smaller than gt_size 81'),
     'no frame of that name': (swap('gt_size: 32', 'gt_size: 32\n    names: zzz*'), "is named 'zzz*'"),

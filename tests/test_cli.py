@@ -8,7 +8,6 @@ import re
 import shlex
 import subprocess
 import sys
-from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from unittest import mock
@@ -16,7 +15,7 @@ from unittest import mock
 import cv2
 import pytest
 import torch
-from conftest import picture, train
+from conftest import nobody_reads_stdout, picture, train
 from fresh import run_python
 from packaging.requirements import Requirement
 
@@ -138,10 +137,13 @@ def test_unreadable_photo_is_named_and_the_rest_done(tmp_path, monkeypatch, caps
     assert [path.name for path in Path('out').iterdir()] == ['a.png']
 
 
-def test_debug_adds_the_traceback(workplace, capsys):
-    code, lines = basicsr(capsys, 'train', '--debug', '-opt', 'nowhere.yml')
-    assert code == 2 and 'Traceback (most recent call last):' in lines
-    assert lines[-1].endswith('nowhere.yml: there is no such option file')
+@pytest.mark.parametrize('several', [False, True])
+def test_debug_adds_the_traceback(workplace, monkeypatch, capsys, several):
+    monkeypatch.setattr(cli, 'is_one_of_several', lambda: several)
+    assert cli.main(['train', '--debug', '-opt', 'nowhere.yml']) == 2
+    said = capsys.readouterr().err
+    assert 'Traceback (most recent call last):\n' in said
+    assert said.endswith('nowhere.yml: there is no such option file\n')
 
 
 def test_names_that_a_terminal_cannot_show_are_escaped(tmp_path, monkeypatch, official_weights):
@@ -192,6 +194,14 @@ def test_a_terminal_gets_no_escape_sequence_from_a_file(tmp_path, monkeypatch, c
     assert '\\x1b[2J' in said and not {'\x1b', '\x07'} & set(said)
 
 
+def test_the_log_shows_escape_sequences_of_option_files(quick, capfd):
+    Path('data_blur.lmdb').rename(f'{CLEARS}.lmdb')
+    assert train('train:total_iter=1', 'val=~', 'datasets:train:dataroot_lq="\\e[2J\\a.lmdb"', 'datasets:val=~') == 0
+    said = ''.join(capfd.readouterr())
+    assert 'dataroot_lq: \\x1b[2J\\x07' in said and not {'\x1b', '\x07'} & set(said)
+    assert '\n    PyTorch: ' in said, 'the toolbox indents by tabs'
+
+
 @pytest.mark.parametrize('flags', [[], ['--debug']])
 def test_a_defects_traceback_shows_once(monkeypatch, capsys, flags):
     monkeypatch.setattr('wrcan_arch.doctor.report', mock.Mock(side_effect=KeyError('a defect')))
@@ -221,14 +231,6 @@ def test_closed_output_gives_no_traceback(tmp_path, command, code):
     buffered = {**os.environ, 'PYTHONUNBUFFERED': ''}
     result = subprocess.run(['bash', '-c', command], capture_output=True, text=True, cwd=tmp_path, env=buffered)
     assert result.returncode == code and 'Traceback' not in result.stderr, result.stderr
-
-
-@contextmanager
-def nobody_reads_stdout(buffering):
-    read, write = os.pipe()
-    os.close(read)
-    with os.fdopen(write, 'w', buffering=buffering) as stdout, mock.patch('sys.stdout', stdout):
-        yield
 
 
 @pytest.mark.parametrize('buffering', [1, -1], ids=['by line', 'by block'])

@@ -8,7 +8,7 @@ from unittest import mock
 import cv2
 import numpy as np
 import pytest
-from conftest import picture
+from conftest import nobody_reads_stdout, picture
 from PIL import Image
 
 import make_blur
@@ -49,6 +49,17 @@ def test_stores_and_files_hold_the_same_pairs(prepared):
         assert all(store.get(path.stem) == path.read_bytes() for path in files)
     sharp = cv2.imread(str(prepared / 'data_sharp' / 'photo2_000.png'))
     np.testing.assert_array_equal(sharp, cv2.imread(str(prepared / 'photos' / 'photo2.png')))
+
+
+def test_reader_that_leaves_early_is_no_error(tmp_path, monkeypatch, capfd):
+    for name in ('a', 'b'):  # alike, which the script prints before it makes pairs
+        cv2.imwrite(str(tmp_path / f'{name}.png'), picture(16, 16))
+    out = tmp_path / 'out'
+    monkeypatch.setattr(sys, 'argv', ['make_blur.py', str(tmp_path), '-o', str(out), '--copies', '1', '--workers', '1'])
+    with nobody_reads_stdout(buffering=1):
+        make_blur.main()
+    assert open_store(tmp_path / 'out_blur.lmdb').keys() == ['a_000']
+    assert 'Broken pipe' not in capfd.readouterr().err
 
 
 def test_blurred_files_are_jpegs_of_the_quality_asked_for(prepared):

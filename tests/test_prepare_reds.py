@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 from basicsr.data import build_dataset
-from conftest import picture
+from conftest import nobody_reads_stdout, picture
 
 import prepare_reds
 from wrcan_arch.data import store_writer
@@ -536,6 +536,15 @@ def test_verify_finds_a_flipped_bit_and_a_changed_list(reds, tmp_path, monkeypat
     assert "bit.lmdb: '001_00000003' was changed" in printed.err
     assert 'list.lmdb: meta_info.txt disagrees with manifest.json' in printed.err
     assert 'bit.lmdb: 1 problem; move it away and prepare it again' in printed.err
+
+
+@pytest.mark.parametrize('buffering', [1, -1], ids=['by line', 'by block'])
+def test_all_stores_are_verified_if_nobody_reads_stdout(reds, tmp_path, monkeypatch, capfd, buffering):
+    shutil.copytree(reds / 'stores' / 'val_sharp.lmdb', tmp_path / 'cut.lmdb')
+    os.truncate(tmp_path / 'cut.lmdb' / 'data.mdb', 8192)
+    with nobody_reads_stdout(buffering):
+        assert run(monkeypatch, '--verify', reds / 'stores' / 'val_sharp.lmdb', tmp_path / 'cut.lmdb') == 1
+    assert 'cut.lmdb: 1 problem' in capfd.readouterr().err
 
 
 def test_verify_takes_a_folder_of_stores(reds, tmp_path, monkeypatch, capsys):

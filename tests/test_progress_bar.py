@@ -14,10 +14,11 @@ def test_updates_are_lines_unless_a_terminal_can_draw_over_them(monkeypatch, is_
     said.isatty = lambda: is_terminal
     monkeypatch.setattr('sys.stderr', said)
     monkeypatch.setattr(progress_bar, 'LOG_AFTER', 0)
-    bar = progress_bar.progress_bar(range(2), mininterval=0, desc='a', leave=leave)
+    bar = progress_bar.progress_bar(range(2), mininterval=0, desc='\x1b', leave=leave)
     assert bar.dynamic_miniters == is_terminal, "in a log tqdm's monitor would write stale lines"
     list(bar)
+    assert '\x1b' not in said.getvalue(), 'a name may hold escape sequences, which a terminal obeys'
     lines = said.getvalue().split('\n')
     assert ('\r' in said.getvalue()) == is_terminal
     if not is_terminal:
-        assert [line[:8] for line in lines] == ['a:   0%|', 'a:  50%|', 'a: 100%|', 'a: 100%|', '']
+        assert [line[:11] for line in lines] == [f'\\x1b: {share:3}%|' for share in (0, 50, 100, 100)] + ['']

@@ -13,6 +13,7 @@ from unittest import mock
 import pytest
 
 from workers import AHEAD, Workers, add_workers_option
+from wrcan_arch.data.lmdb_store import in_own_process
 from wrcan_arch.errors import InputError
 
 
@@ -27,13 +28,14 @@ def refuse(number):
     return number
 
 
-def test_a_small_dev_shm_is_not_taken_for_a_full_disk():
+@pytest.mark.parametrize('start', [lambda: Workers(1), lambda: in_own_process(refuse, 'a.lmdb')])
+def test_a_small_dev_shm_is_not_taken_for_a_full_disk(start):
     full = OSError(errno.ENOSPC, 'No space left on device')
     with (
-        mock.patch('workers.ProcessPoolExecutor', side_effect=full),
+        mock.patch('concurrent.futures.ProcessPoolExecutor.__init__', side_effect=full),
         pytest.raises(InputError, match=r'^/dev/shm: .*No space left on device.*--shm-size'),
     ):
-        Workers(1)
+        start()
 
 
 def test_results_are_in_order_and_only_a_few_calls_are_ahead():

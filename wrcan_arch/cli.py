@@ -21,13 +21,13 @@ from .ending import (
     end_in_nccl_group,
     escape_on_stdout,
     exit_code_of_several,
-    ignore_closed_pipe,
     is_one_of_several,
     message_for_user,
     print_error,
+    say,
     sigterm_exits,
 )
-from .files import printable, printable_lines
+from .files import printable
 
 FAILURES_REPORTED = 'told failures'  # note that a restore leaves for the processes that torchrun may start after it
 
@@ -100,13 +100,13 @@ def run_restore(arguments: argparse.Namespace) -> int:
         print_error(printable(failure))  # here a newline is part of a name
     if summary.failures:
         team.note_for_restarts(FAILURES_REPORTED)
-    with ignore_closed_pipe():
-        for line in summary.lines():
-            print(printable(line))
-        if summary.restored:
-            print(f'results: {printable(str(arguments.out or "beside the photographs, as NAME_restored"))}')
-        if arguments.compare and (arguments.compare / PAGE).is_file():
-            print(f'page: {printable(str(arguments.compare / PAGE))}')
+    lines = summary.lines()
+    if summary.restored:
+        lines.append(f'results: {arguments.out or "beside the photographs, as NAME_restored"}')
+    if arguments.compare and (arguments.compare / PAGE).is_file():
+        lines.append(f'page: {arguments.compare / PAGE}')
+    for line in lines:
+        say(printable(line))
     return 1 if summary.failures else 0
 
 
@@ -135,7 +135,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
         arguments.weights, arguments.out, official=arguments.to == 'official', key=arguments.key, dtype=arguments.dtype
     )
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    _print(f'wrote {arguments.out}: {network.config}, {parameters:,} parameters')
+    say(f'wrote {arguments.out}: {network.config}, {parameters:,} parameters')
     return 0
 
 
@@ -147,11 +147,11 @@ def run_tables(arguments: argparse.Namespace) -> int:
     if arguments.results and not arguments.results.is_dir():
         raise InputError(f'{arguments.results}: there is no such folder; basicsr test writes results/NAME')
     compared = compare(arguments.results or Path('results'))
-    _print(as_text(compared))
+    say(as_text(compared))
     for path, render in ((arguments.html, as_html), (arguments.csv, as_csv)):
         if path is not None:
             write_text(path, render(compared))
-            _print(f'wrote {path}')
+            say(f'wrote {path}')
     return 0
 
 
@@ -168,7 +168,7 @@ def run_report(arguments: argparse.Namespace) -> int:
         raise InputError('--experiment and --force_yml are for -opt')
     if arguments.figure:
         picture = make_figure(arguments.figure, arguments.crops or [], arguments.out)
-        _print(f'wrote {arguments.out} and {picture}')
+        say(f'wrote {arguments.out} and {picture}')
         return 0
 
     name = options.read_options(arguments.opt, arguments.force_yml or ()).values.get('name')
@@ -176,8 +176,8 @@ def run_report(arguments: argparse.Namespace) -> int:
     for dataset, means in means_of.items():
         for metric, blurred, restored, difference in means.rows():
             scores = f'blurred {blurred}, restored {restored} ({difference})'
-            _print(f'{dataset}: {metric} of {means.counted}: {scores}')
-    _print(f'wrote {arguments.out}')
+            say(f'{dataset}: {metric} of {means.counted}: {scores}')
+    say(f'wrote {arguments.out}')
     return 0
 
 
@@ -186,7 +186,7 @@ def run_show(arguments: argparse.Namespace) -> int:
     from .train import option_schema, options
 
     file = options.read_options(arguments.opt, arguments.force_yml or ())
-    _print(options.show(file))
+    say(options.show(file))
     if problems := [*file.problems, *option_schema.wrong_keys(file)]:
         raise InputError('\n'.join(problems))
     return 0
@@ -196,20 +196,14 @@ def run_doctor(arguments: argparse.Namespace) -> int:
     from .doctor import examine_data, report
 
     if arguments.data:
-        problems = examine_data(arguments.data, found=_print)
+        problems = examine_data(arguments.data, found=say)
         for problem in problems:
             print_error(problem)
         return 1 if problems else 0
 
     text, complete = report()
-    _print(text)
+    say(text)
     return 0 if complete else 1
-
-
-def _print(text: str) -> None:
-    """Print to whoever still reads it. The texts of others' files lose their escape sequences: terminals obey them."""
-    with ignore_closed_pipe():
-        print(printable_lines(text))
 
 
 def build_parser() -> argparse.ArgumentParser:

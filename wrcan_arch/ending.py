@@ -22,13 +22,13 @@ def escape_on_stdout() -> None:
         sys.stdout.reconfigure(errors='backslashreplace')
 
 
-@contextmanager
-def ignore_closed_pipe() -> Iterator[None]:
-    """Ignore a closed pipe on stdout, as in `basicsr show ... | head`; exit if stderr goes to a closed pipe too."""
+def say(text: str) -> None:
+    """Print to stdout, without escape sequences: terminals obey those in the names and texts of others' files.
+
+    Nobody has to read it, as in `basicsr show ... | head`; but exit if stderr goes to a closed pipe too.
+    """
     try:
-        yield
-        if sys.stdout:  # None if it was closed from the start
-            sys.stdout.flush()
+        print(printable_lines(text), flush=True)
     except BrokenPipeError:
         if not discard_unread():
             raise
@@ -88,7 +88,7 @@ def exit_code_of_several(error: Exception, command: str, *, debug: bool) -> int:
     message = message_for_user(error)
     if tells:
         line = printable_lines(f'basicsr {command}: {message or repr(error)}')
-        print_error(''.join(traceback.format_exception(error)) if message is None or debug else line)
+        print_error(''.join(traceback.format_exception(error)).rstrip() if message is None or debug else line)
         _name_to_torchrun(line)
     return getattr(error, 'exit_code', 2 if message else 1)
 

@@ -1,4 +1,7 @@
-"""Write files whole or not at all, open images of any size, and handle names that are too long or unprintable."""
+"""Write files whole or not at all, refuse links, and handle names that are too long, not UTF-8 or unprintable.
+
+Also open images of any size, and make locks of threads that are free in a forked process.
+"""
 
 import errno
 import fcntl

@@ -7,6 +7,8 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.utils import ObjectWrapper
 
+from .files import printable
+
 LOG_AFTER = 30  # seconds between the lines of a log
 
 
@@ -20,6 +22,7 @@ class _Log(ObjectWrapper):
 
 def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> tqdm:
     """Return tqdm's bar; its options are tqdm's."""
+    options['desc'] = printable(options.get('desc') or '')  # may be a name that holds escape sequences
     if sys.stderr is None:
         options['disable'] = True
     elif not sys.stderr.isatty():

@@ -19,7 +19,6 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import cache, cached_property
@@ -31,6 +30,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..files import lock_of_threads
+from ..process_pool import process_pool
 from .image_files import images_under
 
 FORMAT = 1  # of manifest.json and of the records
@@ -280,7 +280,7 @@ def verify_store(path: Path | str, progress: Callable[[list[str]], Iterable[str]
 
 def in_own_process(read: Callable[[Path | str], list[str]], path: Path | str) -> list[str]:
     """Return `read(path)`, run in a process of its own: reading a damaged LMDB tree can kill the process."""
-    with ProcessPoolExecutor(1) as pool:
+    with process_pool(1) as pool:
         try:
             return pool.submit(read, path).result()
         except BrokenProcessPool:

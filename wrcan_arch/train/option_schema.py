@@ -36,8 +36,8 @@ OPTIONAL: Any = None  # marks a key that may be left out, but not be ~; the code
 
 
 def _is_name(text: str) -> str:
-    if set(text) & set('/\\\x00') or not text.strip('.'):
-        raise PydanticCustomError('name', 'input should be a name, without / and not only dots')
+    if set(text) & set('/\\') or not text.isprintable() or not text.strip('.'):  # the toolbox prints it as it is
+        raise PydanticCustomError('name', 'input should be a name, without / and unprintable characters, not only dots')
     return text
 
 

@@ -35,7 +35,7 @@ from torch import distributed
 from ..data.draws import DrawSampler
 from ..data.jpeg_deblur_dataset import JPEGDeblurDataset
 from ..errors import InputError
-from ..files import write_text
+from ..files import printable_lines, write_text
 from ..processes import STARTED_BY_TORCHRUN, Team, in_nccl_group, take_own_gpu, take_slurms_environment
 from . import results, run_folder
 from .current_run import TIMEOUT, Run, begin_run, load_resume_state
@@ -318,9 +318,16 @@ REPLACEMENTS = (
 )
 
 
+def printable_record(record: logging.LogRecord) -> bool:
+    """A filter for the toolbox's logger, which prints texts of option files: a terminal obeys escape sequences."""
+    record.msg, record.args = printable_lines(record.getMessage()), ()
+    return True
+
+
 @contextmanager
 def replaced(run: Run) -> Iterator[None]:
     """Patch the toolbox with REPLACEMENTS, which share `run`."""
+    logging.getLogger('basicsr').addFilter(printable_record)
     with ExitStack() as stack:
         for replacement in REPLACEMENTS:
             stack.enter_context(mock.patch(replacement.target, replacement.by(run)))
