@@ -188,5 +188,5 @@ def printable(name: str) -> str:
 
 
 def printable_lines(text: str) -> str:
-    """Return `text` as `printable` does, but keep its newlines."""
-    return '\n'.join(map(printable, text.split('\n')))
+    """Return `text` as `printable` does, but keep its newlines and tabs."""
+    return ''.join(c if c in '\n\t' else printable(c) for c in text)
