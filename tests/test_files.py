@@ -197,4 +197,4 @@ def test_paths_stay_below_a_folder():
 def test_names_are_printable_whatever_they_are():
     assert printable('Zoë 海.png') == 'Zoë 海.png'
     assert printable(os.fsdecode(b'latin\xe9\n\x1b[31m')) == r'latin\udce9\n\x1b[31m'
-    assert printable_lines('a\x1b[2J\r\nb\t\n') == 'a\\x1b[2J\\r\nb\\t\n'
+    assert printable_lines('a\x1b[2J\r\nb\t\n') == 'a\\x1b[2J\\r\nb\t\n'
