@@ -94,7 +94,7 @@ def exit_code_of_several(error: Exception, command: str, *, debug: bool) -> int:
 
 
 def end_in_nccl_group(code: int) -> None:
-    """End the process at once if it is in an NCCL group, as Python's own end would leave it."""
+    """End the process at once if it is in an NCCL group: Python's own end would leave it, and wait for the others."""
     from .processes import in_nccl_group
 
     if in_nccl_group():
