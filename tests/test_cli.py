@@ -199,7 +199,7 @@ def test_the_log_shows_escape_sequences_of_option_files(quick, capfd):
     assert train('train:total_iter=1', 'val=~', 'datasets:train:dataroot_lq="\\e[2J\\a.lmdb"', 'datasets:val=~') == 0
     said = ''.join(capfd.readouterr())
     assert 'dataroot_lq: \\x1b[2J\\x07' in said and not {'\x1b', '\x07'} & set(said)
-    assert '\n    PyTorch: ' in said, 'the toolbox indents by tabs'
+    assert '\n\tPyTorch: ' in said, 'the toolbox indents by tabs'
 
 
 @pytest.mark.parametrize('flags', [[], ['--debug']])
