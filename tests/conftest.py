@@ -1,5 +1,6 @@
 """What the tests share: golden numbers, small pictures, small stores."""
 
+import importlib.util
 import os
 import re
 import shutil
@@ -73,6 +74,15 @@ def write_store(path: Path, count: int = 5, size: int = 1000) -> Path:
         for number in range(count):
             store.put(f'{number:03d}_00000000', '.jpg', bytes([number]) * size, (72, 128, 3))
     return path
+
+
+def benchmark_script(name):
+    """Return benchmarks/NAME.py as a module."""
+    path = Path(__file__).parent.parent / 'benchmarks' / f'{name}.py'
+    specification = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    return module
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:

@@ -1,24 +1,18 @@
 """Tests the benchmark held_out.py itself: its means, table, comparison and samples."""
 
-import importlib.util
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import picture
+from conftest import benchmark_script, picture
 
 from wrcan_arch.data.image_files import write_png
-
-PATH = Path(__file__).parent.parent / 'benchmarks' / 'held_out.py'
 
 
 @pytest.fixture(scope='module')
 def held_out():
-    specification = importlib.util.spec_from_file_location('held_out', PATH)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    return benchmark_script('held_out')
 
 
 BLURRED = {'psnr input': 25.0, 'psnr restored': 26.0, 'psnr x8': 26.25, 'ssim input': 0.5, 'ssim restored': 0.75}
@@ -64,7 +58,7 @@ def test_samples_are_the_same_each_time_and_never_of_training_seeds(held_out, mo
     for one, other in zip(first, second, strict=True):
         np.testing.assert_array_equal(one.given, other.given)
         assert one.given.shape == one.sharp.shape
-    script = (PATH.parent.parent / 'datasets_prep' / 'small_data.sh').read_text()
+    script = (Path(__file__).parent.parent / 'datasets_prep' / 'small_data.sh').read_text()
     leaves_seeds = re.findall(r'dead_leaves\.py.* --seed (\d+)', script)
     assert leaves_seeds == ['1', '2'] and str(held_out.LEAVES_SEED) not in leaves_seeds
     assert f'--seed {held_out.SEED}' not in script  # of exposures; theirs may be 7, as LEAVES_SEED is of leaves

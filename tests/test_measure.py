@@ -1,21 +1,15 @@
 """What benchmarks/measure.py does on a card that is too small."""
 
-import importlib.util
-from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
-
-PATH = Path(__file__).parent.parent / 'benchmarks' / 'measure.py'
+from conftest import benchmark_script
 
 
 @pytest.fixture(scope='module')
 def measure():
-    specification = importlib.util.spec_from_file_location('measure', PATH)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    return benchmark_script('measure')
 
 
 @pytest.mark.parametrize('chained', [False, True])
