@@ -1,0 +1,43 @@
+"""Checks whether this machine can run an option file: its GPUs, their driver, its folders."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from ..files import is_utf8
+from ..processes import fault_of_driver
+from .options import OptionFile, find, sections
+
+LONGEST_TMPDIR = 107 - len('/pymp-12345678/listener-12345678')  # bytes; the first is that of a socket's path, unix(7)
+
+
+def wrong_machine(file: OptionFile) -> Iterator[str]:
+    """Yield a line for each option that this machine cannot follow, or that has no effect."""
+    if not is_utf8(here := Path.cwd()):  # tensorboard fails; the logging module prints a traceback for each lost line
+        yield f'{here}: a name that is not UTF-8, which logs cannot hold; run this in another folder'
+    found = torch.cuda.device_count()
+    wanted = file.values['num_gpu']
+    if isinstance(wanted, int) and wanted > found:
+        hint = 'auto takes what is there'
+        yield f'{file.at("num_gpu")}: {wanted} asked for, this machine has {found}; {hint}'
+    elif wanted != 0 and (fault := fault_of_driver()):  # else the run would silently use the CPU
+        yield f'{file.at("num_gpu")}: {fault}; update it, or set num_gpu: 0'
+    is_local = find(file.values, 'val', 'inference', 'mode') == 'local'
+    if file.values.get('deterministic') and is_local and found and wanted != 0:
+        hint = 'a GPU adds the sums of mode local in another order each time; leave out one of the two'
+        yield f'{file.at("deterministic")}: {hint}'
+    for phase, dataset in sections(file.values, 'datasets').items():
+        too_long = len(os.fsencode(tempfile.gettempdir())) > LONGEST_TMPDIR
+        if phase == 'train' and dataset.get('num_worker_per_gpu') and too_long:  # the run would wait for them for ever
+            where = file.at('datasets', phase, 'num_worker_per_gpu')
+            hint = f'set TMPDIR to a folder whose path has at most {LONGEST_TMPDIR} bytes'
+            yield f'{where}: workers pass data on through sockets in {tempfile.gettempdir()}, which is too long; {hint}'
+        if dataset.get('persistent_workers') and phase != 'train':  # validation data are read without workers
+            where = file.at('datasets', phase, 'persistent_workers')
+            yield f'{where}: only training uses it, and sets it anyway; leave it out'
+        if dataset.get('prefetch_mode') == 'cuda' and not (found and dataset.get('pin_memory')):
+            where = file.at('datasets', phase, 'prefetch_mode')
+            yield f'{where}: cuda needs a GPU and pin_memory: true'
