@@ -243,7 +243,7 @@ def test_bad_request_and_bad_start_are_said_once_and_in_time(job):
 
 # The second process fails alone in the fifth iteration; to leave its group, it would wait for the first, as with NCCL.
 FAILS_ALONE = """
-import atexit, os, sys, time
+import os, sys, time
 from functools import partial
 from wrcan_arch import InputError, cli
 from wrcan_arch.train.wrcan_model import WRCANModel
@@ -257,8 +257,9 @@ if os.environ['SLURM_PROCID'] == '1':
     from torch import distributed
     wait = partial(time.sleep, 60)
     distributed.get_backend, distributed.destroy_process_group = lambda: 'nccl', wait
-    atexit.register(wait)
     WRCANModel.optimize_parameters = optimize_parameters
+    cli.main(sys.argv[1:])
+    wait()  # as Python's end would, which destroys the group
 sys.exit(cli.main(sys.argv[1:]))
 """
 
