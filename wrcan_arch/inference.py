@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain, product
@@ -251,20 +252,16 @@ def _restore_finite(restoring: _Restoring, image: np.ndarray, result: np.ndarray
 
     Raises InputError if an integer result is not finite in fp32 either.
     """
-    dtype = restoring.requested_dtype
+    requested = restoring.requested_dtype
     if min(image.shape[:2]) <= SIZE_MULTIPLE:  # oneDNN 3.12 on AMX reads wrong rows in bf16, stride 2, output one wide
-        dtype = torch.float32
-    try:
-        try:
+        requested = torch.float32
+    for dtype in dict.fromkeys([requested, torch.float32]):  # each once
+        with suppress(_NotFinite):
             return restoring(image, result, dtype, progress)
-        except _NotFinite:
-            if dtype == torch.float32:
-                raise
-        message = f'the result in {dtype} was not finite; computed again in fp32'
-        warnings.warn(message, RuntimeWarning, stacklevel=4)
-        return restoring(image, result, torch.float32, progress)
-    except _NotFinite:
-        raise InputError('the network gives no finite numbers for this image: its weights are damaged') from None
+        if dtype != torch.float32:
+            message = f'the result in {dtype} was not finite; computed again in fp32'
+            warnings.warn(message, RuntimeWarning, stacklevel=4)
+    raise InputError('the network gives no finite numbers for this image: its weights are damaged')
 
 
 @torch.no_grad()
