@@ -1,5 +1,7 @@
 """Choose the height of strips, and compute the memory that they need."""
 
+import math
+
 import torch
 
 from .convolution import margin_of, onednn_computes_in
@@ -82,6 +84,7 @@ class StripSizes:
             strip = CPU_STRIP if self.on_cpu else GPU_STRIP
             strip_rows = max(4, strip // (self.row_numel * self.dtype.itemsize) // 2 * 2)
         while strip_rows > 1 and self.bytes_needed(strip_rows) > budget:
-            strip_rows = strip_rows // 4 * 2 or 1
-        even = -(-self.height // -(-self.height // strip_rows))
-        return min(strip_rows, even + even % 2), self.bytes_needed(strip_rows)
+            strip_rows = strip_rows // 4 * 2 or 1  # about half, and even
+        count = math.ceil(self.height / strip_rows)
+        equal = math.ceil(self.height / count)
+        return min(strip_rows, equal + equal % 2), self.bytes_needed(strip_rows)
