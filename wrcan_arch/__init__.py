@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
-from .hook import when_imported
+from .import_hook import when_imported
 
 __version__ = '0.1.0'
 __all__ = [

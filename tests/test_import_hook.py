@@ -76,7 +76,7 @@ def test_a_failed_import_can_be_tried_again(tmp_path):
     (tmp_path / 'fragile.py').write_text('import os\nif not os.environ.pop("READY", ""): raise OSError("not yet")')
     result = run_from_nothing(
         f'import os, sys; sys.path.insert(0, {str(tmp_path)!r})\n'
-        'from wrcan_arch.hook import when_imported\nseen = []\n'
+        'from wrcan_arch.import_hook import when_imported\nseen = []\n'
         'when_imported("fragile", before=lambda: seen.append("before"), after=lambda: seen.append("after"))\n'
         'try:\n    import fragile\nexcept OSError:\n    pass\n'
         'os.environ["READY"] = "1"\nimport fragile\nassert seen == ["before", "before", "after"], seen'
@@ -89,7 +89,7 @@ def test_after_is_called_until_it_succeeds_and_then_no_more(tmp_path):
     result = run_from_nothing(f"""
 import importlib, pkgutil, sys
 sys.path.insert(0, {str(tmp_path)!r})
-from wrcan_arch.hook import when_imported
+from wrcan_arch.import_hook import when_imported
 reasons, seen, finders = ['second', 'first'], [], [*sys.meta_path]
 def after():
     if reasons:
