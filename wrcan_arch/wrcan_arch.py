@@ -212,14 +212,13 @@ class WRCAN(nn.Module):
             restored (B, C, H, W), neither clamped nor rounded; or (restored, autoencoded).
         """
         self._check_image(blurred, 'blurred')
+        batch = blurred.shape[0]
         if jpeg_sharp is None:
-            return self._restore_and_autoencode(blurred, batch=blurred.shape[0])
+            return self._restore_and_autoencode(blurred, batch)
         self._check_image(jpeg_sharp, 'jpeg_sharp')
         if jpeg_sharp.shape != blurred.shape:
             raise ValueError(f'blurred is {tuple(blurred.shape)} but jpeg_sharp is {tuple(jpeg_sharp.shape)}')
-        batch = blurred.shape[0]
-        both = self._restore_and_autoencode(torch.cat([blurred, jpeg_sharp]), batch=batch)
-        restored, autoencoded = both.split(batch)
+        restored, autoencoded = self._restore_and_autoencode(torch.cat([blurred, jpeg_sharp]), batch).split(batch)
         return restored, autoencoded
 
     def _restore_and_autoencode(self, images: Tensor, batch: int) -> Tensor:
@@ -234,13 +233,12 @@ class WRCAN(nn.Module):
         skip1, down1 = self.encoders[1](down0)  # (B, 2F, H/2, W/2), (B, 2F, H/4, W/4)
         expanded = self.expand(down1)  # (B, 4F, H/4, W/4)
         # Split instead of sliced: the gradients of slices would not be channels last.
-        blurred, jpeg_sharp = expanded.split([batch, images.shape[0] - batch])
-        deep = blurred + self.body_conv(self.groups(blurred))  # f_NLT, Eq. 4
-        if jpeg_sharp.shape[0]:  # len() would be a constant in a trace
-            deep = torch.cat([deep, jpeg_sharp])  # the auto-encoder path: f_NLT := f_EXP
+        deep, bypass = expanded.split([batch, images.shape[0] - batch])
+        deep = deep + self.body_conv(self.groups(deep))  # f_NLT, Eq. 4
+        if bypass.shape[0]:  # len() would be a constant in a trace
+            deep = torch.cat([deep, bypass])  # the auto-encoder path: f_NLT := f_EXP
         decoded = self.decoders[0](self.decoders[1](deep, skip1), skip0)  # r_S (B, F, H, W)
-        restored = self.tail(shallow + decoded)
-        return restored[:, :, :height, :width]
+        return self.tail(shallow + decoded)[:, :, :height, :width]
 
     def _check_image(self, image: Tensor, name: str) -> None:
         channels = self.head.in_channels
