@@ -142,7 +142,7 @@ class Queue:
                 self.waiting.appendleft(first[:, :, taken.shape[2] :])
 
 
-class Encoded(NamedTuple):
+class EncoderRows(NamedTuple):
     """What the encoder returns for some more rows of the image: the next rows of each map."""
 
     skip0: Tensor  # (1, F, rows, W)
@@ -150,7 +150,7 @@ class Encoded(NamedTuple):
     expanded: Tensor  # (1, 4F, rows, W/4)
 
 
-class Encoding:
+class EncoderStream:
     """Streaming head, encoder and f_EXP, for one pass over the rows of one image."""
 
     def __init__(self, network: WRCAN, size: tuple[int, int], dtype: torch.dtype) -> None:
@@ -160,13 +160,13 @@ class Encoding:
         self.conv0, self.down0 = _flow(outer.conv, size, dtype), _flow(outer.down, size, dtype)
         self.conv1, self.down1 = _flow(inner.conv, size, dtype, scale=2), _flow(inner.down, size, dtype, scale=2)
 
-    def __call__(self, image: Tensor) -> Encoded:
+    def __call__(self, image: Tensor) -> EncoderRows:
         skip0 = F.relu_(self.conv0(self.head(image)))
         skip1 = F.relu_(self.conv1(self.down0(skip0)))
-        return Encoded(skip0, skip1, self.expand(self.down1(skip1)))
+        return EncoderRows(skip0, skip1, self.expand(self.down1(skip1)))
 
 
-class Decoding:
+class DecoderStream:
     """Streaming body conv, decoder and tail, beside a second pass of the encoder that supplies f_EXP and the skips.
 
     The global skip takes the image through the head to the tail. Both compute in fp32: bf16 would keep only 8 bits
@@ -188,7 +188,7 @@ class Decoding:
         self.end_rows = end_rows
         self.done = 0  # rows of the features
 
-    def __call__(self, image: Tensor, encoded: Encoded) -> Tensor:
+    def __call__(self, image: Tensor, encoded: EncoderRows) -> Tensor:
         """The next rows of the restored image, (1, C, rows, W), fp32; perhaps none."""
         self.head.space_for(image.shape[2]).copy_(image)
         self.skip0.put(encoded.skip0)
@@ -383,12 +383,12 @@ def _expand(
     network: WRCAN, strips: Iterator[Tensor], size: tuple[int, int], dtype: torch.dtype, progress: Progress
 ) -> Tensor:
     """f_EXP of the image, (1, 4F, H/4, W/4)."""
-    encoding = Encoding(network, size, dtype)
+    encoder = EncoderStream(network, size, dtype)
     height, width = (side // SIZE_MULTIPLE for side in size)
-    out = empty_map(4 * network.head.out_channels, height, width, like=encoding.expand.conv.bias)
+    out = empty_map(4 * network.head.out_channels, height, width, like=encoder.expand.conv.bias)
     done = 0
     for image in strips:
-        expanded = encoding(image).expanded
+        expanded = encoder(image).expanded
         out[:, :, done : done + expanded.shape[2]] = expanded
         done += expanded.shape[2]
         progress.add(progress.encoder_products * image.shape[2] // SIZE_MULTIPLE)
@@ -440,10 +440,10 @@ def restore_in_strips(
         run_group(group, entry, workspace, strip_rows, window, progress)
     del workspace
 
-    encoding, decoding = Encoding(network, padded, dtype), Decoding(network, padded, dtype, entry, at_ends)
+    encoder, decoder = EncoderStream(network, padded, dtype), DecoderStream(network, padded, dtype, entry, at_ends)
     done = 0
     for image in map(read_padded, strips):
-        restored = decoding(image, encoding(image))
+        restored = decoder(image, encoder(image))
         stop = min(done + restored.shape[2], height)  # without the padding
         if stop > done:
             write((done, stop), restored[:, :, : stop - done, :width])
