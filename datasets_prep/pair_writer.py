@@ -15,8 +15,8 @@ from pathlib import Path
 from pairs import FILE_ENDINGS, counted
 from wrcan_arch.data import store_writer
 from wrcan_arch.data.store_writer import StoreWriter, partial_of
-from wrcan_arch.ending import say
 from wrcan_arch.errors import InputError
+from wrcan_arch.terminal import say
 
 
 def choose_validation(pair_counts: Mapping[str, int], fraction: float, seed: int) -> set[str]:

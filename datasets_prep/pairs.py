@@ -15,9 +15,9 @@ import cv2
 import numpy as np
 
 from wrcan_arch.data.image_files import decode_image
-from wrcan_arch.ending import escape_on_stdout, print_error, say
 from wrcan_arch.errors import InputError
 from wrcan_arch.folders import walk
+from wrcan_arch.terminal import escape_on_stdout, print_error, say
 
 FILE_ENDINGS = {'blur': '.jpg', 'sharp': '.png'}
 ENCODED = np.arange(256) / 255

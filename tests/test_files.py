@@ -19,13 +19,12 @@ from wrcan_arch.files import (
     check_writable,
     disk_errors_as_input_errors,
     name_that_fits,
-    printable,
-    printable_lines,
     without_pillow_size_limit,
     without_root,
     write_text,
     written_whole,
 )
+from wrcan_arch.terminal import printable, printable_lines
 
 
 def names(folder):

@@ -16,18 +16,8 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from . import __version__
-from .ending import (
-    discard_unread,
-    end_in_nccl_group,
-    escape_on_stdout,
-    exit_code_of_several,
-    is_one_of_several,
-    message_for_user,
-    print_error,
-    say,
-    sigterm_exits,
-)
-from .files import printable
+from .ending import end_in_nccl_group, exit_code_of_several, is_one_of_several, message_for_user, sigterm_exits
+from .terminal import discard_unread, escape_on_stdout, print_error, printable, say
 
 FAILURES_REPORTED = 'told failures'  # note that a restore leaves for the processes that torchrun may start after it
 

@@ -1,9 +1,7 @@
-"""How a command ends: what it reports, to whom, and with which exit code."""
+"""How a command ends: which process reports what, and with which exit code."""
 
-import io
 import json
 import os
-import select
 import signal
 import sys
 import time
@@ -11,44 +9,8 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
 
-from .files import printable_lines
-
-
-def escape_on_stdout() -> None:
-    """Have stdout escape the characters that a terminal lacks, as stderr does: names of files may hold any."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors='backslashreplace')
-
-
-def say(text: str) -> None:
-    """Print to stdout, without escape sequences: terminals obey those in the names and texts of others' files.
-
-    Nobody has to read it, as in `basicsr show ... | head`; but exit if stderr goes to a closed pipe too.
-    """
-    try:
-        print(printable_lines(text), flush=True)
-    except BrokenPipeError:
-        if not discard_unread():
-            raise
-
-
-def discard_unread() -> bool:
-    """Discard what goes to pipes whose readers are gone; exit if stderr is one. Return whether stdout is one."""
-    left = [stream for stream in (sys.stdout, sys.stderr) if stream and _nobody_reads(stream)]
-    for stream in left:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    if sys.stderr in left:
-        sys.exit(128 + signal.SIGPIPE)  # the code of a process that SIGPIPE has ended
-    return bool(left)
-
-
-def _nobody_reads(stream: TextIO) -> bool:
-    """Whether `stream` is a pipe whose reader is gone."""
-    poll = select.poll()
-    poll.register(stream, 0)
-    return any(event & select.POLLERR for _, event in poll.poll(0))
+from .terminal import print_error, printable_lines
 
 
 @contextmanager
@@ -58,16 +20,6 @@ def sigterm_exits() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def print_error(text: str) -> None:
-    """Print printable lines to stderr if it is still open; the exit code must not depend on whether it is."""
-    if sys.stderr is None:  # print(file=None) would use stdout
-        return
-    try:
-        print(printable_lines(text), file=sys.stderr)
-    except OSError:  # the reader is gone: a terminal, or a tee that Ctrl+C has ended too
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 def is_one_of_several() -> bool:

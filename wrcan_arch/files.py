@@ -1,4 +1,4 @@
-"""Write files whole or not at all, refuse links, and handle names that are too long, not UTF-8 or unprintable.
+"""Write files whole or not at all, refuse links, and handle names that are too long or not UTF-8.
 
 Also open images of any size, and make locks of threads that are free in a forked process.
 """
@@ -180,13 +180,3 @@ def without_root(path: Path) -> Path:
     """Return `path` without its root and without '..', so that it can be joined to any folder."""
     inside = path.resolve() if '..' in path.parts else path
     return inside.relative_to(inside.anchor)
-
-
-def printable(name: str) -> str:
-    """Return `name` for one line of any terminal: what cannot be printed, such as bytes not in UTF-8, is escaped."""
-    return ''.join(c if c.isprintable() else c.encode('unicode_escape', 'surrogatepass').decode() for c in name)
-
-
-def printable_lines(text: str) -> str:
-    """Return `text` as `printable` does, but keep its newlines and tabs."""
-    return ''.join(c if c in '\n\t' else printable(c) for c in text)

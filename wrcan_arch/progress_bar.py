@@ -7,7 +7,7 @@ from typing import Any
 from tqdm import tqdm
 from tqdm.utils import ObjectWrapper
 
-from .files import printable
+from .terminal import printable
 
 LOG_AFTER = 30  # seconds between the lines of a log
 

@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import InputError
-from ..files import printable
 from ..jpeg_quality import estimate_quality, is_far
+from ..terminal import printable
 from .draws import Draw, draw_generator
 from .image_files import decode_image, images_under, size_of_image
 from .jpeg import jpeg_crop
