@@ -28,7 +28,7 @@ from wrcan_arch.errors import InputError
 from wrcan_arch.files import is_utf8
 from wrcan_arch.folders import walk
 from wrcan_arch.progress_bar import progress_bar
-from wrcan_arch.terminal import say
+from wrcan_arch.terminal import counted, say
 
 VIDEO_ENDINGS = ('.mp4', '.mov', '.m4v', '.avi', '.mkv', '.webm', '.mpg', '.mpeg', '.mts', '.m2ts', '.wmv', '.3gp')
 
@@ -262,12 +262,12 @@ def plan_windows(videos: dict[str, Path], arguments: argparse.Namespace) -> tupl
             changes, over_window, cut_short = survey(read_frames(video), place_windows(arguments, number), progress)
             found, longest = len(changes), arguments.frames[-1]
             if found < longest:
-                message = f'{video}: {pairs.counted(found, "frame")}, too few to average {longest}'
+                message = f'{video}: {counted(found, "frame")}, too few to average {longest}'
                 if video in arguments.videos:
                     raise InputError(f'{message}; leave it out or set --frames')
                 notes.append(message)
             elif found < 0.9 * counts[name]:
-                notes.append(f'{video}: only {found} of {pairs.counted(counts[name], "frame")} could be read')
+                notes.append(f'{video}: only {found} of {counted(counts[name], "frame")} could be read')
             left_out['too short'] += cut_short
             planned.append((name, video, sort_windows(name, changes, over_window, left_out)))
     return planned, left_out, notes
@@ -354,7 +354,7 @@ def write_pairs(arguments: argparse.Namespace) -> None:
         with progress_bar(total=pair_counts.total(), initial=kept, unit='pair', desc=arguments.out.name) as progress:
             for video, own in missing.items():
                 if lost := write_video(video, own, writer, progress):
-                    less = pairs.counted(lost, 'pair')
+                    less = counted(lost, 'pair')
                     notes.append(f'{video}: {less} less than planned, since fewer frames could be read the second time')
     say(f'windows left out: {left_out_text}')
     for note in notes:

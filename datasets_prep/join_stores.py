@@ -17,7 +17,7 @@ from wrcan_arch.data.image_files import decode_image, key_for
 from wrcan_arch.data.lmdb_store import RAW_ENDING, Record, Store, open_store, read_manifest
 from wrcan_arch.errors import InputError
 from wrcan_arch.progress_bar import progress_bar
-from wrcan_arch.terminal import say
+from wrcan_arch.terminal import counted, say
 
 
 def open_pair(source: Path) -> dict[str, Store]:
@@ -86,7 +86,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with pairs.errors_in_one_line():
         count = join(arguments.sources, pairs.out_name(arguments.out), raw=arguments.store == 'raw')
-        say(f'{arguments.out}: {pairs.counted(count, "pair")} from {pairs.counted(len(arguments.sources), "source")}')
+        say(f'{arguments.out}: {counted(count, "pair")} from {counted(len(arguments.sources), "source")}')
 
 
 if __name__ == '__main__':

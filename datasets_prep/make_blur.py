@@ -22,7 +22,7 @@ from workers import Workers, add_workers_option, check_workers
 from wrcan_arch.data.image_files import IMAGE_ENDINGS, images_under, is_image, key_for
 from wrcan_arch.errors import InputError, refuse
 from wrcan_arch.progress_bar import progress_bar
-from wrcan_arch.terminal import say
+from wrcan_arch.terminal import counted, say
 
 WIDEST = 32766  # pixels a side, the limit of OpenCV's remap
 LARGE = 4_000_000  # pixels
@@ -88,7 +88,7 @@ def check_photos(photos: dict[str, Path], largest: int | None, *, grid: int, far
     large = sum(pixels > LARGE for _, pixels in found)
     if large and not largest:
         say(
-            f'{pairs.counted(large, "photograph")} of more than {LARGE / 1e6:.0f} megapixels: '
+            f'{counted(large, "photograph")} of more than {LARGE / 1e6:.0f} megapixels: '
             'a copy takes seconds, and training decodes it whole; --largest 1600 makes them smaller'
         )
 

@@ -12,11 +12,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from pairs import FILE_ENDINGS, counted
+from pairs import FILE_ENDINGS
 from wrcan_arch.data import store_writer
 from wrcan_arch.data.store_writer import StoreWriter, partial_of
 from wrcan_arch.errors import InputError
-from wrcan_arch.terminal import say
+from wrcan_arch.terminal import counted, say
 
 
 def choose_validation(pair_counts: Mapping[str, int], fraction: float, seed: int) -> set[str]:

@@ -17,7 +17,7 @@ import numpy as np
 from wrcan_arch.data.image_files import decode_image
 from wrcan_arch.errors import InputError
 from wrcan_arch.folders import walk
-from wrcan_arch.terminal import escape_on_stdout, print_error, say
+from wrcan_arch.terminal import counted, escape_on_stdout, print_error, say
 
 FILE_ENDINGS = {'blur': '.jpg', 'sharp': '.png'}
 ENCODED = np.arange(256) / 255
@@ -68,10 +68,6 @@ def read_image(path: Path) -> np.ndarray:
     if image is None:
         raise InputError(f'{path}: not a readable image; remove it or convert it to PNG')
     return image
-
-
-def counted(number: int, noun: str) -> str:
-    return f'{number} {noun}' if number == 1 else f'{number} {noun}s'
 
 
 def _digests(files: list[Path]) -> tuple[bytes, ...]:

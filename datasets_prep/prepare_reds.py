@@ -28,7 +28,7 @@ from wrcan_arch.data.store_writer import StoreWriter
 from wrcan_arch.errors import InputError
 from wrcan_arch.folders import walk
 from wrcan_arch.progress_bar import progress_bar
-from wrcan_arch.terminal import print_error, say
+from wrcan_arch.terminal import counted, print_error, say
 
 SEQUENCES = {'train': 240, 'val': 30, 'test': 30}
 FRAMES = 100  # in each sequence
@@ -125,7 +125,7 @@ def check_names(found: dict[str, dict[str, Frame]], any_size: bool) -> None:
         for what, keys in differences.items():
             if keys and not any_size:
                 raise InputError(
-                    f'{name}: {pairs.counted(len(keys), "frame")} {what} ({len(frames)} found, REDS has {len(reds)}), '
+                    f'{name}: {counted(len(keys), "frame")} {what} ({len(frames)} found, REDS has {len(reds)}), '
                     f'the first is {min(keys).replace("_", "/")}{ENDINGS[role]}; download it again, or give --any-size'
                 )
     for split in SEQUENCES:
@@ -133,7 +133,7 @@ def check_names(found: dict[str, dict[str, Frame]], any_size: bool) -> None:
         if blurred in found and sharp in found and (unpaired := found[blurred].keys() ^ found[sharp].keys()):
             first = min(unpaired)
             frame, partner = (found[blurred], sharp) if first in found[blurred] else (found[sharp], blurred)
-            count = pairs.counted(len(unpaired), 'frame')
+            count = counted(len(unpaired), 'frame')
             raise InputError(
                 f'{frame[first]}: there is no such frame in {partner} ({count} without a partner); '
                 'remove those without one, or download it again'
@@ -234,7 +234,7 @@ def write_store(path: Path, frames: dict[str, Frame], ending: str, size: tuple[i
             for frame, (value, shape) in zip(missing, loaded, strict=True):
                 store.put(frame.key, ending, value, shape, frame.source)
                 progress.update()
-    say(f'{path}: {pairs.counted(len(frames), "frame")}' + (f', {kept} of them from an earlier run' if kept else ''))
+    say(f'{path}: {counted(len(frames), "frame")}' + (f', {kept} of them from an earlier run' if kept else ''))
 
 
 def missing_uses(found: Collection[str], arguments: argparse.Namespace) -> list[str]:
@@ -265,7 +265,7 @@ def prepare(arguments: argparse.Namespace) -> None:
             path = arguments.out / f'{name}.lmdb'
             if path.exists():
                 check_store(path, frames, 'raw' if ending == RAW_ENDING else 'encoded', sizes[split])
-                say(f'{path}: {pairs.counted(len(frames), "frame")}, exists already')
+                say(f'{path}: {counted(len(frames), "frame")}, exists already')
             else:
                 missing.append((path, frames, ending, sizes[split]))
         for store in missing:  # after all existing ones were checked
@@ -293,7 +293,7 @@ def verify(stores: list[Path]) -> int:
             print_error(f'prepare_reds: {problem}')
         if problems:
             failed += 1
-            count = pairs.counted(len(problems), 'problem')
+            count = counted(len(problems), 'problem')
             print_error(f'prepare_reds: {path}: {count}; move it away and prepare it again')
         else:
             say(f'{path}: sound')

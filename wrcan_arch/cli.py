@@ -17,7 +17,7 @@ from pathlib import Path
 
 from . import __version__
 from .ending import end_in_nccl_group, exit_code_of_several, is_one_of_several, message_for_user, sigterm_exits
-from .terminal import discard_unread, escape_on_stdout, print_error, printable, say
+from .terminal import counted, discard_unread, escape_on_stdout, print_error, printable, say
 
 FAILURES_REPORTED = 'told failures'  # note that a restore leaves for the processes that torchrun may start after it
 
@@ -166,7 +166,7 @@ def run_report(arguments: argparse.Namespace) -> int:
     for dataset, means in means_of.items():
         for metric, blurred, restored, difference in means.rows():
             scores = f'blurred {blurred}, restored {restored} ({difference})'
-            say(f'{dataset}: {metric} of {means.counted}: {scores}')
+            say(f'{dataset}: {metric} of {counted(means.images, "image")}: {scores}')
     say(f'wrote {arguments.out}')
     return 0
 

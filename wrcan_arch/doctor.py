@@ -11,6 +11,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from .errors import InputError
+from .terminal import counted
 
 Row = tuple[str, str, str]  # name, value, note
 
@@ -169,5 +170,5 @@ def examine_data(sources: Iterable[str], found: Callable[[str], None]) -> list[s
     for root in roots:
         wrong = audit.all_problems(root)
         problems |= dict.fromkeys(wrong)
-        found(f'{root}: {len(wrong)} problem{"s" * (len(wrong) > 1)}' if wrong else f'{root}: sound')
+        found(f'{root}: {counted(len(wrong), "problem") if wrong else "sound"}')
     return list(problems)

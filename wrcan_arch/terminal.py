@@ -18,6 +18,11 @@ def printable_lines(text: str) -> str:
     return ''.join(c if c in '\n\t' else printable(c) for c in text)
 
 
+def counted(number: int, noun: str) -> str:
+    """'1 image', '2 images'."""
+    return f'{number} {noun}' if number == 1 else f'{number} {noun}s'
+
+
 def escape_on_stdout() -> None:
     """Have stdout escape the characters that a terminal lacks, as stderr does: names of files may hold any."""
     if isinstance(sys.stdout, io.TextIOWrapper):

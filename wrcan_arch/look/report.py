@@ -21,6 +21,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..errors import InputError
 from ..files import write_text
+from ..terminal import counted
 from ..train.lpips_metric import use_gpu
 from ..train.results import describe_weights, key_of, mean_scores, restored_path, result_path
 from ..train.scoring import measure
@@ -52,10 +53,6 @@ class Means:
     images: int
     blurred: dict[str, float]
     restored: dict[str, float]
-
-    @property
-    def counted(self) -> str:
-        return f'{self.images} image' + ('s' if self.images > 1 else '')
 
     def rows(self) -> Iterator[tuple[str, str, str, str]]:
         """Yield each metric, its scores before and after, and the difference, as texts."""
@@ -193,7 +190,7 @@ def _weights_were_replaced(result: TestResult) -> bool:
 
 def _summary(dataset: str, means: Means, result: TestResult | None) -> str:
     rows = [f'<tr><td>{"</td><td>".join(map(html.escape, cells))}</td></tr>' for cells in means.rows()]
-    about = f'{dataset}: {means.counted}'
+    about = f'{dataset}: {counted(means.images, "image")}'
     if result is not None:
         about += f'; protocol: {result.protocol}'
         about += f'; weights: {result.weights_path}' if result.weights_path else ''
