@@ -15,7 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-import pairs
+import script
 from wrcan_arch.data.image_files import size_of_image, write_png
 from wrcan_arch.errors import InputError
 from wrcan_arch.files import check_writable
@@ -236,7 +236,7 @@ def main() -> None:
     parser.add_argument('--size', type=int, default=512, help='side in pixels (default 512)')
     parser.add_argument('--seed', type=int, default=0, help='seed of all that is drawn at random (default 0)')
     arguments = parser.parse_args()
-    with pairs.errors_in_one_line():
+    with script.errors_in_one_line():
         write_images(arguments)
 
 

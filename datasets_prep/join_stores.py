@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 import pairs
+import script
 from pair_writer import written_together
 from wrcan_arch.data.image_files import decode_image, key_for
 from wrcan_arch.data.lmdb_store import RAW_ENDING, Record, Store, open_store, read_manifest
@@ -84,7 +85,7 @@ def main() -> None:
     parser.add_argument('-o', '--out', required=True, help='OUT_blur.lmdb and OUT_sharp.lmdb are written')
     parser.add_argument('--store', choices=('encoded', 'raw'), default='encoded', help='how sharp images are stored')
     arguments = parser.parse_args()
-    with pairs.errors_in_one_line():
+    with script.errors_in_one_line():
         count = join(arguments.sources, pairs.out_name(arguments.out), raw=arguments.store == 'raw')
         say(f'{arguments.out}: {counted(count, "pair")} from {counted(len(arguments.sources), "source")}')
 

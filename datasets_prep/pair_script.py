@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from pair_writer import store_names
-from pairs import FILE_ENDINGS, GO_ON, errors_in_one_line, out_name, quality_range
+from pairs import FILE_ENDINGS, out_name, quality_range
+from script import GO_ON, errors_in_one_line
 from wrcan_arch.data.store_writer import LONGEST_KEY, is_complete, partial_of
 from wrcan_arch.errors import InputError
 from wrcan_arch.files import LONGEST_NAME, check_writable, refuse_link

@@ -1,14 +1,11 @@
-"""What the scripts that make training pairs share: linear light, encoding, duplicates, exit codes.
+"""What the scripts that make training pairs share: linear light, encoding, duplicates.
 
 A pair is a blurred JPEG and its sharp PNG.
 """
 
 import hashlib
-import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import cv2
@@ -17,13 +14,12 @@ import numpy as np
 from wrcan_arch.data.image_files import decode_image
 from wrcan_arch.errors import InputError
 from wrcan_arch.folders import walk
-from wrcan_arch.terminal import counted, escape_on_stdout, print_error, say
+from wrcan_arch.terminal import counted, say
 
 FILE_ENDINGS = {'blur': '.jpg', 'sharp': '.png'}
 ENCODED = np.arange(256) / 255
 LIGHT = np.where(ENCODED <= 0.04045, ENCODED / 12.92, ((ENCODED + 0.055) / 1.055) ** 2.4).astype(np.float32)
 GENERATION = 2  # raise it whenever the scripts make other pairs of the same input and options
-GO_ON = 'stopped; run it again to go on'
 
 
 def to_linear(image: np.ndarray) -> np.ndarray:
@@ -128,22 +124,3 @@ def out_name(text: str) -> Path:
     if text.endswith('/') or Path(text).is_dir():
         raise InputError(f'-o {text}: a folder; give a name in it, such as {Path(text, "mine")}')
     return Path(text)
-
-
-@contextmanager
-def errors_in_one_line(*, stopped: str = 'stopped') -> Iterator[None]:
-    """Exit with one line: code 2 on InputError, OSError or a killed worker, 130 with the text `stopped` on Ctrl+C."""
-    escape_on_stdout()
-    try:
-        yield
-        return
-    except (InputError, OSError) as error:
-        message, code = str(error), 2
-        if isinstance(error, OSError) and error.filename:
-            message = f'{error.filename}: cannot be read or written ({error.strerror}); choose another path'
-    except BrokenProcessPool:
-        message, code = 'a worker was killed, perhaps because memory ran out; run it again, with fewer --workers', 2
-    except KeyboardInterrupt:
-        message, code = stopped, 130
-    print_error(f'{Path(sys.argv[0]).stem}: {message}')
-    sys.exit(code)

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-import pairs
+import script
 from workers import Workers, add_workers_option, check_workers
 from wrcan_arch.data.lmdb_store import RAW_ENDING, in_own_process, open_store, stores_in, verify_store
 from wrcan_arch.data.store_writer import StoreWriter
@@ -333,7 +333,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if bool(arguments.downloads) == bool(arguments.verify):
         parser.error('give DOWNLOADS to prepare, or --verify STORE')
-    with pairs.errors_in_one_line(stopped='stopped' if arguments.verify else pairs.GO_ON):
+    with script.errors_in_one_line(stopped='stopped' if arguments.verify else script.GO_ON):
         if arguments.verify:
             sys.exit(1 if verify(find_stores(arguments.verify)) else 0)
         prepare(arguments)

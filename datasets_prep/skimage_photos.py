@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import skimage
 
-import pairs
+import script
 from wrcan_arch.data.image_files import write_png
 from wrcan_arch.errors import InputError
 
@@ -50,7 +50,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('out', type=Path, help='folder to make train/, val/ and test/ in')
     arguments = parser.parse_args()
-    with pairs.errors_in_one_line():
+    with script.errors_in_one_line():
         write_photos(arguments.out)
 
 
