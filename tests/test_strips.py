@@ -89,7 +89,7 @@ def test_the_full_width_too_however_it_convolves(rows, how, dtype, tolerance, mo
 def test_progress_ends_with_all_done(block, size):
     for rows in (3, 1000):
         shares = []
-        in_strips(network_of(block), torch.rand(1, 3, *size), strip_rows=rows, tell=shares.append)
+        in_strips(network_of(block), torch.rand(1, 3, *size), strip_rows=rows, progress=shares.append)
         assert shares == sorted(set(shares)) and shares[0] > 0 and shares[-1] == 1
     assert len(shares) > 4, 'where a strip holds the whole image too'
 

@@ -137,12 +137,12 @@ class _NotFinite(Exception):
 
 
 Write = Callable[[Span, Tensor], None]  # takes rows (rows, W, C), float32, on any device
-Tell = Callable[[float], None]  # takes the share of the work that is done, up to 1
+Progress = Callable[[float], None]  # takes the share of the work that is done, up to 1
 
 
-def _tell_of_all(tell: Tell, number: int, count: int, share: float) -> None:
-    """Tell what share of all `count` images or turns is done when `share` of the one with this number is."""
-    tell((number + share) / count)
+def _part_of(progress: Progress, number: int, count: int) -> Progress:
+    """The progress of image or turn `number`, which is one of `count`."""
+    return lambda share: progress((number + share) / count)
 
 
 def _store(result: np.ndarray, span: Span, rows: Tensor) -> None:
@@ -167,7 +167,7 @@ class _Restoring:
         self.device = device_of(network)
         self.requested_dtype = autocast_dtype(request.precision, self.device)
 
-    def __call__(self, image: np.ndarray, result: np.ndarray, dtype: torch.dtype, progress: Tell) -> None:
+    def __call__(self, image: np.ndarray, result: np.ndarray, dtype: torch.dtype, progress: Progress) -> None:
         """Restore `image` into `result`, both (H, W, C). Raises _NotFinite, except for float results in fp32."""
         must_be_finite = dtype != torch.float32 or result.dtype in PEAKS
         on_host = self.device.type == 'cpu'
@@ -178,13 +178,19 @@ class _Restoring:
         total = torch.zeros(image.shape, dtype=torch.float32, device=self.device)
         image_bytes = total.nbytes + (image.nbytes if on_host else 0)
         for number, turn in enumerate(ALL_TURNS):
-            tell = partial(_tell_of_all, progress, number, len(ALL_TURNS))
-            self._run(turn(image), partial(turn.add_rows, total), image_bytes, dtype, must_be_finite, tell)
+            part = _part_of(progress, number, len(ALL_TURNS))
+            self._run(turn(image), partial(turn.add_rows, total), image_bytes, dtype, must_be_finite, part)
         for start, stop in spans(len(total), 256):
             _store(result, (start, stop), total[start:stop].div_(len(ALL_TURNS)))
 
     def _run(
-        self, image: np.ndarray, write: Write, image_bytes: int, dtype: torch.dtype, must_be_finite: bool, tell: Tell
+        self,
+        image: np.ndarray,
+        write: Write,
+        image_bytes: int,
+        dtype: torch.dtype,
+        must_be_finite: bool,
+        progress: Progress,
     ) -> None:
         """Restore one turn of an image; `image_bytes`: bytes that images take in the device's memory."""
         height, width = image.shape[:2]
@@ -211,11 +217,11 @@ class _Restoring:
                 strip_rows=strip_rows,
                 window=self.window,
                 dtype=dtype,
-                tell=tell,
+                progress=progress,
             )
         else:
             write_tensor((0, height), self._whole(read((0, height)), dtype))
-            tell(1)
+            progress(1)
 
     def _whole(self, image: Tensor, dtype: torch.dtype) -> Tensor:
         if self.request.mode == 'input':  # the first row of Table 2, with which the others are compared
@@ -247,7 +253,7 @@ class _Restoring:
         return strip_rows
 
 
-def _restore_finite(restoring: _Restoring, image: np.ndarray, result: np.ndarray, progress: Tell) -> None:
+def _restore_finite(restoring: _Restoring, image: np.ndarray, result: np.ndarray, progress: Progress) -> None:
     """Restore into `result`, in fp32 if the requested precision gives wrong or non-finite numbers.
 
     Raises InputError if an integer result is not finite in fp32 either.
@@ -274,7 +280,7 @@ def restore(
     precision: str = 'auto',
     patch_size: int | None = None,
     max_memory: int | None = None,
-    progress: Callable[[float], None] = lambda share: None,
+    progress: Progress = lambda share: None,
 ) -> Pixels:
     """Restore one image, or a batch of images of one size.
 
@@ -337,6 +343,6 @@ def restore(
         results = np.empty(image.shape, np.float32)
         restoring = _Restoring(network, request)
         for number, one in enumerate(image.detach().to('cpu', torch.float32).numpy()):
-            tell = partial(_tell_of_all, progress, number, len(results))
-            _restore_finite(restoring, one.transpose(1, 2, 0), results[number].transpose(1, 2, 0), tell)
+            part = _part_of(progress, number, len(results))
+            _restore_finite(restoring, one.transpose(1, 2, 0), results[number].transpose(1, 2, 0), part)
         return torch.from_numpy(results).to(image.device, image.dtype)

@@ -7,14 +7,14 @@ from torch import nn
 from .wrcan_arch import SIZE_MULTIPLE, WRCAN, Decoder, Encoder
 
 
-class Progress:
+class WorkDone:
     """Reports what share of an image's work is done. Work is the convolutions' multiplications in one feature column.
 
     Attributes:
         encoder_products, decoder_products: multiplications of one pass for each row of that column.
     """
 
-    def __init__(self, network: WRCAN, height: int, tell: Callable[[float], None]) -> None:
+    def __init__(self, network: WRCAN, height: int, progress: Callable[[float], None]) -> None:
         outer, inner = network.encoders
         assert isinstance(outer, Encoder) and isinstance(inner, Encoder)  # a ModuleList loses their type
         whole, half, quarter = (network.head, outer.conv), (outer.down, inner.conv), (inner.down, network.expand)
@@ -25,11 +25,11 @@ class Progress:
         self.decoder_products = 16 * weight_count(*whole) + 4 * weight_count(*half) + weight_count(*quarter)
         products = 2 * self.encoder_products + weight_count(network.groups) + self.decoder_products
         self.total = products * height // SIZE_MULTIPLE
-        self.done, self.tell = 0, tell
+        self.done, self.progress = 0, progress
 
     def add(self, products: int) -> None:
         self.done += products
-        self.tell(self.done / self.total)
+        self.progress(self.done / self.total)
 
 
 def weight_count(*modules: nn.Module) -> int:

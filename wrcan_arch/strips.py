@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .convolution import Convolution, Span, empty_map, margin_of
-from .strip_progress import Progress, weight_count
+from .strip_progress import WorkDone, weight_count
 from .strip_sizes import StripSizes, padded_to_multiple
 from .wrcan_arch import (
     ATROUS_RATES,
@@ -260,7 +260,7 @@ class Workspace:
 
 
 def run_branch(
-    block: ResidualBlock, workspace: Workspace, pending: PendingUpdate, strip_rows: int, progress: Progress
+    block: ResidualBlock, workspace: Workspace, pending: PendingUpdate, strip_rows: int, work: WorkDone
 ) -> Tensor:
     """Compute the block's branch, strip by strip, into workspace.branch; return its sum (1, C, 1, 1) in float32.
 
@@ -284,7 +284,7 @@ def run_branch(
         workspace.branch[:, :, done : last.done] = out
         of_rows = out[0].permute(1, 2, 0).sum(1, dtype=summed_in)  # (rows, C)
         total += of_rows.sum(0, dtype=torch.float32)
-        progress.add(products * (stop - start))
+        work.add(products * (stop - start))
     return total[None, :, None, None]
 
 
@@ -350,7 +350,7 @@ def attend(attention: nn.Module, total: Tensor, features: Tensor, branch: Tensor
 
 
 def run_group(
-    group: nn.Module, entry: Tensor, workspace: Workspace, strip_rows: int, window: int | None, progress: Progress
+    group: nn.Module, entry: Tensor, workspace: Workspace, strip_rows: int, window: int | None, work: WorkDone
 ) -> None:
     """Apply a residual group in place: entry += Conv(blocks(entry)).
 
@@ -367,7 +367,7 @@ def run_group(
     assert isinstance(group, ResidualGroup)  # a Sequential loses their type
     for block in group.blocks:
         assert isinstance(block, ResidualBlock)
-        total = run_branch(block, workspace, pending, strip_rows, progress)
+        total = run_branch(block, workspace, pending, strip_rows, work)
         pending = attend(block.attention, total, workspace.features, workspace.branch, window)
         if window is not None:  # a window reads rows of the branch that the next pass would overwrite
             for _, stop in spans(height, max(1, strip_rows // 4)):
@@ -376,11 +376,11 @@ def run_group(
     for start, stop in spans(height, strip_rows):
         pending.apply_until(min(stop + conv.rate, height))
         entry[:, :, start:stop] += conv.rows_of_map(workspace.padded_features, (start, stop))
-        progress.add(weight_count(group.conv) * (stop - start))
+        work.add(weight_count(group.conv) * (stop - start))
 
 
 def _expand(
-    network: WRCAN, strips: Iterator[Tensor], size: tuple[int, int], dtype: torch.dtype, progress: Progress
+    network: WRCAN, strips: Iterator[Tensor], size: tuple[int, int], dtype: torch.dtype, work: WorkDone
 ) -> Tensor:
     """f_EXP of the image, (1, 4F, H/4, W/4)."""
     encoder = EncoderStream(network, size, dtype)
@@ -391,7 +391,7 @@ def _expand(
         expanded = encoder(image).expanded
         out[:, :, done : done + expanded.shape[2]] = expanded
         done += expanded.shape[2]
-        progress.add(progress.encoder_products * image.shape[2] // SIZE_MULTIPLE)
+        work.add(work.encoder_products * image.shape[2] // SIZE_MULTIPLE)
     return out
 
 
@@ -405,7 +405,7 @@ def restore_in_strips(
     strip_rows: int,
     window: int | None = None,
     dtype: torch.dtype = torch.float32,
-    tell: Callable[[float], None] = lambda share: None,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> None:
     """Restore one image, strip by strip.
 
@@ -417,7 +417,7 @@ def restore_in_strips(
         strip_rows: the strips' height, in rows of the features at a quarter of the size; affects only time and memory.
         window: side, in positions of the features, of the window that the attention pools over; None: the whole image.
         dtype: type of the computation. Head and tail, through which the image bypasses the rest, compute in float32.
-        tell: called after each strip with the share of the work that is done, up to 1.
+        progress: called after each strip with the share of the work that is done, up to 1.
     """
     height, width = size
     device = network.head.weight.device
@@ -433,11 +433,11 @@ def restore_in_strips(
 
     at_ends = StripSizes(network.head.out_channels, size, dtype, device).end_rows(strip_rows)
     strips = list(spans(padded[0], at_ends))
-    progress = Progress(network, padded[0], tell)
-    entry = _expand(network, map(read_padded, strips), padded, dtype, progress)
+    work = WorkDone(network, padded[0], progress)
+    entry = _expand(network, map(read_padded, strips), padded, dtype, work)
     workspace = Workspace(network, entry, strip_rows)
     for group in network.groups:
-        run_group(group, entry, workspace, strip_rows, window, progress)
+        run_group(group, entry, workspace, strip_rows, window, work)
     del workspace
 
     encoder, decoder = EncoderStream(network, padded, dtype), DecoderStream(network, padded, dtype, entry, at_ends)
@@ -448,4 +448,4 @@ def restore_in_strips(
         if stop > done:
             write((done, stop), restored[:, :, : stop - done, :width])
         done = stop
-        progress.add((progress.encoder_products + progress.decoder_products) * image.shape[2] // SIZE_MULTIPLE)
+        work.add((work.encoder_products + work.decoder_products) * image.shape[2] // SIZE_MULTIPLE)
