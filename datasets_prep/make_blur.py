@@ -84,7 +84,7 @@ def check_photos(photos: dict[str, Path], largest: int | None, *, grid: int, far
     """
     looked = workers.in_order(look_at, ((photo, largest, grid, farthest) for photo in photos.values()))
     found = list(progress_bar(looked, total=len(photos), unit='photograph', desc='check photographs'))
-    refuse(fault for fault, _ in found if fault)
+    refuse(problem for problem, _ in found if problem)
     large = sum(pixels > LARGE for _, pixels in found)
     if large and not largest:
         say(

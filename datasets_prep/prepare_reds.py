@@ -25,7 +25,7 @@ import script
 from workers import Workers, add_workers_option, check_workers
 from wrcan_arch.data.lmdb_store import RAW_ENDING, in_own_process, open_store, stores_in, verify_store
 from wrcan_arch.data.store_writer import StoreWriter
-from wrcan_arch.errors import InputError
+from wrcan_arch.errors import SHOWN_PROBLEMS, InputError
 from wrcan_arch.folders import walk
 from wrcan_arch.progress_bar import progress_bar
 from wrcan_arch.terminal import counted, print_error, say
@@ -40,7 +40,6 @@ FRAME_PATH = re.compile(rf'(?:.*/)?({"|".join(SETS)})/(\d{{3}})/(\d{{8}})(\.\w+)
 REDS_ZIP = re.compile(r'(train|val|test)_(blur|sharp)(_bicubic|_comp|_jpeg)?')
 PNG_START = b'\x89PNG\r\n\x1a\n'
 JPEG_START, JPEG_SCAN, JPEG_END = b'\xff\xd8', b'\xff\xda', b'\xff\xd9'
-SHOWN_PROBLEMS = 20  # for each store, with --verify
 
 
 class Frame(NamedTuple):
@@ -140,7 +139,7 @@ def check_names(found: dict[str, dict[str, Frame]], any_size: bool) -> None:
             )
 
 
-def png_fault(value: bytes) -> str | None:
+def png_problem(value: bytes) -> str | None:
     """Return what is wrong with a PNG file's chunks, or None: not every OpenCV refuses a cut or damaged file."""
     if not value.startswith(PNG_START):
         return 'not a PNG file'
@@ -155,7 +154,7 @@ def png_fault(value: bytes) -> str | None:
     return None
 
 
-def jpeg_fault(value: bytes) -> str | None:
+def jpeg_problem(value: bytes) -> str | None:
     """Return what is wrong with a JPEG file, or None. The searches are safe: no such marker occurs inside a scan."""
     if not value.startswith(JPEG_START):
         return 'not a JPEG file'
@@ -164,9 +163,9 @@ def jpeg_fault(value: bytes) -> str | None:
 
 def decode(value: bytes, ending: str, size: tuple[int, int] | None) -> np.ndarray:
     """Decode a frame to uint8 (H, W, 3) in BGR; ValueError if it is damaged, no 8-bit colour image or not of `size`."""
-    fault = png_fault(value) if ending == '.png' else jpeg_fault(value)
-    if fault:
-        raise ValueError(fault)
+    problem = png_problem(value) if ending == '.png' else jpeg_problem(value)
+    if problem:
+        raise ValueError(problem)
     try:
         image = cv2.imdecode(np.frombuffer(value, np.uint8), cv2.IMREAD_UNCHANGED)
     except cv2.error as error:

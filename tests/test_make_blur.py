@@ -379,7 +379,7 @@ def test_all_that_cannot_be_read_are_named_at_once(run, tmp_path):
     assert all(each in printed.err for each in expected)
 
 
-def test_a_photograph_that_must_not_be_read_is_a_fault_like_others(run, tmp_path, monkeypatch):
+def test_a_photograph_that_must_not_be_read_is_a_problem_like_others(run, tmp_path, monkeypatch):
     read = Path.read_bytes
 
     def read_or_refuse(path):  # the tests may run as root, who may read everything

@@ -66,7 +66,7 @@ def _processors() -> list[Row]:
 
     from .convolution import packs_weights
     from .precision import has_bf16_units
-    from .processes import fault_of_driver
+    from .processes import problem_of_driver
 
     cpu = torch.device('cpu')
     rows = []
@@ -81,7 +81,7 @@ def _processors() -> list[Row]:
     else:
         built = torch.version.cuda or torch.version.hip
         missing = 'no driver or device found' if built else 'this torch is built for CPUs only'
-        rows.append(('GPU', 'none usable', fault_of_driver() or missing))
+        rows.append(('GPU', 'none usable', problem_of_driver() or missing))
     units = 'has units for bf16' if has_bf16_units(cpu) else 'no units for bf16: precision auto is fp32'
     rows.append(('CPU', f'{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}', units))
     packs = packs_weights(cpu, torch.float32)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 
-SHOWN_FAULTS = 20
+SHOWN_PROBLEMS = 20
 # In PyTorch's messages. Where no algorithm of cuDNN gets the memory that it needs, it finds no 'engine'.
 FULL_GPU = re.compile('(CUDA|HIP)( error:)? out of memory|STATUS_ALLOC_FAILED|unable to find an engine to execute')
 NO_MEMORY = re.compile(f'out of memory|not enough memory|allocate memory|{FULL_GPU.pattern}')
@@ -18,12 +18,12 @@ class InputError(ValueError):
     """
 
 
-def refuse(faults: Iterable[str]) -> None:
-    """Raise one InputError that shows the first 20 faults; do nothing if there are none."""
-    faults = list(faults)
-    more = [f'and {len(faults) - SHOWN_FAULTS} more'] if len(faults) > SHOWN_FAULTS else []
-    if faults:
-        raise InputError('\n'.join([*faults[:SHOWN_FAULTS], *more]))
+def refuse(problems: Iterable[str]) -> None:
+    """Raise one InputError that shows the first 20 problems; do nothing if there are none."""
+    problems = list(problems)
+    more = [f'and {len(problems) - SHOWN_PROBLEMS} more'] if len(problems) > SHOWN_PROBLEMS else []
+    if problems:
+        raise InputError('\n'.join([*problems[:SHOWN_PROBLEMS], *more]))
 
 
 def one_line(error: InputError) -> str:

@@ -80,7 +80,7 @@ def take_own_gpu() -> None:
         torch.cuda.set_device(own)
 
 
-def fault_of_driver() -> str | None:
+def problem_of_driver() -> str | None:
     """Why PyTorch cannot use the GPUs of this machine; None if it can, or if there are none."""
     if torch.cuda.is_available() or not torch.cuda.device_count():
         return None

@@ -140,24 +140,24 @@ def all_problems(root: Path | str) -> list[str]:
     """
     if Path(root).suffix != '.lmdb':
         try:
-            return list(_faults_of_files(Path(root)))
+            return list(_problems_of_files(Path(root)))
         except InputError as error:
             return [str(error)]
     return in_own_process(_read_all, root)
 
 
-def _faults_of_files(folder: Path) -> Iterator[str]:
+def _problems_of_files(folder: Path) -> Iterator[str]:
     _check_folder(folder)
     images = images_under(folder)
     if not images:
         yield f'{folder}: there are no images in it'
     for path in images:
         try:
-            fault = _image_fault(path.read_bytes())
+            problem = _image_problem(path.read_bytes())
         except OSError as error:
-            fault = f'cannot be read ({error.strerror})'
-        if fault:
-            yield f'{path}: {fault}'
+            problem = f'cannot be read ({error.strerror})'
+        if problem:
+            yield f'{path}: {problem}'
 
 
 def _read_all(root: Path | str) -> list[str]:
@@ -168,8 +168,8 @@ def _read_all(root: Path | str) -> list[str]:
         else:
             problems = [f'{root}: {each}' for each in store.disagreements()]
         if store.kind == 'encoded' and not problems:
-            faults = ((key, _image_fault(store.get(key), store.shape(key))) for key in store.keys())
-            problems = [f"{root}: '{key}' {fault}" for key, fault in faults if fault]
+            by_key = ((key, _image_problem(store.get(key), store.shape(key))) for key in store.keys())
+            problems = [f"{root}: '{key}' {problem}" for key, problem in by_key if problem]
         elif not problems:
             for key in store.keys():
                 with store.view(key):  # InputError if the value's size is not its shape's
@@ -179,7 +179,7 @@ def _read_all(root: Path | str) -> list[str]:
     return problems
 
 
-def _image_fault(value: bytes, shape: tuple[int, int, int] | None = None) -> str | None:
+def _image_problem(value: bytes, shape: tuple[int, int, int] | None = None) -> str | None:
     """Return what is wrong with an image file, or None. A file whose size differs from `shape` is not decoded."""
     try:
         with without_pillow_size_limit(), Image.open(io.BytesIO(value), formats=FORMATS) as image:

@@ -36,7 +36,7 @@ def size_of_image(path: Path | str) -> tuple[int, ...]:
     """Return (H, W) of the upright image from the file's header; () if Pillow cannot open it."""
     try:
         with without_pillow_size_limit(), warnings.catch_warnings():  # in this order: threads share the filters too
-            warnings.simplefilter('ignore')  # other faults are reported when it is decoded
+            warnings.simplefilter('ignore')  # other problems are reported when it is decoded
             with Image.open(path, formats=FORMATS) as image:
                 exif = image.getexif() if 'exif' in image.info else {}  # else Pillow decodes a PNG to look for it
                 return image.size if exif.get(ExifTags.Base.Orientation) in (5, 6, 7, 8) else image.size[::-1]

@@ -263,7 +263,7 @@ def stores_in(folder: Path) -> list[Path]:
 
 
 def verify_store(path: Path | str, progress: Callable[[list[str]], Iterable[str]] = iter) -> list[str]:
-    """Return a line for each fault of the store at `path`; none if every value has its checksum in the manifest.
+    """Return a line for each problem of the store at `path`; none if every value has its checksum in the manifest.
 
     Args:
         path: a store with manifest.json.

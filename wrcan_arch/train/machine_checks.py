@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..files import is_utf8
-from ..processes import fault_of_driver
+from ..processes import problem_of_driver
 from .options import OptionFile, find, sections
 
 LONGEST_TMPDIR = 107 - len('/pymp-12345678/listener-12345678')  # bytes; the first is that of a socket's path, unix(7)
@@ -23,8 +23,8 @@ def wrong_machine(file: OptionFile) -> Iterator[str]:
     if isinstance(wanted, int) and wanted > found:
         hint = 'auto takes what is there'
         yield f'{file.at("num_gpu")}: {wanted} asked for, this machine has {found}; {hint}'
-    elif wanted != 0 and (fault := fault_of_driver()):  # else the run would silently use the CPU
-        yield f'{file.at("num_gpu")}: {fault}; update it, or set num_gpu: 0'
+    elif wanted != 0 and (problem := problem_of_driver()):  # else the run would silently use the CPU
+        yield f'{file.at("num_gpu")}: {problem}; update it, or set num_gpu: 0'
     is_local = find(file.values, 'val', 'inference', 'mode') == 'local'
     if file.values.get('deterministic') and is_local and found and wanted != 0:
         hint = 'a GPU adds the sums of mode local in another order each time; leave out one of the two'
