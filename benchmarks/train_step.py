@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wrcan_arch import WRCAN
-from wrcan_arch.precision import autocast_dtype, has_bf16_units
+from wrcan_arch.precision import dtype_for, has_bf16_units
 from wrcan_arch.wrcan_arch import ResidualBlock
 
 ON_GPU = measure.DEVICE.type == 'cuda'
-DTYPE = autocast_dtype('auto', measure.DEVICE)  # of our steps; bf16 without units for it would take hours
+DTYPE = dtype_for('auto', measure.DEVICE)  # of our steps; bf16 without units for it would take hours
 PLAIN_DTYPE = torch.float16 if ON_GPU else torch.float32
 LAYOUT = torch.channels_last if ON_GPU or DTYPE.itemsize < 4 else torch.contiguous_format  # a step's default
 # Full width: (groups, blocks, patch, batch)

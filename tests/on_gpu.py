@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from wrcan_arch import WRCAN, inference, load_network, restore
 from wrcan_arch.cli import main
 from wrcan_arch.convolution import set_channels_last
-from wrcan_arch.precision import autocast_dtype
+from wrcan_arch.precision import dtype_for
 from wrcan_arch.strips import restore_in_strips
 from wrcan_arch.train import options
 from wrcan_arch.wrcan_arch import ChannelAttention
@@ -189,7 +189,7 @@ def test_steps_are_a_cpus_and_the_host_waits_for_none(gpu, chosen):
                 model.update_learning_rate(iteration)
                 model.feed_data(batch())
                 model.optimize_parameters(iteration)
-    assert computed_in == {autocast_dtype({'off': 'fp32'}.get(chosen['amp'], chosen['amp']), on_gpu.device)}
+    assert computed_in == {dtype_for({'off': 'fp32'}.get(chosen['amp'], chosen['amp']), on_gpu.device)}
     assert on_gpu.get_current_log() == pytest.approx(on_cpu.get_current_log(), rel=0.01)
     check_update(on_gpu, on_cpu, before)
 

@@ -418,7 +418,7 @@ def test_units_for_bf16_are_those_that_the_kernel_tells_of():
 def test_auto_precision_is_bf16_where_there_are_units(monkeypatch):
     for units, dtype in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr(precision, 'has_bf16_units', lambda device, units=units: units)
-        assert precision.autocast_dtype('auto', torch.device('cpu')) == dtype
+        assert precision.dtype_for('auto', torch.device('cpu')) == dtype
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from .convolution import Span
 from .errors import InputError
 from .free_memory import free_memory
-from .precision import PRECISIONS, autocast_dtype, exact_convolutions, name_of
+from .precision import PRECISIONS, dtype_for, exact_convolutions, name_of
 from .strip_sizes import StripSizes
 from .strips import is_as_built, restore_in_strips, spans
 from .wrcan_arch import SIZE_MULTIPLE, WRCAN
@@ -111,7 +111,7 @@ class Request:
 
     def describe(self, device: torch.device) -> str:
         """A description for results, such as 'chop x8 fp32'."""
-        computed_in = name_of(autocast_dtype(self.precision, device))
+        computed_in = name_of(dtype_for(self.precision, device))
         return ' '.join([self.mode, *(['x8'] if self.ensemble else []), computed_in])
 
 
@@ -165,7 +165,7 @@ class _Restoring:
             name = type(network).__name__
             raise InputError(f'max_memory needs a WRCAN without changed parts or hooks; this {name} takes whole images')
         self.device = device_of(network)
-        self.requested_dtype = autocast_dtype(request.precision, self.device)
+        self.requested_dtype = dtype_for(request.precision, self.device)
 
     def __call__(self, image: np.ndarray, result: np.ndarray, dtype: torch.dtype, progress: Progress) -> None:
         """Restore `image` into `result`, both (H, W, C). Raises _NotFinite, except for float results in fp32."""

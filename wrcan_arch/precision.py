@@ -18,7 +18,7 @@ def has_bf16_units(device: torch.device) -> bool:
     return device.type == 'cpu' and any(getattr(torch.cpu, name, bool)() for name in names)
 
 
-def autocast_dtype(precision: str, device: torch.device) -> torch.dtype:
+def dtype_for(precision: str, device: torch.device) -> torch.dtype:
     """The type that convolutions compute in. 'auto': bf16 where the processor has units for it, else fp32."""
     if precision == 'auto':
         return torch.bfloat16 if has_bf16_units(device) else torch.float32

@@ -129,7 +129,7 @@ class WRCANModel(RecordedModel):
     def amp_dtype(self) -> torch.dtype:
         """The type that a training step computes in."""
         amp = self.opt['train'].get('amp', 'auto')
-        return precision.autocast_dtype({'off': 'fp32'}.get(amp, amp), self.device)
+        return precision.dtype_for('fp32' if amp == 'off' else amp, self.device)
 
     @cached_property
     def keeps_channels_last(self) -> bool:
