@@ -16,7 +16,8 @@ from conftest import SMALL_TRAINING
 from wrcan_arch import InputError
 from wrcan_arch.cli import main
 from wrcan_arch.train import options, run_folder
-from wrcan_arch.train.step_guard import StepGuard, StopReasons, UntilUnreadable, as_input_error, signals_ask
+from wrcan_arch.train.step_guard import StepGuard
+from wrcan_arch.train.stopping import StopReasons, UntilUnreadable, as_input_error, signals_ask
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..processes import Team
 from . import run_folder
 from .options import weight_paths
-from .step_guard import StopReasons, signals_ask
+from .stopping import StopReasons, signals_ask
 from .wrcan_model import is_wrcan_model
 
 TIMEOUT = 600  # seconds that processes wait for each other, unless dist_params:timeout says otherwise

@@ -42,7 +42,7 @@ from . import results, run_folder
 from .current_run import TIMEOUT, Run, begin_run, load_resume_state
 from .lpips_metric import use_gpu
 from .options import data_paths, weight_paths
-from .step_guard import UntilUnreadable, ending_data_workers, ignore_signals
+from .stopping import UntilUnreadable, ending_data_workers, ignore_signals
 from .wrcan_model import WRCANModel, is_wrcan_model
 
 # What the replacements below call, found before they take its place.

@@ -16,7 +16,7 @@ from ..errors import InputError, RunError, one_line
 from . import results, run_folder, scoring
 from .optimizer_state import match_weight_layout, with_own_settings
 from .options import as_overrides, kind_of_phase
-from .step_guard import ending_error
+from .stopping import ending_error
 
 Records = dict[str, dict[str, dict[str, Any]]]  # best values, by validation set and metric, as in the toolbox
 PLACE_IN_SCHEDULE = ('last_epoch', '_step_count', '_last_lr')  # keys of a scheduler's state

@@ -15,7 +15,7 @@ from ..data.image_files import write_png
 from ..errors import InputError, is_out_of_memory
 from ..progress_bar import progress_bar
 from . import results
-from .step_guard import as_input_error
+from .stopping import as_input_error
 
 
 class SharedError(RuntimeError):
