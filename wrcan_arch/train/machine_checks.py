@@ -15,7 +15,7 @@ LONGEST_TMPDIR = 107 - len('/pymp-12345678/listener-12345678')  # bytes; the fir
 
 
 def wrong_machine(file: OptionFile) -> Iterator[str]:
-    """Yield a line for each option that this machine cannot follow, or that has no effect."""
+    """Yield a line for each option that this machine cannot follow."""
     if not is_utf8(here := Path.cwd()):  # tensorboard fails; the logging module prints a traceback for each lost line
         yield f'{here}: a name that is not UTF-8, which logs cannot hold; run this in another folder'
     found = torch.cuda.device_count()
@@ -35,9 +35,6 @@ def wrong_machine(file: OptionFile) -> Iterator[str]:
             where = file.at('datasets', phase, 'num_worker_per_gpu')
             hint = f'set TMPDIR to a folder whose path has at most {LONGEST_TMPDIR} bytes'
             yield f'{where}: workers pass data on through sockets in {tempfile.gettempdir()}, which is too long; {hint}'
-        if dataset.get('persistent_workers') and phase != 'train':  # validation data are read without workers
-            where = file.at('datasets', phase, 'persistent_workers')
-            yield f'{where}: only training uses it, and sets it anyway; leave it out'
         if dataset.get('prefetch_mode') == 'cuda' and not (found and dataset.get('pin_memory')):
             where = file.at('datasets', phase, 'prefetch_mode')
             yield f'{where}: cuda needs a GPU and pin_memory: true'

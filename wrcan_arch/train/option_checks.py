@@ -50,7 +50,7 @@ def check(file: OptionFile, command: str, *, auto_resume: bool = False) -> None:
     problems = [
         *file.problems,
         *wrong,
-        *_missing(file, command),
+        *_unfit_for_command(file, command),
         *wrong_classes(file, build=not wrong),
         *_missing_data(file),
         *wrong_machine(file),
@@ -78,16 +78,16 @@ def _absent(file: OptionFile, *keys: str) -> Iterator[str]:
         yield f'{file.at(*keys)}: is missing'
 
 
-def _missing(file: OptionFile, command: str) -> Iterator[str]:
+def _unfit_for_command(file: OptionFile, command: str) -> Iterator[str]:
     for keys in REQUIRED[command]:
         yield from _absent(file, *keys)
-    yield from _missing_of_data_sets(file, command)
-    yield from _missing_of_training(file) if command == 'train' else _missing_of_test(file)
+    yield from _unfit_phases(file, command)
+    yield from _incomplete_training(file) if command == 'train' else _unfit_test(file)
     if find(file.values, 'val', 'submission') and not find(file.values, 'val', 'save_img'):
         yield f'{file.at("val", "submission")}: needs save_img: true'
 
 
-def _missing_of_data_sets(file: OptionFile, command: str) -> Iterator[str]:
+def _unfit_phases(file: OptionFile, command: str) -> Iterator[str]:
     for phase, dataset in sections(file.values, 'datasets').items():
         place = ('datasets', phase)
         if command == 'train' and phase != 'train' and kind_of_phase(phase) != 'val':
@@ -96,6 +96,8 @@ def _missing_of_data_sets(file: OptionFile, command: str) -> Iterator[str]:
             yield f'{file.at(*place)}: gives random patches, for training; to score it, rename it to test'
         elif command == 'test' and kind_of_phase(phase) not in ('val', 'test'):
             yield f'{file.at(*place)}: data sets to be scored are called test, test_2 ..., or val'
+        if dataset.get('persistent_workers') and phase != 'train':  # validation data are read without workers
+            yield f'{file.at(*place, "persistent_workers")}: only training uses it, and sets it anyway; leave it out'
         if dataset.get('type') in PAIRED and (phase == 'train' or _compares_with_sharp_frames(file)):
             yield from _absent(file, *place, 'dataroot_gt')
         if dataset.get('type') == 'SingleImageDataset' and phase != 'train' and _compares_with_sharp_frames(file):
@@ -108,7 +110,7 @@ def _missing_of_data_sets(file: OptionFile, command: str) -> Iterator[str]:
             yield from _absent(file, *place, 'use_rot')
 
 
-def _missing_of_test(file: OptionFile) -> Iterator[str]:
+def _unfit_test(file: OptionFile) -> Iterator[str]:
     if file.values.get('train'):
         hint = 'it would test the weights that the training began with; take a test_….yml'
         yield f'{file.at("train")}: this is the option file of a training: {hint}'
@@ -118,7 +120,7 @@ def _missing_of_test(file: OptionFile) -> Iterator[str]:
         yield f'{file.at("path", "pretrain_network_g")}: is missing; a network of random weights would be scored'
 
 
-def _missing_of_training(file: OptionFile) -> Iterator[str]:
+def _incomplete_training(file: OptionFile) -> Iterator[str]:
     if find(file.values, 'datasets', 'train') is not None:
         yield from _absent(file, 'datasets', 'train', 'num_worker_per_gpu')
         if find(file.values, 'datasets', 'train', 'batch_size_total') is None:
