@@ -22,7 +22,7 @@ $(INSTALLED): setup.py pyproject.toml constraints.txt
 demo: $(INSTALLED)  ## blur photographs, restore them, train the small weights on; demo/look/index.html, demo/report.html
 	PATH="$(CURDIR)/$(BIN):$$PATH" ./demo.sh
 
-small: $(INSTALLED)  ## train as the shipped weights were, from nothing, 1.5 hours on two cores; small/wrcan_small.safetensors
+small: $(INSTALLED)  ## train as the bundled weights were, from nothing, 1.5 hours on two cores; small/wrcan_small.safetensors
 	PATH="$(CURDIR)/$(BIN):$$PATH" ./small.sh
 
 test: $(INSTALLED) lint  ## ruff, the type checker and all tests

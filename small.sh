@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the shipped weights from nothing: the data, three parts of training, the weight file. This takes an hour and a
+# Makes the bundled weights from nothing: the data, three parts of training, the weight file. This takes an hour and a
 # half on two cores, and 15 GB of disk. Run again after a stop, it resumes from the last checkpoint; data that was not
 # complete is made anew.
 # Everything is written to small/; `make small` runs this in the project's environment.
@@ -7,7 +7,7 @@ set -eu
 project=$(cd "$(dirname "$0")" && pwd)
 mkdir -p "$project/small"
 cd "$project/small"
-export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES=  # two processes with a core each, as for the shipped weights
+export OMP_NUM_THREADS=1 CUDA_VISIBLE_DEVICES=  # two processes with a core each, as for the bundled weights
 
 if [ ! -e datasets ]; then
     rm -rf data.partial

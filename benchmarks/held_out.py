@@ -3,7 +3,7 @@
 Two sets: coffee and chelsea of scikit-image, and dead leaves of a held-out seed. Three tasks: `blurred`, the paper's
 (12 random exposures of each picture, JPEG quality 25); `still`, an unblurred JPEG of quality 90, which must not get
 worse; `clean`, the sharp picture itself, whose colours must not drift. Everything is drawn from fixed seeds and
-restored in fp32, so that other machines agree to 0.02 dB. The shipped weights are checked against the stored scores.
+restored in fp32, so that other machines agree to 0.02 dB. The bundled weights are checked against the stored scores.
 `--photos FOLDER` also scores sharp pictures of your own.
 """
 
@@ -25,7 +25,7 @@ from wrcan_arch import load_network, restore
 from wrcan_arch.data.image_files import images_under
 from wrcan_arch.data.jpeg import jpeg_roundtrip
 from wrcan_arch.photos.drift import blend
-from wrcan_arch.weights import SHIPPED
+from wrcan_arch.weights import BUNDLED
 
 sys.path.insert(0, str(Path(__file__).parent.parent / 'datasets_prep'))
 
@@ -33,7 +33,7 @@ import exposure
 from dead_leaves import dead_leaves
 from pairs import read_image
 
-WEIGHTS = SHIPPED['small'].resolve()
+WEIGHTS = BUNDLED['small'].resolve()
 STORED = Path(__file__).with_name('held_out.json')
 TOLERANCE = 0.02  # dB
 EXPOSURES = 12  # of each picture
@@ -149,7 +149,7 @@ def differences(found: dict[str, Scores], stored: dict[str, Scores]) -> list[str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('-w', '--weights', type=Path, default=WEIGHTS, help='by default, those that ship')
+    parser.add_argument('-w', '--weights', type=Path, default=WEIGHTS, help='by default, the bundled ones')
     parser.add_argument('--photos', type=Path, help='also score the pictures in this folder, as the set `further`')
     parser.add_argument('--strength', type=float, default=1, help="as `basicsr restore`'s, from 0 to 1 (default 1)")
     parser.add_argument('-o', '--out', type=Path, help="also write each picture's scores and the means as JSON")

@@ -61,7 +61,7 @@ class Motion:
     def moments(self) -> np.ndarray:
         """Return the moments to average, (N, 5): x and y of the camera, its roll, x and y of the object's path.
 
-        For a short path they are some of its points, as in the shipped weights' data (paths of at most 18 pixels).
+        For a short path they are some of its points, as in the bundled weights' data (paths of at most 18 pixels).
         """
         paths = np.column_stack([self.path, self.roll, self.object_path])
         reach = np.hypot(*self.nearness.shape) / 2

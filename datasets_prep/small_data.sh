@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the data of the shipped weights (options/train_small.yml) in the current folder, from dead leaves that it draws
+# Makes the data of the bundled weights (options/train_small.yml) in the current folder, from dead leaves that it draws
 # and the photographs in scikit-image's wheel. coffee and chelsea are in photos/test, which is not used here.
 # `make small` runs this first.
 set -eu

@@ -58,7 +58,7 @@ def network_of(block):
     return network
 
 
-def shipped_network():
+def bundled_network():
     """The small network: unlike in an untrained one, groups and window matter; the modes' results differ by 0.1."""
     network = load_network()
     network.metadata['patch_size'] = 16
@@ -69,7 +69,7 @@ def shipped_network():
 @pytest.mark.parametrize('mode', ['exact', 'local', 'chop'])
 @pytest.mark.parametrize(
     ('make', 'precision'),
-    [*((shipped_network, each) for each in LARGEST_ERROR), (partial(network_of, 'res'), 'fp32')],
+    [*((bundled_network, each) for each in LARGEST_ERROR), (partial(network_of, 'res'), 'fp32')],
     ids=[*LARGEST_ERROR, 'no attention'],
 )
 def test_restores_as_a_cpu_does(gpu, make, precision, mode, monkeypatch):

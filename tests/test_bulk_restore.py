@@ -33,7 +33,7 @@ from wrcan_arch.photos.read_photo import read_photo
 from wrcan_arch.photos.summary import Summary
 from wrcan_arch.photos.write_photo import write_photo
 from wrcan_arch.processes import Team
-from wrcan_arch.weights import SHIPPED
+from wrcan_arch.weights import BUNDLED
 
 FP32, INPUT = Options(request=Request(precision='fp32')), Options(request=Request(mode='input'))
 
@@ -522,7 +522,7 @@ def weights(tmp_path):
 def test_command_without_options_writes_beside(tmp_path, monkeypatch, capsys, weights):
     monkeypatch.chdir(tmp_path)
     save(Path('a.png'))
-    monkeypatch.setitem(SHIPPED, 'small', weights)
+    monkeypatch.setitem(BUNDLED, 'small', weights)
     for _ in range(2):  # the second run replaces the first's result, and does not restore it
         assert cli.main(['restore', '.', '--precision', 'fp32']) == 0
         assert capsys.readouterr().out.splitlines()[0] == '1 of 1 restored'

@@ -54,7 +54,7 @@ def test_moments_are_dense_enough_and_their_mean_is_the_path_s():
 
 
 def test_moments_of_short_paths_are_points_of_them():
-    """The shipped weights and RESULTS.md's pictures were made with such moments."""
+    """The bundled weights and RESULTS.md's pictures were made with such moments."""
     for seed in range(20):
         rng = np.random.default_rng(seed)
         motion = exposure.draw_motion(rng, 384, 384, length=18, rotation=0.5, depth=0.5, objects=1)

@@ -12,7 +12,7 @@ from basicsr.models.sr_model import SRModel
 
 from wrcan_arch import InputError, checkpoint, inference, precision
 from wrcan_arch.train import option_checks, option_schema, options
-from wrcan_arch.weights import SHIPPED
+from wrcan_arch.weights import BUNDLED
 
 ROOT = Path(__file__).parent.parent
 
@@ -429,10 +429,10 @@ def test_any_network_has_to_choose_between_two_sets_of_weights(demo):
 
 def test_weights_that_the_toolboxs_own_model_cannot_read_are_said_before_the_run(demo):
     text = demo.replace('WRCANModel', 'SRModel')
-    tensors, _ = checkpoint.read_weights(SHIPPED['small'])
+    tensors, _ = checkpoint.read_weights(BUNDLED['small'])
     torch.save(tensors, 'bare.pth')
-    checkpoint.convert(SHIPPED['small'], 'converted.pth')
-    for name, path in (('small', SHIPPED['small']), ('bare.pth', 'bare.pth')):
+    checkpoint.convert(BUNDLED['small'], 'converted.pth')
+    for name, path in (('small', BUNDLED['small']), ('bare.pth', 'bare.pth')):
         said = problems_of(text.replace('network_g: small', f'network_g: {name}'))
         hint = f'basicsr convert {path} -o NAME.pth makes one'
         expected = f"path:pretrain_network_g: {path}: SRModel only reads a .pth that holds 'params'; {hint}"

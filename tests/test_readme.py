@@ -13,7 +13,7 @@ from conftest import picture
 
 from wrcan_arch.cli import build_parser, main
 from wrcan_arch.train import option_checks, options
-from wrcan_arch.weights import SHIPPED
+from wrcan_arch.weights import BUNDLED
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -92,7 +92,7 @@ def test_option_files_of_the_pages_are_sound(tmp_path, monkeypatch):
     option_checks.check(file, 'train')
     assert file.values['name'] == 'mine' and file.values['datasets']['train']['blurred_quality'] == [40, 90]
     Path('experiments/mine/models').mkdir(parents=True)
-    assert main(['convert', str(SHIPPED['small']), '-o', 'experiments/mine/models/net_g_best.pth']) == 0
+    assert main(['convert', str(BUNDLED['small']), '-o', 'experiments/mine/models/net_g_best.pth']) == 0
     option_checks.check(options.read_options('test_mine.yml'), 'test')
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from .errors import InputError
 from .files import is_utf8, written_whole
 from .precision import PRECISIONS
-from .weights import SHIPPED
+from .weights import BUNDLED
 from .wrcan_arch import BLOCKS, WRCAN
 
 Tensors = Mapping[str, Tensor]
@@ -306,7 +306,7 @@ def network_of(tensors: Tensors, source: Path | str) -> WRCAN:
     return network.eval()
 
 
-def load_network(path: Path | str = SHIPPED['small']) -> WRCAN:
+def load_network(path: Path | str = BUNDLED['small']) -> WRCAN:
     """Load a network from its weight file alone, on the CPU and in evaluation mode.
 
     The default is the small network that is part of this package. `network.metadata` holds the file's metadata (such as

@@ -67,7 +67,7 @@ def run_restore(arguments: argparse.Namespace) -> int:
     from .photos.bulk_restore import Options, restore_photos
     from .photos.comparison import PAGE
     from .processes import Team, take_own_gpu
-    from .weights import SHIPPED
+    from .weights import BUNDLED
 
     chosen = {name: value for name, value in vars(arguments).items() if value is not None}
     request, others = (
@@ -75,7 +75,7 @@ def run_restore(arguments: argparse.Namespace) -> int:
     )
     options = Options(request=Request(**request), **others)
     team = Team.from_environment()
-    network = load_network(arguments.weights or SHIPPED['small'])
+    network = load_network(arguments.weights or BUNDLED['small'])
     set_channels_last(network)
     if torch.cuda.is_available():
         take_own_gpu()

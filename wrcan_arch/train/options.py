@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from ..errors import InputError
-from ..weights import SHIPPED
+from ..weights import BUNDLED
 
 Keys = tuple[str, ...]
 MOST_VALUES = 10_000  # of a file; aliases of aliases make any number out of a few lines
@@ -168,8 +168,8 @@ def read_options(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) 
         file.origins = kept | parsed.origins
         file.problems += parsed.problems
     weights = find(file.values, 'path', 'pretrain_network_g')
-    if isinstance(weights, str) and weights in SHIPPED:
-        file.values['path']['pretrain_network_g'] = str(SHIPPED[weights])
+    if isinstance(weights, str) and weights in BUNDLED:
+        file.values['path']['pretrain_network_g'] = str(BUNDLED[weights])
     for section in (*sections(file.values, 'datasets').values(), *sections(file.values).values()):
         _expand_home(section)
     validation = file.values.get('val')

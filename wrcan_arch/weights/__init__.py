@@ -2,4 +2,4 @@
 
 from pathlib import Path
 
-SHIPPED = {'small': Path(__file__).parent / 'wrcan_small.safetensors'}
+BUNDLED = {'small': Path(__file__).parent / 'wrcan_small.safetensors'}

@@ -1,4 +1,4 @@
-"""The shipped weights are intact, match their card, and improve a blurred photograph."""
+"""The bundled weights are intact, match their card, and improve a blurred photograph."""
 
 import hashlib
 from pathlib import Path
@@ -12,9 +12,9 @@ from basicsr.metrics import calculate_psnr
 from wrcan_arch import load_network, restore
 from wrcan_arch.cli import main
 from wrcan_arch.data.jpeg import jpeg_roundtrip
-from wrcan_arch.weights import SHIPPED
+from wrcan_arch.weights import BUNDLED
 
-SMALL = SHIPPED['small']
+SMALL = BUNDLED['small']
 
 
 def photograph(blur, quality):
@@ -32,7 +32,7 @@ def test_file_is_small_whole_and_says_what_it_is():
     assert hashlib.sha256(SMALL.read_bytes()).hexdigest() in SMALL.with_suffix('.md').read_text()
 
 
-# Measured with the shipped file, in dB. The card has the first gain, held_out.py the scores that matter.
+# Measured with the bundled file, in dB. The card has the first gain, held_out.py the scores that matter.
 GAINS = [(5, 25, 0.682), (1, 90, 0.011)]
 
 
