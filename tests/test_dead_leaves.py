@@ -121,7 +121,7 @@ def test_patterns_repeat_and_use_both_inks(name):
 
 
 @pytest.mark.parametrize('size', [32, 33, 100])
-def test_any_size(size):
+def test_an_image_has_the_size_asked_for(size):
     image = dead_leaves.dead_leaves(1, 1, size)
     assert image.shape == (size, size, 3) and image.std() > 5
 
@@ -140,7 +140,7 @@ def test_bad_requests_are_one_line(run, tmp_path, arguments, message):
     assert not (tmp_path / 'out').exists()
 
 
-def test_a_file_in_the_place_of_the_folder(run, tmp_path):
+def test_a_file_in_place_of_the_output_folder_is_refused(run, tmp_path):
     (tmp_path / 'out').touch()
     printed = run('out', exit_code=2)
     assert printed.err.startswith('dead_leaves: ') and len(printed.err.splitlines()) == 1

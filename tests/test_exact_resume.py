@@ -228,7 +228,7 @@ def test_state_that_is_named_is_taken_where_auto_resume_finds_none(quick, capsys
     )
 
 
-def test_a_forgotten_flag_does_not_hide_what_was_trained(quick, capsys):
+def test_resuming_after_a_run_without_auto_resume_names_the_archived_training(quick, capsys):
     """A run without --auto_resume puts the trained one aside; the next run with the flag must not start anew."""
     assert train('train:total_iter=4') == 0
     with mock.patch.object(StepGuard, 'verdict', return_value=RunError('stopped')):

@@ -128,7 +128,7 @@ def test_figure_without_sharp_images(frames):
     assert [(cell.title, cell.psnr) for cell in row.cells] == [('input', None), ('third', None)]
 
 
-def test_data_set_of_the_toolbox(frames):
+def test_a_figure_can_be_made_of_a_data_set_of_the_toolbox(frames):
     for folder in ('blur', 'sharp'):
         Path(folder).mkdir()
         for key, image in frames['input' if folder == 'blur' else 'sharp'].items():

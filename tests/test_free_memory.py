@@ -24,7 +24,7 @@ def free(tmp_path):
     return found
 
 
-def test_the_machine_has_what_the_kernel_says_is_available(tmp_path, monkeypatch):
+def test_free_memory_of_the_machine_is_the_kernels_memavailable(tmp_path, monkeypatch):
     assert 1 << 20 < memory.free_memory(torch.device('cpu')) < 1 << 50
     (tmp_path / 'meminfo').write_text('MemTotal: 9 kB\nMemFree: 1 kB\nMemAvailable: 5 kB\n')
     assert list(memory._free_in_machine(tmp_path / 'meminfo')) == [5 * 1024]
@@ -45,7 +45,7 @@ def test_processes_of_one_machine_share_its_memory(monkeypatch, said, groups, sh
     assert memory.free_memory(torch.device('cpu')) == share * GB
 
 
-def test_what_pytorch_keeps_of_a_gpu_can_be_had(monkeypatch):
+def test_memory_that_pytorch_has_reserved_counts_as_free(monkeypatch):
     for name, value in {'mem_get_info': (GB, 8 * GB), 'memory_reserved': 5 * GB, 'memory_allocated': 2 * GB}.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
     assert memory.free_memory(torch.device('cuda')) == 4 * GB

@@ -27,7 +27,7 @@ def run(run_script):
     return partial(run_script, make_blur)
 
 
-def test_light_is_srgbs():
+def test_linear_light_is_that_of_the_srgb_standard():
     np.testing.assert_allclose(pairs.to_linear(np.uint8([0, 10, 128, 255])), [0, 0.003035, 0.215861, 1], atol=1e-6)
     every = np.arange(256, dtype=np.uint8)
     np.testing.assert_array_equal(pairs.from_linear(pairs.to_linear(every)), every)
@@ -103,7 +103,7 @@ def view(sharp, seed=0, **options):
     return make_blur.draw_view(np.random.default_rng(seed), sharp, **options)
 
 
-def test_a_view_as_it_is_from_further_away_and_from_near(prepared):
+def test_a_view_keeps_shrinks_or_enlarges_the_photograph(prepared):
     sharp = cv2.imread(str(prepared / 'photos' / 'photo1.png'))  # 80 x 96
     np.testing.assert_array_equal(view(sharp), sharp)
     halved = np.floor(sharp.reshape(40, 2, 48, 2, 3).mean((1, 3)) + 0.5)
@@ -142,7 +142,7 @@ def test_parts_of_a_view_are_out_of_focus():
 
 
 @pytest.mark.parametrize('zoom', [(0.1, 0.1), (9, 9)])
-def test_a_view_of_one_pixel(zoom):
+def test_a_photograph_of_one_pixel_has_a_view(zoom):
     pixel = np.uint8([[[1, 2, 3]]])
     np.testing.assert_array_equal(view(pixel, zoom=zoom, soft=2), pixel)
 

@@ -61,7 +61,7 @@ def test_the_others_move_as_by_pytorchs_adam():
         torch.testing.assert_close(parameter, other)
 
 
-def test_what_has_no_gradient_stays():
+def test_a_weight_without_gradient_is_not_changed():
     kernels = [each.requires_grad_() for each in draws([(6, 4, 3, 3), (16,)] * 2, 1)]
     before = [each.detach().clone() for each in kernels]
     for each in kernels[:2]:
@@ -112,6 +112,6 @@ def test_kernels_are_what_goes_from_features_to_features():
 
 
 @pytest.mark.parametrize('wrong', [{'momentum': 1.0}, {'betas': (0.9, 1.5)}, {'lr': -1.0}, {'adam_lr': -1.0}])
-def test_what_makes_no_step_is_refused(wrong):
+def test_invalid_settings_are_refused(wrong):
     with pytest.raises(ValueError, match='|'.join(wrong)):
         Muon(draws([(4,)], 0), **wrong)

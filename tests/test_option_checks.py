@@ -305,7 +305,7 @@ def test_luma_alone_is_not_for_our_network(demo):
     assert said.endswith('datasets:val:color: WRCAN takes 3 channels, not the luma alone; leave it out')
 
 
-def test_what_keeps_the_size_is_not_asked_to_enlarge(demo):
+def test_a_scale_above_1_is_refused_for_classes_that_keep_the_size(demo):
     def said(text):
         return [line.partition('scale: ')[2] for line in problems_of(f'{text}\nscale: 2\n') if ': scale: ' in line]
 

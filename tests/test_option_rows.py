@@ -104,7 +104,7 @@ def test_every_option_file_passes_every_check_but_of_data_and_weights(monkeypatc
 
 
 @pytest.mark.parametrize('name', [*TRAINING, *TESTING])
-def test_a_row_is_seen_in_ten_lines(name):
+def test_a_rows_option_file_has_at_most_ten_lines(name):
     lines = (OPTIONS / f'{name}.yml').read_text().splitlines()
     if name not in ('train_wrcan_320', 'test_table2_row7'):  # the bases of the others
         assert len([line for line in lines if not line.startswith('#')]) <= 10

@@ -53,7 +53,7 @@ def test_pixels_are_those_that_pillow_decodes(tmp_path, ending):
 
 
 @pytest.mark.parametrize(('ending', 'least_psnr'), [('.jpg', 38), ('.webp', 30.4), ('.avif', 38)])
-def test_quality_is_the_users(tmp_path, ending, least_psnr):
+def test_quality_is_95_unless_another_is_asked_for(tmp_path, ending, least_psnr):
     photo, path = Photo(pixels=picture(64, 96)), tmp_path / f'a{ending}'
     write_photo(path, photo)
     fine, size = np.asarray(Image.open(path).convert('RGB')), path.stat().st_size
@@ -537,7 +537,7 @@ def test_cmyk_with_an_unfit_profile_is_written_by_the_usual_one(tmp_path, profil
     assert Image.open(tmp_path / 'b.tif').mode == 'CMYK' and 'icc_profile' not in Image.open(tmp_path / 'b.tif').info
 
 
-def test_any_name(tmp_path):
+def test_a_photograph_may_have_any_name(tmp_path):
     Image.fromarray(picture(8, 8)).save(tmp_path / 'a.png')
     longest = '海'.encode() * 83 + b'12.png'
     names = b'Zo\xc3\xab \xe6\xb5\xb7.png', b'latin\xe9.png', b'a[page=1].png', b'-o.png', b'new\nline.png', longest
