@@ -250,9 +250,7 @@ def epochs_of(init):
 def test_worker_seed_replacement_is_needed():
     first, second, third = epochs_of(worker_init_fn)
     assert first == second == third, 'every epoch has the same crops'
-    assert (
-        len({value for epoch in epochs_of(partial(pipelines.worker_init_fn, pipelines.Run())) for value in epoch}) == 24
-    )
+    assert len({value for epoch in epochs_of(pipelines.worker_init_fn) for value in epoch}) == 24
 
 
 def start_over(folder):

@@ -198,7 +198,7 @@ def message_logger(run: Run, opt: dict[str, Any], *arguments: Any, **options: An
     return logger
 
 
-def worker_init_fn(_: Run, worker_id: int, **options: Any) -> None:
+def worker_init_fn(worker_id: int, **_: Any) -> None:
     """Seed the random modules from PyTorch's seed of this worker, which differs in each epoch; ignore signals."""
     ignore_signals()
     seed = torch.initial_seed() % 2**32
@@ -224,23 +224,23 @@ def make_exp_dirs(run: Run, opt: dict[str, Any]) -> None:
         raise refused[0]
 
 
-def copy_opt_file(_: Run, *arguments: Any) -> None:
+def copy_opt_file(*arguments: Any) -> None:
     """Copy the option file as the toolbox does, under the command that was given instead of `_arguments`."""
     with mock.patch.object(sys, 'argv', [shlex.join(sys.orig_argv)]):
         _toolbox_copy_opt_file(*arguments)
 
 
-def time_to_the_microsecond(_: Run) -> str:
+def time_to_the_microsecond() -> str:
     """The current time in the toolbox's format, with microseconds added."""
     return datetime.now().strftime('%Y%m%d_%H%M%S_%f')
 
 
 @dataclass(frozen=True)
 class Replacement:
-    """One name of the toolbox that is replaced while a pipeline runs: by a function, which gets the Run first."""
+    """One name of the toolbox that is replaced while a pipeline runs."""
 
     target: str
-    by: Callable[..., Any]
+    by: Callable[[Run], Callable]
     why: str
     until: str
 
@@ -248,63 +248,63 @@ class Replacement:
 REPLACEMENTS = (
     Replacement(
         target='basicsr.utils.options.init_dist',
-        by=init_dist,
+        by=lambda run: partial(init_dist, run),
         why='the toolbox takes the rank modulo the number of GPUs and only knows NCCL',
         until='BasicSR runs several processes without a GPU',
     ),
     Replacement(
         target='basicsr.train.load_resume_state',
-        by=load_resume_state,
+        by=lambda run: partial(load_resume_state, run),
         why='it needs a GPU, looks beside the root folder and then silently starts over, and opens files unsafely',
         until='BasicSR resumes on a CPU, from root_path',
     ),
     Replacement(
         target='basicsr.train.copy_opt_file',
-        by=copy_opt_file,
+        by=lambda run: copy_opt_file,
         why='the command that it keeps with the options names a temporary file, which is gone after the run',
         until='BasicSR takes its arguments from a caller',
     ),
     Replacement(
         target='basicsr.train.create_train_val_dataloader',
-        by=create_train_val_dataloader,
+        by=lambda run: partial(create_train_val_dataloader, run),
         why='epochs are rounded up but the last batch is dropped, so runs end early; the order ignores the seed and '
         'starts over on resume',
         until='BasicSR makes as many iterations as asked, from the iteration it resumes at',
     ),
     Replacement(
         target='basicsr.test.make_exp_dirs',
-        by=make_exp_dirs,
+        by=lambda run: partial(make_exp_dirs, run),
         why='a second test of the same name writes into the results of the first, and processes may write into older '
         'results that are about to be put aside',
         until='BasicSR holds the results folder for one test, and its processes wait for it',
     ),
     Replacement(
         target='basicsr.train.build_model',
-        by=build_model,
+        by=lambda run: partial(build_model, run),
         why='the weights that a training begins with are not validated, so its best network can be worse than they are',
         until='BasicSR validates them',
     ),
     Replacement(
         target='basicsr.train.MessageLogger',
-        by=message_logger,
+        by=lambda run: partial(message_logger, run),
         why='the time left is one iteration short, and in the end -1 day, 23:59:59',
         until='BasicSR counts the last iteration',
     ),
     Replacement(
         target='basicsr.data.worker_init_fn',
-        by=worker_init_fn,
+        by=lambda run: worker_init_fn,  # spawned workers get it without the run
         why='workers get the same seed in every epoch, so data sets of the toolbox repeat their crops',
         until='BasicSR seeds workers from torch.initial_seed()',
     ),
     Replacement(
         target='basicsr.train.get_time_str',
-        by=time_to_the_microsecond,
+        by=lambda run: time_to_the_microsecond,
         why='logs are named by the second: a run that is resumed at once overwrites the log of the one before',
         until='BasicSR appends to its logs',
     ),
     Replacement(
         target='basicsr.utils.misc.get_time_str',
-        by=time_to_the_microsecond,
+        by=lambda run: time_to_the_microsecond,
         why='old experiments are renamed by the second too, so two of them within one second clash',
         until='BasicSR checks whether the name is free',
     ),
@@ -323,7 +323,7 @@ def replaced(run: Run) -> Iterator[None]:
     logging.getLogger('basicsr').addFilter(printable_record)
     with ExitStack() as stack:
         for replacement in REPLACEMENTS:
-            stack.enter_context(mock.patch(replacement.target, partial(replacement.by, run)))
+            stack.enter_context(mock.patch(replacement.target, replacement.by(run)))
         yield
 
 
