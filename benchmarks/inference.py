@@ -20,9 +20,9 @@ import numpy as np
 import torch
 
 from wrcan_arch import WRCAN, restore
-from wrcan_arch.convolution import set_channels_last
-from wrcan_arch.free_memory import free_memory
 from wrcan_arch.precision import PRECISIONS, has_bf16_units
+from wrcan_arch.strips.convolution import set_channels_last
+from wrcan_arch.system.free_memory import free_memory
 
 PATCH_SIZE = 256  # the window of mode local
 BOUNDS = {'fp32': 240, 'bf16': 130}  # bytes per pixel, images included: the limit for exact

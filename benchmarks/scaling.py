@@ -28,7 +28,7 @@ from wrcan_arch import WRCAN
 from wrcan_arch.inference import Request
 from wrcan_arch.photos.bulk_restore import Options, restore_photos
 from wrcan_arch.photos.plan import plan
-from wrcan_arch.processes import Team
+from wrcan_arch.system.processes import Team
 
 SIDE = 192  # pixels, of the images
 IMAGES = 16

@@ -25,10 +25,10 @@ import pairs
 from pair_writer import PairWriter, pair_stores
 from wrcan_arch.data.image_files import is_image, key_for
 from wrcan_arch.errors import InputError
-from wrcan_arch.files import is_utf8
-from wrcan_arch.folders import walk
-from wrcan_arch.progress_bar import progress_bar
-from wrcan_arch.terminal import counted, say
+from wrcan_arch.system.files import is_utf8
+from wrcan_arch.system.folders import walk
+from wrcan_arch.system.progress_bar import progress_bar
+from wrcan_arch.system.terminal import counted, say
 
 VIDEO_ENDINGS = ('.mp4', '.mov', '.m4v', '.avi', '.mkv', '.webm', '.mpg', '.mpeg', '.mts', '.m2ts', '.wmv', '.3gp')
 

@@ -18,8 +18,8 @@ import numpy as np
 import script
 from wrcan_arch.data.image_files import size_of_image, write_png
 from wrcan_arch.errors import InputError
-from wrcan_arch.files import check_writable
-from wrcan_arch.progress_bar import progress_bar
+from wrcan_arch.system.files import check_writable
+from wrcan_arch.system.progress_bar import progress_bar
 
 MIN_RADIUS = 2.5  # pixels, of the smallest leaf in the busiest image
 COVER = 3.0  # leaves' area over the image's: about e^-3 of the ground stays visible

@@ -17,8 +17,8 @@ from pair_writer import written_together
 from wrcan_arch.data.image_files import decode_image, key_for
 from wrcan_arch.data.lmdb_store import RAW_ENDING, Record, Store, open_store, read_manifest
 from wrcan_arch.errors import InputError
-from wrcan_arch.progress_bar import progress_bar
-from wrcan_arch.terminal import counted, say
+from wrcan_arch.system.progress_bar import progress_bar
+from wrcan_arch.system.terminal import counted, say
 
 
 def open_pair(source: Path) -> dict[str, Store]:

@@ -21,8 +21,8 @@ from pair_writer import pair_stores
 from workers import Workers, add_workers_option, check_workers
 from wrcan_arch.data.image_files import IMAGE_ENDINGS, images_under, is_image, key_for
 from wrcan_arch.errors import InputError, refuse
-from wrcan_arch.progress_bar import progress_bar
-from wrcan_arch.terminal import counted, say
+from wrcan_arch.system.progress_bar import progress_bar
+from wrcan_arch.system.terminal import counted, say
 
 WIDEST = 32766  # pixels a side, the limit of OpenCV's remap
 LARGE = 4_000_000  # pixels

@@ -9,8 +9,8 @@ from pairs import FILE_ENDINGS, out_name, quality_range
 from script import GO_ON, errors_in_one_line
 from wrcan_arch.data.store_writer import LONGEST_KEY, is_complete, partial_of
 from wrcan_arch.errors import InputError
-from wrcan_arch.files import LONGEST_NAME, check_writable, refuse_link
-from wrcan_arch.terminal import say
+from wrcan_arch.system.files import LONGEST_NAME, check_writable, refuse_link
+from wrcan_arch.system.terminal import say
 
 
 def folders_of(arguments: argparse.Namespace) -> list[Path]:

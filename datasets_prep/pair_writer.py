@@ -16,7 +16,7 @@ from pairs import FILE_ENDINGS
 from wrcan_arch.data import store_writer
 from wrcan_arch.data.store_writer import StoreWriter, partial_of
 from wrcan_arch.errors import InputError
-from wrcan_arch.terminal import counted, say
+from wrcan_arch.system.terminal import counted, say
 
 
 def choose_validation(pair_counts: Mapping[str, int], fraction: float, seed: int) -> set[str]:

@@ -13,8 +13,8 @@ import numpy as np
 
 from wrcan_arch.data.image_files import decode_image
 from wrcan_arch.errors import InputError
-from wrcan_arch.folders import walk
-from wrcan_arch.terminal import counted, say
+from wrcan_arch.system.folders import walk
+from wrcan_arch.system.terminal import counted, say
 
 FILE_ENDINGS = {'blur': '.jpg', 'sharp': '.png'}
 ENCODED = np.arange(256) / 255

@@ -26,9 +26,9 @@ from workers import Workers, add_workers_option, check_workers
 from wrcan_arch.data.lmdb_store import RAW_ENDING, in_own_process, open_store, stores_in, verify_store
 from wrcan_arch.data.store_writer import StoreWriter
 from wrcan_arch.errors import SHOWN_PROBLEMS, InputError
-from wrcan_arch.folders import walk
-from wrcan_arch.progress_bar import progress_bar
-from wrcan_arch.terminal import counted, print_error, say
+from wrcan_arch.system.folders import walk
+from wrcan_arch.system.progress_bar import progress_bar
+from wrcan_arch.system.terminal import counted, print_error, say
 
 SEQUENCES = {'train': 240, 'val': 30, 'test': 30}
 FRAMES = 100  # in each sequence

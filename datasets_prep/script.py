@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from wrcan_arch.errors import InputError
-from wrcan_arch.terminal import escape_on_stdout, print_error
+from wrcan_arch.system.terminal import escape_on_stdout, print_error
 
 GO_ON = 'stopped; run it again to go on'
 

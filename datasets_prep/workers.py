@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import cv2
 
 from wrcan_arch.errors import InputError
-from wrcan_arch.process_pool import process_pool
+from wrcan_arch.system.process_pool import process_pool
 
 AHEAD = 4  # calls per worker that run or whose results wait to be taken
 

@@ -17,9 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from wrcan_arch import WRCAN, inference, load_network, restore
 from wrcan_arch.cli import main
-from wrcan_arch.convolution import set_channels_last
 from wrcan_arch.precision import dtype_for
-from wrcan_arch.strips import restore_in_strips
+from wrcan_arch.strips.convolution import set_channels_last
+from wrcan_arch.strips.network import restore_in_strips
 from wrcan_arch.train import options
 from wrcan_arch.wrcan_arch import ChannelAttention
 

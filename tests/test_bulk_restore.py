@@ -32,7 +32,7 @@ from wrcan_arch.photos.plan import plan
 from wrcan_arch.photos.read_photo import read_photo
 from wrcan_arch.photos.summary import Summary
 from wrcan_arch.photos.write_photo import write_photo
-from wrcan_arch.processes import Team
+from wrcan_arch.system.processes import Team
 from wrcan_arch.weights import BUNDLED
 
 FP32, INPUT = Options(request=Request(precision='fp32')), Options(request=Request(mode='input'))
@@ -172,7 +172,7 @@ def test_name_that_is_too_long_is_said_before_it_is_computed(tmp_path, monkeypat
 def test_photographs_folder_that_takes_no_result_is_said_before_the_first(tmp_path, monkeypatch):
     save(tmp_path / 'a.png')
     monkeypatch.setattr('wrcan_arch.photos.bulk_restore.restore', mock.Mock(side_effect=AssertionError('computed')))
-    full = mock.patch('wrcan_arch.files.TemporaryFile', side_effect=OSError(30, 'Read-only file system'))
+    full = mock.patch('wrcan_arch.system.files.TemporaryFile', side_effect=OSError(30, 'Read-only file system'))
     with full:
         summary = restore_photos(Same(), plan([tmp_path / 'a.png']), options=FP32)
     said = f'{tmp_path}/a.png: {tmp_path}: cannot be written (Read-only file system); choose another folder'

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from wrcan_arch import cli
-from wrcan_arch.convolution import Convolution, Kernel, PairedKernel, can_pack, margin_of, packs_weights
+from wrcan_arch.strips.convolution import Convolution, Kernel, PairedKernel, can_pack, margin_of, packs_weights
 
 CPU = torch.device('cpu')
 TYPES = [torch.float32, torch.bfloat16]
@@ -28,10 +28,10 @@ def conv_of(stride=1, rate=1):
 @torch.no_grad()
 def test_any_rows_are_those_of_the_whole_convolution(how, dtype, rtol, atol, stride, rate, width, monkeypatch):
     if how == 'plain':
-        monkeypatch.setattr('wrcan_arch.convolution.packs_weights', lambda *_: False)
+        monkeypatch.setattr('wrcan_arch.strips.convolution.packs_weights', lambda *_: False)
     if how == 'in pairs':
-        monkeypatch.setattr('wrcan_arch.convolution.PAIRED_CHANNELS', 0)
-        monkeypatch.setattr('wrcan_arch.convolution.PAIRED_POSITIONS', 0)
+        monkeypatch.setattr('wrcan_arch.strips.convolution.PAIRED_CHANNELS', 0)
+        monkeypatch.setattr('wrcan_arch.strips.convolution.PAIRED_POSITIONS', 0)
     plain, image = conv_of(stride, rate), torch.rand(1, 6, 14, width * stride)
     conv, expected = Convolution(plain, dtype, positions=14 * width), plain(image)
     end = expected.shape[2]
@@ -47,7 +47,7 @@ def test_any_rows_are_those_of_the_whole_convolution(how, dtype, rtol, atol, str
 @torch.no_grad()
 def test_columns_of_zeros_may_be_there_already(packs, dtype, rtol, atol, rate, monkeypatch):
     if not packs:
-        monkeypatch.setattr('wrcan_arch.convolution.packs_weights', lambda *_: False)
+        monkeypatch.setattr('wrcan_arch.strips.convolution.packs_weights', lambda *_: False)
     plain, image = conv_of(rate=rate), torch.rand(1, 6, 14, 12)
     conv, expected = Convolution(plain, dtype, positions=14 * 12, margin=4), plain(image)
     for span in ((0, 3), (5, 9), (0, 14)):
@@ -56,13 +56,13 @@ def test_columns_of_zeros_may_be_there_already(packs, dtype, rtol, atol, rate, m
 
 
 def test_wide_maps_have_margins_for_amx(monkeypatch):
-    monkeypatch.setattr('wrcan_arch.convolution.packs_weights', lambda *_: True)
+    monkeypatch.setattr('wrcan_arch.strips.convolution.packs_weights', lambda *_: True)
     monkeypatch.setattr(torch.cpu, '_is_amx_tile_supported', lambda: True, raising=False)
     assert margin_of(CPU, torch.bfloat16, 128, rate=4) == 4
     assert margin_of(CPU, torch.bfloat16, 127, rate=4) == margin_of(CPU, torch.float32, 128, rate=4) == 0
-    monkeypatch.setattr('wrcan_arch.convolution.packs_weights', lambda *_: False)
+    monkeypatch.setattr('wrcan_arch.strips.convolution.packs_weights', lambda *_: False)
     assert margin_of(CPU, torch.bfloat16, 128, rate=4) == 0
-    monkeypatch.setattr('wrcan_arch.convolution.packs_weights', lambda *_: True)
+    monkeypatch.setattr('wrcan_arch.strips.convolution.packs_weights', lambda *_: True)
     monkeypatch.delattr(torch.cpu, '_is_amx_tile_supported')
     assert margin_of(CPU, torch.bfloat16, 128, rate=4) == 0
 
@@ -97,7 +97,7 @@ def other_operator(self, rows, zeros=0, right=Kernel.__call__):
 @torch.no_grad()
 def test_a_pytorch_whose_operators_have_changed_is_done_without_them(monkeypatch, capsys, operator):
     """PyTorch does not promise to keep these operators."""
-    monkeypatch.setattr('wrcan_arch.convolution.can_pack', cache(can_pack.__wrapped__))
+    monkeypatch.setattr('wrcan_arch.strips.convolution.can_pack', cache(can_pack.__wrapped__))
     monkeypatch.setattr(Kernel, '__call__', operator)
     conv, image = conv_of(), torch.rand(1, 6, 9, 9)
     torch.testing.assert_close(Convolution(conv, torch.float32, positions=81).rows_of_map(image, (0, 9)), conv(image))

@@ -153,7 +153,7 @@ def test_full_disk_is_said_with_what_to_do(tmp_path, monkeypatch, ending, cleare
     if cleared:
         monkeypatch.setattr('pyvips.error._to_string', lambda text: '')
     said = rf'a\{ending}: cannot be written \(No space left on device\); make room'
-    with mock.patch('wrcan_arch.files._opened_alone', full), pytest.raises(InputError, match=said):
+    with mock.patch('wrcan_arch.system.files._opened_alone', full), pytest.raises(InputError, match=said):
         write_photo(tmp_path / f'a{ending}', Photo(pixels=picture(40, 40)))
 
 

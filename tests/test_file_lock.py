@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 
 from wrcan_arch import InputError
-from wrcan_arch.file_lock import locked
+from wrcan_arch.system.file_lock import locked
 
 
 def test_the_file_says_who_holds_it_and_not_who_did(tmp_path):

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from wrcan_arch import InputError
-from wrcan_arch.files import (
+from wrcan_arch.system.files import (
     check_writable,
     disk_errors_as_input_errors,
     name_that_fits,
@@ -24,7 +24,7 @@ from wrcan_arch.files import (
     write_text,
     written_whole,
 )
-from wrcan_arch.terminal import printable, printable_lines
+from wrcan_arch.system.terminal import printable, printable_lines
 
 
 def names(folder):

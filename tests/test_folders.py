@@ -7,7 +7,7 @@ from unittest import mock
 
 import pytest
 
-from wrcan_arch.folders import real, walk
+from wrcan_arch.system.folders import real, walk
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from wrcan_arch import free_memory as memory
+from wrcan_arch.system import free_memory as memory
 
 GB = 1 << 30
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from wrcan_arch import WRCAN, InputError, inference, load_network, precision, restore, strip_sizes
-from wrcan_arch.strip_sizes import StripSizes
-from wrcan_arch.strips import is_as_built
+from wrcan_arch import WRCAN, InputError, inference, load_network, precision, restore
+from wrcan_arch.strips import sizes as strip_sizes
+from wrcan_arch.strips.network import is_as_built
+from wrcan_arch.strips.sizes import StripSizes
 
 CPU = torch.device('cpu')
 NUM_FEAT = 8  # of small_network

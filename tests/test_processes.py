@@ -8,10 +8,11 @@ import pytest
 import torch.distributed as dist
 from conftest import in_threads, picture
 
-from wrcan_arch import WRCAN, InputError, processes
+from wrcan_arch import WRCAN, InputError
 from wrcan_arch.photos.bulk_restore import Options, restore_photos
 from wrcan_arch.photos.plan import Job, plan
-from wrcan_arch.processes import Team
+from wrcan_arch.system import processes
+from wrcan_arch.system.processes import Team
 
 JOBS = [Job(f'{number}.png', f'out/{number}.png') for number in range(20)]
 

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from wrcan_arch import progress_bar
+from wrcan_arch.system import progress_bar
 
 
 @pytest.mark.parametrize('leave', [True, False])

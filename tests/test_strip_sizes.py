@@ -4,9 +4,9 @@ import pytest
 import torch
 from fresh import run_python
 
-from wrcan_arch import strip_sizes
-from wrcan_arch.strip_sizes import StripSizes
-from wrcan_arch.strips import spans
+from wrcan_arch.strips import sizes as strip_sizes
+from wrcan_arch.strips.network import spans
+from wrcan_arch.strips.sizes import StripSizes
 
 WIDE = (200, 12_000)  # encoder and decoder need more memory than the blocks
 

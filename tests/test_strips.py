@@ -4,9 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from wrcan_arch import WRCAN, restore, strip_sizes, strips
-from wrcan_arch.convolution import Convolution
-from wrcan_arch.strips import Flow, restore_in_strips
+from wrcan_arch import WRCAN, restore
+from wrcan_arch.strips import network as strips
+from wrcan_arch.strips import sizes as strip_sizes
+from wrcan_arch.strips.convolution import Convolution
+from wrcan_arch.strips.network import Flow, restore_in_strips
 from wrcan_arch.wrcan_arch import BLOCKS, ChannelAttention
 
 SIZES = [(1, 1), (2, 7), (5, 4), (37, 41), (64, 64), (33, 8), (8, 200), (130, 70)]
@@ -70,9 +72,9 @@ def test_margins_change_nothing(block, size, window, monkeypatch):
 @pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
 def test_the_full_width_too_however_it_convolves(rows, how, dtype, tolerance, monkeypatch):
     if how == 'plain':
-        monkeypatch.setattr('wrcan_arch.convolution.packs_weights', lambda *_: False)
+        monkeypatch.setattr('wrcan_arch.strips.convolution.packs_weights', lambda *_: False)
     if how == 'in pairs':
-        monkeypatch.setattr('wrcan_arch.convolution.PAIRED_POSITIONS', 0)
+        monkeypatch.setattr('wrcan_arch.strips.convolution.PAIRED_POSITIONS', 0)
     if how == 'with margins':
         monkeypatch.setattr(strips, 'margin_of', lambda *_: 4)
     torch.manual_seed(0)

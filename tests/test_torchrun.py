@@ -21,12 +21,13 @@ from conftest import SMALL_TRAINING, in_threads, picture, set_options
 from forked import environment, free_port, srun
 from test_exact_resume import assert_equal, outcome
 
-from wrcan_arch import InputError, processes
+from wrcan_arch import InputError
 from wrcan_arch.checkpoint import read_file, write_weights
 from wrcan_arch.cli import main
 from wrcan_arch.errors import RunError
 from wrcan_arch.look.report import read_curves
-from wrcan_arch.processes import Team, contact_lost, first_host, launcher_of_environment, take_slurms_environment
+from wrcan_arch.system import processes
+from wrcan_arch.system.processes import Team, contact_lost, first_host, launcher_of_environment, take_slurms_environment
 from wrcan_arch.train import options
 from wrcan_arch.wrcan_arch import WRCAN
 

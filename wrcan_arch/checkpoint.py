@@ -22,8 +22,8 @@ from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from .errors import InputError
-from .files import is_utf8, written_whole
 from .precision import PRECISIONS
+from .system.files import is_utf8, written_whole
 from .weights import BUNDLED
 from .wrcan_arch import BLOCKS, WRCAN
 

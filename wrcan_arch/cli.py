@@ -17,7 +17,7 @@ from pathlib import Path
 
 from . import __version__
 from .ending import end_in_nccl_group, exit_code_of_several, is_one_of_several, message_for_user, sigterm_exits
-from .terminal import counted, discard_unread, escape_on_stdout, print_error, printable, say
+from .system.terminal import counted, discard_unread, escape_on_stdout, print_error, printable, say
 
 FAILURES_REPORTED = 'told failures'  # note that a restore leaves for the processes that torchrun may start after it
 
@@ -27,7 +27,7 @@ def run_pipeline(arguments: argparse.Namespace) -> int:
 
     file = options.read_options(arguments.opt, arguments.force_yml or ())  # a wrong name is reported at once
 
-    from .processes import launcher_of_environment
+    from .system.processes import launcher_of_environment
     from .train import option_checks, pipelines
 
     option_checks.check(file, arguments.command, auto_resume=arguments.auto_resume)
@@ -62,11 +62,11 @@ def run_restore(arguments: argparse.Namespace) -> int:
     import torch
 
     from .checkpoint import load_network
-    from .convolution import set_channels_last
     from .inference import Request
     from .photos.bulk_restore import Options, restore_photos
     from .photos.comparison import PAGE
-    from .processes import Team, take_own_gpu
+    from .strips.convolution import set_channels_last
+    from .system.processes import Team, take_own_gpu
     from .weights import BUNDLED
 
     chosen = {name: value for name, value in vars(arguments).items() if value is not None}
@@ -104,7 +104,7 @@ def _failures_were_reported() -> bool:
     """Whether a restore reported its failures before this restart: torchrun also restarts one that exited with 1."""
     if not int(os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)):  # the rest loads torch
         return False
-    from .processes import Team
+    from .system.processes import Team
 
     return Team.from_environment().noted_before_restart(FAILURES_REPORTED)
 
@@ -131,8 +131,8 @@ def run_convert(arguments: argparse.Namespace) -> int:
 
 def run_tables(arguments: argparse.Namespace) -> int:
     from .errors import InputError
-    from .files import write_text
     from .look.tables import as_csv, as_html, as_text, compare
+    from .system.files import write_text
 
     if arguments.results and not arguments.results.is_dir():
         raise InputError(f'{arguments.results}: there is no such folder; basicsr test writes results/NAME')

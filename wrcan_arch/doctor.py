@@ -11,7 +11,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 
 from .errors import InputError
-from .terminal import counted
+from .system.terminal import counted
 
 Row = tuple[str, str, str]  # name, value, note
 
@@ -64,9 +64,9 @@ def _row_of(package: Requirement) -> Row:
 def _processors() -> list[Row]:
     import torch
 
-    from .convolution import packs_weights
     from .precision import has_bf16_units
-    from .processes import problem_of_driver
+    from .strips.convolution import packs_weights
+    from .system.processes import problem_of_driver
 
     cpu = torch.device('cpu')
     rows = []

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .terminal import print_error, printable_lines
+from .system.terminal import print_error, printable_lines
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def is_one_of_several() -> bool:
 def exit_code_of_several(error: Exception, command: str, *, debug: bool) -> int:
     """The exit code of one of several processes. Only the first with an error prints its message."""
     from .errors import InputError
-    from .processes import ERROR_WAIT, Team, contact_lost
+    from .system.processes import ERROR_WAIT, Team, contact_lost
 
     error = contact_lost(error) or error
     try:
@@ -47,7 +47,7 @@ def exit_code_of_several(error: Exception, command: str, *, debug: bool) -> int:
 
 def end_in_nccl_group(code: int) -> None:
     """End the process at once if it is in an NCCL group: Python's own end would leave it, and wait for the others."""
-    from .processes import in_nccl_group
+    from .system.processes import in_nccl_group
 
     if in_nccl_group():
         for stream in filter(None, (sys.stdout, sys.stderr)):

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .convolution import Span
 from .errors import InputError
-from .free_memory import free_memory
 from .precision import PRECISIONS, dtype_for, exact_convolutions, name_of
-from .strip_sizes import StripSizes
-from .strips import is_as_built, restore_in_strips, spans
+from .strips.convolution import Span
+from .strips.network import is_as_built, restore_in_strips, spans
+from .strips.sizes import StripSizes
+from .system.free_memory import free_memory
 from .wrcan_arch import SIZE_MULTIPLE, WRCAN
 
 MODES = ('exact', 'local', 'chop', 'input')

@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from ..errors import InputError
 from ..jpeg_quality import estimate_quality, is_far
-from ..terminal import printable
+from ..system.terminal import printable
 from .draws import Draw, draw_generator
 from .image_files import decode_image, images_under, size_of_image
 from .jpeg import jpeg_crop

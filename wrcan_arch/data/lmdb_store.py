@@ -29,8 +29,8 @@ import lmdb
 import numpy as np
 
 from ..errors import InputError
-from ..files import lock_of_threads
-from ..process_pool import process_pool
+from ..system.files import lock_of_threads
+from ..system.process_pool import process_pool
 from .image_files import images_under
 
 FORMAT = 1  # of manifest.json and of the records

@@ -12,8 +12,8 @@ from types import TracebackType
 import lmdb
 
 from ..errors import InputError
-from ..file_lock import locked
-from ..files import refuse_link
+from ..system.file_lock import locked
+from ..system.files import refuse_link
 from .lmdb_store import FORMAT, RECORDS, Record, manifest_text, meta_info_text, missing_bytes
 
 FIRST_MAP_SIZE = 64 << 20  # bytes; doubled whenever it is full

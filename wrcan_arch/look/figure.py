@@ -18,8 +18,8 @@ from ..data.frame_names import frame_of_key, key_of_frame, sequence_of
 from ..data.image_files import write_png
 from ..data.jpeg_deblur_dataset import JPEGDeblurDataset
 from ..errors import InputError
-from ..files import write_text
-from ..terminal import printable
+from ..system.files import write_text
+from ..system.terminal import printable
 from ..train.results import key_of, restored_path
 from .crops import CROP, ZOOM, busiest_crops
 from .finished import check_sizes, open_test_set, options_of_test, read_restored

@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..errors import InputError
-from ..files import write_text
-from ..terminal import counted
+from ..system.files import write_text
+from ..system.terminal import counted
 from ..train.lpips_metric import use_gpu
 from ..train.results import describe_weights, key_of, mean_scores, restored_path, result_path
 from ..train.scoring import measure

@@ -16,12 +16,12 @@ from torch import nn
 from tqdm import tqdm
 
 from ..errors import GPU_IS_FULL, InputError, is_full_gpu, is_out_of_memory
-from ..files import check_writable, name_is_too_long
 from ..inference import Request, restore, window_of
 from ..jpeg_quality import is_far
-from ..processes import Team
-from ..progress_bar import progress_bar
-from ..terminal import printable
+from ..system.files import check_writable, name_is_too_long
+from ..system.processes import Team
+from ..system.progress_bar import progress_bar
+from ..system.terminal import printable
 from .comparison import pictures_of, write_page, write_side_by_side
 from .drift import blend, colours_drift
 from .photo import Photo

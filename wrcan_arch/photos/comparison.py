@@ -12,8 +12,14 @@ import numpy as np
 from PIL import Image
 
 from ..errors import InputError
-from ..files import disk_errors_as_input_errors, name_that_fits, without_pillow_size_limit, without_root, written_whole
-from ..terminal import printable
+from ..system.files import (
+    disk_errors_as_input_errors,
+    name_that_fits,
+    without_pillow_size_limit,
+    without_root,
+    written_whole,
+)
+from ..system.terminal import printable
 from .photo import Photo
 from .write_photo import MAX_SIDE, write_photo
 

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from ..errors import InputError
-from ..folders import real, walk
+from ..system.folders import real, walk
 from .comparison import pictures_on_page
 from .photo import PHOTO_ENDINGS
 

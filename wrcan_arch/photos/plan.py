@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import InputError, refuse
-from ..files import without_root
-from ..folders import real
+from ..system.files import without_root
+from ..system.folders import real
 from .comparison import check_page, pictures_of, pictures_on_page
 from .find_photos import RESTORED, Finder
 from .photo import ENDINGS, format_of_name

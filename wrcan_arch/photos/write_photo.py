@@ -10,7 +10,7 @@ import numpy as np
 import pyvips
 
 from ..errors import InputError
-from ..files import disk_errors_as_input_errors, written_whole
+from ..system.files import disk_errors_as_input_errors, written_whole
 from .photo import ENDINGS, NO_RESOLUTION, PROFILE_LOST, Photo, format_of_name
 from .png_metadata import add_texts
 from .tiff_exif import add_metadata, as_jpeg_has_it, has_captions, says_adobe_rgb, says_colour_space

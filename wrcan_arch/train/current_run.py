@@ -9,7 +9,7 @@ from typing import Any
 from basicsr.utils import check_resume, get_root_logger
 
 from ..errors import InputError
-from ..processes import Team
+from ..system.processes import Team
 from . import run_folder
 from .options import weight_paths
 from .stopping import StopReasons, signals_ask

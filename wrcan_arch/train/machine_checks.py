@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from ..files import is_utf8
-from ..processes import problem_of_driver
+from ..system.files import is_utf8
+from ..system.processes import problem_of_driver
 from .options import OptionFile, find, sections
 
 LONGEST_TMPDIR = 107 - len('/pymp-12345678/listener-12345678')  # bytes; the first is that of a socket's path, unix(7)

@@ -35,9 +35,9 @@ from torch import distributed
 from ..data.draws import DrawSampler
 from ..data.jpeg_deblur_dataset import JPEGDeblurDataset
 from ..errors import InputError
-from ..files import write_text
-from ..processes import STARTED_BY_TORCHRUN, Team, in_nccl_group, take_own_gpu, take_slurms_environment
-from ..terminal import printable_lines
+from ..system.files import write_text
+from ..system.processes import STARTED_BY_TORCHRUN, Team, in_nccl_group, take_own_gpu, take_slurms_environment
+from ..system.terminal import printable_lines
 from . import results, run_folder
 from .current_run import TIMEOUT, Run, begin_run, load_resume_state
 from .lpips_metric import use_gpu

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ..data.frame_names import is_submitted, sequence_of
-from ..files import write_text, written_whole
-from ..terminal import printable
+from ..system.files import write_text, written_whole
+from ..system.terminal import printable
 
 Scores = Mapping[str, Mapping[str, float]]  # by image key, then by metric
 

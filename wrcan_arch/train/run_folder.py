@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from .. import checkpoint
 from ..errors import InputError, RunError
-from ..file_lock import locked
+from ..system.file_lock import locked
 
 logger = logging.getLogger('basicsr')  # the toolbox's
 RETRY_PAUSES = (1, 5, 30)  # seconds between attempts; a network disk may come back

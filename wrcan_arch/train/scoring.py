@@ -13,7 +13,7 @@ from torch.utils.data import default_collate
 
 from ..data.image_files import write_png
 from ..errors import InputError, is_out_of_memory
-from ..progress_bar import progress_bar
+from ..system.progress_bar import progress_bar
 from . import results
 from .stopping import as_input_error
 

@@ -16,8 +16,8 @@ from torch import Tensor, distributed, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
 from .. import precision
-from ..convolution import set_channels_last
 from ..errors import InputError, RunError, is_out_of_memory
+from ..strips.convolution import set_channels_last
 from ..wrcan_arch import WRCAN, ResidualBlock, start_from_image
 from .muon import Muon
 from .recorded_model import RecordedModel

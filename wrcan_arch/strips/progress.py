@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from .wrcan_arch import SIZE_MULTIPLE, WRCAN, Decoder, Encoder
+from ..wrcan_arch import SIZE_MULTIPLE, WRCAN, Decoder, Encoder
 
 
 class WorkDone:

@@ -19,10 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .convolution import Convolution, Span, empty_map, margin_of
-from .strip_progress import WorkDone, weight_count
-from .strip_sizes import StripSizes, padded_to_multiple
-from .wrcan_arch import (
+from ..wrcan_arch import (
     ATROUS_RATES,
     SIZE_MULTIPLE,
     WRCAN,
@@ -33,6 +30,9 @@ from .wrcan_arch import (
     ResidualGroup,
     WideReceptiveField,
 )
+from .convolution import Convolution, Span, empty_map, margin_of
+from .progress import WorkDone, weight_count
+from .sizes import StripSizes, padded_to_multiple
 
 
 def is_as_built(network: nn.Module) -> TypeGuard[WRCAN]:

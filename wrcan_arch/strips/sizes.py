@@ -4,8 +4,8 @@ import math
 
 import torch
 
+from ..wrcan_arch import ATROUS_RATES, SIZE_MULTIPLE
 from .convolution import margin_of, onednn_computes_in
-from .wrcan_arch import ATROUS_RATES, SIZE_MULTIPLE
 
 BRANCH_MATRICES = 4  # of 4F x 4F for each of a kernel's 9 places: the weights of a block's convolutions
 WEIGHT_COPIES = 2  # one converted or packed, and one more during the conversion

@@ -17,7 +17,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from .errors import InputError, RunError
+from ..errors import InputError, RunError
 
 Task = TypeVar('Task', bound=tuple[str, ...])  # its strings together are unique
 

@@ -14,7 +14,7 @@ from tempfile import TemporaryFile
 from threading import RLock
 from typing import BinaryIO
 
-from .errors import InputError
+from ..errors import InputError
 
 ADVICE: dict[int | None, str] = {
     errno.ENOSPC: 'make room',

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 
-from .errors import InputError
+from ..errors import InputError
 
 
 def process_pool(count: int, initializer: Callable[[], object] | None = None) -> ProcessPoolExecutor:
