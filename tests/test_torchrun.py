@@ -296,7 +296,8 @@ def test_process_that_does_not_come_is_named():
 
 
 def test_data_of_other_content_is_told_apart(workplace):
-    from wrcan_arch.train.pipelines import _shared_inputs, with_hash
+    from wrcan_arch.train.pipelines import with_hash
+    from wrcan_arch.train.replacements import _shared_inputs
 
     opt = with_hash(options.read_options('train.yml').values)
     before = _shared_inputs(opt)

@@ -91,7 +91,7 @@ def _processors() -> list[Row]:
 
 
 def _repairs() -> list[Row]:
-    from .train.pipelines import REPLACEMENTS
+    from .train.replacements import REPLACEMENTS
     from .train.toolbox import REPAIRS, applied
 
     rows = [

@@ -88,7 +88,7 @@ class PairData(Section):
     batch_size_total: Positive | None = None
     dataset_enlarge_ratio: AboveZero = OPTIONAL
     prefetch_mode: Literal['cpu', 'cuda'] | None = None
-    num_prefetch_queue: Positive = OPTIONAL  # of prefetch_mode: cpu, which pipelines.py turns off
+    num_prefetch_queue: Positive = OPTIONAL  # of prefetch_mode: cpu, which replacements.py turns off
     pin_memory: bool = OPTIONAL
     persistent_workers: bool = OPTIONAL
     use_shuffle: bool = OPTIONAL  # the toolbox's files have it; nothing reads it

@@ -1,22 +1,12 @@
-"""Runs BasicSR's train_pipeline and test_pipeline with their defective functions replaced while they run.
-
-The toolbox looks these names up when it calls them, so one assignment replaces each. REPLACEMENTS lists them, with why
-and until when. No code is copied: a replacement calls the toolbox's own function where that does most of the work.
-"""
+"""Runs BasicSR's train_pipeline and test_pipeline, with what replacements.py replaces in them."""
 
 import hashlib
 import importlib
 import logging
-import os
-import random
-import shlex
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from datetime import datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -25,306 +15,18 @@ import basicsr.data
 import basicsr.test
 import basicsr.train
 import basicsr.utils.logger
-import numpy as np
-import torch
 import yaml
 from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
 from torch import distributed
 
-from ..data.draws import DrawSampler
-from ..data.jpeg_deblur_dataset import JPEGDeblurDataset
-from ..errors import InputError
 from ..system.files import write_text
-from ..system.processes import STARTED_BY_TORCHRUN, Team, in_nccl_group, take_own_gpu, take_slurms_environment
-from ..system.terminal import printable_lines
-from . import results, run_folder
-from .current_run import TIMEOUT, Run, begin_run, load_resume_state
+from ..system.processes import in_nccl_group
+from .current_run import Run
 from .lpips_metric import use_gpu
-from .options import data_paths, weight_paths
-from .stopping import UntilUnreadable, ending_data_workers, ignore_signals
-from .wrcan_model import WRCANModel, is_wrcan_model
-
-# What the replacements below call, found before they take its place.
-_toolbox_create_loaders = basicsr.train.create_train_val_dataloader
-_toolbox_build_model = basicsr.train.build_model
-_toolbox_message_logger = basicsr.train.MessageLogger
-_toolbox_make_exp_dirs = basicsr.test.make_exp_dirs
-_toolbox_copy_opt_file = basicsr.train.copy_opt_file
-
-
-def init_dist(run: Run, launcher: str, **_: Any) -> None:
-    """Connect the processes that torchrun or srun started: with GPUs by NCCL or the chosen backend, else by gloo.
-
-    All must see the same options, data and weights.
-    """
-    chosen = run.options.get('dist_params') or {}  # the toolbox passes them on only for slurm
-    if launcher == 'slurm' and STARTED_BY_TORCHRUN not in os.environ:
-        take_slurms_environment(chosen.get('port'))
-    timeout = run.timeout = chosen.get('timeout', TIMEOUT)
-    team = Team.from_environment(timeout=timeout)
-    team.agree(_shared_inputs(run.options), timeout=timeout)
-    _check_batch(run, team.size)
-    on_gpus = run.options['num_gpu'] != 0 and torch.cuda.is_available()
-    if on_gpus:
-        take_own_gpu()
-    elif not is_wrcan_model(model := run.options['model_type']):
-        raise InputError(
-            f'model_type: {model} cannot run as several processes without GPUs; run it without torchrun or srun, '
-            'or take WRCANModel'
-        )
-    distributed.init_process_group(
-        (chosen.get('backend') or 'nccl') if on_gpus else 'gloo',  # though BasicSR's own files all name nccl
-        store=distributed.PrefixStore('group', team.store),
-        rank=team.rank,
-        world_size=team.size,
-        timeout=timedelta(seconds=timeout),
-    )
-    run.team = team
-
-
-def _shared_inputs(options: dict[str, Any]) -> dict[str, str]:
-    """Map a description of each thing that must be the same in all processes to a short fingerprint of it."""
-    seen = {'the options with SHA-256': options['options_sha256'][:16]}
-    for keys, root in data_paths(options).items():
-        seen[f'{":".join(keys)} {root} with'] = _describe_data(Path(root))
-    for keys, path in weight_paths(options).items():
-        if Path(path).is_file():
-            seen[f'{":".join(keys)} {path} with SHA-256'] = results.describe_weights(path)['sha256'][:16]
-    return seen
-
-
-def _describe_data(root: Path) -> str:
-    """Return a fingerprint of a store or folder without reading frames: a hash of its lists, else of its file names."""
-    lists = [root / name for name in ('manifest.json', 'meta_info.txt') if (root / name).is_file()]
-    if lists:
-        return f'lists of SHA-256 {_sha256(*(path.read_bytes() for path in lists))}'
-    names = sorted(os.fsencode(path.relative_to(root)) for path in root.rglob('*') if path.is_file())
-    return f'{len(names)} files, names of SHA-256 {_sha256(*names)}'
-
-
-def _sha256(*parts: bytes) -> str:
-    return hashlib.sha256(b'\n'.join(parts)).hexdigest()[:16]
-
-
-def share_of_batch(train: dict[str, Any], parts: int) -> int:
-    """Return batch_size_per_gpu, or batch_size_total / `parts`: the number of processes, or of a single one's GPUs."""
-    total = train.get('batch_size_total')
-    if total is None:
-        return train['batch_size_per_gpu']
-    if total % parts:
-        near = [each for each in (total - total % parts, total - total % parts + parts) if each]
-        raise InputError(
-            f'datasets:train:batch_size_total: {total} cannot be divided over {parts} processes or GPUs; '
-            f'{" or ".join(map(str, near))} can'
-        )
-    return total // parts
-
-
-def _check_batch(run: Run, parts: int) -> None:
-    """Raise InputError if a training's batch cannot be divided, before the toolbox archives an older run."""
-    if run.command == 'train':
-        share_of_batch(run.options['datasets']['train'], parts)
-
-
-def _gpus_of_one_process(command: str, options: dict[str, Any]) -> int:
-    """Return the number of GPUs that a single process uses; InputError if the options ask a WRCANModel for several."""
-    wanted = options['num_gpu']
-    if not is_wrcan_model(options['model_type']):
-        return torch.cuda.device_count() if wanted == 'auto' else wanted
-    if wanted != 'auto' and wanted > 1:
-        raise InputError(
-            f'num_gpu: one process takes one GPU; torchrun --nproc_per_node={wanted} -m wrcan_arch {command} ... '
-            f'takes {wanted}'
-        )
-    return 1
-
-
-def create_train_val_dataloader(run: Run, opt: dict[str, Any], logger: Any) -> tuple:
-    """Create the toolbox's loaders; their draws start at the iteration to resume at and end with the run's last."""
-    for warning in run.warnings:
-        logger.warning(warning)
-    train = opt['datasets']['train']
-    gpus = 1 if opt['dist'] else max(1, opt['num_gpu'])  # of this process
-    train['batch_size_per_gpu'] = share_of_batch(train, opt['world_size'] * gpus)
-    sampler = partial(
-        DrawSampler,
-        batch_size=train['batch_size_per_gpu'] * gpus,
-        seed=opt['manual_seed'],
-        start_iter=run.resume_state['iter'] if run.resume_state else 0,
-        total_iter=int(opt['train']['total_iter']),
-        start_draw=run.resume_state.get('draws') if run.resume_state else None,  # batches may have had another size
-    )
-    train['manual_seed'] = opt['manual_seed']
-    train['as_bytes'] = is_wrcan_model(opt['model_type'])  # WRCANModel converts them on its device
-    # Workers start once, before the backward pass has threads: forking beside threads can leave a worker deadlocked.
-    train['persistent_workers'] = train['num_worker_per_gpu'] > 0
-    if train.get('prefetch_mode') == 'cpu':  # its thread would wait forever once a worker has failed
-        train['prefetch_mode'] = None
-    with mock.patch('basicsr.train.EnlargedSampler', sampler):
-        loaders = _toolbox_create_loaders(opt, logger)
-    train_loader, train_sampler, val_loaders, _, total_iters = loaders
-    run.val_loaders, run.draws_before = val_loaders, train_sampler.draws_before
-    if isinstance(train_loader.dataset, JPEGDeblurDataset):
-        for doubt in train_loader.dataset.likely_mistakes():
-            logger.warning(doubt)
-    if run.resume_state:
-        run.resume_state['epoch'] = train_sampler.start_epoch  # the saved one may be over, or of another batch size
-    saves_first = is_wrcan_model(opt['model_type']) and opt['world_size'] == 1
-    train_loader = UntilUnreadable(train_loader, run.stop, saves_first=saves_first)
-    return train_loader, train_sampler, val_loaders, train_sampler.last_epoch, total_iters
-
-
-def build_model(run: Run, opt: dict[str, Any]) -> Any:
-    """Build the toolbox's model; validate pretrained weights first, so that the best network is at least as good."""
-    model = run.model = _toolbox_build_model(opt)
-    if not isinstance(model, WRCANModel):
-        return model
-    model.guard.stop, model.draws_before = run.stop, run.draws_before
-    model.check_disk_space(run.resume_state['iter'] if run.resume_state else 0)
-    trains_on = opt['path'].get('pretrain_network_g') and not run.resume_state
-    if trains_on and (opt.get('val') or {}).get('metrics'):
-        get_root_logger().info('Validating the weights that the training begins with.')
-        for val_loader in run.val_loaders:
-            model.validation(val_loader, 0, None, opt['val']['save_img'])
-    return model
-
-
-def message_logger(run: Run, opt: dict[str, Any], *arguments: Any, **options: Any) -> Any:
-    """Begin the run, as this logger is made last; return the toolbox's, its time left corrected by one iteration."""
-    begin_run(run, opt)
-    logger = _toolbox_message_logger(opt, *arguments, **options)
-    logger.max_iters += 1
-    return logger
-
-
-def worker_init_fn(worker_id: int, **_: Any) -> None:
-    """Seed the random modules from PyTorch's seed of this worker, which differs in each epoch; ignore signals."""
-    ignore_signals()
-    seed = torch.initial_seed() % 2**32
-    random.seed(seed)
-    np.random.seed(seed)
-
-
-def make_exp_dirs(run: Run, opt: dict[str, Any]) -> None:
-    """Lock a test's results folder against a second test of its name, put an older one aside, and make it.
-
-    All processes wait until the first has done this, and raise its error if it fails.
-    """
-    refused: list[Exception | None] = [None]
-    if opt['rank'] == 0:
-        try:
-            run.held.enter_context(run_folder.only_run_in(Path('results', opt['name'])))
-            _toolbox_make_exp_dirs(opt)
-        except (InputError, OSError) as error:
-            refused[0] = error
-    if opt['dist']:
-        distributed.broadcast_object_list(refused)
-    if refused[0]:
-        raise refused[0]
-
-
-def copy_opt_file(*arguments: Any) -> None:
-    """Copy the option file as the toolbox does, under the command that was given instead of `_arguments`."""
-    with mock.patch.object(sys, 'argv', [shlex.join(sys.orig_argv)]):
-        _toolbox_copy_opt_file(*arguments)
-
-
-def time_to_the_microsecond() -> str:
-    """The current time in the toolbox's format, with microseconds added."""
-    return datetime.now().strftime('%Y%m%d_%H%M%S_%f')
-
-
-@dataclass(frozen=True)
-class Replacement:
-    """One name of the toolbox that is replaced while a pipeline runs."""
-
-    target: str
-    by: Callable[[Run], Callable]
-    why: str
-    until: str
-
-
-REPLACEMENTS = (
-    Replacement(
-        target='basicsr.utils.options.init_dist',
-        by=lambda run: partial(init_dist, run),
-        why='the toolbox takes the rank modulo the number of GPUs and only knows NCCL',
-        until='BasicSR runs several processes without a GPU',
-    ),
-    Replacement(
-        target='basicsr.train.load_resume_state',
-        by=lambda run: partial(load_resume_state, run),
-        why='it needs a GPU, looks beside the root folder and then silently starts over, and opens files unsafely',
-        until='BasicSR resumes on a CPU, from root_path',
-    ),
-    Replacement(
-        target='basicsr.train.copy_opt_file',
-        by=lambda run: copy_opt_file,
-        why='the command that it keeps with the options names a temporary file, which is gone after the run',
-        until='BasicSR takes its arguments from a caller',
-    ),
-    Replacement(
-        target='basicsr.train.create_train_val_dataloader',
-        by=lambda run: partial(create_train_val_dataloader, run),
-        why='epochs are rounded up but the last batch is dropped, so runs end early; the order ignores the seed and '
-        'starts over on resume',
-        until='BasicSR makes as many iterations as asked, from the iteration it resumes at',
-    ),
-    Replacement(
-        target='basicsr.test.make_exp_dirs',
-        by=lambda run: partial(make_exp_dirs, run),
-        why='a second test of the same name writes into the results of the first, and processes may write into older '
-        'results that are about to be put aside',
-        until='BasicSR holds the results folder for one test, and its processes wait for it',
-    ),
-    Replacement(
-        target='basicsr.train.build_model',
-        by=lambda run: partial(build_model, run),
-        why='the weights that a training begins with are not validated, so its best network can be worse than they are',
-        until='BasicSR validates them',
-    ),
-    Replacement(
-        target='basicsr.train.MessageLogger',
-        by=lambda run: partial(message_logger, run),
-        why='the time left is one iteration short, and in the end -1 day, 23:59:59',
-        until='BasicSR counts the last iteration',
-    ),
-    Replacement(
-        target='basicsr.data.worker_init_fn',
-        by=lambda run: worker_init_fn,  # spawned workers get it without the run
-        why='workers get the same seed in every epoch, so data sets of the toolbox repeat their crops',
-        until='BasicSR seeds workers from torch.initial_seed()',
-    ),
-    Replacement(
-        target='basicsr.train.get_time_str',
-        by=lambda run: time_to_the_microsecond,
-        why='logs are named by the second: a run that is resumed at once overwrites the log of the one before',
-        until='BasicSR appends to its logs',
-    ),
-    Replacement(
-        target='basicsr.utils.misc.get_time_str',
-        by=lambda run: time_to_the_microsecond,
-        why='old experiments are renamed by the second too, so two of them within one second clash',
-        until='BasicSR checks whether the name is free',
-    ),
-)
-
-
-def printable_record(record: logging.LogRecord) -> bool:
-    """A filter for the toolbox's logger, which prints texts of option files: a terminal obeys escape sequences."""
-    record.msg, record.args = printable_lines(record.getMessage()), ()
-    return True
-
-
-@contextmanager
-def replaced(run: Run) -> Iterator[None]:
-    """Patch the toolbox with REPLACEMENTS, which share `run`."""
-    logging.getLogger('basicsr').addFilter(printable_record)
-    with ExitStack() as stack:
-        for replacement in REPLACEMENTS:
-            stack.enter_context(mock.patch(replacement.target, replacement.by(run)))
-        yield
+from .replacements import check_batch, gpus_of_one_process, replaced
+from .stopping import ending_data_workers
+from .wrcan_model import WRCANModel
 
 
 @contextmanager
@@ -382,7 +84,7 @@ def run_pipeline(
                 held.enter_context(ending_data_workers())
             _forget_logger()
             if launcher == 'none':
-                _check_batch(run, max(1, _gpus_of_one_process(command, options)))
+                check_batch(run, max(1, gpus_of_one_process(command, options)))
             try:
                 getattr(pipeline, f'{command}_pipeline')(str(Path.cwd()))
                 if command == 'test':

@@ -1,6 +1,6 @@
 """Repairs BasicSR 1.4.2 and torchvision, and registers our classes, in every process that imports both packages.
 
-pipelines.py has a similar table of what is replaced only while a training or a test runs. `basicsr doctor` prints both.
+replacements.py has such a table of what is replaced only while a training or a test runs. `basicsr doctor` prints both.
 """
 
 import importlib
