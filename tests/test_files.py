@@ -75,7 +75,7 @@ def test_nothing_is_written_through_a_link(tmp_path, target):
 WRITER = """
 import sys, time
 from pathlib import Path
-from wrcan_arch.files import written_whole
+from wrcan_arch.system.files import written_whole
 letter = sys.argv[1].encode()
 for number in range(40):
     with written_whole(Path('a.bin')) as file:

@@ -25,7 +25,7 @@ def test_memory_stays_within_what_was_said(num_feat, dtype, size):
     """Measure the peak resident memory of a process that restores one image."""
     code = (
         'import re, torch; from pathlib import Path; torch.set_num_threads(2)\n'  # each thread takes some memory
-        'from wrcan_arch import WRCAN; from wrcan_arch.strips import restore_in_strips\n'
+        'from wrcan_arch import WRCAN; from wrcan_arch.strips.network import restore_in_strips\n'
         'held = lambda name: int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10\n'
         f'network = WRCAN(num_feat={num_feat}, num_group=1, num_block=1).eval()\n'
         'def run(size):\n'
