@@ -13,7 +13,9 @@ import re
 from bisect import bisect_right
 from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import NamedTuple
 
 import cv2
@@ -167,6 +169,19 @@ def find_cuts(changes: Sequence[float]) -> list[int]:
     return cuts
 
 
+def find_gaps(files: Sequence[Path]) -> list[int]:
+    """Return the numbers of the frames before which others are missing, from the last number in each file's name.
+
+    Half a step more than usual is no gap: names may be times, which are not quite regular.
+    """
+    numbers = [int(found[-1]) for file in files if (found := re.findall('[0-9]+', file.stem))]
+    if len(numbers) < max(2, len(files)):
+        return []
+    steps = [after - before for before, after in pairwise(numbers)]
+    usual = median(steps)
+    return [index for index, step in enumerate(steps, start=1) if step > 1.5 * usual > 0]
+
+
 def place_windows(arguments: argparse.Namespace, number: int) -> Iterator[Window]:
     """Yield windows for video `number`, endlessly."""
     rng = np.random.default_rng((arguments.seed, number))
@@ -205,15 +220,19 @@ def survey(
 
 
 def sort_windows(
-    name: str, changes: Sequence[float], over_window: dict[Window, float], left_out: Counter[str]
+    name: str, cuts: list[int], gaps: list[int], over_window: dict[Window, float], left_out: Counter[str]
 ) -> dict[Window, str]:
-    """Return the windows to average, with the names of their scenes; count the others in `left_out`."""
-    cuts = find_cuts(changes)
+    """Return the windows to average, with the names of their scenes; count the others in `left_out`.
+
+    A gap begins no scene: what is before and after it looks alike, and --val may not separate it.
+    """
     kept = {}
     for window, change in over_window.items():
         scene = bisect_right(cuts, window.first)
         if scene != bisect_right(cuts, window.last):
             left_out['over a cut'] += 1
+        elif bisect_right(gaps, window.first) != bisect_right(gaps, window.last):
+            left_out['over a gap'] += 1
         elif change < STILL_CHANGE:
             left_out['standing still'] += 1
         else:
@@ -268,8 +287,12 @@ def plan_windows(videos: dict[str, Path], arguments: argparse.Namespace) -> tupl
                 notes.append(message)
             elif found < 0.9 * counts[name]:
                 notes.append(f'{video}: only {found} of {counted(counts[name], "frame")} could be read')
+            files = files_of(video)
+            if gaps := find_gaps(files):
+                first = files[gaps[0]].name
+                notes.append(f"{video}: {counted(len(gaps), 'gap')} in the frames' numbers, the first before {first}")
             left_out['too short'] += cut_short
-            planned.append((name, video, sort_windows(name, changes, over_window, left_out)))
+            planned.append((name, video, sort_windows(name, find_cuts(changes), gaps, over_window, left_out)))
     return planned, left_out, notes
 
 

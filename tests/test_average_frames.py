@@ -140,7 +140,7 @@ def test_one_pixel_of_movement_is_more_than_noise():
         average_frames.change_between(*map(average_frames.small_picture, pair)) for pair in (noisy, (first, moved))
     ]
     left_out = average_frames.Counter()
-    kept = average_frames.sort_windows('clip', [0] * 6, dict(zip(windows, changes, strict=True)), left_out)
+    kept = average_frames.sort_windows('clip', [], [], dict(zip(windows, changes, strict=True)), left_out)
     assert list(kept) == [windows[1]] and left_out == {'standing still': 1}
 
 
@@ -169,6 +169,37 @@ def test_what_moves_suddenly_or_in_jerks_is_no_cut():
 def test_photographs_that_are_no_video_are_not_averaged():
     photos = [picture(48, 64, seed) for seed in range(12)]
     assert average_frames.find_cuts(changes_of(photos)) == [*range(1, 12)]
+
+
+@pytest.mark.parametrize(
+    ('names', 'gaps'),
+    [
+        ('1 2 3 5 6 7 10', [3, 6]),
+        ('0 8 16 32 40 48', [3]),
+        ('a_1_720p a_2_720p a_3_720p a_9_1080p', []),
+        ('a1 a2 a3 b7 b8 b9 b10', [3]),
+        ('a8 a9 a10 b1 b2 b3', []),
+        ('763 771 779 788 804 812', [4]),  # milliseconds at 120 a second
+        ('1 2 3 cover 7', []),
+        ('7', []),
+    ],
+)
+def test_missing_numbers_are_gaps(names, gaps):
+    assert average_frames.find_gaps([Path(f'{name}.png') for name in names.split()]) == gaps
+
+
+def test_no_window_goes_over_missing_frames(run, tmp_path):
+    """Else the sharp frame would not be at the mean position of the blur."""
+    write_folder(tmp_path / 'clip', moving(25))
+    for missing in ('009', '016'):
+        (tmp_path / 'clip' / f'{missing}.png').unlink()
+    printed = run('clip', '-o', 'out', '--frames', '5')
+    assert printed.out == (
+        'out: 3 pairs (1 of 1 scene)\n'
+        'windows left out: 0 over a cut, 0 standing still, 1 too short, 1 over a gap\n'
+        "clip: 2 gaps in the frames' numbers, the first before 010.png\n"
+    )
+    assert open_store(tmp_path / 'out_blur.lmdb').keys() == [f'clip_000_{first:08d}' for first in (0, 10, 15)]
 
 
 def test_lengths_are_drawn_in_their_range_and_windows_follow_on_each_other():
