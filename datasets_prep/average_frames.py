@@ -279,9 +279,9 @@ def plan_windows(videos: dict[str, Path], arguments: argparse.Namespace) -> tupl
     with progress_bar(total=sum(counts.values()), unit='frame', desc='find cuts') as progress:
         for number, (name, video) in enumerate(videos.items()):
             changes, over_window, cut_short = survey(read_frames(video), place_windows(arguments, number), progress)
-            found, longest = len(changes), arguments.frames[-1]
-            if found < longest:
-                message = f'{video}: {counted(found, "frame")}, too few to average {longest}'
+            found, shortest = len(changes), arguments.frames[0]
+            if found < shortest:
+                message = f'{video}: {counted(found, "frame")}, too few to average {shortest}'
                 if video in arguments.videos:
                     raise InputError(f'{message}; leave it out or set --frames')
                 notes.append(message)
