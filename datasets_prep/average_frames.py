@@ -79,6 +79,15 @@ def files_of(video: Path) -> list[Path]:
     return frame_files(video) if video.is_dir() else [video]
 
 
+def check_frames(folder: Path) -> None:
+    """Raise InputError if two frames have the same name, such as 7.jpg and 7.png: one picture would count twice."""
+    found: dict[str, Path] = {}
+    for path in frame_files(folder):
+        if (other := found.setdefault(path.stem, path)) is not path:
+            advice = 'remove one if they show the same frame, else rename it'
+            raise InputError(f'{other} and {path} have the same name; {advice}')
+
+
 def find_videos(inputs: list[Path]) -> dict[str, Path]:
     """Find video files and folders of frames, by the name that their keys begin with."""
     videos: dict[str, Path] = {}
@@ -102,6 +111,8 @@ def find_videos(inputs: list[Path]) -> dict[str, Path]:
             if name in videos:
                 advice = 'leave one out if it is the same video, else rename it'
                 raise InputError(f'{videos[name]} and {path} have the same name; {advice}')
+            if path.is_dir():
+                check_frames(path)
             videos[name] = path
     if not videos:
         raise InputError(f'{", ".join(map(str, inputs))}: no videos ({" ".join(VIDEO_ENDINGS)}) and no frames found')

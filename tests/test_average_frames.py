@@ -415,6 +415,7 @@ def test_what_is_added_later_hardly_changes_the_draw():
         (['broken.mp4'], 'broken.mp4: not a readable video'),
         (['broken'], '3.png: not a readable image'),
         (['unequal'], '12.png: 32 x 24, but the frames before it are 64 x 48'),
+        (['twice'], 'twice/7.jpg and twice/7.png have the same name; remove one if they show the same frame'),
         (['good/0.png'], '0.png: a single image; give the folder'),
         (['good', '--frames', '21', '31'], 'good: 20 frames, too few to average 21; leave it out or set --frames'),
         (['good', '--frames', '6'], '--frames 6: give one odd number from 3 up'),
@@ -430,13 +431,14 @@ def test_what_is_added_later_hardly_changes_the_draw():
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(run, tmp_path, arguments, message):
-    for name in ('good', 'other/good', 'broken', 'unequal'):
+    for name in ('good', 'other/good', 'broken', 'unequal', 'twice'):
         write_folder(tmp_path / name, moving(20), '{}.png')
     write_folder(tmp_path / 'still', moving(1) * 15)
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'broken.mp4').write_bytes(b'broken' * 100)
     (tmp_path / 'broken' / '3.png').write_text('broken')
     cv2.imwrite(str(tmp_path / 'unequal' / '12.png'), picture(24, 32))
+    cv2.imwrite(str(tmp_path / 'twice' / '7.jpg'), picture(HEIGHT, WIDTH))
     before = sorted(tmp_path.rglob('*'))
     printed = run('-o', 'out', *arguments, exit_code=2)
     lines = [line for line in printed.err.splitlines() if line and '%|' not in line]
