@@ -342,7 +342,7 @@ def missing_pairs(
 ) -> dict[Window, Missing]:
     """Keep the pairs of a video that an earlier run made; return the others."""
     rng = np.random.default_rng((arguments.seed, number, 1))  # the 1 makes it another stream than the windows'
-    fingerprint = pairs.fingerprint_of(files_of(video))
+    fingerprint = pairs.source_checksum(pairs.fingerprint_of(files_of(video)))  # once: of a folder it is long
     missing = {}
     for window, scene in windows.items():
         quality = pairs.draw_quality(rng, arguments.quality)

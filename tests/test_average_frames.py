@@ -376,6 +376,16 @@ def test_a_stopped_run_goes_on_where_it_was(scenes, run, tmp_path, monkeypatch, 
         assert a == b and files[0] == files[1] and len(files[0]) == 28
 
 
+def test_a_frame_that_changed_makes_the_pairs_of_its_folder_again(run, tmp_path):
+    write_folder(tmp_path / 'clip', moving(20))
+    with mock.patch.object(StoreWriter, '_write_text', side_effect=InputError('the last')):
+        run('clip', '-o', 'a', '--frames', '5', exit_code=2)
+    os.utime(tmp_path / 'clip' / '007.png', (0, 0))
+    with mock.patch('pairs.source_checksum', wraps=average_frames.pairs.source_checksum) as checksum:
+        assert 'earlier run' not in run('clip', '-o', 'a', '--frames', '5').out
+    assert sum('007.png' in str(call) for call in checksum.call_args_list) == 1  # not for each pair
+
+
 def test_each_video_has_qualities_of_its_own(scenes, run, tmp_path):
     run(scenes, '-o', 'a', '--frames', '5', '--quality', '15-95')
     store, drawn = open_store(tmp_path / 'a_blur.lmdb'), defaultdict(list)
