@@ -80,7 +80,7 @@ def test_average_is_the_mean_in_linear_light(count):
 
 
 def test_frames_of_a_folder_become_pairs_with_the_middle_frame_bit_for_bit(run, tmp_path):
-    frames = moving(17)
+    frames = moving(19)  # the last window misses one
     write_folder(tmp_path / 'clip.1', frames, '{}.png')  # 10.png comes after 9.png
     printed = run('clip.1', '-o', 'out', '--frames', '5', '--files')
     assert printed.out == (
@@ -108,7 +108,7 @@ def test_script_runs_by_its_path_and_says_what_is_wrong_in_one_line(tmp_path):
 def test_video_files_are_cut_into_scenes_and_read_like_folders(run, tmp_path):
     (tmp_path / 'videos').mkdir()
     path = tmp_path / 'videos' / 'clip.avi'
-    write_video(path, moving(22, seed=1) + moving(20, seed=2))  # the cut is in the window of frames 20 to 24
+    write_video(path, moving(24, seed=1) + moving(18, seed=2))  # the cut is before the last frame of a window
     printed = run('videos', '-o', 'out', '--frames', '5')
     assert 'windows left out: 1 over a cut, 0 standing still, 1 too short' in printed.out
     sharp = images(tmp_path / 'out_sharp.lmdb')
@@ -343,7 +343,7 @@ def test_what_is_there_is_found_before_any_video_is_read(scenes, run, tmp_path, 
     assert printed.err == f'average_frames: {place}: exists already; remove it or choose another name\n'
 
 
-@pytest.mark.parametrize('change', ['nothing', 'date', 'frames'])
+@pytest.mark.parametrize('change', ['nothing', 'date', 'frames', 'quality'])
 def test_a_stopped_run_goes_on_where_it_was(scenes, run, tmp_path, monkeypatch, change):
     monkeypatch.setattr(store_writer, 'BATCH_SIZE', 1)
     put, calls = StoreWriter.put, []
@@ -364,6 +364,8 @@ def test_a_stopped_run_goes_on_where_it_was(scenes, run, tmp_path, monkeypatch, 
         os.utime(videos / 'v0.avi', (0, 0))
     if change == 'frames':  # as many pairs, of the same names
         arguments += ['--frames', '3']
+    if change == 'quality':
+        arguments += ['--quality', '25']
     kept = 9 if change == 'nothing' else 0
     with mock.patch.object(average_frames, 'progress_bar', wraps=average_frames.progress_bar) as shown:
         printed = run(*arguments, '-o', 'a')
@@ -429,7 +431,9 @@ def test_what_is_added_later_hardly_changes_the_draw():
         (['good/0.png'], '0.png: a single image; give the folder'),
         (['good', '--frames', '21', '31'], 'good: 20 frames, too few to average 21; leave it out or set --frames'),
         (['good', '--frames', '6'], '--frames 6: give one odd number from 3 up'),
+        (['good', '--frames', '1'], '--frames 1: give one odd'),
         (['good', '--frames', '9', '7'], '--frames 9 7: give one odd'),
+        (['good', '--frames', '5', '7', '9'], '--frames 5 7 9: give one odd'),
         (['good', '--stride', '0'], '--stride 0: at least 1'),
         (['good', '--val', '1'], '--val 1.0: give a fraction between 0 and 1'),
         (['good', '--val', '0.1'], '--val 0.1: there is only one scene, good_000'),
