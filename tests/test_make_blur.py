@@ -108,6 +108,8 @@ def test_a_view_keeps_shrinks_or_enlarges_the_photograph(prepared):
     np.testing.assert_array_equal(view(sharp), sharp)
     halved = np.floor(sharp.reshape(40, 2, 48, 2, 3).mean((1, 3)) + 0.5)
     np.testing.assert_array_equal(view(sharp, zoom=(0.5, 0.5)), halved)
+    quarter = make_blur.scaled_photo(prepared / 'photos' / 'photo1.png', 24)
+    assert np.abs(quarter - sharp.reshape(20, 4, 24, 4, 3).mean((1, 3))).max() <= 0.5
     near = view(sharp, zoom=(2, 2))
     assert near.shape == sharp.shape
     part = cv2.resize(near, (48, 40), interpolation=cv2.INTER_AREA)
@@ -204,6 +206,8 @@ def test_in_a_share_of_the_copies_nothing_moves(prepared, run, tmp_path):
     photos = [cv2.imread(str(path)) for path in sorted((prepared / 'photos').iterdir())]
     found = [one.get(key) == pairs.encode(sharp, 'blur', 95) for key, sharp in zip(one.keys(), photos, strict=True)]
     assert found == [False, True] * 3
+    run(photo, '-o', 'noisy', '--copies', '1', '--noise', '9', '--quality', '95', '--still', '1')
+    assert open_store(tmp_path / 'noisy_blur.lmdb').get('photo1_000') != still
 
 
 @pytest.mark.parametrize(('share', 'still'), [(0, []), (0.25, [3, 7]), (0.4, [2, 4, 7]), (1, [*range(8)])])
@@ -418,6 +422,7 @@ def test_what_it_writes_is_no_photograph_of_the_next_run(run, tmp_path):
     cv2.imwrite(str(tmp_path / 'photos/a.png'), np.zeros((8, 8, 3), np.uint8))
     printed = run('photos', '-o', 'photos/mine', '--copies', '1', '--files', exit_code=2)
     assert '-o photos/mine: its --files would lie in photos; choose a folder elsewhere' in printed.err
+    run(tmp_path / 'photos', '-o', 'photos/mine', '--copies', '1', '--files', exit_code=2)
     run('photos', '-o', 'photos/mine', '--copies', '1')
 
 
