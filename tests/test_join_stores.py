@@ -23,16 +23,16 @@ def test_every_pair_is_there_unchanged(prepared, run_script, tmp_path, store):
         assert f'{other}: both are called data; leave one out, or rename its stores' in printed.err
         assert not (tmp_path / 'all_blur.lmdb').exists()
     for role in ('blur', 'sharp'):
-        (tmp_path / f'other_{role}.lmdb').symlink_to(prepared / f'data_{role}.lmdb')
-    printed = run_script(join_stores, prepared / 'data', 'other', '-o', 'all', '--store', store)
+        (tmp_path / f'v1.0_{role}.lmdb').symlink_to(prepared / f'data_{role}.lmdb')
+    printed = run_script(join_stores, prepared / 'data', 'v1.0', '-o', 'all', '--store', store)
     assert printed.out == 'all: 12 pairs from 2 sources\n'
     for role in ('blur', 'sharp'):
         joined, source = open_store(tmp_path / f'all_{role}.lmdb'), open_store(prepared / f'data_{role}.lmdb')
-        assert joined.keys() == [f'{name}_{key}' for name in ('data', 'other') for key in source.keys()]
+        assert joined.keys() == [f'{name}_{key}' for name in ('data', 'v1_0') for key in source.keys()]
         for key in source.keys():
-            value = joined.get(f'other_{key}')
+            value = joined.get(f'v1_0_{key}')
             if role == 'sharp' and store == 'raw':
-                with joined.view(f'other_{key}') as image:
+                with joined.view(f'v1_0_{key}') as image:
                     np.testing.assert_array_equal(image, cv2.imread(str(prepared / 'data_sharp' / f'{key}.png')))
             else:
                 assert value == source.get(key)
