@@ -26,7 +26,7 @@ import pair_script
 import pairs
 from pair_writer import PairWriter, pair_stores
 from wrcan_arch.data.image_files import is_image, key_for
-from wrcan_arch.errors import InputError
+from wrcan_arch.errors import InputError, refuse
 from wrcan_arch.system.files import is_utf8
 from wrcan_arch.system.folders import walk
 from wrcan_arch.system.progress_bar import progress_bar
@@ -143,16 +143,22 @@ def _frames_of_file(video: Path) -> Iterator[np.ndarray]:
 
 
 def _frames_of_folder(folder: Path) -> Iterator[np.ndarray]:
-    shape = None
+    shape, problems = None, []
     for path in frame_files(folder):
-        frame = pairs.read_image(path)
+        try:
+            frame = pairs.read_image(path)
+        except InputError as error:
+            problems.append(str(error))
+            continue
         shape = shape or frame.shape
         if frame.shape != shape:
             raise InputError(
                 f'{path}: {frame.shape[1]} x {frame.shape[0]}, but the frames before it are {shape[1]} x {shape[0]}; '
                 'put each video into a folder of its own'
             )
-        yield frame
+        if not problems:  # else the rest is read only to tell all that is broken
+            yield frame
+    refuse(problems)
 
 
 def small_picture(frame: np.ndarray) -> np.ndarray:
@@ -282,19 +288,24 @@ Plan = list[tuple[str, Path, dict[Window, str]]]  # a video's name, path, and wi
 def plan_windows(videos: dict[str, Path], arguments: argparse.Namespace) -> tuple[Plan, Counter[str], list[str]]:
     """Return what to average, how many windows are left out by reason, and notes on short or incomplete videos.
 
-    Raises InputError for a video that is too short if it was named itself, not found in a folder.
+    Raises one InputError for all videos that cannot be read and those too short that were named themselves, not found
+    in a folder.
     """
     counts = {name: count_frames(video) for name, video in videos.items()}
     left_out = Counter({'over a cut': 0, 'standing still': 0, 'too short': 0})
-    planned, notes = [], []
+    planned, notes, problems = [], [], []
     with progress_bar(total=sum(counts.values()), unit='frame', desc='find cuts') as progress:
         for number, (name, video) in enumerate(videos.items()):
-            changes, over_window, cut_short = survey(read_frames(video), place_windows(arguments, number), progress)
+            try:
+                changes, over_window, cut_short = survey(read_frames(video), place_windows(arguments, number), progress)
+            except InputError as error:  # told with the others': reading all again takes long
+                problems.append(str(error))
+                continue
             found, shortest = len(changes), arguments.frames[0]
             if found < shortest:
                 message = f'{video}: {counted(found, "frame")}, too few to average {shortest}'
                 if video in arguments.videos:
-                    raise InputError(f'{message}; leave it out or set --frames')
+                    problems.append(f'{message}; leave it out or set --frames')
                 notes.append(message)
             elif found < 0.9 * counts[name]:
                 notes.append(f'{video}: only {found} of {counted(counts[name], "frame")} could be read')
@@ -304,6 +315,7 @@ def plan_windows(videos: dict[str, Path], arguments: argparse.Namespace) -> tupl
                 notes.append(f"{video}: {counted(len(gaps), 'gap')} in the frames' numbers, the first before {first}")
             left_out['too short'] += cut_short
             planned.append((name, video, sort_windows(name, find_cuts(changes), gaps, over_window, left_out)))
+    refuse(problems)
     return planned, left_out, notes
 
 

@@ -506,6 +506,34 @@ def test_pairs_that_the_second_reading_does_not_give_are_said_and_not_counted(ru
     assert 'clip: 2 pairs less than planned, since fewer frames could be read the second time' in printed.out
 
 
+def test_broken_frames_are_told_all_at_once(run, tmp_path):
+    for name, count in (('a', 10), ('b', 10), ('short', 3)):
+        write_folder(tmp_path / name, moving(count))
+    for broken in ('a/003', 'a/007', 'b/000'):
+        (tmp_path / f'{broken}.png').write_text('broken')
+    printed = run('a', 'b', 'short', '-o', 'out', '--frames', '5', exit_code=2)
+    assert [line.removeprefix('average_frames: ') for line in printed.err.splitlines() if '%|' not in line] == [
+        'a/003.png: not a readable image; remove it or convert it to PNG',
+        'a/007.png: not a readable image; remove it or convert it to PNG',
+        'b/000.png: not a readable image; remove it or convert it to PNG',
+        'short: 3 frames, too few to average 5; leave it out or set --frames',
+    ]
+
+
+def test_a_frame_that_broke_since_the_first_reading_is_not_skipped(run, tmp_path, monkeypatch):
+    """Else the later frames would be taken for others."""
+    write_folder(tmp_path / 'clip', moving(22))
+    write = average_frames.write_video
+
+    def breaking(*arguments):
+        (tmp_path / 'clip' / '003.png').write_text('broken')
+        return write(*arguments)
+
+    monkeypatch.setattr(average_frames, 'write_video', breaking)
+    printed = run('clip', '-o', 'out', '--frames', '5', exit_code=2)
+    assert 'average_frames: clip/003.png: not a readable image' in printed.err
+
+
 def test_names_that_are_not_utf8_do_not_end_the_process(tmp_path):
     """OpenCV ends the process if it is given such a path."""
     frame, video = (tmp_path / os.fsdecode(name) for name in (b'f\xe9.png', b'v\xe9.mp4'))
