@@ -8,46 +8,23 @@ pictures, then to average. --val keeps whole videos, since shots of one may look
 """
 
 import argparse
-import os
-import re
 from bisect import bisect_right
 from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
-from statistics import median
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from tqdm import tqdm
 
 import pair_script
 import pairs
+from cuts import STILL_CHANGE, change_between, find_cuts, find_gaps, small_picture
 from pair_writer import PairWriter, pair_stores
-from wrcan_arch.data.image_files import is_image, key_for
+from video_files import count_frames, files_of, find_videos, read_frames
 from wrcan_arch.errors import InputError, refuse
-from wrcan_arch.system.files import is_utf8
-from wrcan_arch.system.folders import walk
 from wrcan_arch.system.progress_bar import progress_bar
 from wrcan_arch.system.terminal import counted, say
-
-VIDEO_ENDINGS = ('.mp4', '.mov', '.m4v', '.avi', '.mkv', '.webm', '.mpg', '.mpeg', '.mts', '.m2ts', '.wmv', '.3gp')
-
-# A change is the mean absolute difference, in grey levels, of two frames scaled down to SMALL_SIDE pixels. At 1280 x
-# 720, noise of sigma 10 makes 0.4; moving the picture by one pixel makes 0.2 (a night sky) to 1.4 (machinery).
-SMALL_SIDE = 64
-STILL_CHANGE = 0.4  # a window whose last frame differs less from its first is still
-
-# A cut is a change that stands out from its neighbours. A relative limit suits calm and hasty video alike; the
-# difference of pictures, unlike that of histograms, also detects a cut between shots of the same colours. The limit
-# uses the neighbours' upper quartile, not their median: if a converter doubled the frames, the median is zero.
-CUT_CHANGE = 6.0  # smallest change of a cut; shots of unlike things differ by 20 to 120
-CUT_RATIO = 3.0  # times the upper quartile of the neighbouring changes
-CUT_NEIGHBOURS = 15  # on each side
-UNLIKE = 30.0  # always a cut, whatever its neighbours: a folder may hold photographs that are no video at all
-
-os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')  # this script reports what is wrong with a video
 
 
 class Window(NamedTuple):
@@ -55,148 +32,6 @@ class Window(NamedTuple):
 
     first: int
     last: int
-
-
-def in_order(path: Path) -> list[str | int]:
-    """Sort key that puts frame2 before frame10."""
-    return [int(part) if index % 2 else part for index, part in enumerate(re.split('([0-9]+)', path.name))]
-
-
-def frame_files(folder: Path) -> list[Path]:
-    return sorted(filter(is_image, folder.iterdir()), key=in_order)
-
-
-def is_video(path: Path) -> bool:
-    return path.suffix.lower() in VIDEO_ENDINGS and not path.name.startswith('.') and path.is_file()
-
-
-def holds_frames(folder: Path) -> bool:
-    """Whether the folder's images are the frames of a video; beside video files they are a camera's stills."""
-    return bool(frame_files(folder)) and not any(map(is_video, folder.iterdir()))
-
-
-def files_of(video: Path) -> list[Path]:
-    return frame_files(video) if video.is_dir() else [video]
-
-
-def check_frames(folder: Path) -> None:
-    """Raise InputError if two frames have the same name, such as 7.jpg and 7.png: one picture would count twice."""
-    found: dict[str, Path] = {}
-    for path in frame_files(folder):
-        if (other := found.setdefault(path.stem, path)) is not path:
-            advice = 'remove one if they show the same frame, else rename it'
-            raise InputError(f'{other} and {path} have the same name; {advice}')
-
-
-def find_videos(inputs: list[Path]) -> dict[str, Path]:
-    """Find video files and folders of frames, by the name that their keys begin with."""
-    videos: dict[str, Path] = {}
-    real: set[str] = set()
-    for entry in inputs:
-        if not entry.exists():
-            raise InputError(f'{entry}: no such video or folder')
-        if is_image(entry) and entry.is_file():
-            raise InputError(f'{entry}: a single image; give the folder that holds the frames')
-        found = [entry]
-        if entry.is_dir():
-            inside = list(walk(entry))
-            found = sorted(path for folder, names in inside for path in map(folder.joinpath, names) if is_video(path))
-            found += sorted(folder for folder, _ in inside if holds_frames(folder))
-        for path in found:
-            parts = (entry.resolve().name, *path.relative_to(entry).parts)
-            name = key_for('_'.join(parts).removesuffix('' if path.is_dir() else path.suffix))
-            if os.path.realpath(path) in real:
-                raise InputError(f'{path}: given twice; give it once')
-            real.add(os.path.realpath(path))
-            if name in videos:
-                advice = 'leave one out if it is the same video, else rename it'
-                raise InputError(f'{videos[name]} and {path} have the same name; {advice}')
-            if path.is_dir():
-                check_frames(path)
-            videos[name] = path
-    if not videos:
-        raise InputError(f'{", ".join(map(str, inputs))}: no videos ({" ".join(VIDEO_ENDINGS)}) and no frames found')
-    return videos
-
-
-def count_frames(video: Path) -> int:
-    """Count a folder's frames, or read a video file's count from its header, which can be wrong."""
-    if video.is_dir():
-        return len(frame_files(video))
-    if not is_utf8(video):  # would kill the process in OpenCV
-        raise InputError(f'{video}: a name that is not UTF-8; rename it')
-    capture = cv2.VideoCapture(str(video))
-    if not capture.isOpened():
-        raise InputError(f'{video}: not a readable video; leave it out or convert it')
-    return max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-
-
-def read_frames(video: Path) -> Iterator[np.ndarray]:
-    """Yield the frames in order, uint8 (H, W, 3) in BGR."""
-    return _frames_of_folder(video) if video.is_dir() else _frames_of_file(video)
-
-
-def _frames_of_file(video: Path) -> Iterator[np.ndarray]:
-    capture = cv2.VideoCapture(str(video))
-    while (frame := capture.read()[1]) is not None:
-        yield frame
-
-
-def _frames_of_folder(folder: Path) -> Iterator[np.ndarray]:
-    shape, problems = None, []
-    for path in frame_files(folder):
-        try:
-            frame = pairs.read_image(path)
-        except InputError as error:
-            problems.append(str(error))
-            continue
-        shape = shape or frame.shape
-        if frame.shape != shape:
-            raise InputError(
-                f'{path}: {frame.shape[1]} x {frame.shape[0]}, but the frames before it are {shape[1]} x {shape[0]}; '
-                'put each video into a folder of its own'
-            )
-        if not problems:  # else the rest is read only to tell all that is broken
-            yield frame
-    refuse(problems)
-
-
-def small_picture(frame: np.ndarray) -> np.ndarray:
-    """Return the frame's luminance, uint8 (h, w), its longer side at most SMALL_SIDE."""
-    scale = min(1, SMALL_SIDE / max(frame.shape))
-    height, width = (max(1, round(scale * side)) for side in frame.shape[:2])
-    return cv2.resize(cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY), (width, height), interpolation=cv2.INTER_AREA)
-
-
-def change_between(one: np.ndarray, other: np.ndarray) -> float:
-    return float(cv2.absdiff(one, other).mean())
-
-
-def find_cuts(changes: Sequence[float]) -> list[int]:
-    """Return the numbers of the frames that begin a scene, from each frame's change against the one before.
-
-    A sudden change of light is taken for a cut; a slow fade from one shot to another is not found.
-    """
-    cuts = []
-    for index, change in enumerate(changes):
-        around = changes[max(0, index - CUT_NEIGHBOURS) : index + CUT_NEIGHBOURS + 1]
-        limit = min(UNLIKE, CUT_RATIO * np.quantile(around, 0.75))
-        if change >= max(CUT_CHANGE, limit):
-            cuts.append(index)
-    return cuts
-
-
-def find_gaps(files: Sequence[Path]) -> list[int]:
-    """Return the numbers of the frames before which others are missing, from the last number in each file's name.
-
-    Half a step more than usual is no gap: names may be times, which are not quite regular.
-    """
-    numbers = [int(found[-1]) for file in files if (found := re.findall('[0-9]+', file.stem))]
-    if len(numbers) < max(2, len(files)):
-        return []
-    steps = [after - before for before, after in pairwise(numbers)]
-    usual = median(steps)
-    return [index for index, step in enumerate(steps, start=1) if step > 1.5 * usual > 0]
 
 
 def place_windows(arguments: argparse.Namespace, number: int) -> Iterator[Window]:

@@ -16,6 +16,7 @@ import pytest
 from conftest import picture
 
 import average_frames
+import cuts
 import pair_writer
 from wrcan_arch.data import store_writer
 from wrcan_arch.data.lmdb_store import open_store
@@ -152,23 +153,23 @@ def changes_of(frames):
 def test_cuts_are_found_in_calm_and_in_hasty_video():
     for step in (0, 1, 2):
         frames = [frame for seed in range(4) for frame in moving(18 + seed, seed, step)]
-        assert average_frames.find_cuts(changes_of(frames)) == [18, 37, 57]
+        assert cuts.find_cuts(changes_of(frames)) == [18, 37, 57]
 
 
 def test_what_moves_suddenly_or_in_jerks_is_no_cut():
     frames = moving(200, step=4)
-    assert max(changes_of(frames)) > average_frames.CUT_CHANGE  # a fixed limit would cut here
+    assert max(changes_of(frames)) > cuts.CUT_CHANGE  # a fixed limit would cut here
     slower = moving(100, step=2)
     jerk = slower[:50] + slower[51:]
     starts = [frames[0]] * 40 + frames[:40]
     doubled = [frame for frame in frames[:40] for _ in range(3)]
     for sequence in (frames, jerk, starts, doubled):
-        assert average_frames.find_cuts(changes_of(sequence)) == []
+        assert cuts.find_cuts(changes_of(sequence)) == []
 
 
 def test_photographs_that_are_no_video_are_not_averaged():
     photos = [picture(48, 64, seed) for seed in range(12)]
-    assert average_frames.find_cuts(changes_of(photos)) == [*range(1, 12)]
+    assert cuts.find_cuts(changes_of(photos)) == [*range(1, 12)]
 
 
 @pytest.mark.parametrize(
@@ -185,7 +186,7 @@ def test_photographs_that_are_no_video_are_not_averaged():
     ],
 )
 def test_missing_numbers_are_gaps(names, gaps):
-    assert average_frames.find_gaps([Path(f'{name}.png') for name in names.split()]) == gaps
+    assert cuts.find_gaps([Path(f'{name}.png') for name in names.split()]) == gaps
 
 
 def test_no_window_goes_over_missing_frames(run, tmp_path):
