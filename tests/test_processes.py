@@ -7,6 +7,7 @@ import cv2
 import pytest
 import torch.distributed as dist
 from conftest import in_threads, picture
+from forked import free_port
 
 from wrcan_arch import WRCAN, InputError
 from wrcan_arch.photos.bulk_restore import Options, restore_photos
@@ -149,3 +150,22 @@ def test_processes_that_cannot_reach_each_other_say_so(monkeypatch):
     monkeypatch.delenv('MASTER_ADDR', raising=False)
     with pytest.raises(InputError, match='cannot reach each other .*; start them with torchrun'):
         Team.from_environment()
+
+
+@pytest.mark.parametrize('by_torchrun', [False, True])
+def test_another_jobs_processes_at_the_same_port_do_not_join(monkeypatch, by_torchrun):
+    """Such as those of a job that was refused the port. torchruns of one job may be several steps of SLURM's."""
+    variables = {'MASTER_ADDR': 'localhost', 'MASTER_PORT': str(free_port()), 'SLURM_STEP_NUM_TASKS': '2'}
+    for name, value in (variables | {'SLURM_JOB_ID': '7', 'SLURM_STEP_ID': '0'}).items():
+        monkeypatch.setenv(name, value)
+    if by_torchrun:
+        monkeypatch.setenv(processes.STARTED_BY_TORCHRUN, 'x')
+    else:
+        monkeypatch.delenv(processes.STARTED_BY_TORCHRUN, raising=False)
+    first = processes._connect(0, 10)
+    first.set('key', '')
+    seen = [processes._connect(1, 10).check(['key'])]
+    for name in ('SLURM_STEP_ID', 'SLURM_JOB_ID'):
+        monkeypatch.setenv(name, '8')
+        seen.append(processes._connect(1, 10).check(['key']))
+    assert seen == [True, by_torchrun, by_torchrun]

@@ -278,4 +278,6 @@ def _connect(rank: int, timeout: float) -> dist.Store:
             raise InputError(f'port {port} of {host} is taken; set MASTER_PORT to another one') from error
         reason = str(error).splitlines()[0]
         raise InputError(f'the processes cannot reach each other ({reason}); start them with torchrun') from error
-    return dist.PrefixStore(f'basicsr {attempt}', store)
+    names = ('SLURM_JOB_ID', 'SLURM_STEP_ID') if launcher_of_environment() == 'slurm' else ()
+    step = ''.join(f' {os.environ.get(name)}' for name in names)  # else we might join the job that took our port
+    return dist.PrefixStore(f'basicsr {attempt}{step}', store)
