@@ -1,8 +1,12 @@
 """Shows that the replacements are needed, and tests parts of them; test_end_to_end.py tests whole runs with them."""
 
+import errno
 import logging
+import os
 import random
 import re
+import shutil
+import threading
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
@@ -255,6 +259,47 @@ def test_message_replacement_is_needed():
         said[maker] = logger.logger.info.call_args.args[0]
     stock, ours = said.values()
     assert 'eta: -1 day' in stock and 'eta: 0:00:00' in ours
+
+
+def curves_on_a_full_disk(create):
+    """Write six values of a curve, the third on a full disk. Return the iterations that TensorBoard finds."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
+
+    writer = create({'name': 'small', 'root_path': '.', 'logger': {'use_tb_logger': True}})
+    for iteration in range(1, 7):
+        if iteration != 3:
+            writer.add_scalar('losses/l_pix', iteration, iteration)
+            writer.flush()
+            continue
+        full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with mock.patch.object(LocalFileSystem, 'append', side_effect=full):
+            writer.add_scalar('losses/l_pix', iteration, iteration)
+            for each in threading.enumerate():
+                if type(each).__module__.startswith('tensorboard.'):
+                    each.join(10)
+    writer.close()
+    return [each.step for each in EventAccumulator('tb_logger/small').Reload().Scalars('losses/l_pix')]
+
+
+def test_curves_replacement_is_needed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with mock.patch('threading.excepthook') as traceback, pytest.raises(OSError, match='No space left'):
+        curves_on_a_full_disk(replacements._toolbox_init_tb_loggers)
+    assert traceback.called
+    said = 'TensorBoard: No space left on device; its curves get a gap, the run goes on'
+    for pause, iterations in ((0, [1, 2, 5, 6]), (600, [1, 2])):
+        shutil.rmtree('tb_logger')
+        monkeypatch.setattr(replacements, 'CURVES_PAUSE', pause)
+        run = replacements.Run()
+        with (
+            mock.patch('threading.excepthook') as traceback,
+            mock.patch.object(replacements, 'get_root_logger') as logger,
+            run.held,
+        ):
+            assert curves_on_a_full_disk(partial(replacements.init_tb_loggers, run)) == iterations
+        assert not traceback.called and logger().warning.mock_calls == [mock.call(said)]
+    assert replacements.init_tb_loggers(run, {'name': 'small', 'logger': {}}) is None, 'as in all processes but one'
 
 
 def test_time_replacement_is_needed(tmp_path):

@@ -10,6 +10,8 @@ import os
 import random
 import shlex
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -39,7 +41,10 @@ from .options import data_paths, weight_paths
 from .stopping import UntilUnreadable, ignore_signals
 from .wrcan_model import WRCANModel, is_wrcan_model
 
+CURVES_PAUSE = 600  # seconds until TensorBoard's curves go on after the disk refused them
+
 # What the replacements below call, found before they take its place.
+_toolbox_init_tb_loggers = basicsr.train.init_tb_loggers
 _toolbox_create_loaders = basicsr.train.create_train_val_dataloader
 _toolbox_build_model = basicsr.train.build_model
 _toolbox_message_logger = basicsr.train.MessageLogger
@@ -132,6 +137,37 @@ def gpus_of_one_process(command: str, options: dict[str, Any]) -> int:
             f'takes {wanted}'
         )
     return 1
+
+
+def init_tb_loggers(run: Run, opt: dict[str, Any]) -> Any:
+    """Create the toolbox's writer of TensorBoard's curves; while the disk refuses them, the run goes on without."""
+    writer, report = _toolbox_init_tb_loggers(opt), threading.excepthook
+    if writer is None:
+        return None
+    paused_until = 0.0
+
+    def unless_refused(write: Callable[..., None]) -> Callable[..., None]:
+        def attempt(*arguments: Any, **options: Any) -> None:
+            nonlocal paused_until
+            if time.monotonic() < paused_until:
+                return
+            try:
+                write(*arguments, **options)
+            except OSError as error:
+                paused_until = time.monotonic() + CURVES_PAUSE
+                writer.file_writer = writer.all_writers = None  # its thread has ended: the next value begins a new file
+                reason = error.strerror or error
+                get_root_logger().warning(f'TensorBoard: {reason}; its curves get a gap, the run goes on')
+
+        return attempt
+
+    def excepthook(failed: Any) -> None:
+        if not type(failed.thread).__module__.startswith('tensorboard.'):  # its error is raised again by the next call
+            report(failed)
+
+    writer.add_scalar, writer.close = map(unless_refused, (writer.add_scalar, writer.close))
+    run.held.enter_context(mock.patch('threading.excepthook', excepthook))
+    return writer
 
 
 def create_train_val_dataloader(run: Run, opt: dict[str, Any], logger: Any) -> tuple:
@@ -257,6 +293,12 @@ REPLACEMENTS = (
         by=lambda run: copy_opt_file,
         why='the command that it keeps with the options names a temporary file, which is gone after the run',
         until='BasicSR takes its arguments from a caller',
+    ),
+    Replacement(
+        target='basicsr.train.init_tb_loggers',
+        by=lambda run: partial(init_tb_loggers, run),
+        why="a disk that is full for a moment when TensorBoard's curves are written ends the training",
+        until='BasicSR trains on without them',
     ),
     Replacement(
         target='basicsr.train.create_train_val_dataloader',
