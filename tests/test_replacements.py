@@ -7,7 +7,7 @@ import random
 import re
 import shutil
 import threading
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -300,6 +300,18 @@ def test_curves_replacement_is_needed(tmp_path, monkeypatch):
             assert curves_on_a_full_disk(partial(replacements.init_tb_loggers, run)) == iterations
         assert not traceback.called and logger().warning.mock_calls == [mock.call(said)]
     assert replacements.init_tb_loggers(run, {'name': 'small', 'logger': {}}) is None, 'as in all processes but one'
+
+
+def test_a_log_on_a_full_disk_prints_no_tracebacks(capsys):
+    handler = logging.FileHandler('/dev/full')
+    record = logging.makeLogRecord({'msg': 'a line'})
+    with replacements.replaced(replacements.Run()):
+        handler.emit(record)
+    assert capsys.readouterr().err == ''
+    handler.emit(record)
+    assert 'Logging error' in capsys.readouterr().err, 'as before'
+    with suppress(OSError):
+        handler.close()
 
 
 def test_time_replacement_is_needed(tmp_path):

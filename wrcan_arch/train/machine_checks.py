@@ -16,7 +16,7 @@ LONGEST_TMPDIR = 107 - len('/pymp-12345678/listener-12345678')  # bytes; the fir
 
 def wrong_machine(file: OptionFile) -> Iterator[str]:
     """Yield a line for each option that this machine cannot follow."""
-    if not is_utf8(here := Path.cwd()):  # tensorboard fails; the logging module prints a traceback for each lost line
+    if not is_utf8(here := Path.cwd()):  # tensorboard fails, and the log lacks lines
         yield f'{here}: a name that is not UTF-8, which logs cannot hold; run this in another folder'
     found = torch.cuda.device_count()
     wanted = file.values['num_gpu']
