@@ -72,6 +72,19 @@ def test_nothing_is_written_through_a_link(tmp_path, target):
     assert sorted(names(tmp_path)) == [link.name, 'secret'] and (tmp_path / 'secret').read_text() == 'mine'
 
 
+@pytest.mark.parametrize('is_there', [False, True])
+def test_what_another_users_run_left_is_named(tmp_path, is_there):
+    """In a shared folder, where only its owner may open it."""
+    partial = tmp_path / '.a.png.partial'
+    said = f'{tmp_path}/a.png: cannot be written (Permission denied); choose another folder'
+    if is_there:
+        partial.touch()
+        said = f"{partial}: left by another user's run; remove it, unless that run is still at work"
+    refused = PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(partial))
+    with mock.patch('os.open', side_effect=refused), pytest.raises(InputError, match=f'^{re.escape(said)}$'):
+        write_text(tmp_path / 'a.png', 'a picture')
+
+
 WRITER = """
 import sys, time
 from pathlib import Path

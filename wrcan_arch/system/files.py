@@ -73,7 +73,8 @@ def written_whole(path: Path, *, permissions: int = 0o666) -> Iterator[BinaryIO]
     Its mode is `permissions` less the umask; its owner may always read and write it.
 
     If two processes write the same file, the second waits for the first. A killed process leaves `.NAME.partial`, which
-    the next run overwrites. OSError, naming `path`, if the disk refuses; InputError if `.NAME.partial` is a link.
+    the next run overwrites. OSError, naming `path`, if the disk refuses; InputError if `.NAME.partial` is a link or
+    another user's.
     """
     partial = path.with_name(f'.{name_that_fits(path.name, ".partial.")}.partial')
     try:
@@ -104,7 +105,13 @@ def _opened_alone(path: Path, permissions: int) -> Iterator[BinaryIO]:
     """Open an empty file; other processes that open it through this function wait until it is closed."""
 
     def create(name: str, flags: int) -> int:
-        return open_no_link(name, flags | os.O_CREAT, permissions)
+        try:
+            return open_no_link(name, flags | os.O_CREAT, permissions)
+        except PermissionError as error:
+            if path.exists():
+                hint = 'remove it, unless that run is still at work'
+                raise InputError(f"{path}: left by another user's run; {hint}") from error
+            raise
 
     while True:
         existed = path.exists()
