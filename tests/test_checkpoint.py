@@ -324,18 +324,26 @@ def test_commit_of_a_changed_checkout_is_marked(tmp_path, monkeypatch):
         command = ['git', '-c', 'user.name=a', '-c', 'user.email=a@b', '-C', str(tmp_path), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
-    monkeypatch.setattr(checkpoint, '__file__', str(tmp_path / 'a.py'))
-    (tmp_path / 'a.py').touch()
+    module, deeper = tmp_path / 'package/a.py', tmp_path / 'venv/package/a.py'
+    for each in (module, deeper):
+        each.parent.mkdir(parents=True)
+        each.touch()
+    monkeypatch.setattr(checkpoint, '__file__', str(module))
     git('init')
     git('commit', '--allow-empty', '-m', 'first')
     assert checkpoint.source_commit.__wrapped__() is None, 'it is not of that checkout'
-    git('add', 'a.py')
+    git('add', '.')
     git('commit', '-m', 'second')
     git('tag', '-a', 'v1', '-m', 'a tag')
     (tmp_path / 'new.py').touch()
-    assert checkpoint.source_commit.__wrapped__() == git('rev-parse', 'HEAD')
-    (tmp_path / 'a.py').write_text('changed')
-    assert checkpoint.source_commit.__wrapped__() == git('rev-parse', 'HEAD') + '-dirty'
+    commit = git('rev-parse', 'HEAD')
+    assert checkpoint.source_commit.__wrapped__() == commit
+    module.write_text('changed')
+    assert checkpoint.source_commit.__wrapped__() == f'{commit}-dirty'
+    monkeypatch.setenv('GIT_TEST_ASSUME_DIFFERENT_OWNER', '1')  # as if the checkout were another user's
+    assert checkpoint.source_commit.__wrapped__() == f'{commit}-dirty'
+    monkeypatch.setattr(checkpoint, '__file__', str(deeper))
+    assert checkpoint.source_commit.__wrapped__() is None, "its filters may run a stranger's programs"
 
 
 def test_blocks_that_the_authors_did_not_have_and_wrong_endings_are_errors(tmp_path, official_weights):

@@ -87,10 +87,12 @@ def source_commit() -> str | None:
 
     None outside a checkout, or if git cannot say.
     """
-    this = Path(__file__)
+    this = Path(__file__).resolve()
+    # This checkout may be another user's, whose code we run anyway; a repository of theirs further up could run more.
+    trusted = ('-c', f'safe.directory={this.parents[1]}', '-c', 'core.fsmonitor=false')
 
     def git(*arguments: str) -> str:
-        command = ['git', '--no-optional-locks', '-C', str(this.parent), *arguments]
+        command = ['git', *trusted, '--no-optional-locks', '-C', str(this.parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
 
     try:
