@@ -25,6 +25,21 @@ def test_a_link_is_not_followed(tmp_path):
     assert (tmp_path / 'thesis.tex').read_text() == 'mine'
 
 
+@pytest.mark.parametrize('is_there', [False, True])
+def test_another_users_file_is_named(tmp_path, is_there):
+    said = 'Permission denied'
+    if is_there:
+        (tmp_path / 'lock').touch()
+        said = f"^{tmp_path}/lock: another user's; choose another name, or share the folder with umask 002$"
+    refused = PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path / 'lock'))
+    with (
+        mock.patch('os.open', side_effect=refused),
+        pytest.raises(InputError if is_there else PermissionError, match=said),
+        locked(tmp_path / 'lock', 'taken'),
+    ):
+        pass
+
+
 @pytest.mark.parametrize('number', [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
 def test_file_system_without_locks_is_named(tmp_path, number):
     said = f'{tmp_path}/lock: its file system keeps no locks .*; choose a folder on another one'

@@ -11,10 +11,21 @@ from ..errors import InputError
 from .files import open_no_link
 
 
+def _open_own(name: str, flags: int) -> int:
+    """An `opener` for `open` that refuses a link, and says so if another user's file is closed to this one."""
+    try:
+        return open_no_link(name, flags)
+    except PermissionError as error:
+        if Path(name).exists():
+            hint = 'choose another name, or share the folder with umask 002'
+            raise InputError(f"{name}: another user's; {hint}") from error
+        raise
+
+
 @contextmanager
 def locked(file: Path, what: str) -> Iterator[None]:
     """Create and lock `file`. If another process holds it, raise InputError with `what` and which process that is."""
-    with open(file, 'a+', opener=open_no_link) as opened:
+    with open(file, 'a+', opener=_open_own) as opened:
         try:
             fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)  # lockf: workers that outlive the run do not inherit it
         except (BlockingIOError, PermissionError) as error:
