@@ -40,8 +40,12 @@ def test_another_users_file_is_named(tmp_path, is_there):
         pass
 
 
+@pytest.mark.parametrize('before', [None, 'process 12345678 on another machine'])
 @pytest.mark.parametrize('number', [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
-def test_file_system_without_locks_is_named(tmp_path, number):
+def test_file_system_without_locks_is_named(tmp_path, number, before):
+    """Of an NFS server that only fails for a moment another process may still hold the lock, so its file stays."""
+    if before:
+        (tmp_path / 'lock').write_text(before)
     said = f'{tmp_path}/lock: its file system keeps no locks .*; choose a folder on another one'
     with (
         mock.patch('fcntl.lockf', side_effect=OSError(number, os.strerror(number))),
@@ -49,3 +53,4 @@ def test_file_system_without_locks_is_named(tmp_path, number):
         locked(tmp_path / 'lock', 'taken'),
     ):
         pass
+    assert [path.read_text() for path in tmp_path.iterdir()] == ([before] if before else [])

@@ -1,5 +1,6 @@
 """Stores are written whole or not at all, by one process at a time, and resumed."""
 
+import errno
 import multiprocessing
 import os
 import shutil
@@ -115,6 +116,19 @@ def test_two_processes_cannot_write_one_store(tmp_path, resume):
     with pytest.raises(InputError, match='exists already'):
         late.__enter__()
     assert not partial.exists() and open_store(tmp_path / 'a.lmdb').keys() == ['theirs']
+
+
+@pytest.mark.parametrize(('holder', 'number', 'stays'), [('', errno.ENOLCK, False), ('process 1', errno.EAGAIN, True)])
+def test_a_store_that_cannot_be_locked_leaves_nothing_of_its_own(tmp_path, holder, number, stays):
+    """On a file system without locks; if another process holds the lock, the folder is that one's."""
+
+    def lockf(*_):
+        (tmp_path / 'a.lmdb.partial/writer.lock').write_text(holder)
+        raise OSError(number, os.strerror(number))
+
+    with mock.patch('fcntl.lockf', lockf), pytest.raises(InputError):
+        StoreWriter(tmp_path / 'a.lmdb').__enter__()
+    assert (tmp_path / 'a.lmdb.partial/writer.lock').exists() == stays and any(tmp_path.iterdir()) == stays
 
 
 def test_store_is_complete_until_another_writer_changes_it(tmp_path):

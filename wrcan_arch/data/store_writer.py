@@ -92,7 +92,12 @@ class StoreWriter:
         refuse_link(self._partial)
         is_new = not self._partial.exists()
         self._partial.mkdir(parents=True, exist_ok=True)
-        self._lock.enter_context(writer_lock(self.path))
+        try:
+            self._lock.enter_context(writer_lock(self.path))
+        except (InputError, OSError):
+            with suppress(OSError):  # fails if there is anything in it, such as another process's lock
+                self._partial.rmdir()
+            raise
         try:
             self._refuse_to_overwrite()  # another process may just have finished it
             for left in self._partial.iterdir():

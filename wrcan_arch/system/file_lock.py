@@ -32,6 +32,8 @@ def locked(file: Path, what: str) -> Iterator[None]:
             opened.seek(0)
             raise InputError(f'{what} ({opened.read()}); wait for it, or choose another name') from error
         except OSError as error:
+            if not opened.seek(0, os.SEEK_END):  # else another process may hold it, and its server only fail for now
+                file.unlink()
             hint = 'choose a folder on another one'
             raise InputError(f'{file}: its file system keeps no locks ({error.strerror}); {hint}') from error
         opened.truncate(0)
