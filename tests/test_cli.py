@@ -128,12 +128,14 @@ def test_several_processes_cannot_share_standard_input(monkeypatch, capsys):
     assert 'several processes cannot share one standard input' in capsys.readouterr().out
 
 
-def test_unreadable_photo_is_named_and_the_rest_done(tmp_path, monkeypatch, capsys, official_weights):
+def test_what_cannot_be_read_or_found_is_named_and_the_rest_done(tmp_path, monkeypatch, capsys, official_weights):
     monkeypatch.chdir(tmp_path)
+    Path('empty').mkdir()
     cv2.imwrite('a.png', picture(16, 16))
     Path('b.png').write_text('broken')
-    code, lines = basicsr(capsys, 'restore', 'a.png', 'b.png', '-o', 'out', '-w', official_weights)
-    assert code == 1 and lines == ['b.png: not an image that can be read; convert it to PNG or JPEG']
+    code, lines = basicsr(capsys, 'restore', 'empty', 'a.png', 'b.png', '-o', 'out', '-w', official_weights)
+    assert code == 1 and lines[0] == 'b.png: not an image that can be read; convert it to PNG or JPEG'
+    assert len(lines) == 2 and lines[1].startswith('empty: no photographs in it (.jpg ')
     assert [path.name for path in Path('out').iterdir()] == ['a.png']
 
 

@@ -331,7 +331,7 @@ def unreadable(monkeypatch):
 
 
 def test_folders_that_cannot_be_read_are_told_and_the_others_planned(unreadable):
-    for entries in (['in'], ['in/*'], ['in', 'in/*'], ['in/shut.1', 'in/shut.2', 'in/z']):
+    for entries in (['in'], ['in/*'], ['in', 'in/*'], ['in/shut.1', 'in/shut.1', 'in/shut.2', 'in/z']):
         told = []
         assert plan(entries, out=Path('out'), unreadable=told)[-1].source == 'in/z/c.jpg'
         assert told == [f'in/shut.{number}: cannot be read (Permission denied)' for number in (1, 2)]
@@ -341,6 +341,17 @@ def test_folder_that_cannot_be_read_is_no_empty_one(unreadable):
     for entries, options in ((['in'], {}), (['in/shut.1'], {'unreadable': []}), (['in/shut*'], {'unreadable': []})):
         with pytest.raises(InputError, match=r'in/shut.1: cannot be read \(Permission denied\)'):
             plan(entries, **options)
+
+
+def test_what_holds_no_photographs_is_told_and_the_others_planned():
+    Path('empty').mkdir()
+    told = []
+    assert len(plan(['a.jpg', 'empty', 'nowhere*', 'in', 'empty/'], out=Path('out'), unreadable=told)) == 4
+    assert [line.partition(' (')[0] for line in told] == [
+        'empty: no photographs in it', 'nowhere*: no such photograph or folder'
+    ]  # fmt: skip
+    with pytest.raises(InputError, match='^empty: no photographs in it .*\nnowhere: no such photograph or folder$'):
+        plan(['empty', 'nowhere'], unreadable=[])
 
 
 def test_nothing_to_restore_is_an_error():

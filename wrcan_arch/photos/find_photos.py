@@ -26,7 +26,7 @@ class Finder:
         out: the folder of the results; None: they lie beside the photographs, as NAME_restored.EXT.
         compare: the folder of the pictures of before and after, if any.
         skip_existing: whether earlier results are kept.
-        unreadable: receives one message for each folder that cannot be read.
+        unreadable: receives one message for each folder that cannot be read, and each entry without photographs.
     """
 
     out: Path | None = None
@@ -39,10 +39,7 @@ class Finder:
         self._real, self._shown_in = cache(real), cache(pictures_on_page)
 
     def photographs(self, entries: Iterable[Path | str]) -> Iterator[tuple[Path, Path]]:
-        """Yield each photograph, and the folder of its result relative to the folder of the results.
-
-        InputError for an entry without photographs, unless something in it cannot be read.
-        """
+        """Yield each photograph, and the folder of its result relative to the folder of the results."""
         entries = list(entries)
         for name in entries:
             if not str(name):
@@ -67,7 +64,7 @@ class Finder:
                 none_found = f'{entry}: no such photograph or folder'
             photos = [photo for photo in found if not self._is_result(photo)]
             if not photos and len(self.unreadable) == before:
-                raise InputError(none_found)
+                self.unreadable.append(none_found)
             yield from ((photo, photo.parent.relative_to(top)) for photo in photos)
 
     def _is_of_results(self, folder: Path) -> bool:
@@ -135,9 +132,7 @@ class Finder:
                     yield from self._expanded(folder / name, rest)
 
     def _note(self, error: OSError) -> None:
-        message = f'{error.filename}: cannot be read ({error.strerror})'
-        if message not in self.unreadable:
-            self.unreadable.append(message)
+        self.unreadable.append(f'{error.filename}: cannot be read ({error.strerror})')
 
 
 def read_list(path: str, *, alone: bool = True) -> Iterator[str]:

@@ -44,7 +44,8 @@ def plan(
         compare: a folder for pictures of before and after. Files in it and in `out` are not taken for photographs.
         format: of the results, a name or an ending; None for the photograph's own if it can be written, else PNG.
         skip_existing: existing results are kept; those among `entries` (a shell's *.jpg finds them) are skipped.
-        unreadable: receives one message for each folder that cannot be read; None: raise InputError with the first.
+        unreadable: receives one message for each folder that cannot be read, and each entry without photographs;
+            None: raise InputError with them.
 
     Raises:
         InputError: there is nothing to restore, `out` or `compare` has a photograph's name, or a result or
@@ -58,10 +59,11 @@ def plan(
     finder = Finder(out, compare, skip_existing)
     in_list = ((path, without_root(path).parent) for path in map(Path, listed))
     jobs = _jobs_of(itertools.chain(finder.photographs(entries), in_list), out, format)
-    if finder.unreadable and (unreadable is None or not jobs):
-        raise InputError(finder.unreadable[0])
-    if unreadable is not None:
-        unreadable += finder.unreadable
+    told = [*dict.fromkeys(finder.unreadable)]  # once, what was named twice
+    if unreadable is None or not jobs:
+        refuse(told)
+    else:
+        unreadable += told
     if not jobs:
         raise InputError('no photographs were given; name some, or folders, or a --list FILE that has some')
     if skip_existing and out is None:
