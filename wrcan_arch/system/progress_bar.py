@@ -1,7 +1,7 @@
 """Show progress on stderr: as a bar in a terminal, as a line now and then in a log."""
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from typing import Any
 
 from tqdm import tqdm
@@ -9,7 +9,8 @@ from tqdm.utils import ObjectWrapper
 
 from .terminal import printable
 
-LOG_AFTER = 30  # seconds between the lines of a log
+LOG_AFTER = 30  # seconds at least between the lines of a log
+LOG_LINES = 100  # about the most of a log, however long the run: all of it may be in a mail
 
 
 class _Log(ObjectWrapper):
@@ -26,6 +27,8 @@ def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> tqdm:
     if sys.stderr is None:
         options['disable'] = True
     elif not sys.stderr.isatty():
+        total = options.get('total') or (len(iterable) if isinstance(iterable, Sized) else 0)
         # miniters: with tqdm's own its monitor would write in between. leave: else the last line would be an early one.
-        options |= {'file': _Log(sys.stderr), 'mininterval': LOG_AFTER, 'miniters': 1, 'leave': True}
+        options |= {'file': _Log(sys.stderr), 'mininterval': LOG_AFTER, 'miniters': max(1, total / LOG_LINES)}
+        options['leave'] = True
     return tqdm(iterable, **options)
