@@ -118,6 +118,13 @@ def test_a_trace_takes_batches_of_any_length():
     torch.testing.assert_close(program.module()(exported), network(exported))
 
 
+def test_an_export_for_any_size_holds_the_padding():
+    """PyTorch's exporter to ONNX works on this graph; what it left out would be missing for other sizes."""
+    free = {'blurred': {2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO}}
+    program = torch.export.export(WRCAN(**SMALL), (torch.rand(1, 3, 8, 8),), dynamic_shapes=free)
+    assert torch.ops.aten.pad.default in [node.target for node in program.graph.nodes]
+
+
 @pytest.mark.parametrize('block', ['wrca', 'wr', 'rca', 'res'])
 def test_joint_pass_equals_two_passes_and_runs_each_convolution_once(block):
     torch.manual_seed(0)

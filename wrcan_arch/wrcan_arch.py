@@ -225,7 +225,8 @@ class WRCAN(nn.Module):
         """Run the first `batch` images through the whole network, the others through the auto-encoder path."""
         height, width = images.shape[2:]
         pad = (0, -width % SIZE_MULTIPLE, 0, -height % SIZE_MULTIPLE)
-        if torch.jit.is_tracing() or any(pad):  # a trace is for other sizes too
+        # What is traced or exported is for other sizes too.
+        if torch.jit.is_tracing() or torch.compiler.is_compiling() or any(pad):
             images = F.pad(images, pad, mode='replicate')
 
         shallow = self.head(images)  # (B, F, H, W)
