@@ -140,6 +140,20 @@ def test_whole_file_is_not_called_damaged_for_its_name(tmp_path):
         read_file(whole)
 
 
+def test_weights_are_found_where_other_programs_keep_them(tmp_path):
+    tensors = network_of().state_dict()
+    wrapped = {f'module.{name}': value for name, value in tensors.items()}
+    write_atomically(tmp_path / 'a.pth', {'epoch': 3, 'state_dict': wrapped, 'optimizer': {}})
+    for key in (None, 'params', 'params_ema', 'state_dict'):
+        assert read_weights(tmp_path / 'a.pth', key)[0].keys() == tensors.keys()
+    write_atomically(tmp_path / 'b.pth', {'net': tensors, 'epoch': 3})
+    assert read_weights(tmp_path / 'b.pth', 'net')[0].keys() == tensors.keys()
+    with pytest.raises(InputError, match="b.pth: holds no weights under 'nett'; found net, epoch"):
+        read_weights(tmp_path / 'b.pth', 'nett')
+    write_weights(tmp_path / 'c.pth', {'params': tensors}, {})
+    assert read_weights(tmp_path / 'c.pth', 'net')[0].keys() == tensors.keys(), 'a run goes on from its own file'
+
+
 def test_files_of_something_else_are_named(tmp_path):
     with pytest.raises(InputError, match=r'nowhere.pth: cannot be opened \(No such file'):
         load_network(tmp_path / 'nowhere.pth')

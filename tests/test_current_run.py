@@ -7,6 +7,7 @@ import pytest
 from conftest import resolved_options
 
 from wrcan_arch.errors import InputError
+from wrcan_arch.train import run_folder
 from wrcan_arch.train.current_run import Run, load_resume_state
 
 
@@ -28,6 +29,16 @@ def test_processes_go_on_from_the_same_checkpoint(workplace):
     with run.held:
         assert load_resume_state(run, opt) is None
     team.agree.assert_called_once_with({'the checkpoint to go on from as': 'None'}, timeout=7)
+
+
+def test_a_run_that_began_with_bare_tensors_goes_on_from_its_own_checkpoint(workplace, monkeypatch):
+    monkeypatch.setattr(run_folder, 'newest_pair', lambda *_: ({'iter': 4}, []))
+    opt = resolved_options(model_type='SRModel', auto_resume=True)
+    opt['path'] |= {'experiments_root': 'experiments/small', 'models': 'models', 'param_key_g': None}
+    run = Run()
+    with run.held:
+        assert load_resume_state(run, opt) == {'iter': 4}
+    assert (opt['path']['pretrain_network_g'], opt['path']['param_key_g']) == ('models/net_g_4.pth', 'params')
 
 
 @pytest.mark.parametrize('is_restart', [False, True])

@@ -425,6 +425,7 @@ def test_any_network_has_to_choose_between_two_sets_of_weights(demo):
     assert any('two.pth: holds two sets of weights; set path:param_key_g' in each for each in problems_of(text))
     chosen = text.replace('two.pth', 'two.pth\n  param_key_g: params')
     assert not any('two.pth' in each for each in problems_of(chosen))
+    assert any('two sets' in each for each in problems_of(chosen.replace('param_key_g: params', 'param_key_g: ~')))
 
 
 def test_weights_that_the_toolboxs_own_model_cannot_read_are_said_before_the_run(demo):
@@ -441,13 +442,34 @@ def test_weights_that_the_toolboxs_own_model_cannot_read_are_said_before_the_run
     assert not any('path:' in line for line in said)
 
 
+@pytest.mark.parametrize('model', ['SRModel', 'WRCANModel'])
+def test_weights_are_under_any_key_or_bare(demo, model):
+    """As in BasicSR; `~` is for bare tensors."""
+    values = yaml.safe_load(demo) | {'model_type': model, 'scale': 1}
+
+    def said(key, **train):
+        path = {'pretrain_network_g': 'own.pth', 'param_key_g': key}
+        text = yaml.safe_dump(values | {'path': path, 'train': values['train'] | train})
+        return [line for line in problems_of(text) if 'path:' in line]
+
+    tensors, _ = checkpoint.read_weights(BUNDLED['small'])
+    torch.save(tensors, 'own.pth')
+    assert said(None) == []
+    torch.save({'model': tensors, 'epoch': 3}, 'own.pth')
+    assert said('model') == []
+    for key in ('modle', None):
+        (line,) = said(key)
+        assert line.endswith(f"own.pth: holds no weights under '{key or 'params'}'; found model, epoch")
+    averaged = said('model', ema_decay=0.9)
+    torch.save({'params': tensors}, 'own.pth')
+    assert said('model', ema_decay=0.9) == [], "the toolbox takes 'params' where the key is missing"
+    if model == 'WRCANModel':
+        assert averaged == said(None) == []
+    else:
+        assert averaged[0].endswith("own.pth: only 'params' can be averaged by SRModel; leave train:ema_decay out")
+        assert said(None)[0].endswith('only reads a .pth that holds bare tensors; set path:param_key_g')
+
+
 def test_what_an_optimizer_refuses_is_one_of_the_mistakes(demo):
     said = problems_of(demo.replace('optim_g: {type: Adam,', 'optim_g: {type: Adam, foreach: true, fused: true,'))
     assert any('train:optim_g' in each and 'foreach' in each for each in said)
-
-
-def test_which_weights_are_read_is_always_said(demo):
-    """Without param_key_g a resume would take the averaged weights for the trained ones."""
-    Path('own.yml').write_text(demo)
-    with pytest.raises(InputError, match="path:param_key_g.*'params' or 'params_ema'"):
-        option_checks.check(options.read_options('own.yml', ['path:param_key_g=~']), 'train')

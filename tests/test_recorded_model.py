@@ -229,6 +229,21 @@ def test_averaged_weights_are_validated(opt):
     assert torch.equal(model.output, averaged) and not torch.equal(averaged, last)
 
 
+@pytest.mark.parametrize('key', ['net', None])
+def test_weights_are_read_under_any_key_and_averaged_from_there(opt, tmp_path, key):
+    tensors = {name: value + 1 for name, value in build_model(opt).net_g.state_dict().items()}
+    torch.save({key: tensors, 'epoch': 3} if key else tensors, tmp_path / 'a.pth')
+    opt['path'] |= {'pretrain_network_g': str(tmp_path / 'a.pth'), 'param_key_g': key}
+    opt['train']['ema_decay'] = 0.9
+    model = build_model(opt)
+    for network in (model.net_g, model.net_g_ema):
+        assert all(torch.equal(network.state_dict()[name], value) for name, value in tensors.items())
+    zeros = {name: torch.zeros_like(value) for name, value in tensors.items()}
+    torch.save({'params': zeros, 'params_ema': tensors}, tmp_path / 'own.pth')
+    model.load_network(model.net_g, str(tmp_path / 'own.pth'), param_key=key)
+    assert not model.net_g.state_dict()['head.weight'].any(), 'a run goes on from the trained weights, not their mean'
+
+
 def test_local_validation_takes_the_patch_of_this_training(opt):
     """Not the patch size that the loaded weights were trained with."""
     opt['val']['inference'] = {'mode': 'local', 'precision': 'fp32'}

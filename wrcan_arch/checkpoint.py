@@ -1,7 +1,8 @@
 """Read and write weight files: safe to open, checked by a checksum, written whole or not at all.
 
-Three forms are read: the toolbox's `.pth` (`{'params': ...}`, perhaps with `params_ema`; ours also have `metadata`),
-`.safetensors`, and the authors' bare state dict with their names. None of them can run code when opened.
+Three forms are read: the toolbox's `.pth` (`{'params': ...}`, perhaps with `params_ema`; ours also have `metadata`;
+other programs write `{'state_dict': ...}`), `.safetensors`, and the authors' bare state dict with their names. None of
+them can run code when opened.
 """
 
 import errno
@@ -205,6 +206,12 @@ def _is_of_its_type(name: str, value: Any) -> bool:
     return name not in ('patch_size', 'jpeg_quality') or all(type(each) is int and each > 0 for each in numbers)
 
 
+def is_state_dict(content: Any) -> bool:
+    """Whether content holds named tensors and nothing else, at least one."""
+    is_named = isinstance(content, Mapping) and all(isinstance(name, str) for name in content)
+    return is_named and bool(content) and all(isinstance(value, Tensor) for value in content.values())
+
+
 def _is_dense(tensor: Tensor) -> bool:
     """Whether there is a value in memory for each element: not in an expanded tensor, which may claim any size."""
     is_in_memory = tensor.layout == torch.strided and not tensor.is_meta
@@ -216,7 +223,8 @@ def read_weights(path: Path | str, key: str | None = None) -> tuple[dict[str, Te
 
     Args:
         path: a weight file of one of the three forms.
-        key: 'params' or 'params_ema' (averaged; the default). A file without averaged weights gives 'params'.
+        key: what they are under, such as 'params' or 'params_ema' (averaged; the default). A file without it gives
+            'params', as in the toolbox, else 'state_dict', else its own tensors.
     """
     return weights_in(read_file(path), path, key)
 
@@ -228,22 +236,17 @@ def weights_in(content: Any, path: Path | str, key: str | None = None) -> tuple[
     metadata = content.get('metadata')
     metadata = metadata if isinstance(metadata, dict) else {}  # another program's may be anything
     metadata = {name: value for name, value in metadata.items() if _is_of_its_type(name, value)}
-    if key is None:
-        key = 'params_ema' if 'params_ema' in content else 'params'
-    if key == 'params_ema' and key not in content:
-        key = 'params'  # as the toolbox does
-    tensors = content.get(key, content)
-    is_weights = isinstance(tensors, Mapping) and all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in tensors.items()
-    )
-    if not tensors or not is_weights:
+    held = next((each for each in (key or 'params_ema', 'params', 'state_dict') if each in content), None)
+    tensors = content if held is None else content[held]
+    if not is_state_dict(tensors):
         if 'optimizers' in content:
             raise InputError(f'{path}: a training state, not weights; give the models/net_g_….pth beside its folder')
-        raise InputError(f'{path}: holds no weights under {key!r}; found {", ".join(map(str, content)) or "nothing"}')
+        sought, found = held or key or 'params', ', '.join(map(str, content)) or 'nothing'
+        raise InputError(f'{path}: holds no weights under {sought!r}; found {found}')
     if lacking := [name for name, value in tensors.items() if not _is_dense(value)]:
         raise InputError(f'{path}: {lacking[0]} is not a dense tensor with all of its values; save it as one')
     checksums = metadata.get('checksum')
-    expected = checksums.get(key) if isinstance(checksums, dict) else None
+    expected = checksums.get(held) if isinstance(checksums, dict) else None
     if expected and checksum(tensors) != expected:
         raise InputError(f'{path}: its checksum is wrong, the weights were damaged; fetch or save the file again')
     tensors = {

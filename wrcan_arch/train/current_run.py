@@ -107,6 +107,8 @@ def _go_on_from(run: Run, opt: dict[str, Any], state: dict[str, Any], folder: Pa
         message = f'The run is at iteration {state["iter"]} already, train:total_iter is {total_iter}'
         run.warnings.append(f'{message}: nothing is trained.')
     ignored = opt['path'].get('ignore_resume_networks') or ()
+    if 'network_g' not in ignored and opt['path'].get('param_key_g', 'params') is None:
+        opt['path']['param_key_g'] = 'params'  # a run may begin with bare tensors, but saves none
     if not opt['auto_resume'] and 'network_g' in opt and 'network_g' not in ignored:
         weights, named = Path(opt['path']['pretrain_network_g']), opt['path']['resume_state']
         its_folder = Path(named).resolve().parent.parent

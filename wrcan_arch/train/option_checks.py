@@ -280,11 +280,11 @@ def _unfit_data_sets(file: OptionFile) -> Iterator[str]:
 
 
 def _is_readable(weights: str, content: Any, model: str, key: str | None) -> bool:
-    """Whether `model` can read the file: the toolbox's own need a .pth with weights under `key`, else 'params'."""
+    """Whether `model` finds weights in the file: the toolbox's own need a .pth, with `key` or 'params'; None: bare."""
     if registry.MODEL_REGISTRY.get(model).load_network is not BaseModel.load_network:
         return True
     held = {key, 'params'} & content.keys() if isinstance(content, Mapping) else ()
-    return Path(weights).suffix != '.safetensors' and (key is None or bool(held))
+    return Path(weights).suffix != '.safetensors' and (checkpoint.is_state_dict(content) if key is None else bool(held))
 
 
 def _unfit_weights(file: OptionFile) -> Iterator[str]:
@@ -296,18 +296,24 @@ def _unfit_weights(file: OptionFile) -> Iterator[str]:
     place = file.at('path', 'pretrain_network_g')
     try:
         content = checkpoint.read_file(weights)
-        if 'param_key_g' not in paths and checkpoint.holds_two_sets(content):
+        if paths.get('param_key_g') is None and checkpoint.holds_two_sets(content):
             hint = 'set path:param_key_g to params_ema, the averaged weights that restore takes, or to params'
             yield f'{place}: {weights}: holds two sets of weights; {hint}'
             return
         model, key, kind = file.values['model_type'], paths.get('param_key_g', 'params'), network.pop('type', None)
         if not _is_readable(weights, content, model, key):
-            hint = f'; basicsr convert {weights} -o NAME.pth makes one' if kind == 'WRCAN' else ''
-            yield f"{place}: {weights}: {model} only reads a .pth that holds '{key}'{hint}"
+            checkpoint.weights_in(content, weights, key or 'params')  # InputError if they are under another key
+            needed, hint = f"'{key}'" if key else 'bare tensors', 'set path:param_key_g'
+            if key and kind == 'WRCAN':
+                hint = f'basicsr convert {weights} -o NAME.pth makes one'
+            yield f'{place}: {weights}: {model} only reads a .pth that holds {needed}; {hint}'
+            return
+        if find(file.values, 'train', 'ema_decay') and not _is_readable(weights, content, model, 'params_ema'):
+            yield f"{place}: {weights}: only 'params' can be averaged by {model}; leave train:ema_decay out"
             return
         if kind != 'WRCAN' or not paths.get('strict_load_g', True):
             return
-        tensors, _ = checkpoint.weights_in(content, weights, key)
+        tensors, _ = checkpoint.weights_in(content, weights, key or 'params')
         found = checkpoint.network_of(tensors, weights).config
     except InputError as error:
         yield f'{place}: {error}'

@@ -223,7 +223,7 @@ class Logger(Section):
 
 class Paths(Section):
     pretrain_network_g: Text | None = None
-    param_key_g: Literal['params', 'params_ema'] = OPTIONAL
+    param_key_g: Text | None = None
     strict_load_g: bool = OPTIONAL
     resume_state: Text | None = None
     ignore_resume_networks: list[Text] | Text | None = None

@@ -1,6 +1,6 @@
 """A model that records a run: scores, the best network, checkpoints to resume from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -366,7 +366,10 @@ class RecordedModel(SRModel):
     def load_network(
         self, net: nn.Module, load_path: str, strict: bool = True, param_key: str | None = 'params'
     ) -> None:
-        tensors, metadata = checkpoint.read_weights(load_path, param_key)
+        content = checkpoint.read_file(load_path)
+        if param_key == 'params_ema' and not (isinstance(content, Mapping) and param_key in content):
+            param_key = self.opt['path'].get('param_key_g')  # the average begins with the weights that are trained
+        tensors, metadata = checkpoint.weights_in(content, load_path, param_key or 'params')
         get_root_logger().info(f'Loading weights from {load_path}, with param key: [{param_key}].')
         if not strict:  # what does not fit is not loaded; list it
             self._print_different_keys_loading(net, tensors, strict)
