@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 from . import __version__
 from .ending import end_in_nccl_group, exit_code_of_several, is_one_of_several, message_for_user, sigterm_exits
@@ -70,10 +71,11 @@ def run_restore(arguments: argparse.Namespace) -> int:
     from .weights import BUNDLED
 
     chosen = {name: value for name, value in vars(arguments).items() if value is not None}
-    request, others = (
-        {name: chosen[name] for name in kind.__dataclass_fields__ if name in chosen} for kind in (Request, Options)
-    )
-    options = Options(request=Request(**request), **others)
+
+    def given(kind: type[Request | Options]) -> dict[str, Any]:
+        return {name: chosen[name] for name in kind.__dataclass_fields__ if name in chosen}
+
+    options = Options(request=Request(**given(Request)), **given(Options))
     team = Team.from_environment()
     network = load_network(arguments.weights or BUNDLED['small'])
     set_channels_last(network)
