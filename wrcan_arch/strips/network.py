@@ -57,7 +57,11 @@ def _parts_as_built(**config: Any) -> list[tuple[str, type, str]]:
 
 
 class RowBuffer:
-    """Rows [top, stop) of a map that are still needed. The map begins and ends with `zeros` more rows of zeros."""
+    """Rows [top, stop) of a map that are still needed. The map begins and ends with `zeros` more rows of zeros.
+
+    From the map's last row on, `stop` also counts the zeros below it, by which `Flow.next_rows` knows that all output
+    rows can be computed.
+    """
 
     def __init__(self, memory: Tensor, height: int, zeros: int) -> None:
         memory[:, :, :zeros] = 0
