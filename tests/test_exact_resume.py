@@ -618,6 +618,22 @@ def test_rates_of_a_resumed_run_are_those_of_its_options(quick):
     assert (group['lr'], group['weight_decay'], list(group['betas'])) == (0.25, 0.25, [0.5, 0.6])
 
 
+@pytest.mark.parametrize(
+    ('before', 'after', 'factors'),
+    [
+        (['train:warmup_iter=8'], [], [1, 1, 0.5]),
+        ([], ['train:scheduler={type: MultiStepLR, milestones: [2, 4], gamma: 0.5}'], [0.5, 0.25, 0.25]),
+        (['train:scheduler={type: CosineAnnealingRestartLR}'], [], [1, 1, 0.5]),
+    ],
+    ids=['no warm-up any more', 'another milestone', 'another schedule'],
+)
+def test_schedule_of_a_resumed_run_is_that_of_its_options(quick, before, after, factors):
+    assert train('train:total_iter=3', *before) == 0
+    assert train('train:total_iter=6', *after, resume=True) == 0
+    rates = re.findall(r'lr:\((\S+),\)', max(FOLDER.glob('train_*.log')).read_text())
+    assert [float(each) for each in rates] == pytest.approx([factor * 1e-3 for factor in factors])
+
+
 def test_resume_of_a_run_that_has_all_its_iterations_says_so(quick):
     assert train('train:total_iter=4', resume=True) == 0, 'a first run may be asked to go on, as in the script of a job'
     assert 'no training state' not in max(FOLDER.glob('train_*.log')).read_text()

@@ -292,7 +292,7 @@ class RecordedModel(SRModel):
         return f'Best {self.best_by[1]}: {best["val"]:.4f} at iteration {best["iter"]}{no_better}, {path}'
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
-        """Resume. The state gives the schedules' progress, the options the initial rates and when these fall."""
+        """Resume. The state says how far the schedules are, the options what their rates are there."""
         schedulers = [
             {key: value for key, value in each.items() if key in PLACE_IN_SCHEDULE}
             for each in resume_state['schedulers']
