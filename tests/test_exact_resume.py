@@ -421,8 +421,12 @@ def test_ctrl_c_before_the_first_iteration_promises_nothing(quick, capfd):
 def test_signal_to_the_whole_group_finds_the_data_workers_at_work(quick):
     """Ctrl+C in a terminal and some schedulers signal the whole group: a worker that ended first would end the run."""
     Path('train.yml').write_text(set_options(Path('train.yml').read_text(), total_iter=100_000, num_worker_per_gpu=2))
+    Path('t').mkdir()
     Path('own_group.py').write_text(
-        'import os, sys; from wrcan_arch import cli\nos.setsid(); sys.exit(cli.main(sys.argv[1:]))'
+        'import multiprocessing, os, sys, tempfile\nfrom wrcan_arch import cli\n'
+        'tempfile.tempdir = "t"\n'  # a longer path would not do for sockets
+        'multiprocessing.current_process()._config.pop("tempdir", None)\n'  # of the process that this is forked from
+        'os.setsid()\nsys.exit(cli.main(sys.argv[1:]))\n'
     )
     overrides = ('logger:save_checkpoint_freq=50_000', 'val:val_freq=50_000')
     said = Path('said.txt')
@@ -436,6 +440,7 @@ def test_signal_to_the_whole_group_finds_the_data_workers_at_work(quick):
     assert said.read_text().strip().endswith('stopped by SIGTERM; go on with --auto_resume')
     (iteration,) = run_folder.iterations(FOLDER)
     assert iteration >= 20
+    assert not list(Path('t').iterdir()), 'the workers were killed, but not their folder of sockets'
 
 
 def damage(path, how):

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing.util import get_temp_dir
 from typing import Any
 
 from ..errors import InputError, RunError, one_line
@@ -58,6 +59,7 @@ def ignore_signals() -> None:
 @contextmanager
 def ending_data_workers() -> Iterator[None]:
     """Kill the data workers when their run ends: they ignore the signal that Python would end them with."""
+    get_temp_dir()  # workers inherit this folder for their sockets, and this process removes it: a killed one cannot
     others, handler = multiprocessing.active_children(), signal.getsignal(signal.SIGCHLD)
     try:
         yield
