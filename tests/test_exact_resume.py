@@ -178,6 +178,28 @@ def test_frame_that_turns_out_unreadable_costs_no_iteration(quick, capsys, worke
     assert_equal(outcome(), expected)
 
 
+def test_sockets_that_somebody_tidies_away_cost_no_iteration(quick, capsys, monkeypatch):
+    text = set_options(Path('train.yml').read_text(), num_worker_per_gpu=1, total_iter=100, save_checkpoint_freq=100)
+    Path('train.yml').write_text(text)
+    Path('pymp').mkdir()
+    monkeypatch.setitem(multiprocessing.current_process()._config, 'tempdir', 'pymp')
+    check = StepGuard.check
+
+    def check_and_tidy(self, current, *rest):
+        if current == 2:
+            shutil.rmtree('pymp')
+        return check(self, current, *rest)
+
+    with mock.patch.object(StepGuard, 'check', check_and_tidy):
+        assert train() == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        'basicsr train: the next batch cannot be read ([Errno 2] No such file or directory); pymp, through which data '
+        'workers pass batches, was removed: it has to stay during a run; the run ends; '
+        'fix that and go on with --auto_resume'
+    )
+    assert run_folder.iterations(FOLDER)[0] >= 2
+
+
 def test_data_worker_that_dies_costs_no_iteration(quick, capsys):
     text = set_options(Path('train.yml').read_text(), num_worker_per_gpu=1, save_checkpoint_freq=10)
     Path('train.yml').write_text(text)
