@@ -305,9 +305,12 @@ def _unfit_weights(file: OptionFile) -> Iterator[str]:
             hint = f'; basicsr convert {weights} -o NAME.pth makes one' if kind == 'WRCAN' else ''
             yield f"{place}: {weights}: {model} only reads a .pth that holds '{key}'{hint}"
             return
-        if kind != 'WRCAN' or not paths.get('strict_load_g', True):
+        is_compared = kind == 'WRCAN' and paths.get('strict_load_g', True)
+        if not (is_compared or is_wrcan_model(model)):
             return
         tensors, _ = checkpoint.weights_in(content, weights, key)
+        if not is_compared:
+            return
         found = checkpoint.network_of(tensors, weights).config
     except InputError as error:
         yield f'{place}: {error}'
