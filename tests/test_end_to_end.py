@@ -70,6 +70,8 @@ def test_train_test_restore_report(workplace):
         name: float(value) for name, value in re.findall(r'# (\w+): ([\d.]+)', log_text('test', 'results/small_test'))
     }
 
+    assert 'Tested small_set: exact x8 fp32\n' in log_text('test', 'results/small_test')
+
     command = ['restore', 'data_blur', '-o', 'restored', '-w', str(MODELS / 'net_g_best.pth')]
     assert main([*command, '--format', 'png', '--ensemble', '--precision', 'fp32']) == 0
     psnr, ssim = [], []
