@@ -342,6 +342,11 @@ class WRCANModel(RecordedModel):
             )
         else:
             output, autoencoded = self.net_g(lq, gt_jpeg)
+        if not isinstance(output, Tensor):
+            raise InputError(
+                f'network_g:type: {self.opt["network_g"]["type"]} returns a {type(output).__name__}; train it by a '
+                'model that derives from WRCANModel and has its own _losses and test'
+            )
         output = output.float()
         self.output = output.detach()  # or a failed attempt would keep its graph in memory
 
