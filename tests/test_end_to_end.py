@@ -70,6 +70,8 @@ def test_train_test_restore_report(workplace):
         name: float(value) for name, value in re.findall(r'# (\w+): ([\d.]+)', log_text('test', 'results/small_test'))
     }
 
+    assert 'Tested small_set: exact x8 fp32\n' in log_text('test', 'results/small_test')
+
     command = ['restore', 'data_blur', '-o', 'restored', '-w', str(MODELS / 'net_g_best.pth')]
     assert main([*command, '--format', 'png', '--ensemble', '--precision', 'fp32']) == 0
     psnr, ssim = [], []
@@ -180,6 +182,23 @@ def test_a_test_that_has_to_end_says_how_to_go_on(workplace, capsys):
         assert main(['test', '-opt', 'test.yml', '--force_yml', 'val:save_img=true']) == 1
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said == 'basicsr test: a.png: the disk is full; fix that and test again'
+
+
+def test_a_test_that_sigterm_stops_leaves_no_temporary_file(workplace, monkeypatch):
+    Path('temporary').mkdir()
+    monkeypatch.setattr('tempfile.tempdir', 'temporary')
+
+    def stop(*_):
+        assert list(Path('temporary').iterdir())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    overrides = ('--force_yml', 'path:pretrain_network_g=~', 'val:inference:mode=input')
+    scored = mock.patch('wrcan_arch.train.scoring.score_images', side_effect=stop)
+    with scored, pytest.raises(SystemExit, match='^143$'):
+        main(['test', '-opt', 'test.yml', *overrides])
+    assert not list(Path('temporary').iterdir())
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_images_that_would_be_called_the_same_are_not_scored_as_one(workplace, capsys):

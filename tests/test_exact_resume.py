@@ -178,6 +178,28 @@ def test_frame_that_turns_out_unreadable_costs_no_iteration(quick, capsys, worke
     assert_equal(outcome(), expected)
 
 
+def test_sockets_that_somebody_tidies_away_cost_no_iteration(quick, capsys, monkeypatch):
+    text = set_options(Path('train.yml').read_text(), num_worker_per_gpu=1, total_iter=100, save_checkpoint_freq=100)
+    Path('train.yml').write_text(text)
+    Path('pymp').mkdir()
+    monkeypatch.setitem(multiprocessing.current_process()._config, 'tempdir', 'pymp')
+    check = StepGuard.check
+
+    def check_and_tidy(self, current, *rest):
+        if current == 2:
+            shutil.rmtree('pymp')
+        return check(self, current, *rest)
+
+    with mock.patch.object(StepGuard, 'check', check_and_tidy):
+        assert train() == 1
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        'basicsr train: the next batch cannot be read ([Errno 2] No such file or directory); pymp, through which data '
+        'workers pass batches, was removed: it has to stay during a run; the run ends; '
+        'fix that and go on with --auto_resume'
+    )
+    assert run_folder.iterations(FOLDER)[0] >= 2
+
+
 def test_data_worker_that_dies_costs_no_iteration(quick, capsys):
     text = set_options(Path('train.yml').read_text(), num_worker_per_gpu=1, save_checkpoint_freq=10)
     Path('train.yml').write_text(text)
@@ -199,6 +221,29 @@ def test_data_worker_that_dies_costs_no_iteration(quick, capsys):
     (iteration,) = run_folder.iterations(FOLDER)
     assert 2 <= iteration < 10
     assert train(resume=True) == 0
+
+
+@pytest.mark.parametrize(('name', 'iteration'), [('losses/l_pix', 6), ('metrics/small_val/psnr', 8)])
+def test_curves_that_cannot_be_written_cost_no_iteration(quick, capsys, name, iteration):
+    """A thread of TensorBoard's writes; if the disk is full, its error comes up in a later call."""
+    Path('train.yml').write_text(set_options(Path('train.yml').read_text(), save_checkpoint_freq=10))
+    assert train() == 0
+    expected = outcome()[:2]
+    FOLDER.rename('undisturbed')
+
+    def add_scalar(tag, _, step):
+        if (tag, step) == (name, iteration):
+            raise OSError(28, 'No space left on device')
+
+    with mock.patch('basicsr.train.init_tb_loggers', return_value=mock.Mock(add_scalar=add_scalar)):
+        assert train('logger:use_tb_logger=true') == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == (
+        'basicsr train: [Errno 28] No space left on device; the run ends; fix that and go on with --auto_resume'
+    )
+    assert run_folder.iterations(FOLDER) == [iteration]
+    assert train(resume=True) == 0
+    assert_equal(outcome()[:2], expected)
 
 
 def test_run_from_an_older_state_is_the_one_that_is_resumed(quick):
@@ -398,8 +443,12 @@ def test_ctrl_c_before_the_first_iteration_promises_nothing(quick, capfd):
 def test_signal_to_the_whole_group_finds_the_data_workers_at_work(quick):
     """Ctrl+C in a terminal and some schedulers signal the whole group: a worker that ended first would end the run."""
     Path('train.yml').write_text(set_options(Path('train.yml').read_text(), total_iter=100_000, num_worker_per_gpu=2))
+    Path('t').mkdir()
     Path('own_group.py').write_text(
-        'import os, sys; from wrcan_arch import cli\nos.setsid(); sys.exit(cli.main(sys.argv[1:]))'
+        'import multiprocessing, os, sys, tempfile\nfrom wrcan_arch import cli\n'
+        'tempfile.tempdir = "t"\n'  # a longer path would not do for sockets
+        'multiprocessing.current_process()._config.pop("tempdir", None)\n'  # of the process that this is forked from
+        'os.setsid()\nsys.exit(cli.main(sys.argv[1:]))\n'
     )
     overrides = ('logger:save_checkpoint_freq=50_000', 'val:val_freq=50_000')
     said = Path('said.txt')
@@ -413,6 +462,7 @@ def test_signal_to_the_whole_group_finds_the_data_workers_at_work(quick):
     assert said.read_text().strip().endswith('stopped by SIGTERM; go on with --auto_resume')
     (iteration,) = run_folder.iterations(FOLDER)
     assert iteration >= 20
+    assert not list(Path('t').iterdir()), 'the workers were killed, but not their folder of sockets'
 
 
 def damage(path, how):
@@ -616,6 +666,22 @@ def test_rates_of_a_resumed_run_are_those_of_its_options(quick):
     assert train('train:total_iter=3', halved, *changed, resume=True) == 0
     group = read_file(FOLDER / 'training_states/3.state')['optimizers'][0]['param_groups'][0]
     assert (group['lr'], group['weight_decay'], list(group['betas'])) == (0.25, 0.25, [0.5, 0.6])
+
+
+@pytest.mark.parametrize(
+    ('before', 'after', 'factors'),
+    [
+        (['train:warmup_iter=8'], [], [1, 1, 0.5]),
+        ([], ['train:scheduler={type: MultiStepLR, milestones: [2, 4], gamma: 0.5}'], [0.5, 0.25, 0.25]),
+        (['train:scheduler={type: CosineAnnealingRestartLR}'], [], [1, 1, 0.5]),
+    ],
+    ids=['no warm-up any more', 'another milestone', 'another schedule'],
+)
+def test_schedule_of_a_resumed_run_is_that_of_its_options(quick, before, after, factors):
+    assert train('train:total_iter=3', *before) == 0
+    assert train('train:total_iter=6', *after, resume=True) == 0
+    rates = re.findall(r'lr:\((\S+),\)', max(FOLDER.glob('train_*.log')).read_text())
+    assert [float(each) for each in rates] == pytest.approx([factor * 1e-3 for factor in factors])
 
 
 def test_resume_of_a_run_that_has_all_its_iterations_says_so(quick):

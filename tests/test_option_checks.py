@@ -428,6 +428,14 @@ def test_any_network_has_to_choose_between_two_sets_of_weights(demo):
     assert any('two sets' in each for each in problems_of(chosen.replace('param_key_g: params', 'param_key_g: ~')))
 
 
+def test_a_file_without_weights_is_said_before_the_run_whatever_the_network(demo):
+    network = '  type: WRCAN\n  num_feat: 16\n  num_group: 1\n  num_block: 6\n  block: wrca\n'
+    torch.save({'params': {}, 'epoch': 3}, 'none.pth')
+    text = demo.replace(network, '  type: MSRResNet\n').replace('network_g: small', 'network_g: none.pth')
+    lacks = "path:pretrain_network_g: none.pth: holds no weights under 'params'; found params, epoch"
+    assert any(line.endswith(lacks) for line in problems_of(re.sub('  autoencoder_opt.*\n', '', text)))
+
+
 def test_weights_that_the_toolboxs_own_model_cannot_read_are_said_before_the_run(demo):
     text = demo.replace('WRCANModel', 'SRModel')
     tensors, _ = checkpoint.read_weights(BUNDLED['small'])

@@ -40,6 +40,26 @@ def test_curves_are_what_the_logs_say_and_a_later_log_counts(tmp_path):
     assert curves.metrics == {'PSNR': [(1200, 26.6165)], 'SSIM': [(1200, 0.8034)]}
 
 
+def test_curves_of_a_run_from_an_older_state_lack_what_came_after_it(tmp_path):
+    def logged(name, *iterations, start=''):
+        steps = ''.join(
+            f'2026 INFO: [a][epoch:  0, iter:  {each}, lr:(1e-04,)] l_pix: {each:.4e} \n'
+            f'2026 INFO: Validated small at iteration {each}\n\t # psnr: {each}\tBest: 9 @ 9 iter\n'
+            for each in iterations
+        )
+        (tmp_path / f'train_{name}.log').write_text(start + steps)
+
+    resumed = '2026 INFO: Resuming training from epoch: 0, iter: 4.\n'
+    logged('a', 2, 4, 6, 8)
+    logged('b', 4, start=resumed)
+    curves = read_curves(tmp_path)
+    assert [each for each, _ in curves.losses['l_pix']] == [2, 4, 6, 8], 'no step was made: it is still the same run'
+    logged('b', 5, 7, start=resumed)
+    curves = read_curves(tmp_path)
+    assert curves.losses == {'l_pix': [(each, each) for each in (2, 4, 5, 7)]}
+    assert curves.metrics == {'PSNR': [(each, each) for each in (2, 4, 5, 7)]}
+
+
 def test_numbers_that_a_full_disk_cut_off_do_not_count(tmp_path):
     torn = LOG.splitlines()[1]
     for number, length in enumerate(range(torn.index('5.0251e'), len(torn))):

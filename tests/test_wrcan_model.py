@@ -211,6 +211,18 @@ def test_loss_without_its_input_is_an_error(opt):
         model.optimize_parameters(1)
 
 
+def test_a_network_that_returns_several_images_is_an_error(opt):
+    del opt['train']['autoencoder_opt']
+    model = build_model(opt)
+    model.net_g.forward = lambda lq: [lq, lq]
+    model.feed_data(batch())
+    several = 'WRCAN returns a list; train it by a model that derives from WRCANModel and has its own _losses and test'
+    with pytest.raises(InputError, match=f'^network_g:type: {several}$'):
+        model.optimize_parameters(1)
+    with pytest.raises(InputError, match='^the network returns a list, not one restored image$'):
+        model.test()
+
+
 def test_deterministic_kernels_are_taken_where_asked_for(opt, monkeypatch):
     monkeypatch.setenv('CUBLAS_WORKSPACE_CONFIG', '')  # so that monkeypatch restores it
     monkeypatch.delenv('CUBLAS_WORKSPACE_CONFIG')

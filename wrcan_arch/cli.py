@@ -12,7 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,10 @@ def run_pipeline(arguments: argparse.Namespace) -> int:
     from .train import option_checks, pipelines
 
     option_checks.check(file, arguments.command, auto_resume=arguments.auto_resume)
-    with redirect_stdout(sys.stderr):  # where the log goes: the toolbox prints too, and `| head` must not end the run
+    # One of several processes may wait for the others in a call that Python cannot interrupt: SIGTERM just ends it.
+    clearing_away = nullcontext() if is_one_of_several() else sigterm_exits()
+    # Standard error is where the log goes: the toolbox prints too, and `| head` must not end the run.
+    with redirect_stdout(sys.stderr), clearing_away:
         pipelines.run_pipeline(
             arguments.command,
             file.values,

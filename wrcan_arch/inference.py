@@ -232,6 +232,8 @@ class _Restoring:
 
     def _run_whole(self, image: Tensor) -> Tensor:
         restored = self.network(image)
+        if not isinstance(restored, Tensor):
+            raise InputError(f'the network returns a {type(restored).__name__}, not one restored image')
         if restored.shape != image.shape:
             raise InputError(
                 f'the network turns {tuple(image.shape)} into {tuple(restored.shape)}, not a restored image'

@@ -92,7 +92,10 @@ def read_images(opt: Mapping[str, Any], phase: str, dataset: Sequence[Mapping[st
 
 
 def read_curves(experiment: Path) -> Curves:
-    """Read losses and validation scores from an experiment's logs; a resumed run has several logs."""
+    """Read losses and validation scores from an experiment's logs; a resumed run has several logs.
+
+    A run that goes on from an older state replaces the curves from there on.
+    """
     logs = sorted(experiment.glob('train_*.log'))
     if not logs:
         raise InputError(f'{experiment}: no train_*.log in it; give the folder of a training run')
@@ -100,11 +103,24 @@ def read_curves(experiment: Path) -> Curves:
     metrics: dict[tuple[str, str], dict[int, float]] = {}
     sets: set[str] = set()
     iteration, dataset = 0, ''
+    resumed_at = math.inf
+
+    def add(curves: dict[Any, dict[int, float]], name: str | tuple[str, str], value: str) -> None:
+        nonlocal resumed_at
+        if iteration > resumed_at:  # a step was made, so what the run before logged later is no part of this one
+            for points in (*losses.values(), *metrics.values()):
+                for later in [each for each in points if each > resumed_at]:
+                    del points[later]
+            resumed_at = math.inf
+        curves.setdefault(name, {})[iteration] = float(value)
+
     for line in '\n'.join(log.read_text(encoding='utf-8', errors='replace') for log in logs).splitlines():
         if match := re.search(r'iter:\s*([\d,]+), lr:', line):
             iteration = int(match[1].replace(',', ''))
             for name, value in re.findall(rf'\b(l_\w+): {LOSS}(?!\S)', line):
-                losses.setdefault(name, {})[iteration] = float(value)
+                add(losses, name, value)
+        elif match := re.search(r' INFO: Resuming training from epoch: \d+, iter: (\d+)\.$', line):
+            iteration = resumed_at = int(match[1])
         elif match := re.match(r'[^I]*INFO: Validated (.+) at iteration (\d+)', line):
             sets.add(match[1])
             dataset, iteration = match[1], int(match[2])
@@ -112,12 +128,13 @@ def read_curves(experiment: Path) -> Curves:
             sets.add(match[1])
             dataset = match[1]
         elif match := re.match(r'\s+# (.+?): (\S+)\s+Best: ', line):
-            metrics.setdefault((match[1], dataset), {})[iteration] = float(match[2])
+            add(metrics, (match[1], dataset), match[2])
     return Curves(
-        {name: sorted(points.items()) for name, points in losses.items()},
+        {name: sorted(points.items()) for name, points in losses.items() if points},
         {
             metric.upper() + (f' ({dataset})' if len(sets) > 1 else ''): sorted(points.items())
             for (metric, dataset), points in metrics.items()
+            if points
         },
     )
 

@@ -18,11 +18,9 @@ def match_weight_layout(optimizer: torch.optim.Optimizer) -> None:
 
 
 def with_own_settings(own: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-    """Return `saved` with the settings of `own`; each rate stays the same fraction of its initial one."""
+    """Return `saved` with the settings of `own`, except 'lr', which the schedule sets before each step."""
     groups = []
     for asked, group in zip(own.param_groups, saved['param_groups'], strict=False):  # loading checks their number
-        fallen = group['lr'] / group['initial_lr'] if group['initial_lr'] else 1.0  # Muon's adam_lr may be 0
-        settings = {name: value for name, value in asked.items() if name not in ('params', 'amsgrad')}
-        unchanged = asked['initial_lr'] == group['initial_lr']  # then keep the rate to the bit
-        groups.append({**group, **settings, 'lr': group['lr'] if unchanged else fallen * asked['initial_lr']})
+        settings = {name: value for name, value in asked.items() if name not in ('params', 'amsgrad', 'lr')}
+        groups.append({**group, **settings})
     return {**saved, 'param_groups': groups}

@@ -311,9 +311,12 @@ def _unfit_weights(file: OptionFile) -> Iterator[str]:
         if find(file.values, 'train', 'ema_decay') and not _is_readable(weights, content, model, 'params_ema'):
             yield f"{place}: {weights}: only 'params' can be averaged by {model}; leave train:ema_decay out"
             return
-        if kind != 'WRCAN' or not paths.get('strict_load_g', True):
+        is_compared = kind == 'WRCAN' and paths.get('strict_load_g', True)
+        if not (is_compared or is_wrcan_model(model)):
             return
         tensors, _ = checkpoint.weights_in(content, weights, key or 'params')
+        if not is_compared:
+            return
         found = checkpoint.network_of(tensors, weights).config
     except InputError as error:
         yield f'{place}: {error}'

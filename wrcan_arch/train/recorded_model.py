@@ -114,13 +114,15 @@ class RecordedModel(SRModel):
     def _validate(self, dataset: Any, name: str, current_iter: int, tb_logger: Any, save_img: bool) -> None:
         scores, seconds = scoring.score_images(self, dataset, current_iter, save_img)
         self.metric_results = self.scores[name] = results.mean_scores(scores)
+        how = self.request.describe(self.device)
+        if not self.is_train:
+            get_root_logger().info(f'Tested {name}: {how}')
         if self.metric_results:
             if self.is_train:
                 self._initialize_best_metric_results(name)
                 for metric, value in self.metric_results.items():
                     self._update_best_metric_result(name, metric, value, current_iter)
                 self._keep_if_best(name, current_iter)
-                how = self.request.describe(self.device)
                 get_root_logger().info(f'Validated {name} at iteration {current_iter}: {how}')
             self._log_validation_metric_values(current_iter, name, tb_logger)
         if not self.is_train and self.opt['rank'] == 0:
@@ -292,7 +294,7 @@ class RecordedModel(SRModel):
         return f'Best {self.best_by[1]}: {best["val"]:.4f} at iteration {best["iter"]}{no_better}, {path}'
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
-        """Resume. The state gives the schedules' progress, the options the initial rates and when these fall."""
+        """Resume. The state says how far the schedules are, the options what their rates are there."""
         schedulers = [
             {key: value for key, value in each.items() if key in PLACE_IN_SCHEDULE}
             for each in resume_state['schedulers']

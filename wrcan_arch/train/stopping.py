@@ -7,6 +7,8 @@ import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing.util import get_temp_dir
+from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, RunError, one_line
@@ -58,6 +60,7 @@ def ignore_signals() -> None:
 @contextmanager
 def ending_data_workers() -> Iterator[None]:
     """Kill the data workers when their run ends: they ignore the signal that Python would end them with."""
+    get_temp_dir()  # workers inherit this folder for their sockets, and this process removes it: a killed one cannot
     others, handler = multiprocessing.active_children(), signal.getsignal(signal.SIGCHLD)
     try:
         yield
@@ -84,6 +87,8 @@ def as_input_error(error: Exception, what: str = 'the next batch') -> InputError
     hint = ''
     if NO_SHARED_MEMORY.search(last_line):
         hint = '; /dev/shm is full: enlarge it (docker run --shm-size=1g), or set a smaller num_worker_per_gpu'
+    elif isinstance(error, FileNotFoundError) and not (folder := Path(get_temp_dir())).is_dir():
+        hint = f'; {folder}, through which data workers pass batches, was removed: it has to stay during a run'
     unreadable = InputError(f'{what} cannot be read ({last_line or type(error).__name__}){hint}')
     unreadable.__cause__ = error
     return unreadable

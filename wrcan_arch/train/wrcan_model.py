@@ -58,8 +58,12 @@ def bf16_hook(group: distributed.ProcessGroup, bucket: distributed.GradBucket) -
     return bf16_compress_hook(group, bucket)
 
 
-def _end_warmup(scheduler: MultiStepRestartLR) -> None:
-    """Set the learning rates to what they would be without a warm-up."""
+def _set_rates(scheduler: MultiStepRestartLR) -> None:
+    """Set this iteration's learning rates from the initial ones.
+
+    The toolbox computes them from the rates of the iteration before, which may be those of a warm-up, or of the options
+    that a resumed run had then.
+    """
     now, restarts = scheduler.last_epoch, zip(scheduler.restarts, scheduler.restart_weights, strict=True)
     begun, weight = max((each for each in restarts if each[0] <= now), default=(0, 1))
     falls = sum(count for milestone, count in scheduler.milestones.items() if begun < milestone <= now)
@@ -192,10 +196,10 @@ class WRCANModel(RecordedModel):
             raise reason
         self.rates_before = self._rates()
         super().update_learning_rate(current_iter, warmup_iter)
-        if current_iter == warmup_iter:  # the toolbox's MultiStepLR would continue from the warm-up's last rate
+        if current_iter >= warmup_iter:
             for scheduler in self.schedulers:
                 if isinstance(scheduler, MultiStepRestartLR):
-                    _end_warmup(scheduler)
+                    _set_rates(scheduler)
 
     def _rates(self) -> tuple[list[dict[str, Any]], list[float]]:
         """Return the schedulers' states and the learning rates that they have set."""
@@ -338,6 +342,11 @@ class WRCANModel(RecordedModel):
             )
         else:
             output, autoencoded = self.net_g(lq, gt_jpeg)
+        if not isinstance(output, Tensor):
+            raise InputError(
+                f'network_g:type: {self.opt["network_g"]["type"]} returns a {type(output).__name__}; train it by a '
+                'model that derives from WRCANModel and has its own _losses and test'
+            )
         output = output.float()
         self.output = output.detach()  # or a failed attempt would keep its graph in memory
 
