@@ -223,29 +223,6 @@ def test_data_worker_that_dies_costs_no_iteration(quick, capsys):
     assert train(resume=True) == 0
 
 
-@pytest.mark.parametrize(('name', 'iteration'), [('losses/l_pix', 6), ('metrics/small_val/psnr', 8)])
-def test_curves_that_cannot_be_written_cost_no_iteration(quick, capsys, name, iteration):
-    """A thread of TensorBoard's writes; if the disk is full, its error comes up in a later call."""
-    Path('train.yml').write_text(set_options(Path('train.yml').read_text(), save_checkpoint_freq=10))
-    assert train() == 0
-    expected = outcome()[:2]
-    FOLDER.rename('undisturbed')
-
-    def add_scalar(tag, _, step):
-        if (tag, step) == (name, iteration):
-            raise OSError(28, 'No space left on device')
-
-    with mock.patch('basicsr.train.init_tb_loggers', return_value=mock.Mock(add_scalar=add_scalar)):
-        assert train('logger:use_tb_logger=true') == 1
-    said = capsys.readouterr().err.splitlines()[-1]
-    assert said == (
-        'basicsr train: [Errno 28] No space left on device; the run ends; fix that and go on with --auto_resume'
-    )
-    assert run_folder.iterations(FOLDER) == [iteration]
-    assert train(resume=True) == 0
-    assert_equal(outcome()[:2], expected)
-
-
 def test_run_from_an_older_state_is_the_one_that_is_resumed(quick):
     Path('train.yml').write_text(set_options(Path('train.yml').read_text(), save_checkpoint_freq=2, total_iter=6))
     assert train() == 0 and run_folder.iterations(FOLDER) == [6, 4, 2]

@@ -20,13 +20,12 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
 from torch import distributed
 
-from ..errors import InputError
 from ..system.files import write_text
 from ..system.processes import in_nccl_group
 from .current_run import Run
 from .lpips_metric import use_gpu
 from .replacements import check_batch, gpus_of_one_process, replaced
-from .stopping import ending_data_workers, ending_error
+from .stopping import ending_data_workers
 from .wrcan_model import WRCANModel
 
 
@@ -96,11 +95,6 @@ def run_pipeline(
                 if distributed.is_initialized():
                     distributed.barrier()  # processes that leave one by one can take the others down
                     distributed.destroy_process_group()
-            except OSError as error:  # as of a full disk: TensorBoard's thread fails, and its error comes up in a step
-                if not isinstance(run.model, WRCANModel) or run.model.saved_iter is None:
-                    raise
-                run.model.save_progress(run.model.last_iter, meet=False)  # other processes need not have failed
-                raise ending_error(InputError(str(error))) from error
             finally:
                 if distributed.is_initialized() and not in_nccl_group():  # else the command ends the process
                     distributed.destroy_process_group()
