@@ -35,7 +35,7 @@ setup(
         'lmdb>=1.4',
         'pyyaml>=6.0',
         'pydantic>=2.7',
-        'packaging>=22',
+        'packaging>=24.2',  # setuptools needs it to read license_expression
         'scikit-image>=0.23.2',  # the demo's photographs; reference for the metrics
         'safetensors>=0.4',
         'pillow>=10.1',
