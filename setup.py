@@ -20,16 +20,19 @@ setup(
         'Operating System :: POSIX :: Linux',
         'Programming Language :: Python :: 3.11',
         'Programming Language :: Python :: 3.12',
+        'Programming Language :: Python :: 3.13',
         'Topic :: Scientific/Engineering :: Image Processing',
     ],
     packages=find_packages(include=['wrcan_arch', 'wrcan_arch.*']),
     package_data={'wrcan_arch': ['py.typed', 'weights/*']},
-    python_requires='>=3.11,<3.13',
+    python_requires='>=3.11',
     install_requires=[
-        'basicsr==1.4.2',  # toolbox.py adapts this release, its last
-        'scipy<2',  # which removes scipy.ndimage.filters; the toolbox's NIQE imports it
+        # toolbox.py adapts this release, its last. Its setup.py fails on 3.13, where a function's locals() is a copy;
+        # restoring photographs does without.
+        'basicsr==1.4.2; python_version < "3.13"',
+        'scipy<2; python_version < "3.13"',  # which removes scipy.ndimage.filters; the toolbox's NIQE imports it
         'torch>=2.6',  # earlier ones let weight files run code (CVE-2025-32434)
-        'torchvision>=0.21',  # the toolbox imports it; must match torch's release
+        'torchvision>=0.21; python_version < "3.13"',  # the toolbox imports it; must match torch's release
         'numpy>=2',  # as OpenCV 5; the bounds of scikit-image and matplotlib follow from it
         'opencv-python>=5',  # OpenCV 4 fills the missing part of a truncated JPEG from uninitialized memory
         'lmdb>=1.4',
