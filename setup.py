@@ -52,6 +52,8 @@ setup(
         'dev': [
             'lpips>=0.1.4',
             'pi-heif>=1.0',
+            'pillow>=11.3',  # whose wheel has AVIF: the tests' reference
+            'lmdb>=2',  # which raises where two clients of the toolbox open one store
             'pytest>=8',
             'pytest-timeout>=2.3',
             'pytest-xdist>=3.6',
