@@ -3,6 +3,12 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 unexport PYTHONDONTWRITEBYTECODE  # if it were set, each start would compile torch anew
 
+# Made anew if its Python is gone, or the checkout was moved or copied: its scripts would run the code at the old place.
+ifneq ($(shell exec 2>/dev/null; $(BIN)/python -c '' && cat $(INSTALLED)),$(CURDIR))
+.PHONY: $(INSTALLED)
+CLEAR := --clear
+endif
+
 .PHONY: help install demo small test lint bench clean
 
 help:  ## list the targets
@@ -13,11 +19,11 @@ install: $(INSTALLED)  ## set up .venv with the tested versions (once; the other
 # BasicSR's build needs torch; without build isolation it uses the one installed here. --no-compile: only a tenth of
 # 10,000 modules is ever imported, and Python compiles and caches those on import.
 $(INSTALLED): setup.py pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 13) or sys.exit("Python 3.11 or 3.12 is needed: make PYTHON=python3.12")'
-	$(PYTHON) -m venv $$([ "$$($(BIN)/python -V 2>&1)" = "$$($(PYTHON) -V)" ] || echo --clear) .venv
+	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 13) or sys.exit("Python 3.11 or 3.12 is needed: make PYTHON=python3.12; to restore photographs on a newer one: pip install .")'
+	$(PYTHON) -m venv $(CLEAR) $$([ "$$($(BIN)/python -V 2>&1)" = "$$($(PYTHON) -V)" ] || echo --clear) .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools
 	$(BIN)/python -m pip install --quiet --no-compile --use-pep517 --no-build-isolation -c constraints.txt -e '.[dev]'
-	@touch $@
+	@pwd -P > $@
 
 demo: $(INSTALLED)  ## blur photographs, restore them, train the small weights on; demo/look/index.html, demo/report.html
 	PATH="$(CURDIR)/$(BIN):$$PATH" ./demo.sh

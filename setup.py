@@ -20,22 +20,25 @@ setup(
         'Operating System :: POSIX :: Linux',
         'Programming Language :: Python :: 3.11',
         'Programming Language :: Python :: 3.12',
+        'Programming Language :: Python :: 3.13',
         'Topic :: Scientific/Engineering :: Image Processing',
     ],
     packages=find_packages(include=['wrcan_arch', 'wrcan_arch.*']),
     package_data={'wrcan_arch': ['py.typed', 'weights/*']},
-    python_requires='>=3.11,<3.13',
+    python_requires='>=3.11',
     install_requires=[
-        'basicsr==1.4.2',  # toolbox.py adapts this release, its last
-        'scipy<2',  # which removes scipy.ndimage.filters; the toolbox's NIQE imports it
+        # toolbox.py adapts this release, its last. Its setup.py fails on 3.13, where a function's locals() is a copy;
+        # restoring photographs does without.
+        'basicsr==1.4.2; python_version < "3.13"',
+        'scipy<2; python_version < "3.13"',  # which removes scipy.ndimage.filters; the toolbox's NIQE imports it
         'torch>=2.6',  # earlier ones let weight files run code (CVE-2025-32434)
-        'torchvision>=0.21',  # the toolbox imports it; must match torch's release
+        'torchvision>=0.21; python_version < "3.13"',  # the toolbox imports it; must match torch's release
         'numpy>=2',  # as OpenCV 5; the bounds of scikit-image and matplotlib follow from it
         'opencv-python>=5',  # OpenCV 4 fills the missing part of a truncated JPEG from uninitialized memory
         'lmdb>=1.4',
         'pyyaml>=6.0',
         'pydantic>=2.7',
-        'packaging>=22',
+        'packaging>=24.2',  # setuptools needs it to read license_expression
         'scikit-image>=0.23.2',  # the demo's photographs; reference for the metrics
         'safetensors>=0.4',
         'pillow>=10.1',
@@ -49,6 +52,8 @@ setup(
         'dev': [
             'lpips>=0.1.4',
             'pi-heif>=1.0',
+            'pillow>=11.3',  # whose wheel has AVIF: the tests' reference
+            'lmdb>=2',  # which raises where two clients of the toolbox open one store
             'pytest>=8',
             'pytest-timeout>=2.3',
             'pytest-xdist>=3.6',

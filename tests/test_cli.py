@@ -20,7 +20,7 @@ from fresh import run_python
 from packaging.requirements import Requirement
 
 from wrcan_arch import cli, doctor, ending
-from wrcan_arch.errors import RunError
+from wrcan_arch.errors import NO_TOOLBOX, RunError
 from wrcan_arch.inference import Request
 from wrcan_arch.photos.bulk_restore import Options
 
@@ -398,6 +398,14 @@ def test_module_and_command_are_the_same(tmp_path):
 )
 def test_what_cannot_be_imported_leads_to_doctor(error):
     assert ending.message_for_user(error) == f'{error}; basicsr doctor says what is missing'
+
+
+def test_a_python_that_the_toolbox_cannot_be_installed_on_is_named(monkeypatch):
+    monkeypatch.setattr(metadata, 'version', mock.Mock(side_effect=metadata.PackageNotFoundError))
+    monkeypatch.setattr('wrcan_arch.doctor.requirements', list)
+    monkeypatch.setattr('sys.version_info', (3, 13))
+    assert ('basicsr', 'none', NO_TOOLBOX) in doctor._installed()
+    assert ending.message_for_user(ModuleNotFoundError("No module named 'basicsr'", name='basicsr')) == NO_TOOLBOX
 
 
 def test_doctor_speaks_when_a_package_is_missing():

@@ -110,8 +110,9 @@ def test_a_changed_network_runs_whole(change):
     assert (restored - expected).norm() / expected.norm() < 1e-5
 
 
-def test_a_hook_on_all_modules_makes_a_network_run_whole():
-    hook = torch.nn.modules.module.register_module_forward_hook(lambda module, given, made: None)
+@pytest.mark.parametrize('register', ['register_module_forward_hook', 'register_module_forward_pre_hook'])
+def test_a_hook_on_all_modules_makes_a_network_run_whole(register):
+    hook = getattr(torch.nn.modules.module, register)(lambda *given: None)
     try:
         assert not is_as_built(small_network())
     finally:
@@ -209,7 +210,8 @@ def test_pytorchs_own_switch_of_precision_is_put_back_as_somebody_set_it():
     """Once the newer switch was set, PyTorch raises when the older one is read."""
     cudnn = torch.backends.cudnn
     newer = hasattr(cudnn, 'conv')
-    switch, name, exact, tf32 = (cudnn.conv, 'fp32_precision', 'ieee', 'tf32') if newer else (cudnn, 'allow_tf32', 0, 1)
+    switch, name = (cudnn.conv, 'fp32_precision') if newer else (cudnn, 'allow_tf32')
+    exact, tf32 = ('ieee', 'tf32') if newer else (False, True)
     before = getattr(switch, name)
     try:
         for chosen in (exact, tf32):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from .errors import InputError
+from .errors import NO_TOOLBOX, InputError
 from .system.terminal import counted
 
 Row = tuple[str, str, str]  # name, value, note
@@ -36,8 +36,13 @@ def _installed() -> list[Row]:
         ('Python', platform.python_version(), ''),
     ]
     rows += [_row_of(each) for each in [Requirement('wrcan-arch'), *requirements()]]
-    heic = _row_of(Requirement('pi-heif'))
-    return [*rows, ('pi-heif', 'none', f'for HEIC: {HEIC}') if heic[1] == 'MISSING' else heic]
+    optional = {'pi-heif': f'for HEIC: {HEIC}'}
+    if sys.version_info >= (3, 13):
+        optional['basicsr'] = NO_TOOLBOX
+    for name, note in optional.items():
+        row = _row_of(Requirement(name))
+        rows.append((name, 'none', note) if row[1] == 'MISSING' else row)
+    return rows
 
 
 def _how_to_install(package: Requirement) -> str:

@@ -66,7 +66,7 @@ def _name_to_torchrun(line: str) -> None:
 
 def message_for_user(error: Exception) -> str | None:
     """The message for an error that the request caused; None for a defect, whose traceback is shown."""
-    from .errors import GPU_IS_FULL, InputError, RunError, is_full_gpu, one_line
+    from .errors import GPU_IS_FULL, NO_TOOLBOX, InputError, RunError, is_full_gpu, one_line
 
     if isinstance(error, RunError):
         return str(error)
@@ -74,6 +74,8 @@ def message_for_user(error: Exception) -> str | None:
         return one_line(error)
     if isinstance(error, RuntimeError) and is_full_gpu(error):
         return GPU_IS_FULL
+    if isinstance(error, ImportError) and error.name == 'basicsr' and sys.version_info >= (3, 13):
+        return NO_TOOLBOX
     if isinstance(error, ImportError):  # of a package or a system library
         return f'{error}; basicsr doctor says what is missing'
     if isinstance(error, OSError):

@@ -39,8 +39,9 @@ def is_as_built(network: nn.Module) -> TypeGuard[WRCAN]:
     """Whether `network` is a WRCAN with its original parts and no hooks, so that strips do what its forward does."""
     if type(network) is not WRCAN or any('forward' in vars(module) for module in network.modules()):
         return False
-    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
-    hooked = hooked or nn.modules.module._has_any_global_hook()
+    of_all = nn.modules.module  # its _has_any_global_hook came with PyTorch 2.8
+    hooked = bool(of_all._global_forward_hooks or of_all._global_forward_pre_hooks)
+    hooked = hooked or any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
     return not hooked and _parts(network) == _parts_as_built(**network.config)
 
 

@@ -47,7 +47,8 @@ Name = Annotated[str, AfterValidator(_is_name)]  # of a folder or file, without 
 class Section(BaseModel):
     """A mapping whose keys are all known. Types are strict: a string is not taken for a number."""
 
-    model_config = ConfigDict(extra='forbid', strict=True)
+    # No namespaces: pydantic before 2.10 would warn of the key model_type.
+    model_config = ConfigDict(extra='forbid', strict=True, protected_namespaces=())
 
     @model_validator(mode='before')
     @classmethod
@@ -61,7 +62,7 @@ class Section(BaseModel):
 class OpenSection(BaseModel):
     """A mapping that allows other keys too."""
 
-    model_config = ConfigDict(extra='allow', strict=True)
+    model_config = ConfigDict(extra='allow', strict=True, protected_namespaces=())
 
 
 class Built(OpenSection):
