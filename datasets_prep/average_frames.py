@@ -126,9 +126,15 @@ def plan_windows(videos: dict[str, Path], arguments: argparse.Namespace) -> tupl
     Raises one InputError for all videos that cannot be read and those too short that were named themselves, not found
     in a folder.
     """
-    counts = {name: count_frames(video) for name, video in videos.items()}
+    counts: Counter[str] = Counter()
     left_out = Counter({'over a cut': 0, 'standing still': 0, 'too short': 0})
     planned, notes, problems = [], [], []
+    for name, video in videos.items():
+        try:
+            counts[name] = count_frames(video)
+        except InputError as error:
+            problems.append(str(error))
+    refuse(problems)
     with progress_bar(total=sum(counts.values()), unit='frame', desc='find cuts') as progress:
         for number, (name, video) in enumerate(videos.items()):
             try:

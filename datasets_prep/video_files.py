@@ -114,10 +114,11 @@ def _frames_of_folder(folder: Path) -> Iterator[np.ndarray]:
             continue
         shape = shape or frame.shape
         if frame.shape != shape:
-            raise InputError(
+            problems.append(
                 f'{path}: {frame.shape[1]} x {frame.shape[0]}, but the frames before it are {shape[1]} x {shape[0]}; '
                 'put each video into a folder of its own'
             )
+            break
         if not problems:  # else the rest is read only to tell all that is broken
             yield frame
     refuse(problems)

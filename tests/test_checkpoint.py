@@ -64,6 +64,8 @@ def test_safetensors_and_averaged_weights(tmp_path):
     write_atomically(tmp_path / 'a.pth', {'params': network.state_dict(), 'params_ema': averaged.state_dict()})
     assert_same(load_network(tmp_path / 'a.pth'), averaged)
     assert torch.equal(read_weights(tmp_path / 'a.pth', 'params')[0]['tail.bias'], network.tail.bias)
+    torch.save({'state_dict': averaged.state_dict(), 'params': network.state_dict()}, tmp_path / 'a.pth')
+    assert_same(load_network(tmp_path / 'a.pth'), network)
 
 
 def test_loaded_weights_stay_when_their_file_is_written_over(tmp_path):

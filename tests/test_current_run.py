@@ -31,14 +31,18 @@ def test_processes_go_on_from_the_same_checkpoint(workplace):
     team.agree.assert_called_once_with({'the checkpoint to go on from as': 'None'}, timeout=7)
 
 
-def test_a_run_that_began_with_bare_tensors_goes_on_from_its_own_checkpoint(workplace, monkeypatch):
+@pytest.mark.parametrize('ignored', [False, True])
+def test_a_run_that_began_with_bare_tensors_goes_on_from_its_own_checkpoint(workplace, monkeypatch, ignored):
     monkeypatch.setattr(run_folder, 'newest_pair', lambda *_: ({'iter': 4}, []))
     opt = resolved_options(model_type='SRModel', auto_resume=True)
     opt['path'] |= {'experiments_root': 'experiments/small', 'models': 'models', 'param_key_g': None}
+    if ignored:
+        opt['path'] |= {'pretrain_network_g': 'bare.pth', 'ignore_resume_networks': ['network_g']}
     run = Run()
     with run.held:
         assert load_resume_state(run, opt) == {'iter': 4}
-    assert (opt['path']['pretrain_network_g'], opt['path']['param_key_g']) == ('models/net_g_4.pth', 'params')
+    expected = ('bare.pth', None) if ignored else ('models/net_g_4.pth', 'params')
+    assert (opt['path']['pretrain_network_g'], opt['path']['param_key_g']) == expected
 
 
 @pytest.mark.parametrize('is_restart', [False, True])

@@ -25,16 +25,18 @@ def test_a_link_is_not_followed(tmp_path):
     assert (tmp_path / 'thesis.tex').read_text() == 'mine'
 
 
-@pytest.mark.parametrize('is_there', [False, True])
-def test_another_users_file_is_named(tmp_path, is_there):
-    said = 'Permission denied'
-    if is_there:
+@pytest.mark.parametrize('owner', [None, 'self', 'another'])
+def test_another_users_file_is_named(tmp_path, monkeypatch, owner):
+    said, is_named = 'Permission denied', owner == 'another'
+    if owner:
         (tmp_path / 'lock').touch()
+    if is_named:
+        monkeypatch.setattr('os.geteuid', lambda: (tmp_path / 'lock').stat().st_uid + 1)
         said = f"^{tmp_path}/lock: another user's; choose another name, or share the folder with umask 002$"
     refused = PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(tmp_path / 'lock'))
     with (
         mock.patch('os.open', side_effect=refused),
-        pytest.raises(InputError if is_there else PermissionError, match=said),
+        pytest.raises(InputError if is_named else PermissionError, match=said),
         locked(tmp_path / 'lock', 'taken'),
     ):
         pass

@@ -425,7 +425,9 @@ def test_any_network_has_to_choose_between_two_sets_of_weights(demo):
     assert any('two.pth: holds two sets of weights; set path:param_key_g' in each for each in problems_of(text))
     chosen = text.replace('two.pth', 'two.pth\n  param_key_g: params')
     assert not any('two.pth' in each for each in problems_of(chosen))
-    assert any('two sets' in each for each in problems_of(chosen.replace('param_key_g: params', 'param_key_g: ~')))
+    for unclear in ('~', 'param_ema'):
+        said = problems_of(chosen.replace('param_key_g: params', f'param_key_g: {unclear}'))
+        assert any('two sets' in each for each in said)
 
 
 def test_a_file_without_weights_is_said_before_the_run_whatever_the_network(demo):
@@ -475,7 +477,9 @@ def test_weights_are_under_any_key_or_bare(demo, model):
         assert averaged == said(None) == []
     else:
         assert averaged[0].endswith("own.pth: only 'params' can be averaged by SRModel; leave train:ema_decay out")
-        assert said(None)[0].endswith('only reads a .pth that holds bare tensors; set path:param_key_g')
+        assert said(None)[0].endswith(
+            'only reads a .pth that holds bare tensors; set path:param_key_g to their key, or to ~ for bare tensors'
+        )
 
 
 def test_what_an_optimizer_refuses_is_one_of_the_mistakes(demo):

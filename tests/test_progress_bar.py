@@ -1,6 +1,7 @@
 """Progress is a bar in a terminal and lines in a log."""
 
 import io
+import math
 
 import pytest
 
@@ -15,7 +16,7 @@ def test_updates_are_lines_unless_a_terminal_can_draw_over_them(monkeypatch, is_
     monkeypatch.setattr('sys.stderr', said)
     monkeypatch.setattr(progress_bar, 'LOG_AFTER', 0)
     bar = progress_bar.progress_bar(range(2), mininterval=0, desc='\x1b', leave=leave)
-    assert bar.dynamic_miniters == is_terminal, "in a log tqdm's monitor would write stale lines"
+    assert (bar.maxinterval == math.inf) == (not is_terminal), "in a log tqdm's monitor would write stale lines"
     list(bar)
     assert '\x1b' not in said.getvalue(), 'a name may hold escape sequences, which a terminal obeys'
     lines = said.getvalue().split('\n')

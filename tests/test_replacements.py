@@ -299,6 +299,14 @@ def test_curves_replacement_is_needed(tmp_path, monkeypatch):
         ):
             assert curves_on_a_full_disk(partial(replacements.init_tb_loggers, run)) == iterations
         assert not traceback.called and logger().warning.mock_calls == [mock.call(said)]
+    with mock.patch.object(replacements, 'get_root_logger') as logger, run.held:
+        writer = replacements.init_tb_loggers(
+            run, {'name': 'small', 'root_path': '.', 'logger': {'use_tb_logger': True}}
+        )
+        writer.add_scalar('losses/l_pix', 1, 1)
+        with mock.patch.object(writer.file_writer.event_writer, 'flush', side_effect=OSError(errno.ENOSPC, 'full')):
+            writer.close()
+    assert logger().warning.called, 'a training ends well, though the disk is full when its last curves are written'
     assert replacements.init_tb_loggers(run, {'name': 'small', 'logger': {}}) is None, 'as in all processes but one'
 
 

@@ -51,6 +51,10 @@ def test_curves_of_a_run_from_an_older_state_lack_what_came_after_it(tmp_path):
 
     resumed = '2026 INFO: Resuming training from epoch: 0, iter: 4.\n'
     logged('a', 2, 4, 6, 8)
+    with (tmp_path / 'train_a.log').open('a') as log:  # curves that begin and end after the older state
+        log.write(
+            '2026 INFO: [a][epoch:  0, iter:  8, lr:(1e-04,)] l_ae: 8.0000e+00 \n\t # ssim: 8\tBest: 9 @ 9 iter\n'
+        )
     logged('b', 4, start=resumed)
     curves = read_curves(tmp_path)
     assert [each for each, _ in curves.losses['l_pix']] == [2, 4, 6, 8], 'no step was made: it is still the same run'

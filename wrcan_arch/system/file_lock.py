@@ -16,7 +16,7 @@ def _open_own(name: str, flags: int) -> int:
     try:
         return open_no_link(name, flags)
     except PermissionError as error:
-        if Path(name).exists():
+        if Path(name).exists() and Path(name).stat().st_uid != os.geteuid():
             hint = 'choose another name, or share the folder with umask 002'
             raise InputError(f"{name}: another user's; {hint}") from error
         raise

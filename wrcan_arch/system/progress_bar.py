@@ -1,5 +1,6 @@
 """Show progress on stderr: as a bar in a terminal, as a line now and then in a log."""
 
+import math
 import sys
 from collections.abc import Iterable, Sized
 from typing import Any
@@ -28,7 +29,7 @@ def progress_bar(iterable: Iterable[Any] | None = None, **options: Any) -> tqdm:
         options['disable'] = True
     elif not sys.stderr.isatty():
         total = options.get('total') or (len(iterable) if isinstance(iterable, Sized) else 0)
-        # miniters: with tqdm's own its monitor would write in between. leave: else the last line would be an early one.
         options |= {'file': _Log(sys.stderr), 'mininterval': LOG_AFTER, 'miniters': max(1, total / LOG_LINES)}
-        options['leave'] = True
+        options['maxinterval'] = math.inf  # else tqdm's monitor would write in between, and end the limit of lines
+        options['leave'] = True  # else the last line would be an early one
     return tqdm(iterable, **options)

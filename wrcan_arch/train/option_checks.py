@@ -296,16 +296,19 @@ def _unfit_weights(file: OptionFile) -> Iterator[str]:
     place = file.at('path', 'pretrain_network_g')
     try:
         content = checkpoint.read_file(weights)
-        if paths.get('param_key_g') is None and checkpoint.holds_two_sets(content):
+        if checkpoint.holds_two_sets(content) and paths.get('param_key_g') not in content:
             hint = 'set path:param_key_g to params_ema, the averaged weights that restore takes, or to params'
             yield f'{place}: {weights}: holds two sets of weights; {hint}'
             return
         model, key, kind = file.values['model_type'], paths.get('param_key_g', 'params'), network.pop('type', None)
         if not _is_readable(weights, content, model, key):
             checkpoint.weights_in(content, weights, key or 'params')  # InputError if they are under another key
-            needed, hint = f"'{key}'" if key else 'bare tensors', 'set path:param_key_g'
-            if key and kind == 'WRCAN':
+            is_pth = Path(weights).suffix != '.safetensors'
+            needed, hint = f"'{key}'" if key else 'bare tensors', 'save them with torch.save'
+            if kind == 'WRCAN' and (key or not is_pth):
                 hint = f'basicsr convert {weights} -o NAME.pth makes one'
+            elif is_pth:
+                hint = 'set path:param_key_g to their key, or to ~ for bare tensors'
             yield f'{place}: {weights}: {model} only reads a .pth that holds {needed}; {hint}'
             return
         if find(file.values, 'train', 'ema_decay') and not _is_readable(weights, content, model, 'params_ema'):

@@ -372,7 +372,8 @@ class RecordedModel(SRModel):
         if param_key == 'params_ema' and not (isinstance(content, Mapping) and param_key in content):
             param_key = self.opt['path'].get('param_key_g')  # the average begins with the weights that are trained
         tensors, metadata = checkpoint.weights_in(content, load_path, param_key or 'params')
-        get_root_logger().info(f'Loading weights from {load_path}, with param key: [{param_key}].')
+        which = f', with param key: [{param_key}]' if param_key in content else ''
+        get_root_logger().info(f'Loading weights from {load_path}{which}.')
         if not strict:  # what does not fit is not loaded; list it
             self._print_different_keys_loading(net, tensors, strict)
         bare = self.get_bare_model(net)
