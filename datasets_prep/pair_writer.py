@@ -16,6 +16,7 @@ from pairs import FILE_ENDINGS
 from wrcan_arch.data import store_writer
 from wrcan_arch.data.store_writer import StoreWriter, partial_of
 from wrcan_arch.errors import InputError
+from wrcan_arch.system.files import disk_errors_as_input_errors
 from wrcan_arch.system.terminal import counted, say
 
 
@@ -123,7 +124,8 @@ class PairWriter:
         for role, store, file in self._places(group, key):
             store.put(key, FILE_ENDINGS[role], pair[role], shape, source)
             if file:
-                file.write_bytes(pair[role])
+                with disk_errors_as_input_errors(file):
+                    file.write_bytes(pair[role])
             self._files.add(file)
         self.made[group] += 1
         self._waiting += sum(map(len, pair.values()))

@@ -42,6 +42,7 @@ for name in [each for each in os.environ if each.startswith('GIT_')]:
 os.environ['GIT_CONFIG_GLOBAL'] = os.devnull
 
 os.umask(0o022)  # permissions are compared
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and its children would too
 
 DATA = Path(__file__).parent / 'data'

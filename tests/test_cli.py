@@ -6,8 +6,10 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from unittest import mock
@@ -29,6 +31,30 @@ def basicsr(capsys, *arguments):
     """Run a command; return its exit code, and the lines on standard error that are not progress."""
     code = cli.main(list(map(str, arguments)))
     return code, [line for line in capsys.readouterr().err.splitlines() if line.strip() and '%|' not in line]
+
+
+def test_ctrl_c_while_libraries_load_is_not_swallowed_by_an_import(capfd):
+    with mock.patch('os._exit', side_effect=SystemExit) as end, pytest.raises(SystemExit), ending.ctrl_c_ends():
+        with suppress(BaseException):  # as some import may
+            os.kill(os.getpid(), signal.SIGINT)
+        assert end.call_args == mock.call(130)
+        raise SystemExit
+    assert capfd.readouterr().err == 'basicsr: stopped\n'
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, 'given back'
+
+
+@pytest.mark.parametrize('processes', ['1', '2'])
+def test_of_several_processes_a_signal_just_ends_each(workplace, monkeypatch, processes):
+    """One may wait for the others in a call that Python does not interrupt."""
+    monkeypatch.setenv('WORLD_SIZE', processes)
+    handlers = []
+
+    def look(*_, **options):
+        handlers.extend(signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP))
+
+    with mock.patch('wrcan_arch.train.pipelines.run_pipeline', look):
+        assert train() == 0
+    assert [each is signal.SIG_DFL for each in handlers] == [processes == '2'] * 2
 
 
 @pytest.mark.parametrize(('error', 'code'), [(KeyboardInterrupt(), 130), (RunError('stopped', 143), 143)])

@@ -417,8 +417,9 @@ def test_ctrl_c_before_the_first_iteration_promises_nothing(quick, capfd):
 
 
 @pytest.mark.slow
-def test_signal_to_the_whole_group_finds_the_data_workers_at_work(quick):
-    """Ctrl+C in a terminal and some schedulers signal the whole group: a worker that ended first would end the run."""
+@pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGHUP])
+def test_signal_to_the_whole_group_finds_the_data_workers_at_work(quick, number):
+    """So do Ctrl+C, a closed terminal and some schedulers: a worker that ended first would end the run."""
     Path('train.yml').write_text(set_options(Path('train.yml').read_text(), total_iter=100_000, num_worker_per_gpu=2))
     Path('t').mkdir()
     Path('own_group.py').write_text(
@@ -433,10 +434,10 @@ def test_signal_to_the_whole_group_finds_the_data_workers_at_work(quick):
         while not (said.exists() and re.search(r'iter: +20,', said.read_text())):
             time.sleep(0.05)
             assert run.is_alive(), said.read_text()[-3000:]
-        os.killpg(run.pid, signal.SIGTERM)
-        assert ended(run) == 143, said.read_text()[-3000:]
+        os.killpg(run.pid, number)
+        assert ended(run) == 128 + number, said.read_text()[-3000:]
     assert 'Traceback' not in said.read_text()
-    assert said.read_text().strip().endswith('stopped by SIGTERM; go on with --auto_resume')
+    assert said.read_text().strip().endswith(f'stopped by {number.name}; go on with --auto_resume')
     (iteration,) = run_folder.iterations(FOLDER)
     assert iteration >= 20
     assert not list(Path('t').iterdir()), 'the workers were killed, but not their folder of sockets'

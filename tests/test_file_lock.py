@@ -17,6 +17,15 @@ def test_the_file_says_who_holds_it_and_not_who_did(tmp_path):
         assert (tmp_path / 'lock').read_text() == f'process {os.getpid()} on {platform.node()}'
 
 
+def test_a_full_disk_is_said_with_the_files_name(tmp_path):
+    with (
+        mock.patch('platform.node', side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))),
+        pytest.raises(InputError, match='/lock: cannot be written .No space left on device.; make room'),
+        locked(tmp_path / 'lock', 'taken'),
+    ):
+        pass
+
+
 def test_a_link_is_not_followed(tmp_path):
     (tmp_path / 'thesis.tex').write_text('mine')
     (tmp_path / 'lock').symlink_to('thesis.tex')

@@ -1,7 +1,9 @@
 """Pairs of make_blur.py in stores and files: a stopped run goes on, names are given together, none is written over."""
 
+import errno
 import multiprocessing
 import os
+import re
 import shutil
 import signal
 import sys
@@ -71,6 +73,12 @@ def run_and_die(count, batch, arguments):
     sys.argv = ['make_blur.py', *arguments]
     with stop_at(count, lambda: os.kill(os.getpid(), signal.SIGKILL)):
         make_blur.main()
+
+
+def test_a_disk_that_is_full_for_the_files_is_said_with_the_files_name(prepared, run, tmp_path):
+    with mock.patch('pathlib.Path.write_bytes', side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))):
+        said = run(str(prepared / 'photos'), '-o', 'out', '--files', exit_code=2).err
+    assert re.search(r'out_blur\S*/photo0_000\.jpg: cannot be written \(No space left on device\); make room', said)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """A run's folder: which checkpoints are kept, failing and full disks, one run at a time."""
 
+import errno
 import multiprocessing
+import os
 import re
 import time
 from pathlib import Path
@@ -99,15 +101,16 @@ def test_failed_save_is_tried_again(quick):
     assert max(FOLDER.glob('train_*.log')).read_text().count('Input/output error; trying again in') == 2
 
 
-def test_save_that_keeps_failing_ends_the_run_with_exit_code_1(quick, capsys):
+@pytest.mark.parametrize(('number', 'hint'), [(errno.ENOSPC, 'make room'), (errno.ENOENT, 'put its folder back')])
+def test_save_that_keeps_failing_ends_the_run_with_exit_code_1(quick, capsys, number, hint):
     """Writing the best network fails first, then the checkpoint, which the message names."""
-    with mock.patch('os.fsync', side_effect=OSError(28, 'No space left on device')), mock.patch('time.sleep'):
+    with mock.patch('os.fsync', side_effect=OSError(number, os.strerror(number))), mock.patch('time.sleep'):
         assert train() == 1
     said = capsys.readouterr().err.strip().splitlines()
     assert re.findall(r'net_g_4\.pth: .* trying again in (\d+) s', '\n'.join(said)) == ['1', '5', '30']
     assert said[-1] == (
-        f'basicsr train: {FOLDER.resolve()}/models/net_g_4.pth: No space left on device; '
-        'the run ends, make room and go on with --auto_resume'
+        f'basicsr train: {FOLDER.resolve()}/models/net_g_4.pth: {os.strerror(number)}; '
+        f'the run ends, {hint} and go on with --auto_resume'
     )
 
 

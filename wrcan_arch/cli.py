@@ -4,7 +4,7 @@ Exit codes:
     0: done.
     1: some inputs failed and were named at the end, or a run had to end.
     2: the request is wrong; the message says what is wrong and what to do.
-    130, 143: stopped by Ctrl+C or SIGTERM.
+    129, 130, 143: stopped by SIGHUP (its terminal was closed), Ctrl+C or SIGTERM.
 """
 
 import argparse
@@ -17,7 +17,14 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .ending import end_in_nccl_group, exit_code_of_several, is_one_of_several, message_for_user, sigterm_exits
+from .ending import (
+    ctrl_c_ends,
+    end_in_nccl_group,
+    exit_code_of_several,
+    is_one_of_several,
+    message_for_user,
+    signals_exit,
+)
 from .system.terminal import counted, discard_unread, escape_on_stdout, print_error, printable, say
 
 FAILURES_REPORTED = 'told failures'  # note that a restore leaves for the processes that torchrun may start after it
@@ -28,12 +35,13 @@ def run_pipeline(arguments: argparse.Namespace) -> int:
 
     file = options.read_options(arguments.opt, arguments.force_yml or ())  # a wrong name is reported at once
 
-    from .system.processes import launcher_of_environment
-    from .train import option_checks, pipelines
+    with ctrl_c_ends():
+        from .system.processes import launcher_of_environment
+        from .train import option_checks, pipelines
 
     option_checks.check(file, arguments.command, auto_resume=arguments.auto_resume)
-    # One of several processes may wait for the others in a call that Python cannot interrupt: SIGTERM just ends it.
-    clearing_away = nullcontext() if is_one_of_several() else sigterm_exits()
+    # One of several processes may wait for the others in a call that Python cannot interrupt: a signal just ends it.
+    clearing_away = nullcontext() if is_one_of_several() else signals_exit()
     # Standard error is where the log goes: the toolbox prints too, and `| head` must not end the run.
     with redirect_stdout(sys.stderr), clearing_away:
         pipelines.run_pipeline(
@@ -63,15 +71,16 @@ def run_restore(arguments: argparse.Namespace) -> int:
         unreadable=unreadable,
     )
 
-    import torch
+    with ctrl_c_ends():
+        import torch
 
-    from .checkpoint import load_network
-    from .inference import Request
-    from .photos.bulk_restore import Options, restore_photos
-    from .photos.comparison import PAGE
-    from .strips.convolution import set_channels_last
-    from .system.processes import Team, take_own_gpu
-    from .weights import BUNDLED
+        from .checkpoint import load_network
+        from .inference import Request
+        from .photos.bulk_restore import Options, restore_photos
+        from .photos.comparison import PAGE
+        from .strips.convolution import set_channels_last
+        from .system.processes import Team, take_own_gpu
+        from .weights import BUNDLED
 
     chosen = {name: value for name, value in vars(arguments).items() if value is not None}
 
@@ -86,7 +95,7 @@ def run_restore(arguments: argparse.Namespace) -> int:
         take_own_gpu()
         network = network.cuda()
 
-    with sigterm_exits():  # so that unfinished files are removed
+    with signals_exit():  # so that unfinished files are removed
         summary = restore_photos(network, jobs, options=options, team=team)
     if summary is None:  # only the first process reports it
         return 0

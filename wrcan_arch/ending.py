@@ -10,17 +10,43 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from .system.terminal import print_error, printable_lines
 
 
 @contextmanager
-def sigterm_exits() -> Iterator[None]:
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+def signals_exit() -> Iterator[None]:
+    """Have SIGTERM and SIGHUP, unless they are ignored, end the command as an error does, which clears files away."""
+
+    def leave(number: int, _: Any) -> None:
+        sys.exit(128 + number)
+
+    handled = [each for each in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(each) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, leave) for number in handled}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def ctrl_c_ends() -> Iterator[None]:
+    """Have Ctrl+C end the process at once while libraries load: some swallow an exception there, or load half."""
+
+    def end(*_: Any) -> None:
+        with suppress(OSError):
+            os.write(2, b'basicsr: stopped\n')
+        os._exit(130)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is signal.default_int_handler:  # else it is ignored, or the caller's
+        signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def is_one_of_several() -> bool:

@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ..errors import InputError
 from ..system.files import without_pillow_size_limit
+from ..system.progress_bar import progress_bar
 from .frame_names import is_submitted, number_of
 from .image_files import FORMATS, decode_image, images_under
 from .jpeg_deblur_dataset import JPEGDeblurDataset, error_in, sources_of
@@ -151,7 +152,7 @@ def _problems_of_files(folder: Path) -> Iterator[str]:
     images = images_under(folder)
     if not images:
         yield f'{folder}: there are no images in it'
-    for path in images:
+    for path in progress_bar(images, unit='image', desc=str(folder)):
         try:
             problem = _image_problem(path.read_bytes())
         except OSError as error:
@@ -168,7 +169,8 @@ def _read_all(root: Path | str) -> list[str]:
         else:
             problems = [f'{root}: {each}' for each in store.disagreements()]
         if store.kind == 'encoded' and not problems:
-            by_key = ((key, _image_problem(store.get(key), store.shape(key))) for key in store.keys())
+            keys = progress_bar(store.keys(), unit='image', desc=str(root))
+            by_key = ((key, _image_problem(store.get(key), store.shape(key))) for key in keys)
             problems = [f"{root}: '{key}' {problem}" for key, problem in by_key if problem]
         elif not problems:
             for key in store.keys():

@@ -21,6 +21,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..errors import InputError
 from ..system.files import write_text
+from ..system.progress_bar import progress_bar
 from ..system.terminal import counted
 from ..train.lpips_metric import use_gpu
 from ..train.results import describe_weights, key_of, mean_scores, restored_path, result_path
@@ -257,7 +258,8 @@ def write_report(opt: Mapping[str, Any], experiment: Path | None, out: Path) -> 
     for phase, dataset in datasets.items():
         name = opt['datasets'][phase]['name']
         scores: dict[str, dict[str, dict[str, float]]] = {'blurred': {}, 'restored': {}}
-        for image in read_images(opt, phase, dataset):
+        progress = progress_bar(read_images(opt, phase, dataset), total=len(dataset), unit='image', desc=name)
+        for image in progress:
             for column, own in image.scores.items():
                 scores[column][image.key] = own
             if next(numbers) in shown:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import InputError
-from .files import open_no_link
+from .files import disk_errors_as_input_errors, open_no_link
 
 
 def _open_own(name: str, flags: int) -> int:
@@ -36,7 +36,8 @@ def locked(file: Path, what: str) -> Iterator[None]:
                 file.unlink()
             hint = 'choose a folder on another one'
             raise InputError(f'{file}: its file system keeps no locks ({error.strerror}); {hint}') from error
-        opened.truncate(0)
-        opened.write(f'process {os.getpid()} on {platform.node()}')
-        opened.flush()
+        with disk_errors_as_input_errors(file):
+            opened.truncate(0)
+            opened.write(f'process {os.getpid()} on {platform.node()}')
+            opened.flush()
         yield

@@ -44,9 +44,9 @@ def write_with_retries(write: Callable[[], Written]) -> Written:
     try:
         return write()
     except OSError as error:
-        raise RunError(
-            f'{error.filename}: {error.strerror}; the run ends, make room and go on with --auto_resume'
-        ) from error
+        hint = 'put its folder back' if isinstance(error, FileNotFoundError) else 'make room'
+        said = f'{error.filename}: {error.strerror}'
+        raise RunError(f'{said}; the run ends, {hint} and go on with --auto_resume') from error
 
 
 def iterations(folder: Path) -> list[int]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..errors import InputError, RunError, one_line
 
+ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # a scheduler's, Ctrl+C, a terminal that closes
 STOP_NOTICE = b'\nbasicsr: the run ends, and is saved, after this iteration or validation; Ctrl+\\ ends it at once\n'
 # PyTorch's messages about /dev/shm, through which workers pass batches, and that of an OSError which names no file.
 NO_SHARED_MEMORY = re.compile('shared memory|No space left on device$')
@@ -31,9 +32,9 @@ class StopReasons:
 
 @contextmanager
 def signals_ask(stop: StopReasons) -> Iterator[None]:
-    """Have SIGTERM and Ctrl+C request an end at a point that can be resumed from, instead of ending the run at once.
+    """Have the signals that end a run request an end at a point that can be resumed from, instead of at once.
 
-    A signal that the run was started with as ignored, as Ctrl+C in a script's background job, stays ignored.
+    One that the run was started with as ignored, as Ctrl+C in a script's background job, stays ignored.
     """
 
     def ask(number: int, _: Any) -> None:
@@ -42,7 +43,7 @@ def signals_ask(stop: StopReasons) -> Iterator[None]:
             with suppress(OSError):  # Ctrl+C also ends a tee that reads this
                 os.write(2, STOP_NOTICE)  # print is not safe in here
 
-    handled = [each for each in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(each) is not signal.SIG_IGN]
+    handled = [each for each in ENDING_SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
     before = {number: signal.signal(number, ask) for number in handled}
     try:
         yield
@@ -52,8 +53,8 @@ def signals_ask(stop: StopReasons) -> Iterator[None]:
 
 
 def ignore_signals() -> None:
-    """Ignore SIGTERM and Ctrl+C in a data worker: the whole group gets them, and the run still has to save."""
-    for number in (signal.SIGTERM, signal.SIGINT):
+    """Ignore them in a data worker: the whole group gets them, and the run still has to save."""
+    for number in ENDING_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
