@@ -1,6 +1,7 @@
 """Steps that are not finite leave no trace in the weights and are counted; too many end the run."""
 
 import errno
+import multiprocessing
 import os
 import signal
 from copy import deepcopy
@@ -17,7 +18,7 @@ from wrcan_arch import InputError
 from wrcan_arch.cli import main
 from wrcan_arch.train import options, run_folder
 from wrcan_arch.train.step_guard import StepGuard
-from wrcan_arch.train.stopping import StopReasons, UntilUnreadable, as_input_error, signals_ask
+from wrcan_arch.train.stopping import StopReasons, UntilUnreadable, as_input_error, ending_data_workers, signals_ask
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +37,12 @@ def test_a_signal_is_heard_where_nobody_reads_what_it_prints():
         assert stop.asked_by == signal.SIGTERM
         os.kill(os.getpid(), signal.SIGTERM)
     assert write.call_count == 1, 'the notice is given once'
+
+
+def test_the_folder_of_the_workers_sockets_is_there_in_each_run_of_a_process(tmp_path, monkeypatch):
+    monkeypatch.setitem(multiprocessing.current_process()._config, 'tempdir', str(tmp_path / 'gone/pymp'))
+    with ending_data_workers():
+        assert (tmp_path / 'gone/pymp').is_dir()
 
 
 def test_a_signal_that_is_ignored_stays_ignored():

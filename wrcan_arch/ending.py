@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import sys
 import time
@@ -74,15 +73,12 @@ def exit_code_of_several(error: Exception, command: str, *, debug: bool) -> int:
 
 def end_in_nccl_group(code: int) -> None:
     """End the process at once if it is in an NCCL group: Python's own end would leave it, and wait for the others."""
-    import multiprocessing.util
-
     from .system.processes import in_nccl_group
 
     if in_nccl_group():
         for stream in filter(None, (sys.stdout, sys.stderr)):
             with suppress(OSError):
                 stream.flush()
-        shutil.rmtree(multiprocessing.util.get_temp_dir(), ignore_errors=True)  # the data workers', else left behind
         os._exit(code)
 
 
