@@ -63,7 +63,7 @@ def ending_data_workers() -> Iterator[None]:
     """Kill the data workers when their run ends: they ignore the signal that Python would end them with."""
     # Workers inherit this folder for their sockets, and this process removes it: a killed one cannot. If it is
     # gone since an earlier run of this process, a worker fails where nobody sees it, and the run waits for its batch.
-    os.makedirs(get_temp_dir(), 0o700, exist_ok=True)
+    Path(get_temp_dir()).mkdir(0o700, parents=True, exist_ok=True)
     others, handler = multiprocessing.active_children(), signal.getsignal(signal.SIGCHLD)
     try:
         yield
