@@ -236,6 +236,15 @@ def test_weights_in_channels_last_order_can_be_converted(tmp_path):
     assert all(torch.equal(tensors[name], value) for name, value in load_file(tmp_path / 'b.safetensors').items())
 
 
+def test_a_conversion_always_gives_the_same_file(tmp_path):
+    """Scores name weights by their file's SHA-256."""
+    write_weights(tmp_path / 'a.pth', {'params': network_of().state_dict()}, {f'key {each}': each for each in range(9)})
+    for number in range(3):
+        convert(tmp_path / 'a.pth', tmp_path / f'{number}.safetensors')
+    first, *others = (path.read_bytes() for path in sorted(tmp_path.glob('*.safetensors')))
+    assert others == [first, first] and int.from_bytes(first[:8], 'little') % 8 == 0
+
+
 def test_metadata_goes_along_and_damage_is_found(tmp_path):
     tensors = network_of().state_dict()
     write_weights(tmp_path / 'a.pth', {'params': tensors}, {'iter': 7, 'commit': None, 'value': 28.5})

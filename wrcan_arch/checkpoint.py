@@ -128,6 +128,16 @@ def write_atomically(path: Path | str, content: Any) -> None:
         os.close(folder)
 
 
+def _with_sorted_metadata(file: bytes) -> bytes:
+    """Return a `.safetensors` file whose metadata are in order: the library's is random, and so the file's SHA-256."""
+    start = 8 + int.from_bytes(file[:8], 'little')
+    header = json.loads(file[8:start])
+    header['__metadata__'] = dict(sorted(header['__metadata__'].items()))
+    text = json.dumps(header, separators=(',', ':')).encode()
+    text += b' ' * (-len(text) % 8)  # the tensors stay aligned
+    return b''.join([len(text).to_bytes(8, 'little'), text, memoryview(file)[start:]])
+
+
 def write_weights(path: Path | str, networks: Mapping[str, Tensors], metadata: Mapping[str, Any]) -> dict[str, str]:
     """Write weights with their metadata and a checksum of each set of tensors; return the checksums by set.
 
@@ -141,7 +151,7 @@ def write_weights(path: Path | str, networks: Mapping[str, Tensors], metadata: M
     metadata = {**metadata, 'checksum': checksums}
     if Path(path).suffix == '.safetensors':
         texts = {key: json.dumps(value) for key, value in metadata.items()}
-        write_atomically(path, safetensors_bytes(dict(networks['params']), texts))
+        write_atomically(path, _with_sorted_metadata(safetensors_bytes(dict(networks['params']), texts)))
     else:
         write_atomically(path, {**networks, 'metadata': metadata})
     return checksums
