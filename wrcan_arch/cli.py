@@ -39,7 +39,7 @@ def run_pipeline(arguments: argparse.Namespace) -> int:
         from .system.processes import launcher_of_environment
         from .train import option_checks, pipelines
 
-    option_checks.check(file, arguments.command, auto_resume=arguments.auto_resume)
+        option_checks.check(file, arguments.command, auto_resume=arguments.auto_resume)
     # One of several processes may wait for the others in a call that Python cannot interrupt: a signal just ends it.
     clearing_away = nullcontext() if is_one_of_several() else signals_exit()
     # Standard error is where the log goes: the toolbox prints too, and `| head` must not end the run.
@@ -89,7 +89,8 @@ def run_restore(arguments: argparse.Namespace) -> int:
 
     options = Options(request=Request(**given(Request)), **given(Options))
     team = Team.from_environment()
-    network = load_network(arguments.weights or BUNDLED['small'])
+    with ctrl_c_ends():
+        network = load_network(arguments.weights or BUNDLED['small'])
     set_channels_last(network)
     if torch.cuda.is_available():
         take_own_gpu()

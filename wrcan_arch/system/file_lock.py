@@ -38,6 +38,6 @@ def locked(file: Path, what: str) -> Iterator[None]:
             raise InputError(f'{file}: its file system keeps no locks ({error.strerror}); {hint}') from error
         with disk_errors_as_input_errors(file):
             opened.truncate(0)
-            opened.write(f'process {os.getpid()} on {platform.node()}')
-            opened.flush()
+            # Not through the buffer: what cannot be written would stay in it, and fail again when the file is closed.
+            os.write(opened.fileno(), f'process {os.getpid()} on {platform.node()}'.encode())
         yield
