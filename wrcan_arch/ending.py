@@ -32,7 +32,7 @@ def signals_exit() -> Iterator[None]:
 
 @contextmanager
 def ctrl_c_ends() -> Iterator[None]:
-    """Have Ctrl+C end the process at once while libraries and weights load: some swallow an exception there, or fail later."""
+    """Have Ctrl+C end the process at once while libraries and weights load: some of them swallow an exception."""
 
     def end(*_: Any) -> None:
         with suppress(OSError):
