@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, RunError, one_line
+from ..system.signals import handling
 
 ENDING_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)  # a scheduler's, Ctrl+C, a terminal that closes
 STOP_NOTICE = b'\nbasicsr: the run ends, and is saved, after this iteration or validation; Ctrl+\\ ends it at once\n'
@@ -43,13 +44,8 @@ def signals_ask(stop: StopReasons) -> Iterator[None]:
             with suppress(OSError):  # Ctrl+C also ends a tee that reads this
                 os.write(2, STOP_NOTICE)  # print is not safe in here
 
-    handled = [each for each in ENDING_SIGNALS if signal.getsignal(each) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, ask) for number in handled}
-    try:
+    with handling(ENDING_SIGNALS, ask):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def ignore_signals() -> None:
