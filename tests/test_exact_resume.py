@@ -1,7 +1,6 @@
-"""A run that is stopped anywhere and resumed ends with the same bits as an undisturbed one; a damaged checkpoint costs
-only the iterations since the one before. Kills at random moments are in benchmarks/chaos.py."""
+"""A run that is stopped anywhere and resumed ends with the same bits as an undisturbed one. benchmarks/chaos.py kills at
+random moments."""
 
-import json
 import math
 import multiprocessing
 import os
@@ -16,57 +15,13 @@ import pytest
 import torch
 from conftest import set_options, train
 from forked import ended, srun, start
+from runs import FOLDER, assert_equal, outcome, stop_at
 
 from wrcan_arch import InputError, WRCANModel
 from wrcan_arch.checkpoint import read_file
 from wrcan_arch.errors import RunError
-from wrcan_arch.look.report import read_curves
 from wrcan_arch.train import run_folder
 from wrcan_arch.train.step_guard import StepGuard
-
-FOLDER = Path('experiments/small')
-
-
-def stop_at(iteration, number=signal.SIGTERM):
-    """Send a signal to this process in the middle of the step `iteration`."""
-    check = StepGuard.check
-
-    def check_and_signal(self, current, *rest):
-        if current == iteration:
-            os.kill(os.getpid(), number)
-        return check(self, current, *rest)
-
-    return mock.patch.object(StepGuard, 'check', check_and_signal)
-
-
-def assert_equal(first, second, place='state'):
-    """Compare two training states bit by bit."""
-    if isinstance(first, torch.Tensor):
-        assert torch.equal(first, second), place
-    elif isinstance(first, dict):
-        assert first.keys() == second.keys(), place
-        for key in first:
-            assert_equal(first[key], second[key], f'{place}/{key}')
-    elif isinstance(first, list | tuple):
-        assert len(first) == len(second), place
-        for number, pair in enumerate(zip(first, second, strict=True)):
-            assert_equal(*pair, f'{place}/{number}')
-    else:
-        assert first == second, place
-
-
-def outcome(folder=FOLDER, iteration=10):
-    """The state with its weights' checksum; the weights of `iteration`, the best, the latest; what was logged."""
-    weights = {
-        label: {
-            key: value
-            for key, value in read_file(folder / f'models/net_g_{label}.pth').items() if key.startswith('params')
-        }
-        for label in (iteration, 'best', 'latest')
-    }  # fmt: skip
-    curves = read_curves(folder)
-    return read_file(folder / f'training_states/{iteration}.state'), weights, curves.losses, curves.metrics
-
 
 CASES = {
     'fp32': ({}, 0, 0),
@@ -443,200 +398,6 @@ def test_signal_to_the_whole_group_finds_the_data_workers_at_work(quick, number)
     assert not list(Path('t').iterdir()), 'the workers were killed, but not their folder of sockets'
 
 
-def damage(path, how):
-    content = bytearray(path.read_bytes())
-    if how == 'cut':
-        content = content[: len(content) // 2]
-    elif how == 'flipped':
-        middle = len(content) // 2
-        content[middle : middle + 400] = bytes(
-            byte ^ 0x10 for byte in content[middle : middle + 400]
-        )  # more than padding
-    path.write_bytes(content)
-
-
-DAMAGES = {
-    'state cut': ('training_states/8.state', 'cut', '8.state: not a readable weight file, it may be cut or damaged'),
-    'state flipped': ('training_states/8.state', 'flipped', '8.state: '),
-    'state empty': ('training_states/8.state', 'empty', '8.state: not a readable weight file'),
-    'weights cut': ('models/net_g_8.pth', 'cut', 'net_g_8.pth: not a readable weight file'),
-    'weights flipped': ('models/net_g_8.pth', 'flipped', 'net_g_8.pth: '),
-    'weights gone': ('models/net_g_8.pth', 'gone', 'net_g_8.pth: cannot be opened (No such file or directory)'),
-    'of another moment': ('models/net_g_8.pth', 'swapped', 'net_g_8.pth: not the weights that 8.state was saved with'),
-}
-
-
-def test_resume_takes_the_newest_whole_pair_and_says_what_it_passed_over(quick):
-    """Each kind of damage is done to the newest of two pairs. The resumed run ends like an undisturbed one."""
-    assert train('train:total_iter=8') == 0
-    expected = outcome(iteration=8)
-    whole = {path: path.read_bytes() for part in ('models', 'training_states') for path in (FOLDER / part).iterdir()}
-    for name, how, message in DAMAGES.values():
-        for path, content in whole.items():
-            path.write_bytes(content)
-        path = FOLDER / name
-        if how == 'gone':
-            path.unlink()
-        elif how == 'swapped':
-            path.write_bytes(whole[FOLDER / 'models/net_g_4.pth'])
-        elif how == 'empty':
-            path.write_bytes(b'')
-        else:
-            damage(path, how)
-        state, passed_over = run_folder.newest_pair(FOLDER, ['g'])
-        assert state['iter'] == 4 and len(passed_over) == 1 and message in passed_over[0]
-    assert train('train:total_iter=8', resume=True) == 0
-    log = max(FOLDER.glob('train_*.log')).read_text()
-    assert 'Passed over: ' in log and 'net_g_8.pth: not the weights that' in log and 'iter: 4.' in log
-    assert not [*FOLDER.rglob('*.after_*')], 'a damaged pair is overwritten'
-    assert_equal(outcome(iteration=8), expected)
-
-
-def test_every_flipped_bit_is_found_or_harmless(quick):
-    """A state with a flipped bit is refused, unless the same values are read from it."""
-    assert train('train:total_iter=4') == 0
-    path = FOLDER / 'training_states/4.state'
-    content, state = path.read_bytes(), read_file(path)
-    found = 0
-    for place in torch.randint(len(content), (60,), generator=torch.Generator().manual_seed(0)).tolist():
-        path.write_bytes(content[:place] + bytes([content[place] ^ 1 << place % 8]) + content[place + 1 :])
-        try:
-            again = run_folder.read_state(path)
-        except ValueError:
-            found += 1
-        else:
-            assert_equal(again, state)
-    assert found > 30
-
-
-def test_run_without_a_whole_checkpoint_does_not_start_over_by_itself(quick, capsys):
-    assert train('train:total_iter=4') == 0
-    damage(FOLDER / 'training_states/4.state', 'cut')
-    before = sorted(Path('experiments').iterdir())
-    assert train(resume=True) == 2
-    said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert 'none of its 1 checkpoints is whole' in said and said.endswith('run it without --auto_resume')
-    assert sorted(Path('experiments').iterdir()) == before
-
-
-def test_rest_of_a_killed_save_is_removed(quick):
-    assert train('train:total_iter=4') == 0
-    rests = [FOLDER / 'training_states/.5.state.partial', FOLDER / 'models/.net_g_5.pth.partial']
-    for rest in rests:  # of an iteration that is not saved again, which would take the same name
-        rest.write_bytes(b'x' * 1000)
-    assert train(resume=True) == 0
-    assert not any(map(Path.exists, rests))
-
-
-def test_state_that_is_named_has_to_have_its_own_weights(quick, capsys):
-    assert train('train:total_iter=8') == 0
-    state = f'path:resume_state={FOLDER}/training_states/4.state'
-    shutil.copy(FOLDER / 'models/net_g_8.pth', FOLDER / 'models/net_g_4.pth')
-    assert train(state) == 2
-    assert 'net_g_4.pth: not the weights that 4.state was saved with' in capsys.readouterr().err
-    (FOLDER / 'models/net_g_4.pth').unlink()
-    assert train(state) == 2
-    assert 'net_g_4.pth: cannot be opened (No such file or directory)' in capsys.readouterr().err
-
-
-def test_weights_that_a_new_run_would_put_aside_are_not_its_beginning(quick, capsys):
-    assert train('train:total_iter=4') == 0
-    capsys.readouterr()
-    assert train(f'path:pretrain_network_g={FOLDER}/models/net_g_4.pth') == 2
-    assert "net_g_4.pth is in this run's own folder, which a new run puts aside" in capsys.readouterr().err
-    assert run_folder.iterations(FOLDER) == [4]
-
-
-def test_code_in_a_state_is_not_run(quick, capsys):
-    class Exploit:
-        def __reduce__(self):
-            return open, ('written', 'w')
-
-    assert train('train:total_iter=4') == 0
-    torch.save({'iter': Exploit()}, FOLDER / 'training_states/9.state')
-    assert train('train:total_iter=5', resume=True) == 0, 'the newest whole one is taken'
-    assert '9.state: holds objects that could run code' in max(FOLDER.glob('train_*.log')).read_text()
-    assert train(f'path:resume_state={FOLDER}/training_states/9.state') == 2
-    assert 'could run code' in capsys.readouterr().err
-    assert not Path('written').exists()
-
-
-def test_state_is_plain_data(quick):
-    """weights_only can read it; besides optimizers and schedulers it holds only what JSON can."""
-    assert train('train:total_iter=4') == 0
-    state = read_file(FOLDER / 'training_states/4.state')
-    assert json.dumps({key: value for key, value in state.items() if key not in ('optimizers', 'schedulers')})
-
-
-def best_of_log():
-    return re.search(r'Best (\w+): ([\d.]+) at iteration (\d+)', max(FOLDER.glob('train_*.log')).read_text()).groups()
-
-
-def test_best_network_stays_when_a_metric_is_added_or_removed(quick):
-    """No worse network of later iterations replaces it."""
-    best = FOLDER / 'models/net_g_best.pth'
-    assert train('train:total_iter=8', 'train:start_from_image=true') == 0
-    kept, (metric, score, _) = best.read_bytes(), best_of_log()
-    worse = ('train:pixel_opt:loss_weight=-1.0', 'train:optim_g:lr=0.01')
-    for total, more in ((12, ['val:metrics:ssim={type: calculate_ssim, crop_border: 0}']), (16, [])):
-        assert train(f'train:total_iter={total}', *worse, *more, resume=True) == 0
-        assert best.read_bytes() == kept and best_of_log()[:2] == (metric, score)
-
-
-def test_best_network_that_the_last_state_does_not_know_stays(quick):
-    """The run was killed after a validation, before the next state was saved."""
-    best = FOLDER / 'models/net_g_best.pth'
-    assert train('train:total_iter=8', 'val:val_freq=4', 'logger:save_checkpoint_freq=6') == 0
-    kept, (metric, score, iteration) = best.read_bytes(), best_of_log()
-    assert iteration == '8'
-    (FOLDER / 'training_states/8.state').unlink()
-    assert train('train:total_iter=12', 'val:val_freq=4', 'train:optim_g:lr=1e-9', resume=True) == 0
-    assert best.read_bytes() == kept and best_of_log() == (metric, score, '8')
-
-
-def test_best_network_beyond_the_end_of_the_resumed_run_is_its_outcome(quick):
-    """Even if the run is trained on: the network at the same iteration may be worse then."""
-    best = FOLDER / 'models/net_g_best.pth'
-    assert train('train:total_iter=8', 'logger:save_checkpoint_freq=6') == 0
-    kept, found = best.read_bytes(), best_of_log()
-    assert found[2] == '8'
-    (FOLDER / 'training_states/8.state').unlink()
-    for total in (7, 12):
-        assert train(f'train:total_iter={total}', 'train:optim_g:lr=1e-9', resume=True) == 0
-        assert best.read_bytes() == kept and best_of_log() == found
-
-
-def test_run_from_an_older_state_has_a_best_network_of_its_own(quick):
-    best = FOLDER / 'models/net_g_best.pth'
-    assert train('train:total_iter=8') == 0
-    kept = best.read_bytes()
-    assert best_of_log()[2] == '8'
-    worse = 'train:optim_g:lr=0.5'  # than the best of the record of iteration 4, whose file is there no more
-    assert train(f'path:resume_state={FOLDER}/training_states/4.state', 'train:total_iter=8', worse) == 0
-    assert (FOLDER / 'models/net_g_best.pth.after_4').read_bytes() == kept
-    about = read_file(best)['metadata']
-    own = f'{about["metrics"]["psnr"]:.4f}'
-    assert best.read_bytes() != kept and best_of_log() == ('psnr', own, '8') and about['iter'] == 8
-
-
-def test_record_without_its_network_is_forgotten(quick):
-    """A run from a named older state was killed after the best network was put aside, before its first checkpoint."""
-    best = FOLDER / 'models/net_g_best.pth'
-    assert train('train:total_iter=8') == 0
-    best.rename(f'{best}.after_4')
-    assert train('train:total_iter=12', 'train:optim_g:lr=0.5', resume=True) == 0  # a worse network than the record's
-    assert read_file(best)['metadata']['iter'] == int(best_of_log()[2]) > 8
-
-
-def test_older_state_that_nothing_is_trained_from_leaves_the_best_network(quick):
-    best = FOLDER / 'models/net_g_best.pth'
-    assert train('train:total_iter=8') == 0
-    kept, found = best.read_bytes(), best_of_log()
-    assert found[2] == '8'
-    assert train(f'path:resume_state={FOLDER}/training_states/4.state', 'train:total_iter=4') == 0
-    assert best.read_bytes() == kept and best_of_log() == found
-
-
 def test_rates_of_a_resumed_run_are_those_of_its_options(quick):
     halved = 'train:scheduler={type: MultiStepLR, milestones: [1], gamma: 0.5}'
     assert train('train:total_iter=2', halved) == 0
@@ -669,28 +430,3 @@ def test_resume_of_a_run_that_has_all_its_iterations_says_so(quick):
         assert train(f'train:total_iter={total}', resume=True) == 0
         log = max(FOLDER.glob('train_*.log')).read_text()
         assert f'The run is at iteration 4 already, train:total_iter is {total}: nothing is trained.' in log
-
-
-SSIM = 'val:metrics:ssim={type: calculate_ssim, crop_border: 0}'
-
-
-@pytest.mark.parametrize(
-    ('before', 'after'),
-    [
-        ([], ['datasets:val:name=other']),
-        ([SSIM], [SSIM, 'val:best_metric=ssim']),
-        ([], ['val:metrics:psnr={type: calculate_ssim, crop_border: 0, better: lower}']),
-    ],
-    ids=['another set', 'another metric', 'the other direction'],
-)
-def test_best_network_that_something_else_chose_is_put_aside(quick, before, after):
-    best = FOLDER / 'models/net_g_best.pth'
-    assert train('train:total_iter=8', *before) == 0
-    kept = best.read_bytes()
-    for total in (12, 16):
-        assert train(f'train:total_iter={total}', *after, resume=True) == 0
-        assert (FOLDER / 'models/net_g_best_until_8.pth').read_bytes() == kept
-        iteration = read_file(best)['metadata']['iter']
-        assert iteration > 8 and str(iteration) == best_of_log()[2]
-    logs = ''.join(path.read_text() for path in FOLDER.glob('train_*.log'))
-    assert logs.count('net_g_best_until_8.pth is the best by psnr of small_val; from here on net_g_best.pth is') == 1

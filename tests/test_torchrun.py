@@ -19,7 +19,7 @@ import yaml
 from basicsr.models import build_model
 from conftest import SMALL_TRAINING, in_threads, picture, set_options
 from forked import environment, free_port, srun
-from test_exact_resume import assert_equal, outcome
+from runs import assert_equal, outcome
 
 from wrcan_arch import InputError
 from wrcan_arch.checkpoint import read_file, write_weights
