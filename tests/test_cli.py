@@ -41,6 +41,12 @@ def test_ctrl_c_while_libraries_load_is_not_swallowed_by_an_import(capfd):
         raise SystemExit
     assert capfd.readouterr().err == 'basicsr: stopped\n'
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, 'given back'
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with ending.ctrl_c_ends():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN, 'as in a background job'
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.mark.parametrize('processes', ['1', '2'])

@@ -1,5 +1,4 @@
-"""A run that is stopped anywhere and resumed ends with the same bits as an undisturbed one. benchmarks/chaos.py kills at
-random moments."""
+"""A run that is stopped and resumed ends with the bits of an undisturbed one. benchmarks/chaos.py kills at random."""
 
 import math
 import multiprocessing

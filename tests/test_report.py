@@ -301,7 +301,9 @@ def test_means_of_each_data_set_are_those_of_its_result(finished_test, capsys):
     page = Path('report.html').read_text()
     assert page.index('small: 1 image; protocol: chop x8 bf16.') < page.index('more: 9 images; protocol: exact fp32.')
     assert main(['report', '-opt', 'test.yml']) == 0
-    said = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr()
+    said = printed.out.splitlines()
+    assert 'more: 100%|' in printed.err
     assert [line.partition(': blurred')[0] for line in said[:2]] == ['small: PSNR of 1 image', 'more: PSNR of 9 images']
 
 
