@@ -432,11 +432,14 @@ def test_broken_frames_are_told_all_at_once(run, tmp_path):
         write_folder(tmp_path / name, moving(count))
     for broken in ('a/003', 'a/007', 'b/000'):
         (tmp_path / f'{broken}.png').write_text('broken')
+    cv2.imwrite(str(tmp_path / 'b' / '001.png'), moving(1)[0])
+    cv2.imwrite(str(tmp_path / 'b' / '002.png'), moving(1)[0][:20])
     printed = run('a', 'b', 'short', '-o', 'out', '--frames', '5', exit_code=2)
     assert [line.removeprefix('average_frames: ') for line in printed.err.splitlines() if '%|' not in line] == [
         'a/003.png: not a readable image; remove it or convert it to PNG',
         'a/007.png: not a readable image; remove it or convert it to PNG',
         'b/000.png: not a readable image; remove it or convert it to PNG',
+        'b/002.png: 64 x 20, but the frames before it are 64 x 48; put each video into a folder of its own',
         'short: 3 frames, too few to average 5; leave it out or set --frames',
     ]
 

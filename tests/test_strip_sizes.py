@@ -63,6 +63,12 @@ def test_strips_of_encoder_and_decoder_are_few(size, rows, device, count):
     assert len(list(spans(size[0], rows_at_ends))) == count
 
 
+@pytest.mark.parametrize(('height', 'heights'), [(4 * 37, {1, 2, 4, 38}), (4 * 183, {1, 2, 6, 46})])
+def test_strips_hold_whole_pairs_of_rows_unless_only_single_ones_fit(height, heights):
+    sizes = StripSizes(16, (height, 600), torch.float32, torch.device('cpu'))
+    assert {sizes.rows_within(budget)[0] for budget in range(1 << 22, 1 << 28, 1 << 20)} == heights
+
+
 @pytest.mark.parametrize('device', ['cpu', 'cuda'])
 def test_their_height_is_of_the_memory_that_the_blocks_took(device, monkeypatch):
     def said():
