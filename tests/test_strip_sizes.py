@@ -22,9 +22,20 @@ WIDE = (200, 12_000)  # encoder and decoder need more memory than the blocks
     ],
 )
 def test_memory_stays_within_what_was_said(num_feat, dtype, size):
-    """Measure the peak resident memory of a process that restores one image."""
+    """Measure the peak resident memory of a process that restores one image.
+
+    It varies by a third with the freed memory that the heap keeps. Without the heap it varies by a hundredth.
+    """
+    said = StripSizes(num_feat, size, getattr(torch, dtype), torch.device('cpu')).bytes_needed(8)
+    assert _most_held(num_feat, dtype, size) <= said
+    without_heap = _most_held(num_feat, dtype, size, 'libc.mallopt(-3, 1 << 16)')  # M_MMAP_THRESHOLD
+    maps = 3 * 4 * num_feat * size[0] // 4 * size[1] // 4 * getattr(torch, dtype).itemsize
+    assert maps < without_heap and said - strip_sizes.WORKSPACE < 2 * without_heap
+
+
+def _most_held(num_feat, dtype, size, setting='pass'):
     code = (
-        'import re, torch; from pathlib import Path; torch.set_num_threads(2)\n'  # each thread takes some memory
+        'import ctypes, re, torch; from pathlib import Path; torch.set_num_threads(2)\n'  # each thread takes memory
         'from wrcan_arch import WRCAN; from wrcan_arch.strips.network import restore_in_strips\n'
         'held = lambda name: int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) << 10\n'
         f'network = WRCAN(num_feat={num_feat}, num_group=1, num_block=1).eval()\n'
@@ -32,15 +43,13 @@ def test_memory_stays_within_what_was_said(num_feat, dtype, size):
         '    rows = lambda span: torch.zeros(1, 3, span[1] - span[0], size[1])\n'
         f'    options = dict(strip_rows=8, dtype=torch.{dtype})\n'
         '    with torch.no_grad(): restore_in_strips(network, rows, lambda *_: 0, size, **options)\n'
-        'run((4, 4)); Path("/proc/self/clear_refs").write_text("5"); before = held("VmRSS")\n'
+        f'libc = ctypes.CDLL(None); {setting}; run((4, 4)); libc.malloc_trim(0)\n'
+        'Path("/proc/self/clear_refs").write_text("5"); before = held("VmRSS")\n'
         f'run({size}); print(held("VmHWM") - before)'
     )
     result = run_python(code)
     assert result.returncode == 0, result.stderr
-    dtype = getattr(torch, dtype)
-    said = StripSizes(num_feat, size, dtype, torch.device('cpu')).bytes_needed(8)
-    maps = 3 * 4 * num_feat * size[0] // 4 * size[1] // 4 * dtype.itemsize
-    assert maps < int(result.stdout) <= said < 2 * int(result.stdout)
+    return int(result.stdout)
 
 
 def test_margins_are_counted(monkeypatch):

@@ -8,7 +8,7 @@ from ..wrcan_arch import ATROUS_RATES, SIZE_MULTIPLE
 from .convolution import margin_of, onednn_computes_in
 
 BRANCH_MATRICES = 4  # of 4F x 4F for each of a kernel's 9 places: the weights of a block's convolutions
-WEIGHT_COPIES = 2  # one converted or packed, and one more during the conversion
+WEIGHT_COPIES = 3  # one converted or packed, one more during the conversion, and freed memory that the heap keeps
 BRANCH_MAPS = 6  # maps of 4F channels that a strip of a block takes, the library's own copies included
 END_MAPS = 16  # maps of F channels that a strip of encoder and decoder takes
 UNFOLDED_MAPS = 18  # more maps if PyTorch's own convolution unfolds its input: 9 positions of twice as many channels
