@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from wrcan_arch.errors import InputError
+from wrcan_arch.system.files import ADVICE
 from wrcan_arch.system.terminal import escape_on_stdout, print_error
 
 GO_ON = 'stopped; run it again to go on'
@@ -22,7 +23,8 @@ def errors_in_one_line(*, stopped: str = 'stopped') -> Iterator[None]:
     except (InputError, OSError) as error:
         message, code = str(error), 2
         if isinstance(error, OSError) and error.filename:
-            message = f'{error.filename}: cannot be read or written ({error.strerror}); choose another path'
+            advice = ADVICE.get(error.errno, 'choose another path')
+            message = f'{error.filename}: cannot be read or written ({error.strerror}); {advice}'
     except BrokenProcessPool:
         message, code = 'a worker was killed, perhaps because memory ran out; run it again, with fewer --workers', 2
     except KeyboardInterrupt:

@@ -119,13 +119,16 @@ def test_error_leaves_what_was_there(tmp_path, error):
     assert path.read_text() == 'before' and names(tmp_path) == ['a.json']
 
 
-@pytest.mark.parametrize('number', [errno.ENOSPC, errno.EDQUOT])
-def test_full_disk_is_told_with_the_files_name(tmp_path, number):
+@pytest.mark.parametrize(
+    ('number', 'advice'),
+    [(errno.ENOSPC, 'make room'), (errno.EDQUOT, 'make room'), (errno.EMFILE, 'allow more open files (ulimit -n)')],
+)
+def test_refusing_system_is_told_with_the_files_name(tmp_path, number, advice):
     path, reason = tmp_path / 'a.json', os.strerror(number)
     with mock.patch('os.fsync', side_effect=OSError(number, reason)):
         with pytest.raises(OSError, match=rf'{reason}.*{re.escape(str(path))}'), written_whole(path):
             pass
-        said = re.escape(f'{path}: cannot be written ({reason}); make room')
+        said = re.escape(f'{path}: cannot be written ({reason}); {advice}')
         with pytest.raises(InputError, match=f'^{said}$'), disk_errors_as_input_errors(path), written_whole(path):
             pass
     assert not names(tmp_path)

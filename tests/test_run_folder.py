@@ -101,7 +101,10 @@ def test_failed_save_is_tried_again(quick):
     assert max(FOLDER.glob('train_*.log')).read_text().count('Input/output error; trying again in') == 2
 
 
-@pytest.mark.parametrize(('number', 'hint'), [(errno.ENOSPC, 'make room'), (errno.ENOENT, 'put its folder back')])
+@pytest.mark.parametrize(
+    ('number', 'hint'),
+    [(errno.ENOSPC, 'make room'), (errno.ENOENT, 'put its folder back'), (errno.EROFS, 'check the disk')],
+)
 def test_save_that_keeps_failing_ends_the_run_with_exit_code_1(quick, capsys, number, hint):
     """Writing the best network fails first, then the checkpoint, which the message names."""
     with mock.patch('os.fsync', side_effect=OSError(number, os.strerror(number))), mock.patch('time.sleep'):

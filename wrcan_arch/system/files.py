@@ -19,6 +19,8 @@ from ..errors import InputError
 ADVICE: dict[int | None, str] = {
     errno.ENOSPC: 'make room',
     errno.EDQUOT: 'make room',
+    errno.EIO: 'check the disk',
+    errno.EMFILE: 'allow more open files (ulimit -n)',
     errno.ENAMETOOLONG: 'give it a shorter name',
 }
 LONGEST_NAME = 255  # bytes, in most file systems

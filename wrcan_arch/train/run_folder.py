@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from .. import checkpoint
 from ..errors import InputError, RunError
 from ..system.file_lock import locked
+from ..system.files import ADVICE
 
 logger = logging.getLogger('basicsr')  # the toolbox's
 RETRY_PAUSES = (1, 5, 30)  # seconds between attempts; a network disk may come back
@@ -44,7 +45,8 @@ def write_with_retries(write: Callable[[], Written]) -> Written:
     try:
         return write()
     except OSError as error:
-        hint = 'put its folder back' if isinstance(error, FileNotFoundError) else 'make room'
+        gone = isinstance(error, FileNotFoundError)
+        hint = 'put its folder back' if gone else ADVICE.get(error.errno, 'check the disk')
         said = f'{error.filename}: {error.strerror}'
         raise RunError(f'{said}; the run ends, {hint} and go on with --auto_resume') from error
 
