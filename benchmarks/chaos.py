@@ -41,10 +41,11 @@ import measure
 import make_blur
 import prepare_reds
 from wrcan_arch import WRCAN, InputError, cli
-from wrcan_arch.checkpoint import read_file, source_commit, write_weights
+from wrcan_arch.checkpoint import read_file, write_weights
 from wrcan_arch.data import store_writer
 from wrcan_arch.data.lmdb_store import verify_store
 from wrcan_arch.look.report import read_curves
+from wrcan_arch.source_commit import source_commit
 from wrcan_arch.train import run_folder
 
 for name in ('photos.bulk_restore', 'train.options', 'train.pipelines'):  # so that the children need not load them

@@ -28,8 +28,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from wrcan_arch.checkpoint import source_commit
 from wrcan_arch.errors import is_full_gpu
+from wrcan_arch.source_commit import source_commit
 
 RESULTS = Path(__file__).parent / 'results'
 LIBRARIES = ('torch', 'numpy', 'opencv-python', 'lmdb', 'basicsr')

@@ -4,7 +4,6 @@ import os
 import pickle
 import resource
 import signal
-import subprocess
 from unittest import mock
 
 import pytest
@@ -12,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from safetensors.torch import save as safetensors_bytes
 
-from wrcan_arch import WRCAN, InputError, checkpoint, cli, load_network
+from wrcan_arch import WRCAN, InputError, cli, load_network
 from wrcan_arch.checkpoint import (
     convert,
     name_from_official,
@@ -345,33 +344,6 @@ def test_file_system_that_flushes_no_folders_is_no_error(tmp_path, number):
     with mock.patch('os.fsync', side_effect=[None, OSError(number, os.strerror(number))]) as fsync:
         write_atomically(tmp_path / 'a.pth', b'weights')
     assert fsync.call_count == 2 and (tmp_path / 'a.pth').read_bytes() == b'weights'
-
-
-def test_commit_of_a_changed_checkout_is_marked(tmp_path, monkeypatch):
-    def git(*arguments):
-        command = ['git', '-c', 'user.name=a', '-c', 'user.email=a@b', '-C', str(tmp_path), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    module, deeper = tmp_path / 'package/a.py', tmp_path / 'venv/package/a.py'
-    for each in (module, deeper):
-        each.parent.mkdir(parents=True)
-        each.touch()
-    monkeypatch.setattr(checkpoint, '__file__', str(module))
-    git('init')
-    git('commit', '--allow-empty', '-m', 'first')
-    assert checkpoint.source_commit.__wrapped__() is None, 'it is not of that checkout'
-    git('add', '.')
-    git('commit', '-m', 'second')
-    git('tag', '-a', 'v1', '-m', 'a tag')
-    (tmp_path / 'new.py').touch()
-    commit = git('rev-parse', 'HEAD')
-    assert checkpoint.source_commit.__wrapped__() == commit
-    module.write_text('changed')
-    assert checkpoint.source_commit.__wrapped__() == f'{commit}-dirty'
-    monkeypatch.setenv('GIT_TEST_ASSUME_DIFFERENT_OWNER', '1')  # as if the checkout were another user's
-    assert checkpoint.source_commit.__wrapped__() == f'{commit}-dirty'
-    monkeypatch.setattr(checkpoint, '__file__', str(deeper))
-    assert checkpoint.source_commit.__wrapped__() is None, "its filters may run a stranger's programs"
 
 
 def test_blocks_that_the_authors_did_not_have_and_wrong_endings_are_errors(tmp_path, official_weights):

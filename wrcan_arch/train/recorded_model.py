@@ -13,6 +13,7 @@ from torch import distributed, nn
 
 from .. import checkpoint, inference
 from ..errors import InputError, RunError, one_line
+from ..source_commit import source_commit
 from . import results, run_folder, scoring
 from .optimizer_state import match_weight_layout, with_own_settings
 from .options import as_overrides, kind_of_phase
@@ -56,7 +57,7 @@ class RecordedModel(SRModel):
         # Both are read now: the file and the checkout may change during the run.
         key = opt['path'].get('param_key_g')
         self.tested_weights = results.describe_weights(weights, key) if weights and reports_weights else None
-        self.commit = checkpoint.source_commit() if opt['rank'] == 0 else None
+        self.commit = source_commit() if opt['rank'] == 0 else None
         self.pending_save: tuple[int, int] | None = None  # (epoch, iteration) of a pair that is due after validation
         self.unrecorded_best: dict[str, Any] | None = None  # newer than the resumed state; no worse one replaces it
         self.draws_before: Callable[[int], int] | None = None  # the loader's DrawSampler.draws_before
