@@ -91,7 +91,7 @@ def test_testing_row_is_the_papers(name, row):
         assert opt['val'].get('metrics') is None and opt['val']['submission']['every'] == 10
 
 
-OF_FILES = (option_checks._unfit_frames, option_checks._unfit_weights)  # they need stores and weights that are not here
+OF_FILES = (option_checks._unfit_frames, option_checks.unfit_weights)  # they need stores and weights that are not here
 
 
 @pytest.mark.parametrize('path', sorted(OPTIONS.glob('*.yml')), ids=lambda path: path.stem)

@@ -2,25 +2,22 @@
 
 import importlib.util
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
-from basicsr.models.base_model import BaseModel
 from basicsr.utils import registry
 
-from .. import checkpoint, inference
+from .. import inference
 from ..data import audit
 from ..errors import InputError
-from ..wrcan_arch import WRCAN
 from . import run_folder
 from .class_checks import is_the_toolboxs, wrong_classes
 from .lpips_metric import find_backbone
 from .machine_checks import wrong_machine
 from .option_schema import wrong_keys
-from .options import Keys, OptionFile, as_overrides, data_paths, find, kind_of_phase, sections, weight_paths
+from .options import Keys, OptionFile, data_paths, find, kind_of_phase, sections, weight_paths
+from .weight_checks import unfit_weights
 from .wrcan_model import is_wrcan_model
 
 REQUIRED: dict[str, tuple[Keys, ...]] = {
@@ -279,58 +276,6 @@ def _unfit_data_sets(file: OptionFile) -> Iterator[str]:
             yield f'{file.at("datasets", phase, "type")}: {message}'
 
 
-def _is_readable(weights: str, content: Any, model: str, key: str | None) -> bool:
-    """Whether `model` finds weights in the file: the toolbox's own need a .pth, with `key` or 'params'; None: bare."""
-    if registry.MODEL_REGISTRY.get(model).load_network is not BaseModel.load_network:
-        return True
-    held = {key, 'params'} & content.keys() if isinstance(content, Mapping) else ()
-    return Path(weights).suffix != '.safetensors' and (checkpoint.is_state_dict(content) if key is None else bool(held))
-
-
-def _unfit_weights(file: OptionFile) -> Iterator[str]:
-    """Yield a problem if the weight file cannot be read, fits another network, or holds two sets and none is chosen."""
-    paths, network = file.values.get('path') or {}, dict(file.values.get('network_g') or {})
-    weights = paths.get('pretrain_network_g')
-    if not weights:
-        return
-    place = file.at('path', 'pretrain_network_g')
-    try:
-        content = checkpoint.read_file(weights)
-        if checkpoint.holds_two_sets(content) and paths.get('param_key_g') not in content:
-            hint = 'set path:param_key_g to params_ema, the averaged weights that restore takes, or to params'
-            yield f'{place}: {weights}: holds two sets of weights; {hint}'
-            return
-        model, key, kind = file.values['model_type'], paths.get('param_key_g', 'params'), network.pop('type', None)
-        if not _is_readable(weights, content, model, key):
-            checkpoint.weights_in(content, weights, key or 'params')  # InputError if they are under another key
-            is_pth = Path(weights).suffix != '.safetensors'
-            needed, hint = f"'{key}'" if key else 'bare tensors', 'save them with torch.save'
-            if kind == 'WRCAN' and (key or not is_pth):
-                hint = f'basicsr convert {weights} -o NAME.pth makes one'
-            elif is_pth:
-                hint = 'set path:param_key_g to their key, or to ~ for bare tensors'
-            yield f'{place}: {weights}: {model} only reads a .pth that holds {needed}; {hint}'
-            return
-        if find(file.values, 'train', 'ema_decay') and not _is_readable(weights, content, model, 'params_ema'):
-            yield f"{place}: {weights}: only 'params' can be averaged by {model}; leave train:ema_decay out"
-            return
-        is_compared = kind == 'WRCAN' and paths.get('strict_load_g', True)
-        if not (is_compared or is_wrcan_model(model)):
-            return
-        tensors, _ = checkpoint.weights_in(content, weights, key or 'params')
-        if not is_compared:
-            return
-        found = checkpoint.network_of(tensors, weights).config
-    except InputError as error:
-        yield f'{place}: {error}'
-        return
-    with torch.device('meta'):
-        asked = WRCAN(**network).config
-    if found != asked:
-        hint = f'set {as_overrides(found, asked)}'
-        yield f'{place}: {weights}: not the weights of the network in the option file; {hint}'
-
-
 def _unfit_frames(file: OptionFile) -> Iterator[str]:
     for phase, dataset in sections(file.values, 'datasets').items():
         if dataset['type'] in ('JPEGDeblurDataset', *audit.TOOLBOX_DATASETS):
@@ -349,6 +294,6 @@ CHECKS_OF_VALID_OPTIONS = (
     _unfit_network,
     _unfit_scale,
     _unfit_data_sets,
-    _unfit_weights,
+    unfit_weights,
     _unfit_frames,
 )  # checks of options that are valid one by one, the cheapest first

@@ -1,0 +1,65 @@
+"""Checks whether the weights that an option file names can be read, and are those of its network."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from basicsr.models.base_model import BaseModel
+from basicsr.utils import registry
+
+from .. import checkpoint
+from ..errors import InputError
+from ..wrcan_arch import WRCAN
+from .options import OptionFile, as_overrides, find
+from .wrcan_model import is_wrcan_model
+
+
+def _is_readable(weights: str, content: Any, model: str, key: str | None) -> bool:
+    """Whether `model` finds weights in the file: the toolbox's own need a .pth, with `key` or 'params'; None: bare."""
+    if registry.MODEL_REGISTRY.get(model).load_network is not BaseModel.load_network:
+        return True
+    held = {key, 'params'} & content.keys() if isinstance(content, Mapping) else ()
+    return Path(weights).suffix != '.safetensors' and (checkpoint.is_state_dict(content) if key is None else bool(held))
+
+
+def _check_weights(file: OptionFile, weights: str) -> None:
+    """Raise InputError if the file cannot be read, fits another network, or holds two sets and none is chosen."""
+    paths, model, network = file.values['path'], file.values['model_type'], dict(file.values.get('network_g') or {})
+    key, kind = paths.get('param_key_g', 'params'), network.pop('type', None)
+    content = checkpoint.read_file(weights)
+    if checkpoint.holds_two_sets(content) and paths.get('param_key_g') not in content:
+        hint = 'set path:param_key_g to params_ema, the averaged weights that restore takes, or to params'
+        raise InputError(f'{weights}: holds two sets of weights; {hint}')
+    if not _is_readable(weights, content, model, key):
+        checkpoint.weights_in(content, weights, key or 'params')  # InputError if they are under another key
+        is_pth = Path(weights).suffix != '.safetensors'
+        needed, hint = f"'{key}'" if key else 'bare tensors', 'save them with torch.save'
+        if kind == 'WRCAN' and (key or not is_pth):
+            hint = f'basicsr convert {weights} -o NAME.pth makes one'
+        elif is_pth:
+            hint = 'set path:param_key_g to their key, or to ~ for bare tensors'
+        raise InputError(f'{weights}: {model} only reads a .pth that holds {needed}; {hint}')
+    if find(file.values, 'train', 'ema_decay') and not _is_readable(weights, content, model, 'params_ema'):
+        raise InputError(f"{weights}: only 'params' can be averaged by {model}; leave train:ema_decay out")
+    is_compared = kind == 'WRCAN' and paths.get('strict_load_g', True)
+    if not (is_compared or is_wrcan_model(model)):
+        return
+    tensors, _ = checkpoint.weights_in(content, weights, key or 'params')
+    if not is_compared:
+        return
+    found = checkpoint.network_of(tensors, weights).config
+    with torch.device('meta'):
+        asked = WRCAN(**network).config
+    if found != asked:
+        hint = f'set {as_overrides(found, asked)}'
+        raise InputError(f'{weights}: not the weights of the network in the option file; {hint}')
+
+
+def unfit_weights(file: OptionFile) -> Iterator[str]:
+    """Yield what is wrong with the weights that the network begins with, if there are any."""
+    if weights := find(file.values, 'path', 'pretrain_network_g'):
+        try:
+            _check_weights(file, weights)
+        except InputError as error:
+            yield f'{file.at("path", "pretrain_network_g")}: {error}'
