@@ -24,7 +24,7 @@ from fresh import run_python
 from torch.utils.data import Dataset
 
 from wrcan_arch.errors import InputError
-from wrcan_arch.train import pipelines, replacements
+from wrcan_arch.train import pipelines, replacements, several_processes
 
 
 def iterations_of(opt, create):
@@ -149,13 +149,13 @@ def test_port_and_timeout_may_be_chosen_and_on_gpus_the_backend(monkeypatch, num
 def test_one_process_takes_one_gpu_for_our_model(monkeypatch, num_gpu, ours, toolboxs):
     monkeypatch.setattr('torch.cuda.device_count', lambda: 3)
     asked = {'num_gpu': num_gpu, 'model_type': 'SRModel'}
-    assert replacements.gpus_of_one_process('test', asked) == toolboxs
+    assert several_processes.gpus_of_one_process('test', asked) == toolboxs
     asked['model_type'] = 'WRCANModel'
     if ours is None:
         with pytest.raises(InputError, match='torchrun --nproc_per_node=2 -m wrcan_arch test ... takes 2'):
-            replacements.gpus_of_one_process('test', asked)
+            several_processes.gpus_of_one_process('test', asked)
     else:
-        assert replacements.gpus_of_one_process('test', asked) == ours
+        assert several_processes.gpus_of_one_process('test', asked) == ours
 
 
 def test_the_order_in_which_a_disk_lists_its_files_is_no_difference(tmp_path):
@@ -164,10 +164,10 @@ def test_the_order_in_which_a_disk_lists_its_files_is_no_difference(tmp_path):
     files, seen = [*tmp_path.iterdir()], set()
     for listed in (files, files[::-1]):
         with mock.patch.object(Path, 'rglob', return_value=listed):
-            seen.add(replacements._describe_data(tmp_path))
+            seen.add(several_processes._describe_data(tmp_path))
     assert len(seen) == 1
     (tmp_path / 'b.png').rename(tmp_path / 'c.png')
-    assert replacements._describe_data(tmp_path) not in seen
+    assert several_processes._describe_data(tmp_path) not in seen
 
 
 def test_the_toolboxs_own_models_are_not_several_processes_without_gpus():

@@ -17,7 +17,7 @@ from wrcan_arch import WRCAN
 from wrcan_arch.checkpoint import write_weights
 from wrcan_arch.cli import main
 from wrcan_arch.errors import InputError
-from wrcan_arch.train import replacements
+from wrcan_arch.train import replacements, several_processes
 from wrcan_arch.train.results import key_of, mean_scores, write_result, write_scores, write_submission
 
 
@@ -148,14 +148,14 @@ def test_input_itself_is_a_method(workplace):
 
 @pytest.mark.parametrize(('parts', 'share'), [(1, 16), (2, 8), (4, 4), (16, 1)])
 def test_batch_is_divided_over_processes_or_gpus(parts, share):
-    assert replacements.share_of_batch({'batch_size_total': 16}, parts) == share
-    assert replacements.share_of_batch({'batch_size_per_gpu': 3}, parts) == 3
+    assert several_processes.share_of_batch({'batch_size_total': 16}, parts) == share
+    assert several_processes.share_of_batch({'batch_size_per_gpu': 3}, parts) == 3
 
 
 @pytest.mark.parametrize(('parts', 'hint'), [(3, '15 or 18 can'), (5, '15 or 20 can'), (32, '32 can')])
 def test_batch_that_does_not_divide_says_which_can(parts, hint):
     with pytest.raises(InputError, match=f'16 cannot be divided over {parts} processes or GPUs; {hint}'):
-        replacements.share_of_batch({'batch_size_total': 16}, parts)
+        several_processes.share_of_batch({'batch_size_total': 16}, parts)
 
 
 @pytest.mark.parametrize(

@@ -297,17 +297,17 @@ def test_process_that_does_not_come_is_named():
 
 def test_data_of_other_content_is_told_apart(workplace):
     from wrcan_arch.train.pipelines import with_hash
-    from wrcan_arch.train.replacements import _shared_inputs
+    from wrcan_arch.train.several_processes import shared_inputs
 
     opt = with_hash(options.read_options('train.yml').values)
-    before = _shared_inputs(opt)
-    assert _shared_inputs(with_hash(options.read_options('train.yml').values)) == before
+    before = shared_inputs(opt)
+    assert shared_inputs(with_hash(options.read_options('train.yml').values)) == before
     Path('data_blur.lmdb/meta_info.txt').write_text('more.png (8,8,3) 1\n')
-    changed = {key for key, value in _shared_inputs(opt).items() if value != before[key]}
+    changed = {key for key, value in shared_inputs(opt).items() if value != before[key]}
     blurred = {f'datasets:{phase}:dataroot_lq data_blur.lmdb with' for phase in ('train', 'val')}
     assert changed == blurred
     Path('data_sharp.lmdb/manifest.json').write_text('{}')
-    changed = {key for key, value in _shared_inputs(opt).items() if value != before[key]}
+    changed = {key for key, value in shared_inputs(opt).items() if value != before[key]}
     assert changed - blurred == {f'datasets:{phase}:dataroot_gt data_sharp.lmdb with' for phase in ('train', 'val')}
 
 

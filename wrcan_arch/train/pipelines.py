@@ -24,7 +24,8 @@ from ..system.files import write_text
 from ..system.processes import in_nccl_group
 from .current_run import Run
 from .lpips_metric import use_gpu
-from .replacements import check_batch, gpus_of_one_process, replaced
+from .replacements import replaced
+from .several_processes import check_batch, gpus_of_one_process
 from .stopping import ending_data_workers
 from .wrcan_model import WRCANModel
 
