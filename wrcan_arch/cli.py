@@ -30,7 +30,7 @@ from .system.terminal import counted, discard_unread, escape_on_stdout, print_er
 FAILURES_REPORTED = 'told failures'  # note that a restore leaves for the processes that torchrun may start after it
 
 
-def run_pipeline(arguments: argparse.Namespace) -> int:
+def run_train_or_test(arguments: argparse.Namespace) -> int:
     from .train import options
 
     file = options.read_options(arguments.opt, arguments.force_yml or ())  # a wrong name is reported at once
@@ -232,7 +232,7 @@ def build_parser() -> argparse.ArgumentParser:
         ('train', 'train as an option file says; writes experiments/ and tb_logger/ in the current folder'),
         ('test', 'score a network as an option file says; writes results/ in the current folder'),
     ):
-        command = add(name, run_pipeline, about)
+        command = add(name, run_train_or_test, about)
         command.add_argument('-opt', required=True, help='the option file')
         if name == 'train':
             command.add_argument('--auto_resume', action='store_true', help='go on from the newest training state')
