@@ -1,7 +1,6 @@
 """Runs BasicSR's train_pipeline and test_pipeline, with what replacements.py replaces in them."""
 
 import hashlib
-import importlib
 import logging
 import sys
 import tempfile
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import basicsr.data
 import basicsr.test
 import basicsr.train
 import basicsr.utils.logger
@@ -71,7 +69,7 @@ def run_pipeline(
         launcher: 'none', 'pytorch' or 'slurm'.
         auto_resume: resume from the newest training state, if there is one.
     """
-    pipeline = importlib.import_module(f'basicsr.{command}')
+    pipeline = {'train': basicsr.train.train_pipeline, 'test': basicsr.test.test_pipeline}[command]
     options = with_hash({key: value for key, value in options.items() if value is not None})  # without `dist_params: ~`
     use_gpu(options['num_gpu'] != 0)
     flags = ['--auto_resume'] if auto_resume else []
@@ -80,15 +78,15 @@ def run_pipeline(
         path.write_text(yaml.safe_dump(options, sort_keys=False), encoding='utf-8')
         with ExitStack() as held:
             run = Run(command, options, held)
-            for context in (replaced(run), _arguments('-opt', str(path), '--launcher', launcher, *flags)):
-                held.enter_context(context)
+            held.enter_context(replaced(run))
+            held.enter_context(_arguments('-opt', str(path), '--launcher', launcher, *flags))
             if command == 'train':
                 held.enter_context(ending_data_workers())
             _forget_logger()
             if launcher == 'none':
                 check_batch(run, max(1, gpus_of_one_process(command, options)))
             try:
-                getattr(pipeline, f'{command}_pipeline')(str(Path.cwd()))
+                pipeline(str(Path.cwd()))
                 if command == 'test':
                     _keep_test_options(options)
                 elif isinstance(run.model, WRCANModel):
