@@ -36,19 +36,18 @@ def only_run_in(folder: Path) -> AbstractContextManager[None]:
 
 def write_with_retries(write: Callable[[], Written]) -> Written:
     """Return what `write` returns; on an OSError retry after RETRY_PAUSES, then raise RunError, which ends the run."""
-    for pause in RETRY_PAUSES:
+    pauses = iter(RETRY_PAUSES)
+    while True:
         try:
             return write()
         except OSError as error:
-            logger.warning(f'{error.filename}: {error.strerror}; trying again in {pause} s')
+            said, pause = f'{error.filename}: {error.strerror}', next(pauses, None)
+            if pause is None:
+                gone = isinstance(error, FileNotFoundError)
+                hint = 'put its folder back' if gone else ADVICE.get(error.errno, 'check the disk')
+                raise RunError(f'{said}; the run ends, {hint} and go on with --auto_resume') from error
+            logger.warning(f'{said}; trying again in {pause} s')
             time.sleep(pause)
-    try:
-        return write()
-    except OSError as error:
-        gone = isinstance(error, FileNotFoundError)
-        hint = 'put its folder back' if gone else ADVICE.get(error.errno, 'check the disk')
-        said = f'{error.filename}: {error.strerror}'
-        raise RunError(f'{said}; the run ends, {hint} and go on with --auto_resume') from error
 
 
 def iterations(folder: Path) -> list[int]:
