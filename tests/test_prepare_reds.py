@@ -261,7 +261,7 @@ def run_and_die(place, batch, arguments):
         (('put', 1), 1, 0),
         (('put', 8), 1, 7),
         (('put', 8), 20_000, range(1, 7)),
-        (('_commit', 12), 1, 11),
+        (('flush', 12), 1, 11),
         (('_write_text', 1), 1, 12),
         (('_write_text', 2), 1 << 20, 12),
     ],

@@ -181,7 +181,7 @@ def test_what_an_earlier_writer_left_outlives_an_error_before_the_first_value(tm
     path = tmp_path / 'a.lmdb'
     with pytest.raises(KeyboardInterrupt), StoreWriter(path, resume=True) as writer:
         writer.put('a', '.png', b'value', (1, 1, 3))
-        writer._commit()
+        writer.flush()
         raise KeyboardInterrupt
     with (
         mock.patch('lmdb.open', side_effect=lmdb.Error('Cannot allocate memory')),

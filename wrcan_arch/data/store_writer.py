@@ -166,16 +166,13 @@ class StoreWriter:
         self._waiting[key] = value
         self._waiting_size += len(value)
         if self._waiting_size >= BATCH_SIZE:
-            self._commit()
+            self.flush()
 
-    def flush(self) -> None:
-        """Write to the disk what was put: the next writer that resumes finds it there."""
-        if self._waiting:
-            self._commit()
-
-    def _commit(self, stale: Collection[str] = ()) -> None:
-        if self._waiting or stale:  # the store is no longer what an earlier writer completed
-            (self._partial / 'manifest.json').unlink(missing_ok=True)
+    def flush(self, stale: Collection[str] = ()) -> None:
+        """Write to the disk what was put, where the next writer that resumes finds it; delete the values `stale`."""
+        if not self._waiting and not stale:
+            return
+        (self._partial / 'manifest.json').unlink(missing_ok=True)  # it is no longer what an earlier writer completed
         while True:
             try:
                 with self._environment.begin(write=True) as transaction:
@@ -215,7 +212,7 @@ class StoreWriter:
     def complete(self) -> None:
         """Write what is left, so that the store only has to be renamed."""
         if not self._is_complete:
-            self._commit(stale=self.resumed.keys() - self._records.keys())
+            self.flush(stale=self.resumed.keys() - self._records.keys())
             self._write_text('meta_info.txt', meta_info_text(self._records))
             self._write_text('manifest.json', manifest_text(self.kind, self._records))
             self._is_complete = True
