@@ -15,12 +15,11 @@ from .. import checkpoint, inference
 from ..errors import InputError, RunError, one_line
 from ..source_commit import source_commit
 from . import results, run_folder, scoring
-from .optimizer_state import match_weight_layout, with_own_settings
 from .options import as_overrides, kind_of_phase
+from .resumed_state import match_weight_layout, place_in_schedule, with_own_settings
 from .stopping import ending_error
 
 Records = dict[str, dict[str, dict[str, Any]]]  # best values, by validation set and metric, as in the toolbox
-PLACE_IN_SCHEDULE = ('last_epoch', '_step_count', '_last_lr')  # keys of a scheduler's state
 
 
 def _record(records: Records, best_by: list[str]) -> dict[str, Any] | None:
@@ -296,10 +295,7 @@ class RecordedModel(SRModel):
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         """Resume. The state says how far the schedules are, the options what their rates are there."""
-        schedulers = [
-            {key: value for key, value in each.items() if key in PLACE_IN_SCHEDULE}
-            for each in resume_state['schedulers']
-        ]
+        schedulers = [place_in_schedule(each) for each in resume_state['schedulers']]
         saved = resume_state['optimizers']
         try:
             optimizers = [with_own_settings(own, each) for own, each in zip(self.optimizers, saved, strict=True)]

@@ -1,4 +1,4 @@
-"""Adapt an optimizer's saved state to the run that resumes from it."""
+"""Adapt the saved states of optimizers and schedules to the run that resumes from them."""
 
 from typing import Any
 
@@ -15,6 +15,11 @@ def match_weight_layout(optimizer: torch.optim.Optimizer) -> None:
         for name, value in state.items():
             if isinstance(value, Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
                 state[name] = torch.empty_like(weight, requires_grad=False).copy_(value)
+
+
+def place_in_schedule(saved: dict[str, Any]) -> dict[str, Any]:
+    """Return how far a saved schedule is, without the settings that it had then."""
+    return {key: value for key, value in saved.items() if key in ('last_epoch', '_step_count', '_last_lr')}
 
 
 def with_own_settings(own: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
