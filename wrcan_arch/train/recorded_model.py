@@ -26,7 +26,8 @@ def _record(records: Records, best_by: list[str]) -> dict[str, Any] | None:
     """Return the record of the set and metric that choose the best network; None if they have not been scored."""
     if not best_by:
         return None
-    record = records.get(best_by[0], {}).get(best_by[1])
+    chooser, metric = best_by
+    record = records.get(chooser, {}).get(metric)
     return record if record and record['iter'] >= 0 else None
 
 
@@ -289,9 +290,9 @@ class RecordedModel(SRModel):
         best = _record(getattr(self, 'best_metric_results', {}), self.best_by)
         if best is None:
             return f'Trained: {run_folder.weights_path(self._folder, "latest")}'
-        path = run_folder.weights_path(self._folder, 'best')
+        path, (_, metric) = run_folder.weights_path(self._folder, 'best'), self.best_by
         no_better = '' if best['iter'] else ', the weights that the run began with: no later ones scored better'
-        return f'Best {self.best_by[1]}: {best["val"]:.4f} at iteration {best["iter"]}{no_better}, {path}'
+        return f'Best {metric}: {best["val"]:.4f} at iteration {best["iter"]}{no_better}, {path}'
 
     def resume_training(self, resume_state: dict[str, Any]) -> None:
         """Resume. The state says how far the schedules are, the options what their rates are there."""
@@ -326,11 +327,11 @@ class RecordedModel(SRModel):
         if recalled:
             self._compare_with_best_file(recalled, path)
         if self.best_by and _record(saved, saved_by) and not recalled and self.opt['rank'] == 0 and path.is_file():
-            chooser, metric = self.best_by
+            (chooser, metric), (old_chooser, old_metric) = self.best_by, saved_by
             aside = run_folder.weights_path(self._folder, f'best_until_{self.last_iter}')
             path.rename(aside)
             get_root_logger().warning(
-                f'{aside} is the best by {saved_by[1]} of {saved_by[0]}; from here on {path.name} is the best by '
+                f'{aside} is the best by {old_metric} of {old_chooser}; from here on {path.name} is the best by '
                 f'{metric} of {chooser}.'
             )
 
@@ -340,6 +341,7 @@ class RecordedModel(SRModel):
         A killed run may have saved a better network after its last state; `unrecorded_best` remembers it. A run that
         resumes from a named older state goes on without the networks that came later.
         """
+        chooser, _ = self.best_by
         in_file = self._best_of_file(path)
         goes_back = not self.opt.get('auto_resume') and self.last_iter < int(self.opt['train']['total_iter'])
         if not in_file or in_file['iter'] <= self.last_iter:
@@ -352,14 +354,15 @@ class RecordedModel(SRModel):
         else:
             is_lost = in_file['iter'] != recalled['iter']
         if is_lost:
-            self.best_metric_results.pop(self.best_by[0])
+            self.best_metric_results.pop(chooser)
 
     def _best_of_file(self, path: Path) -> dict[str, Any] | None:
         """Return the record of the best network in a file; None if it is missing, damaged or chosen in another way."""
         with suppress(InputError):
             about = checkpoint.read_weights(path)[1]
             if about.get('best_by') == self.best_by:
-                return {'val': about['metrics'][self.best_by[1]], 'iter': about['iter']}
+                _, metric = self.best_by
+                return {'val': about['metrics'][metric], 'iter': about['iter']}
         return None
 
     def load_network(
