@@ -192,7 +192,6 @@ def test_weights_of_any_form_can_be_fine_tuned(opt, official_weights):
 @pytest.mark.parametrize(
     ('section', 'value', 'message'),
     [
-        ('val', {'inference': {'ensembel': True}}, "val:inference: .*unexpected keyword argument 'ensembel'"),
         ('val', {'inference': {'mode': 'tile'}}, "inference mode 'tile' is not one of"),
         ('val', {'inference': {'ensemble': 'x8'}}, "ensemble is true or false, not 'x8'"),
     ],

@@ -45,10 +45,7 @@ class RecordedModel(SRModel):
         asked = dict((opt.get('val') or {}).get('inference') or {})
         if asked.get('mode') == 'local' and 'train' in opt['datasets']:
             asked['patch_size'] = asked.get('patch_size') or opt['datasets']['train'].get('gt_size')
-        try:
-            self.request = inference.Request(**asked)
-        except TypeError as error:
-            raise InputError(f'val:inference: {error}') from error
+        self.request = inference.Request(**asked)
         self.validated: set[tuple[str, int]] = set()
         self.metric_results: dict[str, float] = {}
         self.scores: dict[str, dict[str, float]] = {}  # the newest means, by data set and metric
