@@ -341,8 +341,6 @@ def read_photo(path: Path | str, *, max_pixels: int = MAX_PIXELS, largest: int |
     InputError, naming the file, if it cannot be read whole or has more than `max_pixels` pixels. MemoryError if there
     is not enough memory. In a fork of a process that has read one, libvips hangs: start processes by spawn.
     """
-    if largest is not None and largest < 1:
-        raise InputError(f'largest must be at least 1, not {largest}')
     path = Path(path)
     try:
         status = path.stat()
