@@ -3,23 +3,18 @@
 import errno
 import os
 import re
-import signal
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 from unittest import mock
 
 import pytest
-from PIL import Image
 
 from wrcan_arch import InputError
 from wrcan_arch.system.files import (
     check_writable,
     disk_errors_as_input_errors,
     name_that_fits,
-    without_pillow_size_limit,
     without_root,
     write_text,
     written_whole,
@@ -174,35 +169,6 @@ def test_a_pipe_is_written_into_and_stays(tmp_path):
         assert (tmp_path / 'pipe').is_fifo() and os.read(reader, 9) == b'text'
     finally:
         os.close(reader)
-
-
-def test_pillows_limit_is_put_back():
-    limit = Image.MAX_IMAGE_PIXELS
-    with pytest.raises(ValueError), without_pillow_size_limit():
-        assert Image.MAX_IMAGE_PIXELS is None
-        raise ValueError
-    assert Image.MAX_IMAGE_PIXELS == limit is not None
-
-
-def test_a_fork_waits_until_pillows_limit_is_put_back():
-    def lift():
-        with without_pillow_size_limit():
-            lifted.set()
-            time.sleep(0.1)
-
-    lifted = threading.Event()
-    thread = threading.Thread(target=lift)
-    thread.start()
-    assert lifted.wait(10)
-    child = os.fork()
-    if not child:
-        signal.alarm(10)
-        another = threading.Thread(target=lift)  # the forking thread itself could enter a lock that it holds
-        another.start()
-        another.join()
-        os._exit(Image.MAX_IMAGE_PIXELS is None)
-    thread.join()
-    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_paths_stay_below_a_folder():

@@ -12,8 +12,8 @@ from basicsr.utils.registry import DATASET_REGISTRY
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import InputError
-from ..system.files import without_pillow_size_limit
 from ..system.progress_bar import progress_bar
+from ..system.threads import without_pillow_size_limit
 from .frame_names import is_submitted, number_of
 from .image_files import FORMATS, decode_image, images_under
 from .jpeg_deblur_dataset import JPEGDeblurDataset, error_in, sources_of

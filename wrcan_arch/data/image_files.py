@@ -11,8 +11,9 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from ..errors import InputError
-from ..system.files import disk_errors_as_input_errors, without_pillow_size_limit, written_whole
+from ..system.files import disk_errors_as_input_errors, written_whole
 from ..system.folders import walk
+from ..system.threads import without_pillow_size_limit
 
 IMAGE_ENDINGS = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 FORMATS = ('JPEG', 'PNG', 'BMP', 'TIFF', 'WEBP')  # else Pillow would run Ghostscript on an EPS named .png

@@ -29,8 +29,8 @@ import lmdb
 import numpy as np
 
 from ..errors import InputError
-from ..system.files import lock_of_threads
 from ..system.process_pool import process_pool
+from ..system.threads import lock_of_threads
 from .image_files import images_under
 
 FORMAT = 1  # of manifest.json and of the records

@@ -15,11 +15,11 @@ from ..errors import InputError
 from ..system.files import (
     disk_errors_as_input_errors,
     name_that_fits,
-    without_pillow_size_limit,
     without_root,
     written_whole,
 )
 from ..system.terminal import printable
+from ..system.threads import without_pillow_size_limit
 from .photo import Photo
 from .write_photo import MAX_SIDE, write_photo
 

@@ -1,17 +1,13 @@
-"""Write files whole or not at all, refuse links, and handle names that are too long or not UTF-8.
-
-Also open images of any size, and make locks of threads that are free in a forked process.
-"""
+"""Write files whole or not at all, refuse links, and handle names that are too long or not UTF-8."""
 
 import errno
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryFile
-from threading import RLock
 from typing import BinaryIO
 
 from ..errors import InputError
@@ -157,32 +153,6 @@ def check_writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
             pass
-
-
-def lock_of_threads() -> AbstractContextManager[bool]:
-    """A lock that is free in a forked process: the fork waits for another thread that holds it."""
-    lock = RLock()
-    os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
-    return lock
-
-
-_pillow_limit = lock_of_threads()
-
-
-@contextmanager
-def without_pillow_size_limit() -> Iterator[None]:
-    """Lift Pillow's own limit on pixels, for callers that check the size themselves or read only the header.
-
-    All threads share that limit, so they enter one at a time.
-    """
-    from PIL import Image
-
-    with _pillow_limit:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
 
 
 def without_root(path: Path) -> Path:
