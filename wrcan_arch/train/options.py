@@ -153,33 +153,42 @@ def read_options(path: Path | str, overrides: list[str] | tuple[str, ...] = ()) 
     file = _read_with_bases(Path(path), ())
     file.values |= {key: copy.copy(value) for key, value in DEFAULTS.items() if key not in file.values}
     for override in overrides:
-        name, equals, text = override.partition('=')
-        keys = tuple(name.strip().split(':'))
-        section = find(file.values, *keys[:-1])
-        if not equals or not isinstance(section, dict):
-            raise InputError(f'--force_yml {override}: write SECTION:OPTION=VALUE, with a section that is in {path}')
-        parsed = _parse_value(text, keys, f'--force_yml {override}')
-        value = parsed.values
-        if value is None and isinstance(section.get(keys[-1]), dict):
-            del section[keys[-1]]  # ~ removes a section, as in `_merge`
-        else:
-            section[keys[-1]] = value
-        kept = {place: each for place, each in file.origins.items() if place[: len(keys)] != keys}
-        file.origins = kept | parsed.origins
-        file.problems += parsed.problems
-    weights = find(file.values, 'path', 'pretrain_network_g')
+        _apply_override(file, override)
+    _complete(file.values)
+    return file
+
+
+def _apply_override(file: OptionFile, override: str) -> None:
+    name, equals, text = override.partition('=')
+    keys = tuple(name.strip().split(':'))
+    section = find(file.values, *keys[:-1])
+    if not equals or not isinstance(section, dict):
+        raise InputError(f'--force_yml {override}: write SECTION:OPTION=VALUE, with a section that is in {file.source}')
+    parsed = _parse_value(text, keys, f'--force_yml {override}')
+    value = parsed.values
+    if value is None and isinstance(section.get(keys[-1]), dict):
+        del section[keys[-1]]  # ~ removes a section, as in `_merge`
+    else:
+        section[keys[-1]] = value
+    kept = {place: each for place, each in file.origins.items() if place[: len(keys)] != keys}
+    file.origins = kept | parsed.origins
+    file.problems += parsed.problems
+
+
+def _complete(values: dict[str, Any]) -> None:
+    """Expand names of weights and paths, and put in what a file may leave out but the toolbox requires."""
+    weights = find(values, 'path', 'pretrain_network_g')
     if isinstance(weights, str) and weights in BUNDLED:
-        file.values['path']['pretrain_network_g'] = str(BUNDLED[weights])
-    for section in (*sections(file.values, 'datasets').values(), *sections(file.values).values()):
+        values['path']['pretrain_network_g'] = str(BUNDLED[weights])
+    for section in (*sections(values, 'datasets').values(), *sections(values).values()):
         _expand_home(section)
-    validation = file.values.get('val')
+    validation = values.get('val')
     if isinstance(validation, dict):
-        validation.setdefault('suffix', None)  # the toolbox requires the key
-    scheduler, last = find(file.values, 'train', 'scheduler'), find(file.values, 'train', 'total_iter')
+        validation.setdefault('suffix', None)
+    scheduler, last = find(values, 'train', 'scheduler'), find(values, 'train', 'total_iter')
     is_cosine = isinstance(scheduler, dict) and scheduler.get('type') == 'CosineAnnealingRestartLR'
     if is_cosine and scheduler.get('periods') is None:  # a wrong total_iter is then reported once
         scheduler['periods'] = [last if isinstance(last, int) and last > 0 else 1]
-    return file
 
 
 DATA, WEIGHTS = 'dataroot', 'pretrain_network'
