@@ -219,6 +219,7 @@ def test_a_terminal_gets_no_escape_sequence_from_a_file(tmp_path, monkeypatch, c
     torch.save({CLEARS: 1}, 'a.pth')
     Path(f'data/{CLEARS}.lmdb').mkdir(parents=True)
     result = {'metrics': {'psnr': 24.9}, 'protocol': CLEARS, 'images': 3000, 'network_g': {'type': CLEARS}}
+    result['metric_options'] = {}
     Path('results/test_table2_row1').mkdir(parents=True)
     Path('results/test_table2_row1/result_REDS_val.json').write_text(json.dumps({**result, 'weights': None}))
     cli.main(arguments)

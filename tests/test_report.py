@@ -176,7 +176,7 @@ def finished_test(tmp_path, monkeypatch):
     for name, image in images.items():
         Path(name).parent.mkdir(parents=True)
         cv2.imwrite(name, image)
-    about = {'protocol': 'chop x8 bf16', 'weights': None, 'network_g': {'type': 'WRCAN'}}
+    about = {'protocol': 'chop x8 bf16', 'weights': None, 'network_g': {'type': 'WRCAN'}, 'metric_options': {}}
     write_result(Path('results/some'), 'small', {'a': {'psnr': 28.0}}, about)
     dataset = {
         'name': 'small', 'type': 'PairedImageDataset', 'dataroot_lq': 'blur', 'dataroot_gt': 'sharp',
@@ -289,7 +289,7 @@ def test_means_of_each_data_set_are_those_of_its_result(finished_test, capsys):
         scores[str(number)] = {'psnr': calculate_psnr(restored, image, 0)}
     more = {'name': 'more', 'type': 'JPEGDeblurDataset', 'dataroot_lq': 'blur2', 'dataroot_gt': 'sharp2'}
     finished_test['datasets']['test_2'] = finished_test['datasets']['test'] | more
-    about = {'protocol': 'exact fp32', 'weights': None, 'network_g': {}}
+    about = {'protocol': 'exact fp32', 'weights': None, 'network_g': {}, 'metric_options': {}}
     write_result(Path('results/some'), 'more', scores, about)
     Path('results/some/options.yml').write_text(yaml.safe_dump(finished_test))
     Path('test.yml').write_text('name: some\n')
@@ -313,7 +313,7 @@ def test_the_tested_iteration_is_marked_in_the_curves_of_its_own_training(finish
         Path(training).mkdir()
         Path(training, 'train_a.log').write_text(log.format(first) + log.format(9))
     weights = {'path': 'net.pth', 'sha256': '0', 'training': 'own', 'iteration': 9}
-    about = {'protocol': 'exact fp32', 'weights': weights, 'network_g': {}}
+    about = {'protocol': 'exact fp32', 'weights': weights, 'network_g': {}, 'metric_options': {}}
     write_result(Path('results/some'), 'small', {'a': {'psnr': 28.0}}, about)
     pages = {}
     for training in ('own', 'other'):

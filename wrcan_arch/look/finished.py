@@ -85,9 +85,9 @@ def read_result(path: Path) -> TestResult:
             protocol=str(result['protocol']),
             images=int(result['images']),
             network=dict(result['network_g']),
-            metric_options=dict(result.get('metric_options') or {}),  # earlier versions wrote none
+            metric_options=dict(result['metric_options']),
             weights=None if weights is None else str(weights['sha256']),
-            key=origin.get('key'),  # earlier versions wrote neither this nor what the weights are from
+            key=origin.get('key'),
             weights_path=origin.get('path'),
             training=origin.get('training'),
             iteration=origin.get('iteration'),
