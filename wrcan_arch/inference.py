@@ -272,6 +272,26 @@ def _restore_finite(restoring: _Restoring, image: np.ndarray, result: np.ndarray
     raise InputError('the network gives no finite numbers for this image: its weights are damaged')
 
 
+def _check_weights(network: nn.Module, device: torch.device) -> None:
+    """Raise InputError unless all weights are float32 and on `device`."""
+    for name, weight in network.named_parameters():
+        if weight.dtype != torch.float32 or weight.device != device or weight.is_meta:
+            raise InputError(
+                'weights must be torch.float32 (call network.float(); for bf16 or fp16 set precision) and on one '
+                f'device: {name} is {weight.dtype} on {weight.device}, others on {device}'
+            )
+
+
+def _channels_of(network: nn.Module) -> int | str:
+    """The channels that an image must have; 'C', any number, if only the network knows."""
+    if not isinstance(network, WRCAN):
+        return 'C'
+    taken, made = network.head.in_channels, network.tail.out_channels
+    if taken != made:
+        raise InputError(f'the network turns {taken} channels into {made}, not a restored image')
+    return taken
+
+
 @torch.no_grad()
 def restore(
     network: nn.Module,
@@ -312,17 +332,8 @@ def restore(
     """
     request = Request(mode=mode, ensemble=ensemble, precision=precision, patch_size=patch_size, max_memory=max_memory)
     device = device_of(network)
-    for name, weight in network.named_parameters():
-        if weight.dtype != torch.float32 or weight.device != device or weight.is_meta:
-            raise InputError(
-                'weights must be torch.float32 (call network.float(); for bf16 or fp16 set precision) and on one '
-                f'device: {name} is {weight.dtype} on {weight.device}, others on {device}'
-            )
-    channels: int | str = network.head.in_channels if isinstance(network, WRCAN) else 'C'  # 'C': any number
-    if isinstance(network, WRCAN) and network.tail.out_channels != channels:
-        raise InputError(
-            f'the network turns {channels} channels into {network.tail.out_channels}, not a restored image'
-        )
+    _check_weights(network, device)
+    channels = _channels_of(network)
     with exact_convolutions(device), torch.autocast(device.type, enabled=False):
         if isinstance(image, np.ndarray):
             image = image.astype(image.dtype.newbyteorder('='), copy=False)
