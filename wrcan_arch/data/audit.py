@@ -16,7 +16,7 @@ from ..system.progress_bar import progress_bar
 from ..system.threads import without_pillow_size_limit
 from .frame_names import is_submitted, number_of
 from .image_files import FORMATS, decode_image, images_under
-from .jpeg_deblur_dataset import JPEGDeblurDataset, error_in, sources_of
+from .jpeg_deblur_dataset import JPEGDeblurDataset, error_in, error_of_small, sources_of
 from .lmdb_store import in_own_process, open_store, verify_store
 
 MOST_PIXELS = 1 << 30  # OpenCV's limit
@@ -123,11 +123,7 @@ def _wrong_sizes(
     small = [(min(size), key, size) for key, size in zip(keys, sizes[guide], strict=True) if min(size) < patch]
     if small:
         _, key, size = min(small)
-        others = f' (and {len(small) - 1} more)' if small[1:] else ''
-        yield (
-            f"data set {name}: '{key}' is {_text(size)}, smaller than gt_size {patch}{others}; "
-            'make gt_size smaller or leave the image out'
-        )
+        yield str(error_of_small(dataset, key, size, f' (and {len(small) - 1} more)' if small[1:] else ''))
 
 
 def _text(size: tuple[int, ...]) -> str:

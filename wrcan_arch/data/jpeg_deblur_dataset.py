@@ -117,6 +117,12 @@ def error_in(opt: Mapping[str, Any], text: str) -> InputError:
     return InputError(f'data set {opt.get("name", "without a name")}: {text}')
 
 
+def error_of_small(opt: Mapping[str, Any], frame: str, size: tuple[int, ...], others: str = '') -> InputError:
+    """The error for a frame of `size`, (H, W), that holds no patch; `others`: how many more do not, as text."""
+    text = f"'{frame}' is {size[1]} x {size[0]}, smaller than gt_size {opt['gt_size']}{others}"
+    return error_in(opt, f'{text}; make gt_size smaller or leave the image out')
+
+
 class FrameSource:
     """The store or folder of a role's frames. A frame is named by its key in the store or by its path."""
 
@@ -294,11 +300,7 @@ class JPEGDeblurDataset(Dataset):
         size = self.opt['gt_size']
         height, width = images['gt'].shape[:2]
         if size > min(height, width):
-            raise error_in(
-                self.opt,
-                f"'{frame}' is {width} x {height}, smaller than gt_size {size}; "
-                'make gt_size smaller or leave the image out',
-            )
+            raise error_of_small(self.opt, frame, (height, width))
         top, left = int(rng.integers(height - size + 1)), int(rng.integers(width - size + 1))
         patches = {role: image[top : top + size, left : left + size] for role, image in images.items()}
         if self.jpeg_quality is not None and 'gt_jpeg' not in patches:
