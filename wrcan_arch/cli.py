@@ -25,6 +25,7 @@ from .ending import (
     message_for_user,
     signals_exit,
 )
+from .errors import InputError
 from .system.terminal import counted, discard_unread, escape_on_stdout, print_error, printable, say
 
 FAILURES_REPORTED = 'told failures'  # note that a restore leaves for the processes that torchrun may start after it
@@ -145,7 +146,6 @@ def run_convert(arguments: argparse.Namespace) -> int:
 
 
 def run_tables(arguments: argparse.Namespace) -> int:
-    from .errors import InputError
     from .look.tables import as_csv, as_html, as_text, compare
     from .system.files import write_text
 
@@ -161,7 +161,6 @@ def run_tables(arguments: argparse.Namespace) -> int:
 
 
 def run_report(arguments: argparse.Namespace) -> int:
-    from .errors import InputError
     from .look.figure import make_figure
     from .look.finished import options_of_test
     from .look.report import write_report
@@ -187,7 +186,6 @@ def run_report(arguments: argparse.Namespace) -> int:
 
 
 def run_show(arguments: argparse.Namespace) -> int:
-    from .errors import InputError
     from .train import option_schema, options
 
     file = options.read_options(arguments.opt, arguments.force_yml or ())

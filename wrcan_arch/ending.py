@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from .errors import GPU_IS_FULL, NO_TOOLBOX, InputError, RunError, is_full_gpu, one_line
 from .system.signals import handling
 from .system.terminal import print_error, printable_lines
 
@@ -51,7 +52,6 @@ def is_one_of_several() -> bool:
 
 def exit_code_of_several(error: Exception, command: str, *, debug: bool) -> int:
     """The exit code of one of several processes. Only the first with an error prints its message."""
-    from .errors import InputError
     from .system.processes import ERROR_WAIT, Team, contact_lost
 
     error = contact_lost(error) or error
@@ -88,8 +88,6 @@ def _name_to_torchrun(line: str) -> None:
 
 def message_for_user(error: Exception) -> str | None:
     """The message for an error that the request caused; None for a defect, whose traceback is shown."""
-    from .errors import GPU_IS_FULL, NO_TOOLBOX, InputError, RunError, is_full_gpu, one_line
-
     if isinstance(error, RunError):
         return str(error)
     if isinstance(error, InputError):
