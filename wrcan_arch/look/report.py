@@ -8,6 +8,7 @@ import io
 import itertools
 import math
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,9 @@ MAX_SIDE = 1280  # of a whole image on the page, in pixels; a page of full photo
 
 # As the toolbox writes it, in full: a full disk cuts the last one off, and 6.1602e-0 would be read as 6.1602.
 LOSS = r'(-?\d\.\d{4}e[+-]\d\d|nan|-?inf)'
+
+
+CurveName = tuple[str, str | None]  # a loss, or a metric and its data set
 
 
 @dataclass(frozen=True)
@@ -92,50 +96,51 @@ def read_images(opt: Mapping[str, Any], phase: str, dataset: Sequence[Mapping[st
         yield TestImage(key, pictures, scores)
 
 
-def read_curves(experiment: Path) -> Curves:
-    """Read losses and validation scores from an experiment's logs; a resumed run has several logs.
+def _read_log(text: str) -> tuple[float, dict[CurveName, dict[int, float]]]:
+    """Return the iteration that a run resumed at (infinity if it did not), and its values by curve and iteration."""
+    curves: dict[CurveName, dict[int, float]] = defaultdict(dict)
+    resumed_at, iteration, dataset = math.inf, 0, ''
+    for line in text.splitlines():
+        if match := re.search(r'iter:\s*([\d,]+), lr:', line):
+            iteration = int(match[1].replace(',', ''))
+            for name, value in re.findall(rf'\b(l_\w+): {LOSS}(?!\S)', line):
+                curves[name, None][iteration] = float(value)
+        elif match := re.search(r' INFO: Resuming training from epoch: \d+, iter: (\d+)\.$', line):
+            iteration = resumed_at = int(match[1])
+        elif match := re.match(r'[^I]*INFO: Validated (.+) at iteration (\d+)', line):
+            dataset, iteration = match[1], int(match[2])
+        elif match := re.search(r' INFO: Validation (.+)', line):  # the toolbox's own models log no more before scores
+            dataset = match[1]
+        elif match := re.match(r'\s+# (.+?): (\S+)\s+Best: ', line):
+            curves[match[1].upper(), dataset][iteration] = float(match[2])
+    return resumed_at, curves
 
-    A run that goes on from an older state replaces the curves from there on.
+
+def read_curves(experiment: Path) -> Curves:
+    """Read losses and validation scores from an experiment's logs: a run has one for each time that it was resumed.
+
+    One that goes on from an older state replaces the curves from there on.
     """
     logs = sorted(experiment.glob('train_*.log'))
     if not logs:
         raise InputError(f'{experiment}: no train_*.log in it; give the folder of a training run')
-    losses: dict[str, dict[int, float]] = {}
-    metrics: dict[tuple[str, str], dict[int, float]] = {}
-    sets: set[str] = set()
-    iteration, dataset = 0, ''
-    resumed_at = math.inf
-
-    def add(curves: dict[Any, dict[int, float]], name: str | tuple[str, str], value: str) -> None:
-        nonlocal resumed_at
-        if iteration > resumed_at:  # a step was made, so what the run before logged later is no part of this one
-            for points in (*losses.values(), *metrics.values()):
+    curves: dict[CurveName, dict[int, float]] = defaultdict(dict)
+    for log in logs:
+        resumed_at, own = _read_log(log.read_text(encoding='utf-8', errors='replace'))
+        if any(max(points) > resumed_at for points in own.values()):  # else no step was made, and nothing replaced
+            for points in curves.values():
                 for later in [each for each in points if each > resumed_at]:
                     del points[later]
-            resumed_at = math.inf
-        curves.setdefault(name, {})[iteration] = float(value)
-
-    for line in '\n'.join(log.read_text(encoding='utf-8', errors='replace') for log in logs).splitlines():
-        if match := re.search(r'iter:\s*([\d,]+), lr:', line):
-            iteration = int(match[1].replace(',', ''))
-            for name, value in re.findall(rf'\b(l_\w+): {LOSS}(?!\S)', line):
-                add(losses, name, value)
-        elif match := re.search(r' INFO: Resuming training from epoch: \d+, iter: (\d+)\.$', line):
-            iteration = resumed_at = int(match[1])
-        elif match := re.match(r'[^I]*INFO: Validated (.+) at iteration (\d+)', line):
-            sets.add(match[1])
-            dataset, iteration = match[1], int(match[2])
-        elif match := re.search(r' INFO: Validation (.+)', line):  # the toolbox's own models log no more before scores
-            sets.add(match[1])
-            dataset = match[1]
-        elif match := re.match(r'\s+# (.+?): (\S+)\s+Best: ', line):
-            add(metrics, (match[1], dataset), match[2])
+        for name, points in own.items():
+            curves[name] |= points
+    drawn = {name: sorted(points.items()) for name, points in curves.items() if points}
+    sets = {dataset for _, dataset in drawn if dataset is not None}
     return Curves(
-        {name: sorted(points.items()) for name, points in losses.items() if points},
-        {
-            metric.upper() + (f' ({dataset})' if len(sets) > 1 else ''): sorted(points.items())
-            for (metric, dataset), points in metrics.items()
-            if points
+        losses={name: points for (name, dataset), points in drawn.items() if dataset is None},
+        metrics={
+            f'{name} ({dataset})' if len(sets) > 1 else name: points
+            for (name, dataset), points in drawn.items()
+            if dataset is not None
         },
     )
 
