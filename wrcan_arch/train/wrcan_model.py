@@ -18,9 +18,10 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from .. import precision
 from ..errors import InputError, RunError, is_out_of_memory
 from ..strips.convolution import set_channels_last
-from ..wrcan_arch import WRCAN, ResidualBlock, start_from_image
+from ..wrcan_arch import WRCAN, ResidualBlock
 from .muon import Muon
 from .recorded_model import RecordedModel
+from .start_from_image import start_from_image
 from .step_guard import StepGuard
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of mallopt, from glibc's malloc.h
