@@ -15,7 +15,7 @@ from simulated_gpu import simulated_gpu
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from wrcan_arch import WRCAN, inference, load_network, restore
+from wrcan_arch import WRCAN, chop, inference, load_network, restore
 from wrcan_arch.cli import main
 from wrcan_arch.precision import dtype_for
 from wrcan_arch.strips.convolution import set_channels_last
@@ -73,7 +73,7 @@ def bundled_network():
     ids=[*LARGEST_ERROR, 'no attention'],
 )
 def test_restores_as_a_cpu_does(gpu, make, precision, mode, monkeypatch):
-    monkeypatch.setattr(inference, 'CHOP_SHAVE', 3)  # else a quadrant is nearly the whole image
+    monkeypatch.setattr(chop, 'CHOP_SHAVE', 3)  # else a quadrant is nearly the whole image
     on_cpu, on_gpu = make(), make().cuda()
     bound = LARGEST_ERROR[precision] * (3 if mode == 'chop' else 1)  # there the skips are rounded too
     for size in ((1, 1), (45, 62)):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from wrcan_arch import WRCAN, InputError, inference, load_network, precision, restore
+from wrcan_arch import WRCAN, InputError, chop, inference, load_network, precision, restore
 from wrcan_arch.strips import sizes as strip_sizes
 from wrcan_arch.strips.network import is_as_built
 from wrcan_arch.strips.sizes import StripSizes
@@ -141,28 +141,28 @@ def test_arrays_of_either_order_of_bytes_are_taken():
 @pytest.mark.parametrize('size', [(1, 1), (1, 7), (9, 2), (33, 47)])
 def test_chop_and_ensemble_take_any_size(size):
     image = torch.rand(1, 3, *size)
-    assert torch.equal(inference.restore_chop(lambda part: part, image), image)
+    assert torch.equal(chop.restore_chop(lambda part: part, image), image)
     for options in ({'mode': 'chop'}, {'ensemble': True}):
         restored = restore(small_network(), image, precision='fp32', **options)
         assert restored.shape == (1, 3, *size) and restored.isfinite().all()
 
 
 def test_chop_joins_the_right_parts(monkeypatch):
-    monkeypatch.setattr(inference, 'CHOP_SHAVE', 3)
+    monkeypatch.setattr(chop, 'CHOP_SHAVE', 3)
     image = torch.rand(1, 3, 21, 30)
-    assert torch.equal(inference.restore_chop(lambda part: part, image), image)
+    assert torch.equal(chop.restore_chop(lambda part: part, image), image)
     sizes = []
-    monkeypatch.setattr(inference, 'CHOP_PIXELS', 21 * 30)
-    inference.restore_chop(lambda part: sizes.append(part.shape[2:]) or part, image)
+    monkeypatch.setattr(chop, 'CHOP_PIXELS', 21 * 30)
+    chop.restore_chop(lambda part: sizes.append(part.shape[2:]) or part, image)
     assert len(sizes) == 16 and max(height * width for height, width in sizes) < 21 * 30 / 4
 
 
 def test_chop_cuts_a_frame_of_reds_once():
     sizes = []
-    inference.restore_chop(lambda part: sizes.append(tuple(part.shape[2:])) or part, torch.rand(1, 3, 720, 1280))
+    chop.restore_chop(lambda part: sizes.append(tuple(part.shape[2:])) or part, torch.rand(1, 3, 720, 1280))
     assert sizes == [(360 + 36, 640 + 36)] * 4
     sizes.clear()
-    inference.restore_chop(lambda part: sizes.append(part.shape) or part, torch.empty(1, 3, 1000, 1280))
+    chop.restore_chop(lambda part: sizes.append(part.shape) or part, torch.empty(1, 3, 1000, 1280))
     assert len(sizes) == 16, 'from 1,280,000 pixels on they cut again'
 
 
