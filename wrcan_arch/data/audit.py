@@ -5,6 +5,7 @@ import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,7 @@ def _read_all(root: Path | str) -> list[str]:
     try:
         store = open_store(root)
         if (Path(root) / 'manifest.json').is_file():
-            problems = verify_store(root)
+            problems = verify_store(root, partial(progress_bar, unit='value', desc=str(root)))
         else:
             problems = [f'{root}: {each}' for each in store.disagreements()]
         if store.kind == 'encoded' and not problems:
