@@ -59,7 +59,9 @@ def held_out_pictures(further: Path | None = None) -> dict[str, dict[str, np.nda
     photos = {name: read_image(shipped / f'{name}.png') for name in ('coffee', 'chelsea')}
     leaves = {f'leaves{index}': dead_leaves(LEAVES_SEED, index, LEAVES_SIZE) for index in range(LEAVES_COUNT)}
     sets = {'photos': photos, 'leaves': leaves}
-    return sets | {'further': {path.stem: read_image(path) for path in images_under(further)}} if further else sets
+    if further:
+        sets['further'] = {str(path.relative_to(further)): read_image(path) for path in images_under(further)}
+    return sets
 
 
 def draw_samples(further: Path | None = None) -> Iterator[Sample]:
@@ -174,7 +176,8 @@ def main() -> None:
         named[f'{sample.group} {sample.name}'] = scores
         if arguments.pictures:
             side_by_side = np.hstack([sample.given, restored, sample.sharp])
-            cv2.imwrite(str(arguments.pictures / f'{sample.group}_{sample.name}.png'.replace(' ', '_')), side_by_side)
+            name = f'{sample.group}_{sample.name}.png'.translate(str.maketrans(' /', '__'))
+            cv2.imwrite(str(arguments.pictures / name), side_by_side)
     means = mean_scores(scores_by_group)
     print(table(means))
     if arguments.out:

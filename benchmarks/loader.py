@@ -135,7 +135,7 @@ def main() -> None:
         {
             'way': way,
             'ms a sample': 1e3 * times[way].median / SAMPLES,
-            '±': f'{times[way].spread:.0%}',
+            'spread': f'{times[way].spread:.0%}',
             'samples/s and core': SAMPLES / times[way].median,
             'x stock': times[way].times_faster_than(plain),
             'of the copy rate': f'{copying(way) / times[way].median:.1%}',

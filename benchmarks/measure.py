@@ -52,11 +52,8 @@ class Times:
 
     @property
     def spread(self) -> float:
-        """Half the interquartile range over the median; NaN after a single round."""
-        if len(self.seconds) == 1:
-            return math.nan
-        low, _, high = statistics.quantiles(self.seconds, n=4, method='inclusive')
-        return (high - low) / 2 / self.median
+        """The slowest round's seconds less the fastest's, over the median; NaN after a single round."""
+        return (max(self.seconds) - min(self.seconds)) / self.median if self.seconds[1:] else math.nan
 
     def times_faster_than(self, other: 'Times') -> float:
         return statistics.median(theirs / ours for ours, theirs in zip(self.seconds, other.seconds, strict=True))

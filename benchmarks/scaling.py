@@ -160,9 +160,9 @@ def rows_here(measured: dict[str, Measured]) -> list[dict[str, Any]]:
         {
             'task': name,
             '1 process, s': times['1'].median,
-            '± 1': f'{times["1"].spread:.0%}',
+            'spread 1': f'{times["1"].spread:.0%}',
             '2 processes, s': times['2'].median,
-            '± 2': f'{times["2"].spread:.0%}',
+            'spread 2': f'{times["2"].spread:.0%}',
             '2 / 1': 1 / times['2'].times_faster_than(times['1']),
             'of processor time': 1 / busy[2].times_faster_than(busy[1]),
         }

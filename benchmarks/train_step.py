@@ -159,7 +159,7 @@ def step_rows(size: str, rounds: int) -> list[dict[str, Any]]:
             {
                 'step': name,
                 's': times[name].median,
-                '±': f'{times[name].spread:.0%}',
+                'spread': f'{times[name].spread:.0%}',
                 'x plain': times[name].times_faster_than(times['plain']) if 'plain' in times else None,
                 'time, ours = 1': 1 / times[name].times_faster_than(times['ours']) if 'ours' in times else None,
                 'GFLOP/s': rate / 1e9,

@@ -67,8 +67,11 @@ def test_samples_are_the_same_each_time_and_never_of_training_seeds(held_out, mo
 def test_pictures_of_a_folder_are_a_set_of_their_own(held_out, monkeypatch, tmp_path):
     monkeypatch.setattr(held_out, 'EXPOSURES', 1)
     monkeypatch.setattr(held_out, 'LEAVES_COUNT', 0)
-    write_png(tmp_path / 'mine.png', picture(40, 50))
+    for name in ('a', 'b'):
+        (tmp_path / name).mkdir()
+        write_png(tmp_path / name / '1.png', picture(40, 50))
     samples = [sample for sample in held_out.draw_samples(tmp_path) if sample.group.startswith('further')]
-    named = ['further blurred mine_000', 'further blurred mine_001', 'further still mine', 'further clean mine']
+    of_each = ['blurred {}_000', 'blurred {}_001', 'still {}', 'clean {}']
+    named = [f'further {each}'.format(name) for name in ('a/1.png', 'b/1.png') for each in of_each]
     assert [f'{sample.group} {sample.name}' for sample in samples] == named
     assert all((sample.sharp == picture(40, 50)).all() for sample in samples)

@@ -9,7 +9,8 @@ def test_commit_of_a_changed_checkout_is_marked(tmp_path, monkeypatch):
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     module, deeper = tmp_path / 'package/a.py', tmp_path / 'venv/package/a.py'
-    for each in (module, deeper):
+    result = tmp_path / 'benchmarks/results/a.json'
+    for each in (module, deeper, result):
         each.parent.mkdir(parents=True)
         each.touch()
     monkeypatch.setattr(source_commit, '__file__', str(module))
@@ -20,6 +21,7 @@ def test_commit_of_a_changed_checkout_is_marked(tmp_path, monkeypatch):
     git('commit', '-m', 'second')
     git('tag', '-a', 'v1', '-m', 'a tag')
     (tmp_path / 'new.py').touch()
+    result.write_text('measured')
     commit = git('rev-parse', 'HEAD')
     assert source_commit.source_commit.__wrapped__() == commit
     module.write_text('changed')

@@ -9,7 +9,7 @@ from pathlib import Path
 def source_commit() -> str | None:
     """The commit of the checkout that this package runs from, with -dirty if tracked files differ from it.
 
-    None outside a checkout, or if git cannot say.
+    Measured results may differ: each of the benchmarks writes its own. None outside a checkout, or if git cannot say.
     """
     this = Path(__file__).resolve()
     # This checkout may be another user's, whose code we run anyway; a repository of theirs further up could run more.
@@ -21,6 +21,7 @@ def source_commit() -> str | None:
 
     try:
         git('ls-files', '--error-unmatch', this.name)  # fails if git does not track us, as in a venv
-        return git('describe', '--always', '--abbrev=40', '--exclude=*', '--dirty')
+        changed = git('status', '--porcelain', '--untracked-files=no', '--', ':/', ':(top,exclude)benchmarks/results')
+        return git('rev-parse', 'HEAD') + ('-dirty' if changed else '')
     except (OSError, subprocess.SubprocessError):
         return None
