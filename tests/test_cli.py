@@ -382,7 +382,7 @@ def test_doctor_tries_what_is_installed(capsys, monkeypatch, error):
 @pytest.mark.parametrize(
     ('package', 'advice'),
     [
-        ('wrcan-arch', 'pip install --no-build-isolation .'),
+        ('wrcan-arch', 'pip install --no-build-isolation -e .'),
         ('basicsr==1.4.2', 'pip install --no-build-isolation "basicsr==1.4.2"'),
         ('lmdb>=1.4', 'pip install "lmdb>=1.4"'),
     ],

@@ -47,7 +47,7 @@ def _installed() -> list[Row]:
 
 def _how_to_install(package: Requirement) -> str:
     if package.name == 'wrcan-arch':  # on no index
-        return 'pip install --no-build-isolation .'
+        return 'pip install --no-build-isolation -e .'
     # basicsr's set-up needs torch: an isolated build would fetch one, for CUDA.
     return f'pip install {"--no-build-isolation " * (package.name == "basicsr")}"{package}"'
 
