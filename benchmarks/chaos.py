@@ -324,7 +324,7 @@ def drop_capabilities() -> None:
 
 
 def full_disk(folder: Path) -> None:
-    run_and_check(folder, 1, r'net_g_4\.pth.*; the run ends, make room and go on with --auto_resume', no_room)
+    run_and_check(folder, 1, r'net_g_4\.pth.*; the run ends, allow larger files .* with --auto_resume', no_room)
     left = [path.name for path in (folder / EXPERIMENT).glob('*/*')]
     if left:
         sys.exit(f'a full disk left {left}')
@@ -369,7 +369,9 @@ def two_runs(folder: Path) -> None:
     first = child(command(*TRAIN), folder)
     while not list((folder / EXPERIMENT).glob('*/*.state')):
         time.sleep(0.005)
+    os.kill(first, signal.SIGSTOP)  # it must not end before the second run asks
     run_and_check(folder, 2, 'another run is at work there')
+    os.kill(first, signal.SIGCONT)
     expect(ended(first), 0, folder)
 
 

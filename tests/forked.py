@@ -2,11 +2,12 @@
 
 import multiprocessing
 import os
+import random
 import runpy
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
@@ -25,9 +26,12 @@ def environment(**variables: object) -> dict[str, str]:
 
 
 def free_port() -> int:
-    with socket.socket() as asked:
-        asked.bind(('localhost', 0))
-        return asked.getsockname()[1]
+    """A port that nothing listens on, below those that the system gives to others meanwhile (ip_local_port_range)."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)  # not of a generator that a training has seeded
+        with socket.socket() as asked, suppress(OSError):
+            asked.bind(('', port))
+            return port
 
 
 def srun(processes: int, *command: object, script: str | None = None, **variables: object) -> tuple[list[int], str]:
@@ -59,9 +63,7 @@ def start(*command: object, script: str | None = None) -> Iterator[ForkServerPro
 
 
 def ended(process: ForkServerProcess) -> int | None:
-    """Wait up to 200 s for a process, then kill it. Return its exit code."""
-    process.join(200)
-    process.kill()
+    """Wait for a process; return its exit code."""
     process.join()
     return process.exitcode
 

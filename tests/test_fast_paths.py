@@ -18,7 +18,7 @@ NETWORK = {'num_feat': 16, 'num_group': 1, 'num_block': 2}
 
 
 def batch():
-    torch.manual_seed(0)
+    torch.manual_seed(1)  # by AVX2's rounding, a value of seed 0 is on the other side of a kink (a ReLU's or L1's)
     return {name: torch.rand(2, 3, 32, 32) for name in ('lq', 'gt', 'gt_jpeg')}
 
 

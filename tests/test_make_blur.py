@@ -441,7 +441,7 @@ def test_large_photographs_are_told_and_made_smaller(run, tmp_path):
 
 def test_photographs_of_scikit_image(tmp_path):
     command = [sys.executable, str(PREP / 'skimage_photos.py'), 'photos']
-    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     names = {split.name: {path.stem for path in split.iterdir()} for split in (tmp_path / 'photos').iterdir()}
     assert names['test'] == {'coffee', 'chelsea'} and names['val'] == {'rocket'} and len(names['train']) == 12

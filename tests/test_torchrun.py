@@ -37,15 +37,16 @@ FOLDER = Path('experiments/small')
 WORKER = """
 import os, signal, sys, time
 from pathlib import Path
-from wrcan_arch import cli
-from wrcan_arch.photos import bulk_restore
-from wrcan_arch.train.step_guard import StepGuard
 
 dies_at = int(sys.argv.pop(1))
 rank = os.environ.get('RANK') or os.environ.get('SLURM_PROCID')
 attempt = os.environ.get('TORCHELASTIC_RESTART_COUNT')
-with Path(f'attempts_{rank}').open('a') as file:
+with Path(f'attempts_{rank}').open('a') as file:  # before the slow imports: torchrun kills it once the other fails
     print(attempt, file=file)
+
+from wrcan_arch import cli
+from wrcan_arch.photos import bulk_restore
+from wrcan_arch.train.step_guard import StepGuard
 
 def maybe_die(number):
     if (rank, attempt, number) == ('1', '0', dies_at):
@@ -75,7 +76,7 @@ sys.exit(cli.main(sys.argv[1:]))
 def torchrun(processes, *command, dies_at=0, restarts=0):
     start = [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={processes}', '--standalone']
     start += [f'--max-restarts={restarts}', '--log-dir=logs', 'worker.py', str(dies_at), *map(str, command)]
-    return subprocess.run(start, capture_output=True, text=True, timeout=200, env=environment())
+    return subprocess.run(start, capture_output=True, text=True, env=environment())
 
 
 def torchrun_on_two_machines(*command):
@@ -85,7 +86,7 @@ def torchrun_on_two_machines(*command):
     start += ['--log-dir=logs', '-m', 'wrcan_arch']
     options = {'stdout': subprocess.PIPE, 'stderr': subprocess.STDOUT, 'text': True, 'env': environment()}
     started = [subprocess.Popen([*start, *map(str, command)], **options) for _ in range(2)]
-    said = [each.communicate(timeout=200)[0] for each in started]
+    said = [each.communicate()[0] for each in started]
     return [each.returncode for each in started], ''.join(said)
 
 

@@ -15,6 +15,7 @@ from ..errors import InputError
 ADVICE: dict[int | None, str] = {
     errno.ENOSPC: 'make room',
     errno.EDQUOT: 'make room',
+    errno.EFBIG: 'allow larger files (ulimit -f, or another file system)',
     errno.EIO: 'check the disk',
     errno.EMFILE: 'allow more open files (ulimit -n)',
     errno.ENAMETOOLONG: 'give it a shorter name',
