@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from types import ModuleType
@@ -124,6 +124,29 @@ def nobody_reads_stdout(buffering):
     os.close(read)
     with os.fdopen(write, 'w', buffering=buffering) as stdout, mock.patch('sys.stdout', stdout):
         yield
+
+
+@pytest.fixture
+def case_is_ignored(monkeypatch):
+    """Look names up as exFAT and NTFS do: one that is not there finds one that differs only in case."""
+    lstat, listdir = os.lstat, os.listdir
+
+    def spelled(path):
+        here = Path()
+        for name in Path(path).parts:
+            try:
+                lstat(here / name)
+            except FileNotFoundError:
+                with suppress(OSError):
+                    name = next(other for other in [*listdir(here), name] if other.casefold() == name.casefold())
+            here /= name
+        return str(here)
+
+    def of_any_case(function):
+        return lambda path='.', **options: function(path if isinstance(path, int) else spelled(path), **options)
+
+    for name in ('stat', 'lstat', 'listdir', 'scandir'):
+        monkeypatch.setattr(os, name, of_any_case(getattr(os, name)))
 
 
 @pytest.fixture

@@ -274,6 +274,33 @@ def test_a_folder_is_known_under_another_name_that_is_no_link(monkeypatch):
         plan(['in/b.PNG'], out=Path('mounted'), format='jpeg')
 
 
+def test_a_name_in_other_letters_is_one_where_the_disk_takes_it_for_the_same(case_is_ignored):
+    for name in ('IMG_1.jpg', 'IMG_1_Restored.JPG', 'day/img_1.JPG', 'b.jpg', 'b.jpg.jpg'):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).touch()
+    Path('empty').mkdir()
+    for photos in (['IMG_1.jpg', 'IMG_1_Restored.JPG'], ['.']):
+        with pytest.raises(InputError, match=r'IMG_1\.jpg: its result would overwrite .* IMG_1_restored\.jpg; leave'):
+            plan(photos)
+    assert plan(['IMG_1.jpg', 'IMG_1_Restored.JPG'], skip_existing=True) == [('IMG_1.jpg', 'IMG_1_restored.jpg')]
+    for out in ('out', 'out/new', 'empty'):
+        with pytest.raises(InputError, match=rf'img_1\.JPG and IMG_1\.jpg: both results would be {out}/img_1\.JPG'):
+            plan(['IMG_1.jpg', 'day/img_1.JPG'], out=Path(out))
+    with pytest.raises(InputError, match=r'both results would be out/DAY/img_1\.jpg'):
+        plan(listed=['day/IMG_1.jpg', 'DAY/img_1.jpg'], out=Path('out'))
+    with pytest.raises(InputError, match=r'B\.jpg: its picture of before and after would overwrite .*/B\.jpg\.jpg; ch'):
+        plan(['B.jpg', 'b.jpg.jpg'], out=Path('out'), compare=Path())
+    assert not Path('out').exists() and not [*Path('empty').iterdir()]
+
+
+def test_names_in_other_letters_differ_where_the_disk_keeps_them_apart():
+    Path('empty').mkdir()
+    for name in ('img_1.jpg', 'IMG_1.jpg', 'IMG_1_Restored.JPG'):
+        Path(name).touch()
+    for out in (None, Path('new'), Path('empty')):
+        assert len(plan(['img_1.jpg', 'IMG_1.jpg', 'IMG_1_Restored.JPG'], out=out)) == 3
+
+
 def test_all_clashes_are_told_at_once():
     Path('cards').mkdir()
     for number in range(23):

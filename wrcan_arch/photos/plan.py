@@ -2,14 +2,14 @@
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import InputError, refuse
 from ..system.files import without_root
-from ..system.folders import real
+from ..system.folders import ignores_case, real
 from .comparison import check_page, pictures_of, pictures_on_page
 from .find_photos import RESTORED, Finder
 from .photo import ENDINGS, format_of_name
@@ -66,12 +66,13 @@ def plan(
         unreadable += told
     if not jobs:
         raise InputError('no photographs were given; name some, or folders, or a --list FILE that has some')
+    place = _places()
     if skip_existing and out is None:
-        jobs = _without_results(jobs)
-    refuse(_clashes_of_results(jobs))
+        jobs = _without_results(jobs, place)
+    refuse(_clashes_of_results(jobs, place))
     if compare is not None:
         _check_compare(compare)
-        refuse(_clashes_of_pictures(jobs, compare))
+        refuse(_clashes_of_pictures(jobs, compare, place))
     if out is not None and not skip_existing:
         hint = 'choose another -o, or keep it with --skip-existing'
         refuse(_overwritten_photographs(jobs, out, 'its result', hint))
@@ -92,10 +93,29 @@ def _jobs_of(photographs: Iterable[tuple[Path, Path]], out: Path | None, format:
     return list(jobs.values())
 
 
-def _without_results(jobs: list[Job]) -> list[Job]:
+def _places() -> Callable[[Path | str], Hashable]:
+    """Return a function that gives all paths of one file the same value: links resolved, mounts and case made one."""
+    identity_of, case_is_ignored = cache(_identity), cache(ignores_case)
+
+    def name_of(path: Path) -> str:
+        return path.name.casefold() if case_is_ignored(path.parent) else path.name
+
+    @cache
+    def spelled(folder: Path) -> Path:  # some drivers give a folder another identity under each spelling
+        return folder if folder == folder.parent else spelled(folder.parent) / name_of(folder)
+
+    def place(path: Path | str) -> Hashable:
+        real_path = real(path)
+        folder = spelled(real_path.parent)
+        return identity_of(folder) or folder, name_of(real_path)
+
+    return place
+
+
+def _without_results(jobs: list[Job], place: Callable[[str], Hashable]) -> list[Job]:
     """Leave out the jobs whose photograph is the result of one of them."""
-    results = {os.path.realpath(job.target) for job in jobs}
-    return [job for job in jobs if os.path.realpath(job.source) not in results]
+    results = {place(job.target) for job in jobs}
+    return [job for job in jobs if place(job.source) not in results]
 
 
 def _new_pictures(jobs: list[Job], compare: Path, skip_existing: bool) -> Iterator[tuple[str, str]]:
@@ -139,16 +159,10 @@ def _overwritten_photographs(made: Iterable[tuple[str, str]], folder: Path, what
                 yield f'{source}: {what} would overwrite {target}, which may be a photograph; {hint}'
 
 
-def _clashes_of_results(jobs: list[Job]) -> Iterator[str]:
+def _clashes_of_results(jobs: list[Job], place: Callable[[str], Hashable]) -> Iterator[str]:
     """Yield a line for each result that would overwrite a photograph or another result."""
-    identity_of = cache(_identity)
-
-    def place(path: str) -> tuple[object, str]:
-        real_path = Path(os.path.realpath(path))
-        return identity_of(real_path.parent) or real_path.parent, real_path.name
-
     sources = {place(job.source) for job in jobs}
-    taken: dict[tuple[object, str], str] = {}
+    taken: dict[Hashable, str] = {}
     for source, target in jobs:
         place_of_result = place(target)
         if place_of_result in sources:
@@ -166,13 +180,13 @@ def _check_compare(compare: Path) -> None:
     check_page(compare)
 
 
-def _clashes_of_pictures(jobs: list[Job], compare: Path) -> Iterator[str]:
+def _clashes_of_pictures(jobs: list[Job], compare: Path, place: Callable[[Path | str], Hashable]) -> Iterator[str]:
     """Yield a line for each photograph whose picture would overwrite a photograph, a result or another picture."""
     folder = real(compare)
-    taken = {os.path.realpath(path) for job in jobs for path in job}
+    taken = {place(path) for job in jobs for path in job}
     for source, _ in jobs:
-        pictures = [*map(str, pictures_of(folder, source))]
-        if clash := next((picture for picture in pictures if picture in taken), None):
+        pictures = {place(picture): picture for picture in pictures_of(folder, source)}
+        if clash := next((pictures[each] for each in pictures if each in taken), None):
             hint = 'choose another --compare'
             yield f'{source}: its picture of before and after would overwrite {clash}; {hint}'
         taken.update(pictures)

@@ -1,13 +1,32 @@
-"""Walk a folder and the folders below it."""
+"""Walk a folder and the folders below it; tell what is one folder or one file under several names."""
 
 import os
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
 
 def real(path: Path | str) -> Path:
     """The path with all links resolved; a link to itself is left as it is, where `Path.resolve` raises RuntimeError."""
     return Path(os.path.realpath(path))
+
+
+def ignores_case(folder: Path) -> bool:
+    """Whether names that differ only in case are one there, as on exFAT and NTFS; before it is made, where it would be.
+
+    False if that cannot be found out.
+    """
+    try:
+        folder = next(each for each in (folder, *folder.parents) if each.is_dir())
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                other = entry.name.swapcase()
+                if other != entry.name == other.swapcase():
+                    return os.path.lexists(folder / other) and folder / other not in folder.iterdir()
+        with NamedTemporaryFile(prefix='.case', dir=folder) as file:
+            return os.path.lexists(folder / Path(file.name).name.swapcase())
+    except OSError:
+        return False
 
 
 def _refuse(error: OSError) -> None:
