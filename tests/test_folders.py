@@ -52,6 +52,12 @@ def test_folders_to_avoid_are_left_out_however_they_are_reached():
     assert found('disk/more', avoid={real('disk')}) == ['disk/more/5.jpg'], 'it was asked for'
 
 
+def test_folders_to_avoid_are_left_out_in_other_letters(case_is_ignored):
+    Path('in/linked').symlink_to('../disk')
+    Path('in/below').symlink_to('../disk/more')
+    assert found(avoid={real('DISK'), real('IN/B'), real('nowhere')}) == ['in/a/1.jpg']
+
+
 def test_folder_that_cannot_be_read_is_an_error_or_told():
     errors = []
     with mock.patch('os.scandir', side_effect=PermissionError(13, 'Permission denied', 'in')):

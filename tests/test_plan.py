@@ -153,6 +153,16 @@ def test_results_and_comparisons_in_a_folder_are_no_photographs():
     assert [job.source for job in jobs] == ['in/b.PNG', 'in/deep/c.heic', 'in/deep/d.tiff']
 
 
+def test_folders_of_results_are_known_in_other_letters(case_is_ignored):
+    for name in ('in/out/old.png', 'in/look/b.PNG.jpg'):
+        Path(name).parent.mkdir()
+        Path(name).touch()
+    for photos in (['in'], ['in/*'], ['in/**'], ['in/**/*'], ['in/b.PNG', 'in/deep', 'in/out', 'in/look']):
+        for out, compare in (('IN/OUT', 'IN/Look'), ('in/Out', 'in/LOOK')):
+            jobs = plan(photos, out=Path(out), compare=Path(compare), skip_existing=True)
+            assert {job.source for job in jobs} == {'in/b.PNG', 'in/deep/c.heic', 'in/deep/d.tiff'}
+
+
 def test_listed_photographs_keep_their_whole_path_and_are_not_looked_at(tmp_path):
     jobs = plan(listed=['x/1.jpg', '/data/y/1.jpg', '../z/1.jpg', './x/2.jpg'], out=Path('out'))
     above = str(tmp_path.parent / 'z').lstrip('/')

@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from ..errors import InputError
-from ..system.folders import real, walk
+from ..system.folders import is_one_of, real, walk
 from .comparison import pictures_on_page
 from .photo import PHOTO_ENDINGS
 
@@ -69,9 +69,9 @@ class Finder:
 
     def _is_of_results(self, folder: Path) -> bool:
         """Whether a folder takes results or pictures, and holds no photographs of its own to restore."""
-        if real(folder) not in self._avoid:
+        if not is_one_of(real(folder), self._avoid):
             return False
-        takes_results = self.out is not None and real(folder) == real(self.out)
+        takes_results = self.out is not None and is_one_of(real(folder), [real(self.out)])
         return not takes_results or self.skip_existing or not any(Finder()._photos_in(folder, self._avoid))
 
     def _is_result(self, photo: Path) -> bool:
@@ -90,10 +90,15 @@ class Finder:
 
         `top` is the folder that the pattern begins with. A folder to avoid that holds it excludes nothing.
         """
-        avoid = {folder for folder in self._avoid if real(top) in folder.parents}
+        avoid = {folder for folder in self._avoid if is_one_of(real(top), folder.parents)}
+
+        @cache
+        def is_avoided(folder: Path) -> bool:
+            return any(is_one_of(each, avoid) for each in (folder, *folder.parents))
+
         for path in sorted(set(self._expanded(top, pattern.relative_to(top).parts)), key=str):
             found = real(path)
-            if not avoid.isdisjoint([found, *found.parents]):
+            if is_one_of(found, avoid) or is_avoided(found.parent):
                 continue
             if path.is_dir():
                 yield from self._photos_in(path, avoid)

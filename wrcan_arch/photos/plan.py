@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from ..errors import InputError, refuse
 from ..system.files import without_root
-from ..system.folders import ignores_case, real
+from ..system.folders import identity, ignores_case, real
 from .comparison import check_page, pictures_of, pictures_on_page
 from .find_photos import RESTORED, Finder
 from .photo import ENDINGS, format_of_name
@@ -95,7 +95,7 @@ def _jobs_of(photographs: Iterable[tuple[Path, Path]], out: Path | None, format:
 
 def _places() -> Callable[[Path | str], Hashable]:
     """Return a function that gives all paths of one file the same value: links resolved, mounts and case made one."""
-    identity_of, case_is_ignored = cache(_identity), cache(ignores_case)
+    identity_of, case_is_ignored = cache(identity), cache(ignores_case)
 
     def name_of(path: Path) -> str:
         return path.name.casefold() if case_is_ignored(path.parent) else path.name
@@ -140,18 +140,9 @@ def _result_ending(source: Path, format: str | None) -> str:
     return source.suffix if own and format in (None, own) else ENDINGS[format or 'png'][0]
 
 
-def _identity(path: Path | str) -> tuple[int, int] | None:
-    """What a folder has under each of its names, as bind mounts give it several; None if it is not there."""
-    try:
-        status = Path(path).stat()
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
-
-
 def _overwritten_photographs(made: Iterable[tuple[str, str]], folder: Path, what: str, hint: str) -> Iterator[str]:
     """Yield a line for each target that exists and may be a photograph, since its `folder` holds the source too."""
-    own, identity_of = _identity(folder), cache(_identity)
+    own, identity_of = identity(folder), cache(identity)
     for source, target in made:
         if os.path.lexists(target):
             named = Path(os.path.normpath(Path(source).absolute()))  # a link's own place, not its target's

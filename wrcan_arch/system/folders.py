@@ -11,6 +11,23 @@ def real(path: Path | str) -> Path:
     return Path(os.path.realpath(path))
 
 
+def identity(path: Path | str) -> tuple[int, int] | None:
+    """What a folder has under each of its names, as bind mounts and other letters give it; None if it is not there."""
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def is_one_of(path: Path, folders: Collection[Path]) -> bool:
+    """Whether a path leads to one of the folders, by any of its names; all are given as `real` returns them."""
+    if path in folders:  # it need not be there
+        return True
+    own = identity(path)
+    return own is not None and own in map(identity, folders)
+
+
 def ignores_case(folder: Path) -> bool:
     """Whether names that differ only in case are one there, as on exFAT and NTFS; before it is made, where it would be.
 
@@ -46,14 +63,14 @@ def walk(
         on_error: called with the OSError of a folder that cannot be read; by default raises it.
     """
     top = real(folder)
-    left_out = {top, *top.parents, *avoid}
+    left_out = {top, *top.parents}
 
     def claim(path: Path) -> bool:
         found = real(path)
-        if path.name[0] == '.' or found in left_out:
+        if path.name[0] == '.' or found in left_out or is_one_of(found, avoid):
             return False
         is_link = os.path.islink(path)  # noqa: PTH114  (Path's raises for a path that is too long)
-        if is_link and not {top, *avoid}.isdisjoint(found.parents):
+        if is_link and any(is_one_of(above, {top, *avoid}) for above in found.parents):
             return False
         left_out.add(found)
         return True
