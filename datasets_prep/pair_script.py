@@ -10,6 +10,7 @@ from script import GO_ON, errors_in_one_line
 from wrcan_arch.data.store_writer import LONGEST_KEY, is_complete, partial_of
 from wrcan_arch.errors import InputError
 from wrcan_arch.system.files import LONGEST_NAME, check_writable, refuse_link
+from wrcan_arch.system.folders import ignores_case, is_one_of
 from wrcan_arch.system.terminal import say
 
 
@@ -62,17 +63,26 @@ def check_common_options(arguments: argparse.Namespace) -> None:
 def check_files_lie_apart(arguments: argparse.Namespace, inputs: Iterable[Path]) -> None:
     """Raise InputError if --files would lie in a folder of `inputs`: the next run would take them for inputs."""
     for entry in inputs if arguments.files else ():
-        if entry.is_dir() and entry.resolve() in arguments.out.resolve().parents:
+        if entry.is_dir() and is_one_of(entry.resolve(), arguments.out.resolve().parents):
             raise InputError(f'-o {arguments.out}: its --files would lie in {entry}; choose a folder elsewhere')
 
 
 def check_names_fit(arguments: argparse.Namespace, found: Mapping[str, Path], more: str) -> None:
-    """Raise InputError if a pair's name, one in `found` with `more` appended, is too long for a store or --files."""
+    """Raise InputError if a pair's name, one in `found` with `more` appended, is not fit for a store or --files.
+
+    It may be too long, or differ from another only in case on a disk that ignores case.
+    """
     fit = LONGEST_NAME - max(map(len, FILE_ENDINGS.values())) if arguments.files else LONGEST_KEY
     for name, path in found.items():
         if (length := len(name + more)) > fit:
             advice = "shorten its name, or its folders'"
             raise InputError(f'{path}: its pairs would have names of {length} letters, at most {fit} fit; {advice}')
+    alike: dict[str, Path] = {}
+    for name, path in found.items() if arguments.files and ignores_case(arguments.out.parent) else ():
+        if (other := alike.setdefault(name.casefold(), path)) is not path:
+            advice = 'rename one, or leave --files out'
+            message = 'their --files would have the same names, as the disk ignores case'
+            raise InputError(f'{other} and {path}: {message}; {advice}')
 
 
 def run(parser: argparse.ArgumentParser, write_pairs: Callable[[argparse.Namespace], None]) -> None:

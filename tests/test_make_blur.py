@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from argparse import Namespace
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -12,6 +13,7 @@ from conftest import nobody_reads_stdout, picture
 from PIL import Image
 
 import make_blur
+import pair_script
 import pairs
 import skimage_photos
 from wrcan_arch.data.lmdb_store import open_store
@@ -356,6 +358,22 @@ def test_names_that_are_too_long_are_found_before_anything_is_made(run, tmp_path
         "folders'\n"
     )
     assert not list(tmp_path.glob('b*'))
+
+
+def test_files_do_not_replace_each_other_where_the_disk_ignores_case(run, tmp_path, request):
+    for name in ('a', 'A'):
+        (tmp_path / 'photos' / name).mkdir(parents=True)
+        cv2.imwrite(str(tmp_path / 'photos' / name / '1.png'), picture(8, 8, ord(name)))
+    run('photos', '-o', 'apart', '--copies', '1', '--files')
+    assert len([*(tmp_path / 'apart_sharp').iterdir()]) == 2
+    request.getfixturevalue('case_is_ignored')
+    run('photos', '-o', 'stores', '--copies', '1')
+    printed = run('photos', '-o', 'new/files', '--copies', '1', '--files', exit_code=2)
+    message = 'photos/A/1.png and photos/a/1.png: their --files would have the same names, as the disk ignores case; '
+    assert f'{message}rename one, or leave --files out\n' in printed.err
+    assert not (tmp_path / 'new').exists()
+    with pytest.raises(InputError, match='-o PHOTOS/mine: its --files would lie in photos; choose a folder elsewhere'):
+        pair_script.check_files_lie_apart(Namespace(out=Path('PHOTOS/mine'), files=True), [Path('photos')])
 
 
 def test_what_cannot_be_read_is_found_before_anything_is_made(run, tmp_path):

@@ -203,6 +203,18 @@ def test_validation_of_no_images_is_an_error(opt):
         scoring.score_images(build_model(opt), Frames(), 4, save_img=False)
 
 
+def test_images_of_a_test_do_not_replace_each_other_where_the_disk_ignores_case(opt, tmp_path, case_is_ignored):
+    class Frames(list):
+        opt = {'name': 'paired', 'dataroot_lq': 'REDS'}
+
+    opt['path']['visualization'], opt['val']['metrics'] = str(tmp_path), {}
+    frames = Frames({'lq': torch.rand(3, 8, 8), 'key': key} for key in ('a', 'A'))
+    for _ in range(2):  # a validation replaces the images of an earlier one
+        scoring.score_images(build_model(opt), frames, 4, save_img=True)
+    with pytest.raises(InputError, match='two of its images would be called A; rename one'):
+        scoring.score_images(build_model({**opt, 'is_train': False}), frames, 4, save_img=True)
+
+
 def test_processes_put_their_scores_together(monkeypatch):
     class Frames(list):
         opt = {'name': 'paired'}

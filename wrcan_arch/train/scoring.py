@@ -74,7 +74,10 @@ def score_share(model: Any, dataset: Any, current_iter: int, save_img: bool) -> 
             images['img2'] = tensor2img(visuals['gt'])
             del model.gt
         if save_img:
-            write_png(model.image_path(dataset.opt['name'], key, current_iter), images['img'])
+            path = model.image_path(dataset.opt['name'], key, current_iter)
+            if not model.is_train and path.exists():  # a test's folder is new; the disk ignores case
+                raise _duplicate_key_error(dataset, key)
+            write_png(path, images['img'])
         metrics = model.opt['val'].get('metrics') or {}
         mine[key] = {name: _score(name, opt, key, images) for name, opt in metrics.items()}
     return mine, seconds
