@@ -19,7 +19,7 @@ install: $(INSTALLED)  ## set up .venv with the tested versions (once; the other
 # BasicSR's build needs torch; without build isolation it uses the one installed here. --no-compile: only a tenth of
 # 10,000 modules is ever imported, and Python compiles and caches those on import.
 $(INSTALLED): setup.py pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 13) or sys.exit("Python 3.11 or 3.12 is needed: make PYTHON=python3.12; to restore photographs on a newer one: pip install .")'
+	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info < (3, 13) or sys.exit("Python 3.11 or 3.12 is needed: make PYTHON=python3.12; to restore photographs on a newer one: pip install -e .")'
 	$(PYTHON) -m venv $(CLEAR) $$([ "$$($(BIN)/python -V 2>&1)" = "$$($(PYTHON) -V)" ] || echo --clear) .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools
 	$(BIN)/python -m pip install --quiet --no-compile --use-pep517 --no-build-isolation -c constraints.txt -e '.[dev]'

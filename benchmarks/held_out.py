@@ -34,7 +34,7 @@ from dead_leaves import dead_leaves
 from pairs import read_image
 
 WEIGHTS = BUNDLED['small'].resolve()
-STORED = Path(__file__).with_name('held_out.json')
+STORED = Path(__file__).parent / 'results' / 'held_out.json'
 TOLERANCE = 0.02  # dB
 EXPOSURES = 12  # of each picture
 FURTHER_EXPOSURES = 2  # of each picture of --photos
@@ -164,9 +164,6 @@ def main() -> None:
     if arguments.store and (arguments.photos or not is_default):
         parser.error('--store is for the defaults and the pictures of all; leave -w, --strength and --photos out')
     network = load_network(arguments.weights)
-    if arguments.pictures:
-        arguments.pictures.mkdir(parents=True, exist_ok=True)
-
     scores_by_group: dict[str, list[Scores]] = defaultdict(list)
     named: dict[str, Scores] = {}
     samples = list(draw_samples(arguments.photos))
@@ -176,8 +173,9 @@ def main() -> None:
         named[f'{sample.group} {sample.name}'] = scores
         if arguments.pictures:
             side_by_side = np.hstack([sample.given, restored, sample.sharp])
-            name = f'{sample.group}_{sample.name}.png'.translate(str.maketrans(' /', '__'))
-            cv2.imwrite(str(arguments.pictures / name), side_by_side)
+            path = arguments.pictures / f'{sample.group}_{sample.name}.png'.replace(' ', '_')
+            path.parent.mkdir(parents=True, exist_ok=True)  # a picture of --photos may be of a folder in it
+            cv2.imwrite(str(path), side_by_side)
     means = mean_scores(scores_by_group)
     print(table(means))
     if arguments.out:

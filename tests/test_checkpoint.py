@@ -329,7 +329,7 @@ def test_full_disk_is_said_of_the_file_and_leaves_nothing(tmp_path):
     heard, said = context.Pipe(duplex=False)
     process = context.Process(target=write_beyond_a_limit, args=(tmp_path / 'a.pth', said))
     process.start()
-    process.join(60)
+    process.join()
     assert process.exitcode == 0 and heard.poll() and 'a.pth' in heard.recv() and list(tmp_path.iterdir()) == []
 
 

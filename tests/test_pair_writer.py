@@ -95,7 +95,7 @@ def test_a_killed_run_goes_on_where_it_was(prepared, run, tmp_path, files, batch
         target=run_and_die, args=(10, batch, [*arguments, '-o', 'b/out'])
     )
     child.start()
-    child.join(60)
+    child.join()
     assert child.exitcode == -signal.SIGKILL and not list(tmp_path.glob('b/*.lmdb')) + list(tmp_path.glob('b/*blur'))
     for stale in tmp_path.glob('b/out_*.partial'):
         if not stale.name.endswith('.lmdb.partial'):
@@ -142,7 +142,7 @@ def test_a_run_that_is_killed_while_it_gives_names_can_be_finished(prepared, run
         target=run_and_die_naming, args=(count, [*arguments, '-o', 'b/out'])
     )
     child.start()
-    child.join(60)
+    child.join()
     assert child.exitcode == -signal.SIGKILL
     assert len([path for path in tmp_path.glob('b/out*') if path.suffix != '.partial']) == count - 1
     if count == 1:

@@ -270,7 +270,7 @@ def test_killed_run_goes_on_where_it_was(reds, downloads, monkeypatch, capsys, p
     arguments = ['tree/train/train_sharp', '-o', 'out']
     child = multiprocessing.get_context('fork').Process(target=run_and_die, args=(place, batch, arguments))
     child.start()
-    child.join(60)
+    child.join()
     assert child.exitcode == -signal.SIGKILL
     assert names_in(downloads / 'out') == {'train_sharp.lmdb.partial'}
     capsys.readouterr()

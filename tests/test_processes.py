@@ -80,7 +80,7 @@ def test_none_begins_while_another_still_looks_for_photographs(pair, monkeypatch
     first.join(0.3)
     assert first.is_alive() and not began
     pair[1].agree_on(JOBS)
-    first.join(10)
+    first.join()
     assert began == [None]
 
 
@@ -94,7 +94,7 @@ def test_the_first_stays_until_the_others_know_that_all_is_done(pair):
     first.join(0.3)
     assert first.is_alive()
     pair[1].gather('from 1', lambda: None)
-    first.join(10)
+    first.join()
     assert ended == [['from 0', 'from 1']]
 
 
@@ -106,7 +106,7 @@ def test_the_first_gathers_and_the_others_wait_for_it(pair):
     pair[1].add_done(4)
     assert pair[0].done() == 7
     assert pair[0].gather('from 0', lambda: None) == ['from 0', 'from 1']
-    other.join(10)
+    other.join()
     assert results == {'other': []}
 
 

@@ -185,7 +185,7 @@ def test_second_run_in_the_folder_is_refused(quick, capsys):
     locked = context.Event()
     holder = context.Process(target=hold, args=(locked,), daemon=True)  # ends with the tests if one fails
     holder.start()
-    assert locked.wait(60)
+    assert locked.wait()
     for resume in (False, True):
         assert train(resume=resume) == 2
         said = capsys.readouterr().err.strip().splitlines()[-1]
