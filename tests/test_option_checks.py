@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 
 def problems_of(text, command='train'):
     """Return the lines of check's error for an option file with this text."""
-    Path('own.yml').write_text(text)
+    Path('own.yml').write_text(text, encoding='utf-8')
     before = sorted(Path().iterdir())
     said = ''
     try:
@@ -44,6 +44,7 @@ def test_schema_takes_what_the_code_does(section, key, taken):
 
 
 def test_demo_options_are_sound(demo):
+    assert not problems_of(demo.replace('name: train_wrcan_demo', 'name: 動作\u3000確認'))
     option_checks.check(options.read_options(ROOT / 'options' / 'train_wrcan_demo.yml'), 'train')
 
 
