@@ -199,11 +199,11 @@ def test_the_first_of_several_processes_holds_a_test_s_results_and_the_others_wa
 def test_the_kept_options_name_the_command_that_was_given(tmp_path, monkeypatch):
     (tmp_path / 'own.yml').write_text('name: a\n')
     (tmp_path / 'kept').mkdir()
-    monkeypatch.setattr('sys.orig_argv', ['python', '-m', 'wrcan_arch', 'train', '-opt', 'my own.yml'])
+    monkeypatch.setattr('sys.orig_argv', ['python', '-m', 'wrcan_arch', 'train', '-opt', 'my 海\udcff\n.yml'])
     with replacements.replaced(replacements.Run()), pipelines._arguments('-opt', '/tmp/gone.yml'):
         basicsr.train.copy_opt_file(str(tmp_path / 'own.yml'), str(tmp_path / 'kept'))
-    kept = (tmp_path / 'kept/own.yml').read_text()
-    assert "# python -m wrcan_arch train -opt 'my own.yml'\n" in kept and kept.endswith('name: a\n')
+    kept = (tmp_path / 'kept/own.yml').read_text(encoding='utf-8')
+    assert "# python -m wrcan_arch train -opt 'my 海\\udcff\\n.yml'\n" in kept and kept.endswith('name: a\n')
 
 
 def test_a_batch_that_processes_cannot_share_is_said_before_they_join():

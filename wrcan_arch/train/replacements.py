@@ -27,13 +27,15 @@ import basicsr.utils.logger
 import numpy as np
 import torch
 from basicsr.utils import get_root_logger
+from basicsr.utils.dist_util import master_only
 from torch import distributed
 
 from ..data.draws import DrawSampler
 from ..data.jpeg_deblur_dataset import JPEGDeblurDataset
 from ..errors import InputError
+from ..system.files import write_text
 from ..system.processes import STARTED_BY_TORCHRUN, Team, take_own_gpu, take_slurms_environment
-from ..system.terminal import printable_lines
+from ..system.terminal import printable, printable_lines
 from . import run_folder
 from .current_run import TIMEOUT, Run, begin_run, load_resume_state
 from .several_processes import check_batch, share_of_batch, shared_inputs
@@ -48,7 +50,6 @@ _toolbox_create_loaders = basicsr.train.create_train_val_dataloader
 _toolbox_build_model = basicsr.train.build_model
 _toolbox_message_logger = basicsr.train.MessageLogger
 _toolbox_make_exp_dirs = basicsr.test.make_exp_dirs
-_toolbox_copy_opt_file = basicsr.train.copy_opt_file
 
 
 def init_dist(run: Run, launcher: str, **_: Any) -> None:
@@ -196,10 +197,12 @@ def make_exp_dirs(run: Run, opt: dict[str, Any]) -> None:
         raise refused[0]
 
 
-def copy_opt_file(*arguments: Any) -> None:
-    """Copy the option file as the toolbox does, with the command that was given; pipelines.py gives it another."""
-    with mock.patch.object(sys, 'argv', [shlex.join(sys.orig_argv)]):
-        _toolbox_copy_opt_file(*arguments)
+@master_only
+def copy_opt_file(opt_file: str, experiments_root: str) -> None:
+    """Copy the option file, in UTF-8, with the command that was given; pipelines.py gives the toolbox another."""
+    about = f'# GENERATE TIME: {time.asctime()}\n# CMD:\n# {printable(shlex.join(sys.orig_argv))}\n\n'
+    path = Path(opt_file)
+    write_text(Path(experiments_root, path.name), about + path.read_text(encoding='utf-8'))
 
 
 def time_to_the_microsecond() -> str:
