@@ -1,6 +1,7 @@
 """What is wrong with an option file is said before the run: the schema, the classes, the data, the weights."""
 
 import re
+import shutil
 from copy import deepcopy
 from pathlib import Path
 from typing import get_args
@@ -444,7 +445,8 @@ def test_weights_that_the_toolboxs_own_model_cannot_read_are_said_before_the_run
     tensors, _ = checkpoint.read_weights(BUNDLED['small'])
     torch.save(tensors, 'bare.pth')
     checkpoint.convert(BUNDLED['small'], 'converted.pth')
-    for name, path in (('small', BUNDLED['small']), ('bare.pth', 'bare.pth')):
+    shutil.copy(BUNDLED['small'], 'SMALL.SAFETENSORS')
+    for name, path in (('small', BUNDLED['small']), ('bare.pth', 'bare.pth'), ('SMALL.SAFETENSORS',) * 2):
         said = problems_of(text.replace('network_g: small', f'network_g: {name}'))
         hint = f'basicsr convert {path} -o NAME.pth makes one'
         expected = f"path:pretrain_network_g: {path}: SRModel only reads a .pth that holds 'params'; {hint}"
