@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import threading
+import time
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import partial
@@ -332,6 +333,18 @@ def test_time_replacement_is_needed(tmp_path):
         start_over(tmp_path / 'ours')
         logs = {basicsr.train.get_time_str() for _ in range(3)}
     assert len(list(tmp_path.glob('ours*'))) == 3 and len(logs) == 3
+
+
+def test_logs_are_in_order_when_the_clock_is_put_back(monkeypatch):
+    """A report reads them by name."""
+    names = []
+    for zone in ('Pacific/Kiritimati', 'Pacific/Honolulu'):
+        with monkeypatch.context() as patched:
+            patched.setenv('TZ', zone)
+            time.tzset()
+            names.append(replacements.time_to_the_microsecond())
+    time.tzset()
+    assert names == sorted(names)
 
 
 def test_replacements_are_taken_back():

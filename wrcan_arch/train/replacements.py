@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -206,8 +206,8 @@ def copy_opt_file(opt_file: str, experiments_root: str) -> None:
 
 
 def time_to_the_microsecond() -> str:
-    """The current time in the toolbox's format, with microseconds added."""
-    return datetime.now().strftime('%Y%m%d_%H%M%S_%f')
+    """The current time in the toolbox's format, with microseconds added; in UTC, which is never put back."""
+    return datetime.now(UTC).strftime('%Y%m%d_%H%M%S_%f')
 
 
 @dataclass(frozen=True)
@@ -280,7 +280,8 @@ REPLACEMENTS = (
     Replacement(
         target='basicsr.train.get_time_str',
         by=lambda run: time_to_the_microsecond,
-        why='logs are named by the second: a run that is resumed at once overwrites the log of the one before',
+        why='logs are named by the second: a run that is resumed at once overwrites the log of the one before; and by '
+        'local time, which may be put back',
         until='BasicSR appends to its logs',
     ),
     Replacement(
