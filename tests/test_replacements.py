@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from unittest import mock
 
+import basicsr.test
 import basicsr.train
 import numpy as np
 import pytest
@@ -323,6 +324,22 @@ def test_a_log_on_a_full_disk_prints_no_tracebacks(capsys):
         handler.close()
 
 
+def test_log_replacement_is_needed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr('io.text_encoding', lambda encoding, *_: encoding or 'ascii')  # as in a locale of its own
+
+    def logged(module):
+        pipelines._forget_logger()
+        module.get_root_logger(log_file=str(tmp_path / 'a.log')).info('Validated 海')
+        pipelines._forget_logger()
+        return (tmp_path / 'a.log').read_text(encoding='utf-8')
+
+    for module in (basicsr.train, basicsr.test):
+        with mock.patch('logging.raiseExceptions', False):
+            assert logged(module) == ''
+        with replacements.replaced(replacements.Run()):
+            assert logged(module).endswith('INFO: Validated 海\n')
+
+
 def test_time_replacement_is_needed(tmp_path):
     with (
         mock.patch('basicsr.utils.misc.get_time_str', return_value='20260101_000000'),
@@ -363,5 +380,6 @@ def test_replacements_are_taken_back():
             assert function.__name__.replace('_', '') in (
                 names[target][2].lower().replace('_', ''),
                 'timetothemicrosecond',
+                'loginutf8',
             )
     assert current() == before

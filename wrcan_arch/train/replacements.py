@@ -50,6 +50,7 @@ _toolbox_create_loaders = basicsr.train.create_train_val_dataloader
 _toolbox_build_model = basicsr.train.build_model
 _toolbox_message_logger = basicsr.train.MessageLogger
 _toolbox_make_exp_dirs = basicsr.test.make_exp_dirs
+_toolbox_get_root_logger = basicsr.utils.logger.get_root_logger
 
 
 def init_dist(run: Run, launcher: str, **_: Any) -> None:
@@ -80,6 +81,15 @@ def init_dist(run: Run, launcher: str, **_: Any) -> None:
         timeout=timedelta(seconds=timeout),
     )
     run.team = team
+
+
+def log_in_utf8(**options: Any) -> logging.Logger:
+    """Open the toolbox's log, in UTF-8 whatever the locale is."""
+    logger = _toolbox_get_root_logger(**options)
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler) and handler.stream:
+            handler.stream.reconfigure(encoding='utf-8')
+    return logger
 
 
 def init_tb_loggers(run: Run, opt: dict[str, Any]) -> Any:
@@ -238,6 +248,15 @@ REPLACEMENTS = (
         by=lambda run: copy_opt_file,
         why='the command that it keeps with the options names a temporary file, which is gone after the run',
         until='BasicSR takes its arguments from a caller',
+    ),
+    *(
+        Replacement(
+            target=f'basicsr.{command}.get_root_logger',
+            by=lambda run: log_in_utf8,
+            why="a line that the locale's encoding lacks a character of is not logged, and a report lacks its scores",
+            until='BasicSR opens its logs in UTF-8',
+        )
+        for command in ('train', 'test')
     ),
     Replacement(
         target='basicsr.train.init_tb_loggers',
