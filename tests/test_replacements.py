@@ -25,6 +25,7 @@ from conftest import resolved_options
 from fresh import run_python
 from torch.utils.data import Dataset
 
+from wrcan_arch import __version__
 from wrcan_arch.errors import InputError
 from wrcan_arch.train import pipelines, replacements, several_processes
 
@@ -337,7 +338,9 @@ def test_log_replacement_is_needed(tmp_path, monkeypatch, capsys):
         with mock.patch('logging.raiseExceptions', False):
             assert logged(module) == ''
         with replacements.replaced(replacements.Run()):
-            assert logged(module).endswith('INFO: Validated 海\n')
+            first, second = logged(module).splitlines()
+        assert re.search(rf' INFO: wrcan-arch {re.escape(__version__)}(, commit [0-9a-f]{{40}}(-dirty)?)?$', first)
+        assert second.endswith(' INFO: Validated 海')
 
 
 def test_time_replacement_is_needed(tmp_path):

@@ -30,9 +30,11 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
 from torch import distributed
 
+from .. import __version__
 from ..data.draws import DrawSampler
 from ..data.jpeg_deblur_dataset import JPEGDeblurDataset
 from ..errors import InputError
+from ..source_commit import source_commit
 from ..system.files import write_text
 from ..system.processes import STARTED_BY_TORCHRUN, Team, take_own_gpu, take_slurms_environment
 from ..system.terminal import printable, printable_lines
@@ -84,11 +86,13 @@ def init_dist(run: Run, launcher: str, **_: Any) -> None:
 
 
 def log_in_utf8(**options: Any) -> logging.Logger:
-    """Open the toolbox's log, in UTF-8 whatever the locale is."""
+    """Open the toolbox's log, in UTF-8 whatever the locale is; begin it with the version of this package."""
     logger = _toolbox_get_root_logger(**options)
     for handler in logger.handlers:
         if isinstance(handler, logging.FileHandler) and handler.stream:
             handler.stream.reconfigure(encoding='utf-8')
+            commit = source_commit()
+            logger.info(f'wrcan-arch {__version__}' + (f', commit {commit}' if commit else ''))
     return logger
 
 
