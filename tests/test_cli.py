@@ -18,7 +18,7 @@ import cv2
 import pytest
 import torch
 from conftest import nobody_reads_stdout, picture, train
-from fresh import run_python
+from fresh import HIDING, run_python
 from packaging.requirements import Requirement
 
 from wrcan_arch import __version__, cli, doctor, ending
@@ -453,10 +453,7 @@ def test_doctor_speaks_when_a_package_is_missing():
             'import sys\n'
             f'for name in [*sys.modules]:  # torch is loaded in the process that is forked\n'
             f'    if name.split(".")[0] == {missing!r}: del sys.modules[name]\n'
-            'class Missing:\n'
-            '    def find_spec(self, name, *_):\n'
-            f'        if name.split(".")[0] == {missing!r}: raise ModuleNotFoundError(f"No module named {{name!r}}")\n'
-            'sys.meta_path.insert(0, Missing())\n'
+            f'{HIDING.format(hidden=missing)}\n'
             'from wrcan_arch.cli import main; sys.exit(main(["doctor"]))'
         )
         result = run_python(code)
