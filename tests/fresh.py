@@ -38,6 +38,13 @@ for line in sys.stdin:
 """
 
 
+HIDING = """
+from importlib.machinery import PathFinder
+find_spec = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *rest: None if name.split('.')[0] == '{hidden}' else find_spec(name, *rest)
+"""  # a package, as if it were not installed
+
+
 @functools.cache
 def _server() -> subprocess.Popen:
     return subprocess.Popen([sys.executable, '-c', _FORKING], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -60,6 +60,10 @@ def test_safetensors_and_averaged_weights(tmp_path):
     save_file(network.state_dict(), tmp_path / 'a.safetensors', {'format': 'pt', 'patch_size': '96'})
     assert load_network(tmp_path / 'a.safetensors').metadata == {'format': 'pt', 'patch_size': 96}
     assert torch.equal(read_weights(tmp_path / 'a.safetensors', 'params_ema')[0]['tail.bias'], network.tail.bias)
+    for name in ('B.SAFETENSORS', 'B.PTH'):
+        convert(tmp_path / 'a.safetensors', tmp_path / name)
+        assert_same(load_network(tmp_path / name), network)
+    assert load_file(tmp_path / 'B.SAFETENSORS')
     write_atomically(tmp_path / 'a.pth', {'params': network.state_dict(), 'params_ema': averaged.state_dict()})
     assert_same(load_network(tmp_path / 'a.pth'), averaged)
     assert torch.equal(read_weights(tmp_path / 'a.pth', 'params')[0]['tail.bias'], network.tail.bias)

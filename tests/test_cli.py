@@ -18,10 +18,10 @@ import cv2
 import pytest
 import torch
 from conftest import nobody_reads_stdout, picture, train
-from fresh import run_python
+from fresh import HIDING, run_python
 from packaging.requirements import Requirement
 
-from wrcan_arch import cli, doctor, ending
+from wrcan_arch import __version__, cli, doctor, ending
 from wrcan_arch.errors import NO_TOOLBOX, RunError
 from wrcan_arch.inference import Request
 from wrcan_arch.photos.bulk_restore import Options
@@ -392,6 +392,11 @@ def test_doctor_says_how_to_install_what_is_missing(monkeypatch, package, advice
     assert doctor._row_of(Requirement(package))[1:] == ('MISSING', advice)
 
 
+def test_doctor_tells_the_version_that_runs(monkeypatch):
+    monkeypatch.setattr(metadata, 'version', lambda _: '0.0.1')  # of an install before the checkout was updated
+    assert doctor._row_of(Requirement('wrcan-arch')) == ('wrcan-arch', __version__, '')
+
+
 def test_doctor_tells_of_heic(capsys, monkeypatch):
     version = metadata.version
 
@@ -423,7 +428,7 @@ def test_module_and_command_are_the_same(tmp_path):
         result = subprocess.run([*start, 'restore'], capture_output=True, text=True, cwd=tmp_path, env=os.environ)
         assert result.returncode == 2 and 'no photographs were given' in result.stderr
         result = subprocess.run([*start, '--version'], capture_output=True, text=True, cwd=tmp_path, env=os.environ)
-        assert (result.returncode, result.stdout) == (0, f'wrcan-arch {metadata.version("wrcan-arch")}\n')
+        assert (result.returncode, result.stdout) == (0, f'wrcan-arch {__version__}\n')
 
 
 @pytest.mark.parametrize(
@@ -448,10 +453,7 @@ def test_doctor_speaks_when_a_package_is_missing():
             'import sys\n'
             f'for name in [*sys.modules]:  # torch is loaded in the process that is forked\n'
             f'    if name.split(".")[0] == {missing!r}: del sys.modules[name]\n'
-            'class Missing:\n'
-            '    def find_spec(self, name, *_):\n'
-            f'        if name.split(".")[0] == {missing!r}: raise ModuleNotFoundError(f"No module named {{name!r}}")\n'
-            'sys.meta_path.insert(0, Missing())\n'
+            f'{HIDING.format(hidden=missing)}\n'
             'from wrcan_arch.cli import main; sys.exit(main(["doctor"]))'
         )
         result = run_python(code)

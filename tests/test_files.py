@@ -176,6 +176,8 @@ def test_paths_stay_below_a_folder():
 
 
 def test_names_are_printable_whatever_they_are():
-    assert printable('Zoë 海.png') == 'Zoë 海.png'
+    for name in ('Zoë 海.png', '写真\u30001', 'at 3.15\u202fPM', 'a\xa0b', 'می\u200cخواهم', '👩\u200d🔬'):
+        assert printable(name) == name
+    assert printable('a\u202e\u2066\u200e\u2028\x85b') == r'a\u202e\u2066\u200e\u2028\x85b'
     assert printable(os.fsdecode(b'latin\xe9\n\x1b[31m')) == r'latin\udce9\n\x1b[31m'
     assert printable_lines('a\x1b[2J\r\nb\t\n') == 'a\\x1b[2J\\r\nb\t\n'

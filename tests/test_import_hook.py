@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from fresh import run_python
+from fresh import HIDING, run_python
 
 import wrcan_arch
+from wrcan_arch.errors import NO_TOOLBOX
 
 OPTIONS = Path(__file__).parent.parent / 'options'
 
@@ -70,6 +71,18 @@ def test_what_computes_nothing_loads_nothing_that_does(arguments, code):
         'assert not heavy & sys.modules.keys(), heavy & sys.modules.keys()'
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_what_needs_the_toolbox_is_said_where_there_is_none():
+    """Restoring needs none: help() and `import *` work."""
+    result = run_python(
+        f'import sys\n{HIDING.format(hidden="basicsr")}\n'
+        'from wrcan_arch import *\nimport pydoc, wrcan_arch\n'
+        'assert "load_network" in pydoc.render_doc(wrcan_arch) and WRCAN and restore\n'
+        'from wrcan_arch import JPEGAutoEncoderLoss'
+    )
+    said = f'ModuleNotFoundError: JPEGAutoEncoderLoss needs BasicSR, which is not installed. {NO_TOOLBOX}'
+    assert result.stderr.splitlines()[-1] == said
 
 
 def test_a_failed_import_can_be_tried_again(tmp_path):

@@ -1,4 +1,4 @@
-"""The Makefile installs once, and again when .venv no longer fits."""
+"""The Makefile installs once, and again when .venv no longer fits; scripts run in any clone."""
 
 import os
 import shutil
@@ -43,3 +43,14 @@ def test_an_environment_that_no_longer_fits_is_made_anew(tmp_path, name):
     python.unlink()
     python.symlink_to('/gone/python3')
     assert '-m venv --clear' in planned(checkout)
+
+
+def test_scripts_have_no_carriage_returns_in_a_clone_by_git_for_windows(tmp_path):
+    """WSL and containers run what it checks out."""
+    names = ('demo.sh', 'Makefile')
+    for name in ('.gitattributes', *names):
+        shutil.copy(ROOT / name, tmp_path)
+    for command in ('init -q', 'add .', 'checkout-index --all --force --prefix=clone/'):
+        subprocess.run(['git', '-c', 'core.autocrlf=true', *command.split()], cwd=tmp_path, check=True)
+    for name in names:
+        assert b'\r' not in (tmp_path / 'clone' / name).read_bytes()

@@ -99,6 +99,20 @@ def test_a_stored_state_goes_on_to_the_same_bits():
     assert torch.equal(steps_of(first, optimizer, 3), steps_of(second, resumed, 3))
 
 
+def test_a_closure_is_called_for_the_gradients():
+    parameter = torch.ones(3, requires_grad=True)
+    optimizer = Muon([parameter], adam_lr=0.1)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = parameter.square().sum()
+        loss.backward()
+        return loss
+
+    assert optimizer.step(closure) == 3 and optimizer.step(closure) < 3
+    assert optimizer.step() is None
+
+
 def test_channels_last_moves_alike():
     plain, last = network(), network().to(memory_format=torch.channels_last)
     torch.testing.assert_close(

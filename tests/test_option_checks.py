@@ -1,6 +1,7 @@
 """What is wrong with an option file is said before the run: the schema, the classes, the data, the weights."""
 
 import re
+import shutil
 from copy import deepcopy
 from pathlib import Path
 from typing import get_args
@@ -19,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 
 def problems_of(text, command='train'):
     """Return the lines of check's error for an option file with this text."""
-    Path('own.yml').write_text(text)
+    Path('own.yml').write_text(text, encoding='utf-8')
     before = sorted(Path().iterdir())
     said = ''
     try:
@@ -44,6 +45,7 @@ def test_schema_takes_what_the_code_does(section, key, taken):
 
 
 def test_demo_options_are_sound(demo):
+    assert not problems_of(demo.replace('name: train_wrcan_demo', 'name: 動作\u3000確認'))
     option_checks.check(options.read_options(ROOT / 'options' / 'train_wrcan_demo.yml'), 'train')
 
 
@@ -443,7 +445,8 @@ def test_weights_that_the_toolboxs_own_model_cannot_read_are_said_before_the_run
     tensors, _ = checkpoint.read_weights(BUNDLED['small'])
     torch.save(tensors, 'bare.pth')
     checkpoint.convert(BUNDLED['small'], 'converted.pth')
-    for name, path in (('small', BUNDLED['small']), ('bare.pth', 'bare.pth')):
+    shutil.copy(BUNDLED['small'], 'SMALL.SAFETENSORS')
+    for name, path in (('small', BUNDLED['small']), ('bare.pth', 'bare.pth'), ('SMALL.SAFETENSORS',) * 2):
         said = problems_of(text.replace('network_g: small', f'network_g: {name}'))
         hint = f'basicsr convert {path} -o NAME.pth makes one'
         expected = f"path:pretrain_network_g: {path}: SRModel only reads a .pth that holds 'params'; {hint}"

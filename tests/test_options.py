@@ -164,8 +164,9 @@ def test_a_cosine_is_as_long_as_the_run(demo, overrides, periods):
 def test_show_prints_valid_yaml_with_each_origin(demo):
     write(Path('base.yml'), demo)
     write(Path('own.yml'), 'base: base.yml\nname: mine\ntrain: {total_iter: 7}\n')
-    file = options.read_options('own.yml', ['val:val_freq=3'])
+    file = options.read_options('own.yml', ['val:val_freq=3', 'path:pretrain_network_g=写真\u3000é👩\u200d🔬.pth'])
     text = options.show(file)
+    assert 'pretrain_network_g: 写真\u3000é👩\u200d🔬.pth ' in text
     assert yaml.safe_load(text) == file.values
     origins = {line.split(':')[0].strip(): line.partition('# ')[2] for line in text.splitlines()}
     assert origins['total_iter'] == 'own.yml:3' and origins['val_freq'] == '--force_yml val:val_freq=3'

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 import shutil
 from hashlib import sha256
 from pathlib import Path
@@ -16,9 +15,10 @@ from basicsr.models import build_model
 from basicsr.utils.registry import METRIC_REGISTRY
 from test_wrcan_model import HOST_IS_FULL, batch
 
-from wrcan_arch import InputError, WRCANModel, restore
+from wrcan_arch import InputError, WRCANModel, __version__, restore
 from wrcan_arch.checkpoint import read_file, read_weights
 from wrcan_arch.errors import RunError
+from wrcan_arch.source_commit import source_commit
 from wrcan_arch.train import scoring
 from wrcan_arch.wrcan_arch import ChannelAttention
 
@@ -30,7 +30,7 @@ def test_saved_file_says_what_it_is(opt, tmp_path):
     tensors, about = read_weights(tmp_path / 'models' / 'net_g_5.pth')
     assert (about['network_g'], about['name'], about['iter']) == (opt['network_g'], 'small', 5)
     assert (about['patch_size'], about['jpeg_quality']) == (32, [15, 95])
-    assert about['options_sha256'] is None and re.fullmatch('[0-9a-f]{40}(-dirty)?|None', str(about['commit']))
+    assert about['options_sha256'] is None and (about['version'], about['commit']) == (__version__, source_commit())
     assert all(torch.equal(tensors[name], value) for name, value in model.net_g.state_dict().items())
 
 
@@ -165,6 +165,7 @@ def test_result_is_of_the_weights_that_were_tested(opt, tmp_path, official_weigh
     model._write_results('set', {'a': {'psnr': 30.0, 'ssim': 1.0}}, 0.1, save_img=False)
     result = json.loads((tmp_path / 'result_set.json').read_text())
     assert result['weights']['sha256'] == sha256(official_weights.read_bytes()).hexdigest()
+    assert (result['version'], result['commit']) == (__version__, source_commit())
 
 
 def test_validation_image_that_cannot_be_read_is_named(opt):

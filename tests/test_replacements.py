@@ -7,12 +7,14 @@ import random
 import re
 import shutil
 import threading
+import time
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from unittest import mock
 
+import basicsr.test
 import basicsr.train
 import numpy as np
 import pytest
@@ -23,6 +25,7 @@ from conftest import resolved_options
 from fresh import run_python
 from torch.utils.data import Dataset
 
+from wrcan_arch import __version__
 from wrcan_arch.errors import InputError
 from wrcan_arch.train import pipelines, replacements, several_processes
 
@@ -199,11 +202,11 @@ def test_the_first_of_several_processes_holds_a_test_s_results_and_the_others_wa
 def test_the_kept_options_name_the_command_that_was_given(tmp_path, monkeypatch):
     (tmp_path / 'own.yml').write_text('name: a\n')
     (tmp_path / 'kept').mkdir()
-    monkeypatch.setattr('sys.orig_argv', ['python', '-m', 'wrcan_arch', 'train', '-opt', 'my own.yml'])
+    monkeypatch.setattr('sys.orig_argv', ['python', '-m', 'wrcan_arch', 'train', '-opt', 'my 海\udcff\n.yml'])
     with replacements.replaced(replacements.Run()), pipelines._arguments('-opt', '/tmp/gone.yml'):
         basicsr.train.copy_opt_file(str(tmp_path / 'own.yml'), str(tmp_path / 'kept'))
-    kept = (tmp_path / 'kept/own.yml').read_text()
-    assert "# python -m wrcan_arch train -opt 'my own.yml'\n" in kept and kept.endswith('name: a\n')
+    kept = (tmp_path / 'kept/own.yml').read_text(encoding='utf-8')
+    assert "# python -m wrcan_arch train -opt 'my 海\\udcff\\n.yml'\n" in kept and kept.endswith('name: a\n')
 
 
 def test_a_batch_that_processes_cannot_share_is_said_before_they_join():
@@ -322,6 +325,24 @@ def test_a_log_on_a_full_disk_prints_no_tracebacks(capsys):
         handler.close()
 
 
+def test_log_replacement_is_needed(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr('io.text_encoding', lambda encoding, *_: encoding or 'ascii')  # as in a locale of its own
+
+    def logged(module):
+        pipelines._forget_logger()
+        module.get_root_logger(log_file=str(tmp_path / 'a.log')).info('Validated 海')
+        pipelines._forget_logger()
+        return (tmp_path / 'a.log').read_text(encoding='utf-8')
+
+    for module in (basicsr.train, basicsr.test):
+        with mock.patch('logging.raiseExceptions', False):
+            assert logged(module) == ''
+        with replacements.replaced(replacements.Run()):
+            first, second = logged(module).splitlines()
+        assert re.search(rf' INFO: wrcan-arch {re.escape(__version__)}(, commit [0-9a-f]{{40}}(-dirty)?)?$', first)
+        assert second.endswith(' INFO: Validated 海')
+
+
 def test_time_replacement_is_needed(tmp_path):
     with (
         mock.patch('basicsr.utils.misc.get_time_str', return_value='20260101_000000'),
@@ -332,6 +353,18 @@ def test_time_replacement_is_needed(tmp_path):
         start_over(tmp_path / 'ours')
         logs = {basicsr.train.get_time_str() for _ in range(3)}
     assert len(list(tmp_path.glob('ours*'))) == 3 and len(logs) == 3
+
+
+def test_logs_are_in_order_when_the_clock_is_put_back(monkeypatch):
+    """A report reads them by name."""
+    names = []
+    for zone in ('Pacific/Kiritimati', 'Pacific/Honolulu'):
+        with monkeypatch.context() as patched:
+            patched.setenv('TZ', zone)
+            time.tzset()
+            names.append(replacements.time_to_the_microsecond())
+    time.tzset()
+    assert names == sorted(names)
 
 
 def test_replacements_are_taken_back():
@@ -350,5 +383,6 @@ def test_replacements_are_taken_back():
             assert function.__name__.replace('_', '') in (
                 names[target][2].lower().replace('_', ''),
                 'timetothemicrosecond',
+                'loginutf8',
             )
     assert current() == before

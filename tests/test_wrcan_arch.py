@@ -116,6 +116,11 @@ def test_a_trace_takes_batches_of_any_length():
     free = {'blurred': {0: torch.export.Dim('batch')}}
     program = torch.export.export(network, (torch.rand(2, 3, 8, 8),), dynamic_shapes=free)
     torch.testing.assert_close(program.module()(exported), network(exported))
+    pair = (torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8))
+    both, of_any_length = torch.jit.trace(network, pair), {**free, 'jpeg_sharp': free['blurred']}
+    program = torch.export.export(network, pair, dynamic_shapes=of_any_length)
+    for joint in (both, program.module()):
+        torch.testing.assert_close(joint(exported, exported.flip(0)), network(exported, exported.flip(0)))
 
 
 def test_an_export_for_any_size_holds_the_padding():

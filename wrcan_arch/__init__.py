@@ -4,10 +4,10 @@ Importing this package is cheap: a module is loaded when one of its names is use
 classes when it is imported, or at once if it already is.
 """
 
-import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from .errors import InputError
+from .errors import NO_TOOLBOX, InputError
 from .import_hook import when_imported
 
 __version__ = '0.1.0'
@@ -37,6 +37,7 @@ _HOMES = {
     'load_network': 'checkpoint',
     'restore': 'inference',
 }
+_OF_THE_TOOLBOX = ('JPEGAutoEncoderLoss', 'JPEGDeblurDataset', 'WRCANModel')
 
 
 if not TYPE_CHECKING:  # type checkers would take it to define any name
@@ -44,13 +45,22 @@ if not TYPE_CHECKING:  # type checkers would take it to define any name
     def __getattr__(name: str) -> Any:
         if name not in _HOMES:
             raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-        value = getattr(importlib.import_module(f'.{_HOMES[name]}', __name__), name)
+        try:
+            value = getattr(importlib.import_module(f'.{_HOMES[name]}', __name__), name)
+        except ModuleNotFoundError as error:
+            if error.name != 'basicsr':
+                raise
+            message = f'{name} needs BasicSR, which is not installed. {NO_TOOLBOX}'
+            raise ModuleNotFoundError(message, name='basicsr') from error
         globals()[name] = value
         return value
 
+    if importlib.util.find_spec('basicsr') is None:  # help() and `import *` import each of these names
+        __all__ = [name for name in __all__ if name not in _OF_THE_TOOLBOX]
+
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *__all__})
 
 
 def _before_basicsr() -> None:

@@ -80,6 +80,11 @@ def checksum(tensors: Tensors) -> str:
     return digest.hexdigest()
 
 
+def is_safetensors(path: Path | str) -> bool:
+    """Whether a file of this name holds tensors as the library safetensors writes them."""
+    return Path(path).suffix.lower() == '.safetensors'
+
+
 def write_atomically(path: Path | str, content: Any) -> None:
     """Save `content` with `torch.save`, or bytes as they are: the whole file or nothing, flushed to disk."""
     path = Path(path)
@@ -126,7 +131,7 @@ def write_weights(path: Path | str, networks: Mapping[str, Tensors], metadata: M
     networks = {key: {name: tensor.contiguous() for name, tensor in each.items()} for key, each in networks.items()}
     checksums = {key: checksum(tensors) for key, tensors in networks.items()}
     metadata = {**metadata, 'checksum': checksums}
-    if Path(path).suffix == '.safetensors':
+    if is_safetensors(path):
         texts = {key: json.dumps(value) for key, value in metadata.items()}
         write_atomically(path, _with_sorted_metadata(safetensors_bytes(dict(networks['params']), texts)))
     else:
@@ -145,7 +150,7 @@ def read_file(path: Path | str) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f'{path}: cannot be opened ({error.strerror})') from error
     try:
-        if path.suffix == '.safetensors':
+        if is_safetensors(path):
             if not is_utf8(path):
                 raise InputError(f'{path}: a name that is not UTF-8; rename it')
             with safe_open(path, 'pt') as file:
@@ -334,7 +339,7 @@ def convert(
         dtype: 'fp16' or 'bf16', to store 16 bits per weight, rounded; by default 32.
     """
     out = Path(out)
-    if out.suffix not in ({'.pt'} if official else {'.safetensors', '.pth'}):
+    if out.suffix.lower() not in ({'.pt'} if official else {'.safetensors', '.pth'}):
         raise InputError(f'{out}: weights are written as .safetensors or .pth, or with --to official as .pt')
     if not is_utf8(out):
         raise InputError(f'{out}: a name that is not UTF-8, under which it could not be read; choose another')

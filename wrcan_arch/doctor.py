@@ -10,6 +10,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from . import __version__
 from .errors import NO_TOOLBOX, InputError
 from .system.terminal import counted
 
@@ -57,6 +58,8 @@ def _row_of(package: Requirement) -> Row:
         version = metadata.version(package.name)
     except metadata.PackageNotFoundError:
         return package.name, 'MISSING', _how_to_install(package)
+    if package.name == 'wrcan-arch':
+        version = __version__  # of the code that runs; an editable install keeps the version that it was made from
     if not package.specifier.contains(version, prereleases=True):
         return package.name, version, f'UNFIT: {package.specifier} is needed'
     try:

@@ -216,7 +216,8 @@ class WRCAN(nn.Module):
         self._check_image(jpeg_sharp, 'jpeg_sharp')
         if jpeg_sharp.shape != blurred.shape:
             raise ValueError(f'blurred is {tuple(blurred.shape)} but jpeg_sharp is {tuple(jpeg_sharp.shape)}')
-        restored, autoencoded = self._restore_and_autoencode(torch.cat([blurred, jpeg_sharp]), batch).split(batch)
+        both = self._restore_and_autoencode(torch.cat([blurred, jpeg_sharp]), batch)
+        restored, autoencoded = both.split([batch, jpeg_sharp.shape[0]])  # a trace would keep .split(batch)'s number
         return restored, autoencoded
 
     def _restore_and_autoencode(self, images: Tensor, batch: int) -> Tensor:

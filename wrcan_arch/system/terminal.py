@@ -6,11 +6,19 @@ import select
 import signal
 import sys
 from typing import TextIO
+from unicodedata import category
+
+JOINERS = '\u200c\u200d'  # in Persian words and in emoji
+
+
+def _can_be_shown(character: str) -> bool:
+    """Whether a terminal shows it as it is. Python calls no space but the ASCII one printable."""
+    return character.isprintable() or character in JOINERS or category(character) == 'Zs'
 
 
 def printable(name: str) -> str:
-    """Return `name` for one line of any terminal: what cannot be printed, such as bytes not in UTF-8, is escaped."""
-    return ''.join(c if c.isprintable() else c.encode('unicode_escape', 'surrogatepass').decode() for c in name)
+    """Return `name` for one line of any terminal: bytes not in UTF-8 and what would reorder the line are escaped."""
+    return ''.join(c if _can_be_shown(c) else c.encode('unicode_escape', 'surrogatepass').decode() for c in name)
 
 
 def printable_lines(text: str) -> str:

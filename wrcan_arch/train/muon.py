@@ -1,7 +1,7 @@
 """The Muon optimizer: a kernel's step is equally long in all of its directions."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ class Muon(torch.optim.Optimizer):
     weak directions move as far as strong ones.
 
     Args:
-        params: tensors.
+        params: tensors alone, neither dicts of groups nor named parameters: the groups are made here.
         lr: learning rate of the kernels. A step's singular values are about `lr`, times sqrt(rows / columns) if the
             kernel's matrix has more rows than columns.
         adam_lr: learning rate of the others.
@@ -74,10 +74,16 @@ class Muon(torch.optim.Optimizer):
         super().__init__(groups, {'momentum': momentum, 'betas': betas, 'eps': eps})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure: nothing here needs one
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Make a step; first call `closure`, if given, which computes the gradients, and return its loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         kernels, others = self.param_groups
         self._muon_step(kernels)
         self._adam_step(others)
+        return loss
 
     def _muon_step(self, group: dict[str, Any]) -> None:
         by_shape = defaultdict(list)  # matrices of one shape are multiplied in one batch

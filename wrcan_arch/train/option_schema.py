@@ -21,6 +21,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from ..system.terminal import printable
 from .options import Keys, OptionFile, find
 
 Count = Annotated[int, Field(ge=0)]
@@ -36,7 +37,7 @@ OPTIONAL: Any = None  # marks a key that may be left out, but not be ~; the code
 
 
 def _is_name(text: str) -> str:
-    if set(text) & set('/\\') or not text.isprintable() or not text.strip('.'):  # the toolbox prints it as it is
+    if set(text) & set('/\\') or printable(text) != text or not text.strip('.'):  # the toolbox prints it as it is
         raise PydanticCustomError('name', 'input should be a name, without / and unprintable characters, not only dots')
     return text
 

@@ -302,5 +302,6 @@ def _rows(file: OptionFile, values: dict[str, Any], keys: Keys) -> Iterator[tupl
             yield f'{indent}{key}:', ''
             yield from _rows(file, value, place)
         else:
-            text = yaml.safe_dump(value, default_flow_style=True, width=10**9).removesuffix('\n...\n').strip()
+            text = yaml.safe_dump(value, default_flow_style=True, width=10**9, allow_unicode=True)
+            text = text.removesuffix('\n...\n').strip()
             yield f'{indent}{key}: {text}', file.origins.get(place, 'default')

@@ -11,7 +11,7 @@ from basicsr.utils import get_root_logger
 from basicsr.utils.dist_util import master_only
 from torch import distributed, nn
 
-from .. import checkpoint, inference
+from .. import __version__, checkpoint, inference
 from ..errors import InputError, RunError, one_line
 from ..source_commit import source_commit
 from . import results, run_folder, scoring
@@ -144,6 +144,8 @@ class RecordedModel(SRModel):
             'network_g': self.opt['network_g'],
             'seconds_per_image': seconds,
             'options_sha256': self.opt.get('options_sha256'),
+            'version': __version__,
+            'commit': self.commit,
         }
         results.write_result(folder, dataset_name, scores, about)
         results.write_scores(folder, dataset_name, scores)
@@ -253,6 +255,7 @@ class RecordedModel(SRModel):
             'network_g': dict(self.opt['network_g']),
             'name': self.opt['name'],
             'options_sha256': self.opt.get('options_sha256'),
+            'version': __version__,
             'commit': self.commit,
             **{name: value for name, value in about_data.items() if value is not None},
             **about,

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,17 @@ import basicsr.utils.logger
 import numpy as np
 import torch
 from basicsr.utils import get_root_logger
+from basicsr.utils.dist_util import master_only
 from torch import distributed
 
+from .. import __version__
 from ..data.draws import DrawSampler
 from ..data.jpeg_deblur_dataset import JPEGDeblurDataset
 from ..errors import InputError
+from ..source_commit import source_commit
+from ..system.files import write_text
 from ..system.processes import STARTED_BY_TORCHRUN, Team, take_own_gpu, take_slurms_environment
-from ..system.terminal import printable_lines
+from ..system.terminal import printable, printable_lines
 from . import run_folder
 from .current_run import TIMEOUT, Run, begin_run, load_resume_state
 from .several_processes import check_batch, share_of_batch, shared_inputs
@@ -48,7 +52,7 @@ _toolbox_create_loaders = basicsr.train.create_train_val_dataloader
 _toolbox_build_model = basicsr.train.build_model
 _toolbox_message_logger = basicsr.train.MessageLogger
 _toolbox_make_exp_dirs = basicsr.test.make_exp_dirs
-_toolbox_copy_opt_file = basicsr.train.copy_opt_file
+_toolbox_get_root_logger = basicsr.utils.logger.get_root_logger
 
 
 def init_dist(run: Run, launcher: str, **_: Any) -> None:
@@ -79,6 +83,17 @@ def init_dist(run: Run, launcher: str, **_: Any) -> None:
         timeout=timedelta(seconds=timeout),
     )
     run.team = team
+
+
+def log_in_utf8(**options: Any) -> logging.Logger:
+    """Open the toolbox's log, in UTF-8 whatever the locale is; begin it with the version of this package."""
+    logger = _toolbox_get_root_logger(**options)
+    for handler in logger.handlers:
+        if isinstance(handler, logging.FileHandler) and handler.stream:
+            handler.stream.reconfigure(encoding='utf-8')
+            commit = source_commit()
+            logger.info(f'wrcan-arch {__version__}' + (f', commit {commit}' if commit else ''))
+    return logger
 
 
 def init_tb_loggers(run: Run, opt: dict[str, Any]) -> Any:
@@ -196,15 +211,17 @@ def make_exp_dirs(run: Run, opt: dict[str, Any]) -> None:
         raise refused[0]
 
 
-def copy_opt_file(*arguments: Any) -> None:
-    """Copy the option file as the toolbox does, with the command that was given; pipelines.py gives it another."""
-    with mock.patch.object(sys, 'argv', [shlex.join(sys.orig_argv)]):
-        _toolbox_copy_opt_file(*arguments)
+@master_only
+def copy_opt_file(opt_file: str, experiments_root: str) -> None:
+    """Copy the option file, in UTF-8, with the command that was given; pipelines.py gives the toolbox another."""
+    about = f'# GENERATE TIME: {time.asctime()}\n# CMD:\n# {printable(shlex.join(sys.orig_argv))}\n\n'
+    path = Path(opt_file)
+    write_text(Path(experiments_root, path.name), about + path.read_text(encoding='utf-8'))
 
 
 def time_to_the_microsecond() -> str:
-    """The current time in the toolbox's format, with microseconds added."""
-    return datetime.now().strftime('%Y%m%d_%H%M%S_%f')
+    """The current time in the toolbox's format, with microseconds added; in UTC, which is never put back."""
+    return datetime.now(UTC).strftime('%Y%m%d_%H%M%S_%f')
 
 
 @dataclass(frozen=True)
@@ -235,6 +252,15 @@ REPLACEMENTS = (
         by=lambda run: copy_opt_file,
         why='the command that it keeps with the options names a temporary file, which is gone after the run',
         until='BasicSR takes its arguments from a caller',
+    ),
+    *(
+        Replacement(
+            target=f'basicsr.{command}.get_root_logger',
+            by=lambda run: log_in_utf8,
+            why="a line that the locale's encoding lacks a character of is not logged, and a report lacks its scores",
+            until='BasicSR opens its logs in UTF-8',
+        )
+        for command in ('train', 'test')
     ),
     Replacement(
         target='basicsr.train.init_tb_loggers',
@@ -277,7 +303,8 @@ REPLACEMENTS = (
     Replacement(
         target='basicsr.train.get_time_str',
         by=lambda run: time_to_the_microsecond,
-        why='logs are named by the second: a run that is resumed at once overwrites the log of the one before',
+        why='logs are named by the second: a run that is resumed at once overwrites the log of the one before; and by '
+        'local time, which may be put back',
         until='BasicSR appends to its logs',
     ),
     Replacement(

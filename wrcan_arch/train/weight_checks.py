@@ -1,7 +1,6 @@
 """Checks whether the weights that an option file names can be read, and are those of its network."""
 
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ def _is_readable(weights: str, content: Any, model: str, key: str | None) -> boo
     if registry.MODEL_REGISTRY.get(model).load_network is not BaseModel.load_network:
         return True
     held = {key, 'params'} & content.keys() if isinstance(content, Mapping) else ()
-    return Path(weights).suffix != '.safetensors' and (checkpoint.is_state_dict(content) if key is None else bool(held))
+    return not checkpoint.is_safetensors(weights) and (checkpoint.is_state_dict(content) if key is None else bool(held))
 
 
 def _check_weights(file: OptionFile, weights: str) -> None:
@@ -33,7 +32,7 @@ def _check_weights(file: OptionFile, weights: str) -> None:
         raise InputError(f'{weights}: holds two sets of weights; {hint}')
     if not _is_readable(weights, content, model, key):
         checkpoint.weights_in(content, weights, key or 'params')  # InputError if they are under another key
-        is_pth = Path(weights).suffix != '.safetensors'
+        is_pth = not checkpoint.is_safetensors(weights)
         needed, hint = f"'{key}'" if key else 'bare tensors', 'save them with torch.save'
         if kind == 'WRCAN' and (key or not is_pth):
             hint = f'basicsr convert {weights} -o NAME.pth makes one'
