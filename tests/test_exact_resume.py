@@ -255,6 +255,7 @@ def test_two_processes_stop_and_resume_exactly(quick):
     Path('stopping.py').write_text(  # rank 1 has a broken loss in iteration 2, and may be asked to stop in iteration 5
         'import os, signal, sys, time, torch\nfrom pathlib import Path\nfrom wrcan_arch import cli\n'
         'from wrcan_arch.train.recorded_model import RecordedModel\n'
+        'from wrcan_arch.train import replacements\n'
         'from wrcan_arch.train.step_guard import StepGuard\n'
         'check, save = StepGuard.check, RecordedModel._save_training_state\n'
         'stop = sys.argv.pop(1) == "stop"\n'
@@ -267,6 +268,7 @@ def test_two_processes_stop_and_resume_exactly(quick):
         '    save(*arguments)\n'
         'StepGuard.check, RecordedModel._save_training_state = checked, slowly\n'
         'code = cli.main(sys.argv[1:])\n'
+        'assert replacements._kept, "the model, freed last, may wait for ever for a thread of the group"\n'
         'if os.environ["RANK"] == "1": print("then there were", *Path("experiments").rglob("5.state"))\n'
         'sys.exit(code)\n'
     )

@@ -54,6 +54,10 @@ _toolbox_message_logger = basicsr.train.MessageLogger
 _toolbox_make_exp_dirs = basicsr.test.make_exp_dirs
 _toolbox_get_root_logger = basicsr.utils.logger.get_root_logger
 
+# Groups of processes, for good: DistributedDataParallel would be the last to let go of its group, and wait with the
+# GIL held for a thread of gloo that may wait for the GIL to free the last barrier (seen in PyTorch 2.13).
+_kept: list[Any] = []
+
 
 def init_dist(run: Run, launcher: str, **_: Any) -> None:
     """Connect the processes that torchrun or srun started: with GPUs by NCCL or the chosen backend, else by gloo.
@@ -82,6 +86,7 @@ def init_dist(run: Run, launcher: str, **_: Any) -> None:
         world_size=team.size,
         timeout=timedelta(seconds=timeout),
     )
+    _kept.append(distributed.group.WORLD)
     run.team = team
 
 
