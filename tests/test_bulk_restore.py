@@ -432,15 +432,30 @@ def test_warnings_are_told_with_the_photographs_they_are_about(tmp_path, monkeyp
     assert len(lines) == 5
 
 
+def test_large_photographs_are_told_where_their_size_may_be_why_they_stay_blurred(tmp_path, monkeypatch):
+    monkeypatch.setattr('wrcan_arch.photos.bulk_restore.restore', lambda network, pixels, **_: pixels)
+    for name, width in {'a': 2001, 'b': 2001, 'c': 2000}.items():
+        Image.new('RGB', (width, 2)).save(tmp_path / f'{name}.png')
+    jobs = plan([tmp_path], out=tmp_path / 'out')
+    for options in (INPUT, Options(largest=3000)):
+        assert restore_photos(Same(), jobs, options=options).lines() == ['3 of 3 restored']
+    done, said = restore_photos(Same(), jobs, options=Options()).lines()
+    assert said.startswith('photographs of more than 2000 pixels a side: 2; ') and said.endswith('try --largest 1600')
+    again = restore_photos(Same(), jobs, options=Options(skip_existing=True))
+    assert again.lines() == ['0 of 3 restored, 3 had a result already']
+
+
 def test_summaries_survive_json_and_add_up():
     one = Summary(restored=2, failures=['a'])
     one.qualities.update([25, 25, 80])
+    one.large = 2
     one.warnings['dark'] = 2
     one.examples['dark'] = ['x', 'y']
     total = Summary.from_json(one.to_json())
     assert total == one
     total.add(one)
-    assert total.restored == 4 and total.qualities == {25: 4, 80: 2} and total.failures == ['a', 'a']
+    assert (total.restored, total.large) == (4, 4)
+    assert total.qualities == {25: 4, 80: 2} and total.failures == ['a', 'a']
     assert total.warnings == {'dark': 4} and total.examples == {'dark': ['x', 'y', 'x']}
 
 

@@ -79,10 +79,11 @@ def test_page_links_and_escapes_any_name(tmp_path):
     links = re.findall(r'<img src="([^"]*)" alt="blurred"', page)
     assert len(links) == 2 and all((tmp_path / os.fsdecode(unquote_to_bytes(link))).is_file() for link in links)
     assert 'Zoë 海 &amp; &lt;b&gt;&quot;x&quot;.png</a>' in page and '<b>' not in page
-    assert page.count('width: 16px; max-width: min(100%, 90vh * 8 / 8);') == page.count('aspect-ratio: 8 / 8') == 2
+    assert page.count('width: 16px; max-width: min(100%, 90vh * 8 / 8)"') == page.count('aspect-ratio: 8 / 8') == 2
     assert re.search(
         '>blurred</span>\\s*<div class="restored">[^/]*<img [^>]*><span [^>]*>restored</span>\\s*</div>', page
     ), 'each half covers the label of the other'
+    assert page.count('--own: 8px;') == page.count('type="checkbox" autocomplete="off">1:1') == 2
     assert page.count('value="50" autocomplete="off"') == 2, 'else a browser goes back to where the slider was, alone'
     assert 'latin\\udce9#.png</a>' in page and 'missing' not in page
     assert not re.search('https?:', page)

@@ -27,7 +27,7 @@ from .drift import blend, colours_drift
 from .photo import Photo
 from .plan import Job
 from .read_photo import MAX_PIXELS, read_photo
-from .summary import Summary
+from .summary import LARGE, Summary
 from .write_photo import DEFAULT_QUALITY, check_fits, loss_warnings, write_photo
 
 T = TypeVar('T')
@@ -81,6 +81,7 @@ class Work:
     photo: Photo = field(init=False)
     restored: Photo = field(init=False)
     restored_before: bool = False  # by an earlier run: it is only compared
+    is_large: bool = False  # it may stay blurred because it is computed at its full size
     has_result: bool = False  # the comparison may still fail
     warnings: list[str] = field(default_factory=list)
     failure: str | None = None
@@ -100,6 +101,7 @@ class Work:
             warnings=Counter(self.warnings),
             examples={warning: [self.job.source] for warning in self.warnings},
             qualities=Counter() if quality is None else Counter([quality]),
+            large=int(self.is_large),
         )
 
 
@@ -116,6 +118,8 @@ def _read(options: Options, trained_quality: int | list[int] | None, work: Work)
                 f'{work.job.target}: is {was}, but a result of {work.job.source} would be {now}; move it away'
             )
         return
+    at_full_size = options.largest is None and options.request.mode != 'input'
+    work.is_large = at_full_size and max(photo.pixels.shape) > LARGE
     target = Path(work.job.target)
     _check_target(work.job, options)
     try:

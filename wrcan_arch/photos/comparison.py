@@ -36,7 +36,7 @@ HEAD = """<!doctype html>
   h1 { font-size: 1.5rem; margin: 0; }
   p { margin: .25rem 0 2rem; opacity: .75; }
   figure { margin: 0 0 2.5rem; }
-  figcaption { margin-top: .5rem; overflow-wrap: anywhere; }
+  figcaption { margin-bottom: .5rem; overflow-wrap: anywhere; }
   .pair { --at: 50%; position: relative; overflow: hidden; border-radius: 8px; background: #8883;
     print-color-adjust: exact; }
   .pair img { display: block; width: 200%; }
@@ -48,17 +48,22 @@ HEAD = """<!doctype html>
   .pair::after { content: ""; position: absolute; inset: 0 auto 0 calc(var(--at) - 1px); width: 2px; background: #fff;
     box-shadow: 0 0 4px #000; pointer-events: none; }
   .pair:focus-within { outline: 3px solid #3b82f6; outline-offset: 2px; }
+  figure:has(:checked) .box { overflow: auto; max-height: 90vh; }
+  figure:has(:checked) .box:focus-within { outline: 3px solid #3b82f6; outline-offset: 2px; }
+  figure:has(:checked) .pair { width: var(--own) !important; max-width: none !important; }
   .label { position: absolute; bottom: .5rem; padding: .1rem .6rem; border-radius: 1rem; background: #000a; color: #fff;
     font-size: .8rem; pointer-events: none; }
 </style>
 <h1>Blurred and restored</h1>
-<p>Drag over a picture, or choose it with Tab and use the arrow keys. Each picture's file holds both halves.</p>
+<p>Left of the line a picture is blurred. Drag over it, or choose it with Tab and use the arrow keys. 1:1 shows it pixel
+by pixel, to be scrolled. Each picture's file holds both halves.</p>
 """
 # Shown at 2:1, or smaller where there is no room, and no higher than the window. The size is given before a picture is
 # there: else the browser would fetch all pictures at once, and the page would move under the reader.
 FIGURE = """<figure>
-  <div class="pair" style="width: {wide}px; max-width: min(100%, 90vh * {width} / {height});
-    aspect-ratio: {width} / {height}">
+  <figcaption><a href="{link}">{name}</a> <label><input type="checkbox" autocomplete="off">1:1</label></figcaption>
+  <div class="box"><div class="pair" style="--own: {width}px; aspect-ratio: {width} / {height};
+    width: {wide}px; max-width: min(100%, 90vh * {width} / {height})">
     <img src="{link}" alt="blurred" loading="lazy">
     <span class="label" style="left: .5rem">blurred</span>
     <div class="restored">
@@ -66,13 +71,22 @@ FIGURE = """<figure>
     </div>
     <input type="range" min="0" max="100" step="any" value="50" autocomplete="off"
       aria-label="how much of {name} is shown blurred">
-  </div>
-  <figcaption><a href="{link}">{name}</a></figcaption>
+  </div></div>
 </figure>
 """
 TAIL = """<script>
-  for (const slider of document.querySelectorAll('input'))
-    slider.oninput = () => slider.parentElement.style.setProperty('--at', slider.value + '%');
+  for (const box of document.querySelectorAll('.box')) {
+    const pair = box.firstElementChild, slider = pair.querySelector('input');
+    const line = () => pair.offsetWidth * slider.value / 100;
+    slider.oninput = () => {
+      pair.style.setProperty('--at', slider.value + '%');
+      box.scrollLeft = Math.min(line(), Math.max(box.scrollLeft, line() - box.clientWidth));  // the line stays in sight
+    };
+    box.parentElement.querySelector('[type=checkbox]').onchange = (event) => {
+      box.tabIndex = event.target.checked ? 0 : -1;  // the arrow keys then scroll it
+      box.scrollTo(line() - box.clientWidth / 2, (pair.offsetHeight - box.clientHeight) / 2);
+    };
+  }
 </script>
 """
 

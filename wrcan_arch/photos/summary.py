@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 NAMES_SHOWN = 3  # of the photographs that a warning is about
+LARGE = 2000  # pixels of the longer side; beyond, a shake is often longer than one in the paper's frames (1280 x 720)
 
 
 @dataclass
@@ -19,6 +20,7 @@ class Summary:
     warnings: Counter[str] = field(default_factory=Counter)  # number of photographs, by warning
     examples: dict[str, list[str]] = field(default_factory=dict)  # some of their names, by warning
     qualities: Counter[int] = field(default_factory=Counter)  # number of JPEGs, by quality
+    large: int = 0  # number of those restored at their full size, of more than LARGE pixels a side
 
     def add(self, other: 'Summary') -> None:
         self.restored += other.restored
@@ -28,6 +30,7 @@ class Summary:
         self.not_shown += other.not_shown
         self.warnings += other.warnings
         self.qualities += other.qualities
+        self.large += other.large
         for warning, names in other.examples.items():
             self.examples[warning] = (self.examples.get(warning, []) + names)[:NAMES_SHOWN]
 
@@ -47,6 +50,11 @@ class Summary:
         if self.qualities:
             low, high = min(self.qualities), max(self.qualities)
             lines.append(f'JPEG quality of the photographs: {low}' + (f' to {high}' if low < high else ''))
+        if self.large:
+            lines.append(
+                f'photographs of more than {LARGE} pixels a side: {self.large:,}; if still blurred, the shake may be '
+                'too long for the weights at this size: try --largest 1600'
+            )
         for warning, count in self.warnings.items():
             names = ', '.join(self.examples[warning])
             more = f' and {count - NAMES_SHOWN:,} more' if count > NAMES_SHOWN else ''
