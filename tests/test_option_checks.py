@@ -71,15 +71,15 @@ MISTAKES = [  # text, its replacement, the message
     ('io_backend: {type: lmdb}', 'io_backend: {type: lmbd}', "io_backend:type: input should be 'lmdb' or 'disk'"),
     ('type: L1Loss', 'type: L3Loss', "train:pixel_opt:type: there is no 'L3Loss'; did you mean L1Loss?"),
     ('loss_weight: 0.1', 'wight: 0.1', 'train:autoencoder_opt:wight: JPEGAutoEncoderLoss does not take it'),
-    ('lr: 2e-4', 'lr: -2e-4', 'train:optim_g:lr: input should be greater than 0, not -0.0002'),
-    ('lr: 2e-4', 'lr: fast', "train:optim_g:lr: input should be a valid number, not 'fast'"),
+    ('lr: 2e-5', 'lr: -2e-5', 'train:optim_g:lr: input should be greater than 0, not -2e-05'),
+    ('lr: 2e-5', 'lr: fast', "train:optim_g:lr: input should be a valid number, not 'fast'"),
     ('weight_decay: 1e-8', 'wd: 1e-8', 'train:optim_g:wd: Adam does not take it'),
     ('betas: [0.9, 0.999]', 'betas: [0.9]', 'train:optim_g:betas: list should have at least 2 items'),
     ('eta_min: 1e-6', 'period: [300]', 'train:scheduler:period: there is no such option here; did you mean periods?'),
     ('type: CosineAnnealingRestartLR', 'type: StepLR', "train:scheduler: input tag 'StepLR' found using 'type'"),
     ('amp: auto', 'amp: fp8', "train:amp: input should be 'off', 'bf16', 'fp16' or 'auto', not 'fp8'"),
-    ('total_iter: 400', 'total_iter: ~', 'train:total_iter: input should be a valid integer, not None'),
-    ('  total_iter: 400\n', '', 'train:total_iter: is missing'),
+    ('total_iter: 200', 'total_iter: ~', 'train:total_iter: input should be a valid integer, not None'),
+    ('  total_iter: 200\n', '', 'train:total_iter: is missing'),
     ('calculate_psnr,', 'calculate_pnsr,', 'val:metrics:psnr:type: there is no \'calculate_pnsr\'; did you mean calculate_psnr?'),
     ('psnr: {type: calculate_psnr, crop_border: 0}', 'psnr: {type: calculate_psnr}', 'val:metrics:psnr: calculate_psnr needs crop_border'),
     ('psnr: {type: calculate_psnr', 'psnr: {type: calculate_lpips', 'val:metrics:psnr: lower LPIPS is better; add better: lower'),
@@ -162,7 +162,7 @@ def test_amp_takes_off_with_and_without_quotes(demo):
 @pytest.mark.parametrize('wrong', ['-1', '1e3', '~'])
 def test_wrong_length_of_a_run_is_one_mistake(demo, wrong):
     """The cosine's periods, which follow from it, are not reported as well."""
-    assert len(problems_of(demo.replace('total_iter: 400', f'total_iter: {wrong}', 1))) == 1
+    assert len(problems_of(demo.replace('total_iter: 200', f'total_iter: {wrong}', 1))) == 1
 
 
 def test_all_mistakes_are_named_at_once(demo):
@@ -216,7 +216,7 @@ def test_the_toolboxs_own_models_do_not_pass_over_our_options(demo, model):
 
 def test_what_the_toolboxs_classes_would_fail_on_is_said_before_the_run(demo):
     text = demo.replace('JPEGDeblurDataset', 'PairedImageDataset')
-    text = re.sub(r'.*(jpeg_quality|autoencoder_opt|noise_prob|rgb_permute_prob).*\n', '', text)
+    text = re.sub(r'.*(jpeg_quality|blurred_quality|autoencoder_opt|noise_prob|rgb_permute_prob).*\n', '', text)
     said = problems_of(text)
     assert {line.rpartition('datasets:train:')[2] for line in said} == {'use_hflip: is missing', 'use_rot: is missing'}
     network = 'network_g: {type: EDSR, num_in_ch: 3, num_out_ch: 3, num_feat: 4, upscale: 1}'
@@ -322,7 +322,7 @@ def test_a_scale_above_1_is_refused_for_classes_that_keep_the_size(demo):
 
 
 def test_periods_one_short_of_the_run_and_a_store_of_jpegs_are_no_mistake(demo):
-    text = demo.replace('eta_min: 1e-6', 'eta_min: 1e-6, periods: [399]')  # the last step is made with the rate of 399
+    text = demo.replace('eta_min: 1e-6', 'eta_min: 1e-6, periods: [199]')  # the last step is made with the rate of 199
     assert not problems_of(text.replace('jpeg_quality: 25', 'dataroot_gt_jpeg: datasets/demo_train_sharp.lmdb'))
 
 

@@ -149,9 +149,9 @@ def test_override_can_leave_a_section_out(demo):
 @pytest.mark.parametrize(
     ('overrides', 'periods'),
     [
-        ((), [400]),
+        ((), [200]),
         (['train:total_iter=20'], [20]),
-        (['train:scheduler:periods=~'], [400]),
+        (['train:scheduler:periods=~'], [200]),
         (['train:scheduler:periods=[300, 100]'], [300, 100]),
     ],
 )

@@ -56,6 +56,19 @@ def test_there_are_commands_of_each_kind():
     assert {'basicsr', 'wrcan_arch', 'python'} <= found
 
 
+def test_the_demo_trains_as_fine_tuning_advises():
+    """Weights that see no sharp photographs take decibels off them."""
+    lines = (ROOT / 'demo.sh').read_text(encoding='utf-8').replace('\\\n', ' ').splitlines()
+    made = [line for line in lines if '-o datasets/demo_train' in line or '-o datasets/demo_val' in line]
+    assert len(made) == 2
+    assert all('--quality 15-95 --still 0.25' in line for line in made)
+    ours, advised = (
+        options.read_options(ROOT / 'options' / f'train_{name}.yml').values for name in ('wrcan_demo', 'finetune_small')
+    )
+    assert ours['datasets']['train']['blurred_quality'] == advised['datasets']['train']['blurred_quality'] == [15, 95]
+    assert ours['train']['optim_g']['lr'] <= advised['train']['optim_g']['lr']
+
+
 def anchors_of(page):
     titles = re.findall('^#+ (.*)$', page.read_text(encoding='utf-8'), re.MULTILINE)
     return {re.sub(r'[^\w\- ]', '', title.lower()).replace(' ', '-') for title in titles}
