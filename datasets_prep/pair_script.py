@@ -79,7 +79,7 @@ def check_names_fit(arguments: argparse.Namespace, found: Mapping[str, Path], mo
             raise InputError(f'{path}: its pairs would have names of {length} letters, at most {fit} fit; {advice}')
     alike: dict[str, Path] = {}
     for name, path in found.items() if arguments.files and ignores_case(arguments.out.parent) else ():
-        if (other := alike.setdefault(name.casefold(), path)) is not path:
+        if (other := alike.setdefault(name.lower(), path)) is not path:
             advice = 'rename one, or leave --files out'
             message = 'their --files would have the same names, as the disk ignores case'
             raise InputError(f'{other} and {path}: {message}; {advice}')

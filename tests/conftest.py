@@ -138,7 +138,7 @@ def case_is_ignored(monkeypatch):
                 lstat(here / name)
             except FileNotFoundError:
                 with suppress(OSError):
-                    name = next(other for other in [*listdir(here), name] if other.casefold() == name.casefold())
+                    name = next(other for other in [*listdir(here), name] if other.lower() == name.lower())
             here /= name
         return str(here)
 

@@ -7,7 +7,7 @@ from unittest import mock
 
 import pytest
 
-from wrcan_arch.system.folders import real, walk
+from wrcan_arch.system.folders import ignores_case, real, walk
 
 
 @pytest.fixture(autouse=True)
@@ -81,3 +81,15 @@ def test_folder_whose_path_is_too_long_is_told_alone(tmp_path):
     assert found('.', on_error=errors.append)[-2:] == ['in/a/1.jpg', 'in/b/2.jpg']
     assert [error.strerror for error in errors] == ['File name too long']
     shutil.rmtree('d' * 250)
+
+
+def test_case_is_found_out_without_writing_beside_photographs(tmp_path):
+    (tmp_path / 'in/2024/01').mkdir(parents=True)
+    with mock.patch('wrcan_arch.system.folders.NamedTemporaryFile', side_effect=AssertionError):
+        assert not ignores_case(tmp_path / 'in/2024')  # its name says it, as nothing in it has letters
+
+
+@pytest.mark.parametrize('folder', ['in/2024/01', 'in/2024', 'in', 'not/yet'])
+def test_case_is_ignored_where_the_disk_does(case_is_ignored, tmp_path, folder):
+    (tmp_path / 'in/2024/01').mkdir(parents=True)
+    assert ignores_case(tmp_path / folder)

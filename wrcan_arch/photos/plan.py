@@ -98,7 +98,7 @@ def _places() -> Callable[[Path | str], Hashable]:
     identity_of, case_is_ignored = cache(identity), cache(ignores_case)
 
     def name_of(path: Path) -> str:
-        return path.name.casefold() if case_is_ignored(path.parent) else path.name
+        return path.name.lower() if case_is_ignored(path.parent) else path.name
 
     @cache
     def spelled(folder: Path) -> Path:  # some drivers give a folder another identity under each spelling

@@ -31,17 +31,20 @@ def is_one_of(path: Path, folders: Collection[Path]) -> bool:
 def ignores_case(folder: Path) -> bool:
     """Whether names that differ only in case are one there, as on exFAT and NTFS; before it is made, where it would be.
 
-    False if that cannot be found out.
+    False if that cannot be found out. Nothing is written but into an empty folder.
     """
     try:
         folder = next(each for each in (folder, *folder.parents) if each.is_dir())
+        is_empty = True
         with os.scandir(folder) as entries:
             for entry in entries:
-                other = entry.name.swapcase()
+                is_empty, other = False, entry.name.swapcase()
                 if other != entry.name == other.swapcase():
                     return os.path.lexists(folder / other) and folder / other not in folder.iterdir()
-        with NamedTemporaryFile(prefix='.case', dir=folder) as file:
-            return os.path.lexists(folder / Path(file.name).name.swapcase())
+        if is_empty:
+            with NamedTemporaryFile(prefix='.case', dir=folder) as file:
+                return os.path.lexists(folder / Path(file.name).name.swapcase())
+        return not os.path.ismount(folder) and ignores_case(folder.parent)  # which is on the same disk
     except OSError:
         return False
 
