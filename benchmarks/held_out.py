@@ -106,6 +106,12 @@ def score(network: nn.Module, sample: Sample, strength: float = 1) -> tuple[Scor
     return scores, restored
 
 
+def write_side_by_side(folder: Path, sample: Sample, restored: np.ndarray) -> None:
+    path = folder / f'{sample.group}_{sample.name}.png'.replace(' ', '_')
+    path.parent.mkdir(parents=True, exist_ok=True)  # a picture of --photos may be of a folder in it
+    cv2.imwrite(str(path), np.hstack([sample.given, restored, sample.sharp]))
+
+
 def mean_scores(scores_by_group: dict[str, list[Scores]]) -> dict[str, Scores]:
     """Return mean scores by group; for drifts, which would cancel in a mean, the one of largest magnitude."""
     means: dict[str, Scores] = {}
@@ -172,10 +178,7 @@ def main() -> None:
         scores_by_group[sample.group].append(scores)
         named[f'{sample.group} {sample.name}'] = scores
         if arguments.pictures:
-            side_by_side = np.hstack([sample.given, restored, sample.sharp])
-            path = arguments.pictures / f'{sample.group}_{sample.name}.png'.replace(' ', '_')
-            path.parent.mkdir(parents=True, exist_ok=True)  # a picture of --photos may be of a folder in it
-            cv2.imwrite(str(path), side_by_side)
+            write_side_by_side(arguments.pictures, sample, restored)
     means = mean_scores(scores_by_group)
     print(table(means))
     if arguments.out:

@@ -75,3 +75,6 @@ def test_pictures_of_a_folder_are_a_set_of_their_own(held_out, monkeypatch, tmp_
     named = [f'further {each}'.format(name) for name in ('a/1.png', 'b/1.png') for each in of_each]
     assert [f'{sample.group} {sample.name}' for sample in samples] == named
     assert all((sample.sharp == picture(40, 50)).all() for sample in samples)
+    for sample in samples:
+        held_out.write_side_by_side(tmp_path / 'out', sample, sample.given)
+    assert len([*tmp_path.glob('out/*/*.png')]) == len(named)

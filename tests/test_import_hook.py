@@ -79,8 +79,9 @@ def test_what_needs_the_toolbox_is_said_where_there_is_none():
         f'import sys\n{HIDING.format(hidden="basicsr")}\n'
         'from wrcan_arch import *\nimport pydoc, wrcan_arch\n'
         'assert "load_network" in pydoc.render_doc(wrcan_arch) and WRCAN and restore\n'
-        'from wrcan_arch import JPEGAutoEncoderLoss'
+        'print("these work")\nfrom wrcan_arch import JPEGAutoEncoderLoss'
     )
+    assert result.stdout == 'these work\n', result.stderr
     said = f'ModuleNotFoundError: JPEGAutoEncoderLoss needs BasicSR, which is not installed. {NO_TOOLBOX}'
     assert result.stderr.splitlines()[-1] == said
 

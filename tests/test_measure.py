@@ -1,5 +1,6 @@
-"""What benchmarks/measure.py does on a card that is too small."""
+"""What benchmarks/measure.py says of times, and what it does on a card that is too small."""
 
+import math
 from unittest import mock
 
 import pytest
@@ -35,3 +36,8 @@ def test_a_table_of_which_nothing_fits_says_so(measure, tmp_path, monkeypatch, c
     measure.Report('small').add('A step', [])
     assert capsys.readouterr().out.endswith('A step\n\ndoes not fit\n\n')
     assert not list(tmp_path.iterdir())
+
+
+def test_spread_is_the_range_of_the_rounds(measure):
+    assert measure.Times((3.0, 4.0, 5.0)).spread == 0.5 and measure.Times((76.8, 106.0)).spread > 0.3
+    assert math.isnan(measure.Times((1.0,)).spread)
