@@ -21,6 +21,7 @@ import yaml
 from safetensors.torch import load_file
 
 from wrcan_arch import InputError  # first, as its repairs make basicsr importable in every test
+from wrcan_arch.checkpoint import write_weights
 from wrcan_arch.cli import main
 from wrcan_arch.data.store_writer import StoreWriter
 from wrcan_arch.train import options
@@ -317,3 +318,12 @@ def demo(stores, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path('datasets').symlink_to(stores)
     return (DATA.parents[1] / 'options' / 'train_wrcan_demo.yml').read_text()
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A weight file of the network that `tiny_restore.network` makes."""
+    from tiny_restore import network  # it imports this file
+
+    write_weights(tmp_path / 'net.safetensors', {'params': network().state_dict()}, {})
+    return tmp_path / 'net.safetensors'
