@@ -43,6 +43,7 @@ bench: export OMP_WAIT_POLICY := passive
 bench: $(INSTALLED)  ## measure the training step, restoring and the data, an hour on two cores; JSON in benchmarks/results/
 	$(BIN)/python benchmarks/train_step.py
 	$(BIN)/python benchmarks/inference.py
+	$(BIN)/python benchmarks/inference.py --blocks 4x16 --sizes 256x256 1280x720 --modes plain exact --rounds 2
 	$(BIN)/python benchmarks/loader.py
 
 clean:  ## remove what the demo and the tests wrote (not .venv, not small/)
