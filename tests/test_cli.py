@@ -336,7 +336,9 @@ def test_doctor_computes_on_each_gpu(monkeypatch):
     monkeypatch.setattr('torch.cuda.device_count', lambda: 2)
     monkeypatch.setattr('torch.cuda.is_available', lambda: True)
     monkeypatch.setattr('torch.cuda.get_device_name', 'GPU of {}'.format)
-    answers = mock.Mock(side_effect=[torch.zeros(1), RuntimeError('CUDA error: no kernel image\nCompile with')])
+    answers = mock.Mock(
+        side_effect=[torch.zeros(1, 3, 8, 8), RuntimeError('CUDA error: no kernel image\nCompile with')]
+    )
     monkeypatch.setattr('torch.zeros', answers)
     first, second, *_ = doctor._processors()
     assert first == ('GPU 0', 'GPU of 0', 'usable')
@@ -436,6 +438,14 @@ def test_module_and_command_are_the_same(tmp_path):
 )
 def test_what_cannot_be_imported_leads_to_doctor(error):
     assert ending.message_for_user(error) == f'{error}; basicsr doctor says what is missing'
+
+
+def test_a_gpu_that_this_pytorch_has_no_kernels_for_is_named():
+    """Its message goes on with advice for programmers."""
+    error = 'CUDA error: no kernel image is available for execution on the device'
+    message = ending.message_for_user(RuntimeError(f"{error}\nSearch for `cudaErrorNoKernelImageForDevice'"))
+    assert message == f'{error}; see basicsr doctor, or compute on the CPU (CUDA_VISIBLE_DEVICES=)'
+    assert ending.message_for_user(RuntimeError('CUDA error: device-side assert triggered')) is None
 
 
 def test_a_python_that_the_toolbox_cannot_be_installed_on_is_named(monkeypatch):

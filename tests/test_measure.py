@@ -7,6 +7,8 @@ import pytest
 import torch
 from conftest import benchmark_script
 
+from wrcan_arch.errors import InputError
+
 
 @pytest.fixture(scope='module')
 def measure():
@@ -19,6 +21,7 @@ def measure():
     [
         torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate'),
         RuntimeError('FIND was unable to find an engine to execute this computation'),
+        InputError('6000 x 4000 pixels need 4750 MB of memory, but only 4000 MB are available; scale the image down'),
     ],
 )
 def test_a_variant_that_the_memory_does_not_hold_does_not_fit(measure, error, chained):
@@ -29,6 +32,17 @@ def test_a_variant_that_the_memory_does_not_hold_does_not_fit(measure, error, ch
     assert not measure.fits(mock.Mock(side_effect=raised))
     with pytest.raises(RuntimeError, match='a defect'):
         measure.fits(mock.Mock(side_effect=RuntimeError('a defect')))
+
+
+def test_a_variant_that_no_longer_fits_once_the_others_have_run_is_left_out(measure):
+    taken = []
+
+    def first():
+        if 'second' in taken:
+            raise torch.cuda.OutOfMemoryError('CUDA out of memory. Tried to allocate')
+
+    times = measure.take_turns({'first': first, 'second': lambda: taken.append('second')}, rounds=3)
+    assert list(times) == ['second'] and len(times['second'].seconds) == 3
 
 
 def test_a_table_of_which_nothing_fits_says_so(measure, tmp_path, monkeypatch, capsys):

@@ -71,6 +71,7 @@ def _row_of(package: Requirement) -> Row:
 
 def _processors() -> list[Row]:
     import torch
+    from torch.nn.functional import conv2d
 
     from .precision import has_bf16_units
     from .strips.convolution import packs_weights
@@ -81,7 +82,8 @@ def _processors() -> list[Row]:
     if torch.cuda.is_available():
         for number in range(torch.cuda.device_count()):
             try:
-                (torch.zeros(1, device=f'cuda:{number}') + 1).item()  # this PyTorch may have no kernels for it
+                image = torch.zeros(1, 3, 8, 8, device=f'cuda:{number}')
+                conv2d(image, image).sum().item()  # this PyTorch or its cuDNN may have no kernels for it
                 note = 'usable'
             except RuntimeError as error:
                 note = f'UNUSABLE: {str(error).splitlines()[0]}'

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import GPU_IS_FULL, NO_TOOLBOX, InputError, RunError, is_full_gpu, one_line
+from .errors import GPU_IS_FULL, NO_TOOLBOX, UNUSABLE_GPU, InputError, RunError, is_full_gpu, one_line
 from .system.signals import handling
 from .system.terminal import print_error, printable_lines
 
@@ -94,6 +94,8 @@ def message_for_user(error: Exception) -> str | None:
         return one_line(error)
     if isinstance(error, RuntimeError) and is_full_gpu(error):
         return GPU_IS_FULL
+    if isinstance(error, RuntimeError) and UNUSABLE_GPU.search(str(error)):
+        return f'{str(error).splitlines()[0]}; see basicsr doctor, or compute on the CPU (CUDA_VISIBLE_DEVICES=)'
     if isinstance(error, ImportError) and error.name == 'basicsr' and sys.version_info >= (3, 13):
         return NO_TOOLBOX
     if isinstance(error, ImportError):  # of a package or a system library

@@ -7,6 +7,7 @@ SHOWN_PROBLEMS = 20
 # In PyTorch's messages. Where no algorithm of cuDNN gets the memory that it needs, it finds no 'engine'.
 FULL_GPU = re.compile('(CUDA|HIP)( error:)? out of memory|STATUS_ALLOC_FAILED|unable to find an engine to execute')
 NO_MEMORY = re.compile(f'out of memory|not enough memory|allocate memory|{FULL_GPU.pattern}')
+UNUSABLE_GPU = re.compile('CUDA error: (no kernel image|.*busy or unavailable)')
 GPU_IS_FULL = "the GPU's memory is full; take a smaller image or patch, or compute on the CPU (CUDA_VISIBLE_DEVICES=)"
 NO_TOOLBOX = 'BasicSR 1.4.2 cannot be installed on Python 3.13 and newer; for training, use Python 3.11 or 3.12'
 
