@@ -182,14 +182,15 @@ def _unfit_losses(file: OptionFile) -> Iterator[str]:
 
 
 def _unfit_validation(file: OptionFile) -> Iterator[str]:
-    try:
-        inference.Request(**(find(file.values, 'val', 'inference') or {}))
-    except (InputError, TypeError) as error:  # the schema does not check other models' options
-        yield f'{file.at("val", "inference")}: {error}'
-    asked = sections(file.values, 'val').get('inference') or {}
-    network = find(file.values, 'network_g', 'type')
-    if network != 'WRCAN' and (asked.get('mode') == 'local' or asked.get('max_memory')):
-        yield f'{file.at("val", "inference")}: mode local and max_memory are for WRCAN, not for {network}'
+    if is_wrcan_model(file.values['model_type']):
+        asked = find(file.values, 'val', 'inference') or {}
+        network = find(file.values, 'network_g', 'type')
+        try:
+            inference.Request(**asked)
+        except InputError as error:
+            yield f'{file.at("val", "inference")}: {error}'
+        if network != 'WRCAN' and (asked.get('mode') == 'local' or asked.get('max_memory')):
+            yield f'{file.at("val", "inference")}: mode local and max_memory are for WRCAN, not for {network}'
     for name, metric in sections(file.values, 'val', 'metrics').items():
         chooses = file.values.get('train') and metric.get('type') in LOWER_IS_BETTER
         if chooses and metric.get('better') != 'lower':
@@ -233,8 +234,9 @@ def _unfit_schedule(file: OptionFile) -> Iterator[str]:
 
 def _unfit_network(file: OptionFile) -> Iterator[str]:
     network = file.values.get('network_g') or {}
+    needs_wrcan = is_wrcan_model(file.values['model_type']) and network.get('type') != 'WRCAN'
     for name in ('start_from_image', 'autoencoder_opt', 'checkpointing'):
-        if find(file.values, 'train', name) and network.get('type') != 'WRCAN':
+        if needs_wrcan and find(file.values, 'train', name):
             yield f'{file.at("train", name)}: is for WRCAN, not for {network.get("type")}; leave it out'
     if find(file.values, 'train', 'start_from_image') and find(file.values, 'path', 'pretrain_network_g'):
         message = 'path:pretrain_network_g would overwrite it; leave one of the two out'
