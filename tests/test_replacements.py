@@ -203,7 +203,7 @@ def test_the_kept_options_name_the_command_that_was_given(tmp_path, monkeypatch)
     (tmp_path / 'own.yml').write_text('name: a\n')
     (tmp_path / 'kept').mkdir()
     monkeypatch.setattr('sys.orig_argv', ['python', '-m', 'wrcan_arch', 'train', '-opt', 'my 海\udcff\n.yml'])
-    with replacements.replaced(replacements.Run()), pipelines._arguments('-opt', '/tmp/gone.yml'):
+    with replacements.replaced(replacements.Run()), mock.patch('sys.argv', ['basicsr', '-opt', '/tmp/gone.yml']):
         basicsr.train.copy_opt_file(str(tmp_path / 'own.yml'), str(tmp_path / 'kept'))
     kept = (tmp_path / 'kept/own.yml').read_text(encoding='utf-8')
     assert "# python -m wrcan_arch train -opt 'my 海\\udcff\\n.yml'\n" in kept and kept.endswith('name: a\n')
@@ -254,7 +254,7 @@ def start_over(folder):
 def test_message_replacement_is_needed():
     said = {}
     for maker in (replacements._toolbox_message_logger, partial(replacements.message_logger, replacements.Run())):
-        opt = {'name': 'a', 'logger': {'print_freq': 1, 'use_tb_logger': False}, 'train': {'total_iter': 3}}
+        opt = {'name': 'a', 'rank': 0, 'logger': {'print_freq': 1, 'use_tb_logger': False}, 'train': {'total_iter': 3}}
         logger = maker({**opt, 'path': {'experiments_root': 'experiments/a'}})
         logger.logger = mock.Mock()
         logger.start_time -= 30

@@ -300,10 +300,10 @@ def restore(
         integers rounded and clipped.
     """
     request = Request(mode=mode, ensemble=ensemble, precision=precision, patch_size=patch_size, max_memory=max_memory)
-    device = device_of(network)
-    _check_weights(network, device)
+    restoring = _Restoring(network, request)
+    _check_weights(network, restoring.device)
     channels = _channels_of(network)
-    with exact_convolutions(device), torch.autocast(device.type, enabled=False):
+    with exact_convolutions(restoring.device), torch.autocast(restoring.device.type, enabled=False):
         if isinstance(image, np.ndarray):
             image = image.astype(image.dtype.newbyteorder('='), copy=False)
             is_known = image.dtype in PEAKS or np.issubdtype(image.dtype, np.floating)
@@ -313,7 +313,7 @@ def restore(
                     f'an image array must be uint8, uint16 or float (H, W, {channels}), not {image.dtype} {image.shape}'
                 )
             result = np.empty(image.shape, image.dtype)
-            _restore_finite(_Restoring(network, request), image, result, progress)
+            _restore_finite(restoring, image, result, progress)
             return result
 
         if not isinstance(image, Tensor):
@@ -323,7 +323,6 @@ def restore(
             shape = tuple(image.shape)
             raise InputError(f'an image tensor must be float (B, {channels}, H, W), not {image.dtype} {shape}')
         results = np.empty(image.shape, np.float32)
-        restoring = _Restoring(network, request)
         for number, one in enumerate(image.detach().to('cpu', torch.float32).numpy()):
             part = _part_of(progress, number, len(results))
             _restore_finite(restoring, one.transpose(1, 2, 0), results[number].transpose(1, 2, 0), part)

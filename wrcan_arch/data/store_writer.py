@@ -5,7 +5,7 @@ import os
 import shutil
 import zlib
 from collections.abc import Collection
-from contextlib import AbstractContextManager, ExitStack, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -30,21 +30,6 @@ def partial_of(path: Path) -> Path:
 def is_complete(path: Path) -> bool:
     """Whether the store for `path` only has to be named: its writer was stopped after everything was written."""
     return (partial_of(path) / 'manifest.json').is_file()
-
-
-def writer_lock(path: Path) -> AbstractContextManager[None]:
-    """Lock the temporary store of `path`; InputError if another process holds it."""
-    return locked(partial_of(path) / LOCK, f'{path}: another process is writing it')
-
-
-def give_name(path: Path) -> None:
-    """Give the complete store its name. Call it inside `writer_lock`, or another writer would begin in the store."""
-    partial = partial_of(path)
-    # Readers do not need LMDB's lock file, and lmdb remembers its inode: once this store is deleted and a new store's
-    # file gets that inode, lmdb would take the new store for one that is already open.
-    (partial / 'lock.mdb').unlink(missing_ok=True)
-    partial.rename(path)
-    (path / LOCK).unlink()
 
 
 class StoreWriter:
@@ -93,7 +78,7 @@ class StoreWriter:
         is_new = not self._partial.exists()
         self._partial.mkdir(parents=True, exist_ok=True)
         try:
-            self._lock.enter_context(writer_lock(self.path))
+            self._lock.enter_context(locked(self._partial / LOCK, f'{self.path}: another process is writing it'))
         except (InputError, OSError):
             with suppress(OSError):  # fails if there is anything in it, such as another process's lock
                 self._partial.rmdir()
@@ -225,7 +210,15 @@ class StoreWriter:
             self._environment.close()
             is_resumable = self._resume and (self._committed or self.resumed)
             if kind is None and self._is_complete:
-                give_name(self.path)
+                self._give_name()
             elif not is_resumable:
                 shutil.rmtree(self._partial)
             self._lock.close()
+
+    def _give_name(self) -> None:
+        """Give the complete store its name; call it while the lock is held, or another writer would begin in it."""
+        # Readers do not need LMDB's lock file, and lmdb remembers its inode: once this store is deleted and a new
+        # store's file gets that inode, lmdb would take the new store for one that is already open.
+        (self._partial / 'lock.mdb').unlink(missing_ok=True)
+        self._partial.rename(self.path)
+        (self.path / LOCK).unlink()

@@ -117,9 +117,9 @@ class Line:
     note: str = ''
 
 
-def compare(results: Path, tables: Sequence[Table] = PAPER) -> list[tuple[Table, list[Line]]]:
-    """Return the tables' rows with their results in the folder `results`, which need not exist."""
-    return [(table, [_line(table, row, results / row.result) for row in table.rows]) for table in tables]
+def compare(results: Path) -> list[tuple[Table, list[Line]]]:
+    """Return the paper's rows with their results in the folder `results`, which need not exist."""
+    return [(table, [_line(table, row, results / row.result) for row in table.rows]) for table in PAPER]
 
 
 def _line(table: Table, row: Row, folder: Path) -> Line:

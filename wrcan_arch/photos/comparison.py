@@ -117,7 +117,9 @@ def pictures_on_page(folder: Path) -> set[Path]:
 
 
 def check_page(folder: Path) -> None:
-    """Raise InputError if the folder has a page that `write_page` did not write."""
+    """Raise InputError if `folder` is none, or has a page that `write_page` did not write."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f'{folder}: is not a folder; choose another --compare')
     if (folder / PAGE).is_file() and not has_page(folder):
         raise InputError(f'{folder / PAGE}: is another page; choose another --compare')
 

@@ -71,7 +71,7 @@ def plan(
         jobs = _without_results(jobs, place)
     refuse(_clashes_of_results(jobs, place))
     if compare is not None:
-        _check_compare(compare)
+        check_page(compare)
         refuse(_clashes_of_pictures(jobs, compare, place))
     if out is not None and not skip_existing:
         hint = 'choose another -o, or keep it with --skip-existing'
@@ -162,13 +162,6 @@ def _clashes_of_results(jobs: list[Job], place: Callable[[str], Hashable]) -> It
             yield f'{source}: its result would overwrite the photograph {target}; {hint}'
         elif (other := taken.setdefault(place_of_result, source)) != source:
             yield f'{source} and {other}: both results would be {target}; rename one, or give each another -o'
-
-
-def _check_compare(compare: Path) -> None:
-    """Raise InputError if `compare` is not fit for the pictures."""
-    if compare.exists() and not compare.is_dir():
-        raise InputError(f'{compare}: is not a folder; choose another --compare')
-    check_page(compare)
 
 
 def _clashes_of_pictures(jobs: list[Job], compare: Path, place: Callable[[Path | str], Hashable]) -> Iterator[str]:

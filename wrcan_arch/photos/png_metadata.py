@@ -49,7 +49,7 @@ def read_metadata(file: BinaryIO) -> PngMetadata:
         if name not in (b'eXIf', *TEXTS, *MARKS) or length > LONGEST:
             continue
         body, check = file.read(length), file.read(4)
-        if check != _check(name, body):
+        if check != zlib.crc32(name + body).to_bytes(4, 'big'):
             continue
         keyword, _, rest = body.partition(b'\0')
         if name in MARKS:
@@ -64,7 +64,7 @@ def read_metadata(file: BinaryIO) -> PngMetadata:
         elif keyword.startswith(RAW_PROFILE):
             in_texts |= _in_raw_profile(keyword, _text(name, rest))
         else:
-            texts.append(_chunk(name, body))
+            texts.append(struct.pack('>I', length) + name + body + check)
     return PngMetadata(marks, metadata, in_texts, b''.join(texts))
 
 
@@ -85,14 +85,6 @@ def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, int]]:
         length = int.from_bytes(head[:4], 'big')
         yield head[4:], length
         at += 12 + length
-
-
-def _chunk(name: bytes, body: bytes) -> bytes:
-    return struct.pack('>I', len(body)) + name + body + _check(name, body)
-
-
-def _check(name: bytes, body: bytes) -> bytes:
-    return zlib.crc32(name + body).to_bytes(4, 'big')
 
 
 def _in_raw_profile(keyword: bytes, text: bytes) -> dict[str, bytes]:

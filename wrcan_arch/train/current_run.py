@@ -25,7 +25,7 @@ class Run:
     command: str = ''
     options: dict[str, Any] = field(default_factory=dict)
     held: ExitStack = field(default_factory=ExitStack)  # contexts that stay open until the run ends
-    team: Team | None = None  # None in a single process
+    team: Team = field(default_factory=Team)
     timeout: float = TIMEOUT  # seconds that processes wait for each other
     stop: StopReasons = field(default_factory=StopReasons)
     resume_state: dict[str, Any] | None = None  # creating the loaders corrects its epoch
@@ -45,8 +45,7 @@ def load_resume_state(run: Run, opt: dict[str, Any]) -> dict[str, Any] | None:
     folder = Path(opt['path']['experiments_root'])
     _take_over(run, opt, folder)
     state, opt['auto_resume'] = _state_to_go_on_from(run, opt, folder)
-    if run.team:
-        run.team.agree({'the checkpoint to go on from as': str(state and state['iter'])}, timeout=run.timeout)
+    run.team.agree({'the checkpoint to go on from as': str(state and state['iter'])}, timeout=run.timeout)
     if state:
         _go_on_from(run, opt, state, folder)
     else:
@@ -74,7 +73,7 @@ def _networks(opt: dict[str, Any]) -> list[str]:
 
 def _state_to_go_on_from(run: Run, opt: dict[str, Any], folder: Path) -> tuple[dict[str, Any] | None, bool]:
     """Return the state, if there is one, and whether it is the folder's newest rather than one that is named."""
-    is_restart = run.team is not None and run.team.noted_before_restart(f'began {folder}')
+    is_restart = run.team.noted_before_restart(f'began {folder}')
     named = opt['path'].get('resume_state')
     if is_restart or opt['auto_resume']:
         state, passed_over = run_folder.newest_pair(folder, _networks(opt))
@@ -145,5 +144,5 @@ def begin_run(run: Run, opt: dict[str, Any]) -> None:
         what = f'{", ".join(newer)} to *.after_{state["iter"]}'
         if newer:
             get_root_logger().warning(f'Renamed later checkpoints {what}, so that --auto_resume goes on from this run')
-    if run.team and opt['rank'] == 0:
+    if opt['rank'] == 0:
         run.team.note_for_restarts(f'began {folder}')

@@ -1,7 +1,7 @@
 """The schema of option files, the toolbox's keys included, and what in a file violates it.
 
 The optimizer's section, and those from which a registry builds an object (networks, losses, metrics), are open here:
-option_checks.py checks their other keys against the class's signature.
+class_checks.py checks their other keys against the class's signature.
 """
 
 import difflib

@@ -4,8 +4,7 @@ import hashlib
 import logging
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -26,13 +25,6 @@ from .replacements import replaced
 from .several_processes import check_batch, gpus_of_one_process
 from .stopping import ending_data_workers
 from .wrcan_model import WRCANModel
-
-
-@contextmanager
-def _arguments(*arguments: str) -> Iterator[None]:
-    """Set sys.argv, from which the toolbox reads its arguments."""
-    with mock.patch.object(sys, 'argv', [sys.argv[0], *arguments]):
-        yield
 
 
 def _forget_logger() -> None:
@@ -79,7 +71,8 @@ def run_pipeline(
         with ExitStack() as held:
             run = Run(command, options, held)
             held.enter_context(replaced(run))
-            held.enter_context(_arguments('-opt', str(path), '--launcher', launcher, *flags))
+            arguments = [sys.argv[0], '-opt', str(path), '--launcher', launcher, *flags]
+            held.enter_context(mock.patch('sys.argv', arguments))  # from which the toolbox reads them
             if command == 'train':
                 held.enter_context(ending_data_workers())
             _forget_logger()

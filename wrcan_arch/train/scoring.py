@@ -72,7 +72,6 @@ def score_share(model: Any, dataset: Any, current_iter: int, save_img: bool) -> 
         images = {'img': tensor2img(visuals['result'])}
         if 'gt' in visuals:
             images['img2'] = tensor2img(visuals['gt'])
-            del model.gt
         if save_img:
             path = model.image_path(dataset.opt['name'], key, current_iter)
             if not model.is_train and path.exists():  # a test's folder is new; the disk ignores case
