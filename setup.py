@@ -38,7 +38,7 @@ setup(
         'lmdb>=1.4',
         'pyyaml>=6.0',
         'pydantic>=2.7',
-        'packaging>=24.2',  # setuptools needs it to read license_expression
+        'packaging>=24.2',  # doctor; from 24.2 on setuptools reads license_expression with it
         'scikit-image>=0.23.2',  # the demo's photographs; reference for the metrics
         'safetensors>=0.4',
         'pillow>=10.1',

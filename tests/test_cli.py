@@ -385,7 +385,7 @@ def test_doctor_tries_what_is_installed(capsys, monkeypatch, error):
     ('package', 'advice'),
     [
         ('wrcan-arch', 'pip install --no-build-isolation -e .'),
-        ('basicsr==1.4.2', 'pip install --no-build-isolation "basicsr==1.4.2"'),
+        ('basicsr==1.4.2; python_version < "3.13"', 'pip install --no-build-isolation "basicsr==1.4.2"'),
         ('lmdb>=1.4', 'pip install "lmdb>=1.4"'),
     ],
 )

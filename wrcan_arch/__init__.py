@@ -7,7 +7,7 @@ classes when it is imported, or at once if it already is.
 import importlib.util
 from typing import TYPE_CHECKING, Any
 
-from .errors import NO_TOOLBOX, InputError
+from .errors import InputError
 from .import_hook import when_imported
 
 __version__ = '0.1.0'
@@ -50,7 +50,7 @@ if not TYPE_CHECKING:  # type checkers would take it to define any name
         except ModuleNotFoundError as error:
             if error.name != 'basicsr':
                 raise
-            message = f'{name} needs BasicSR, which is not installed. {NO_TOOLBOX}'
+            message = f'{name} needs BasicSR, which is not installed; basicsr doctor says how to install it'
             raise ModuleNotFoundError(message, name='basicsr') from error
         globals()[name] = value
         return value

@@ -50,7 +50,8 @@ def _how_to_install(package: Requirement) -> str:
     if package.name == 'wrcan-arch':  # on no index
         return 'pip install --no-build-isolation -e .'
     # basicsr's set-up needs torch: an isolated build would fetch one, for CUDA.
-    return f'pip install {"--no-build-isolation " * (package.name == "basicsr")}"{package}"'
+    isolated = '--no-build-isolation ' * (package.name == 'basicsr')
+    return f'pip install {isolated}"{str(package).partition(";")[0]}"'  # without the marker, which has quotes too
 
 
 def _row_of(package: Requirement) -> Row:
