@@ -73,6 +73,19 @@ def test_command_tells_of_a_folder_that_cannot_be_read_and_goes_on(tmp_path, mon
     assert said.out.splitlines()[0] == '1 of 1 restored' and Path('out/z/b.png').exists()
 
 
+def test_photographs_may_stand_behind_options(tmp_path, monkeypatch, capsys, weights):
+    monkeypatch.chdir(tmp_path)
+    for name in ('a.png', 'b.png', 'c.png'):
+        save(Path(name))
+    assert cli.main(['restore', 'a.png', '-w', str(weights), 'b.png', '-o', 'out', 'c.png']) == 0
+    assert names(tmp_path / 'out') == ['a.png', 'b.png', 'c.png']
+    for command in (['restore', 'a.png', '-o', 'other', '--strengh', '1', 'b.png'], ['tables', 'a.png']):
+        with pytest.raises(SystemExit, match='2'):
+            cli.main(command)
+        assert f'unrecognized arguments: {" ".join(command[4:] or command[1:])}' in capsys.readouterr().err
+    assert not Path('other').exists()
+
+
 def test_list_from_standard_input(tmp_path, monkeypatch, weights):
     monkeypatch.chdir(tmp_path)
     save(Path('a/b.png'))

@@ -326,7 +326,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    arguments, others = parser.parse_known_args(argv)
+    if arguments.command == 'restore' and not any(each.startswith('-') for each in others):
+        arguments.photos += others  # argparse takes no photographs behind an option, as in `restore a -o out b`
+    elif others:
+        parser.error(f'unrecognized arguments: {" ".join(others)}')
     escape_on_stdout()
     os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # else waiting threads hold up other work, and so ours
     try:
