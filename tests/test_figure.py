@@ -257,3 +257,13 @@ def test_page_is_not_written_under_a_pictures_name(frames, name):
     with pytest.raises(InputError, match=f'{name}: is the name of a picture; name the page, as in fig.html'):
         make_figure([Path('results/first')], [], Path(name))
     assert not list(Path().glob('fig*'))
+
+
+@pytest.mark.parametrize(
+    ('name', 'hint'), [('', 'page.html'), ('..', '../page.html'), ('/', '/page.html'), ('results', 'results/page.html')]
+)
+def test_page_is_not_written_under_a_folders_name(frames, name, hint):
+    before = {*Path().iterdir(), *Path('..').iterdir()}
+    with pytest.raises(InputError, match=re.escape(f'{Path(name)}: a folder; name the page, as in {hint}')):
+        make_figure([Path('results/first')], [], Path(name))
+    assert {*Path().iterdir(), *Path('..').iterdir()} == before

@@ -357,6 +357,15 @@ def test_page_is_not_written_under_a_pictures_name(finished_test):
         write_report(finished_test, None, Path('report.JPG'))
 
 
+def test_page_is_not_written_under_a_folders_name(finished_test):
+    with (
+        mock.patch('wrcan_arch.look.report.measure') as score,
+        pytest.raises(InputError, match='^results: a folder; name the page, as in results/page.html$'),
+    ):
+        write_report(finished_test, None, Path('results'))
+    assert not score.called
+
+
 def test_data_made_anew_after_the_test_is_said(finished_test):
     cv2.imwrite('sharp/a.png', picture(200, 238, 1))
     with pytest.raises(InputError, match='^a is 240 x 200 in blurred, 240 x 200 in restored, 238 x 200 in sharp; give'):

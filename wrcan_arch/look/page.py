@@ -25,7 +25,9 @@ table { border-collapse: collapse } td { vertical-align: top }
 
 
 def check_page_name(out: Path) -> None:
-    """Raise InputError if `out` has an image's name."""
+    """Raise InputError if `out` is a folder or has an image's name."""
+    if out.is_dir():
+        raise InputError(f'{out}: a folder; name the page, as in {out / "page.html"}')
     if (mimetypes.guess_type(out.name)[0] or '').startswith('image/'):
         raise InputError(f'{out}: is the name of a picture; name the page, as in {out.with_suffix(".html")}')
 
