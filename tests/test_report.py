@@ -352,9 +352,12 @@ def test_names_of_metrics_are_text_and_those_of_sets_stay_as_they_are(finished_t
     assert '<figcaption>validation PSNR (REDS_val)</figcaption>' in page
 
 
-def test_page_is_not_written_under_a_pictures_name(finished_test):
-    with pytest.raises(InputError, match=r'report.JPG: is the name of a picture; name the page, as in report.html'):
-        write_report(finished_test, None, Path('report.JPG'))
+def test_page_does_not_replace_a_file_that_is_no_page(finished_test):
+    Path('README.md').write_text('a text')
+    with pytest.raises(InputError, match='^README.md: a page ends in .html; name it, as in README.html$'):
+        write_report(finished_test, None, Path('README.md'))
+    assert Path('README.md').read_text() == 'a text'
+    write_report(finished_test, None, Path('REPORT.HTM'))
 
 
 def test_page_is_not_written_under_a_folders_name(finished_test):

@@ -163,10 +163,13 @@ def test_pages_are_written_where_they_are_asked_for(tmp_path, monkeypatch, capsy
     assert main(['tables', '--html', 'new/tables.html', '--csv', 'link']) == 0
     assert Path('new/tables.html').read_text().startswith('<!doctype html>')
     assert Path('link').is_symlink() and Path('tables.csv').read_text()
-    assert main(['tables', '--html', 'new']) == 2
+    assert main(['tables', '--csv', 'new']) == 2
     assert capsys.readouterr().err == (
         'basicsr tables: new: cannot be written (Is a directory); choose another folder\n'
     )
+    Path('kept.csv').touch()
+    assert main(['tables', '--html', 'kept.csv']) == 2 and not Path('kept.csv').read_text()
+    assert capsys.readouterr() == ('', 'basicsr tables: kept.csv: a page ends in .html; name it, as in kept.html\n')
 
 
 def test_row_without_a_result_says_what_to_do(tmp_path):
