@@ -35,7 +35,7 @@ HASH = '0123456789abcdef' * 4
 
 def write(
     folder, name, metrics, dataset='REDS_val', weights=HASH, images=3000, network=None, protocol=None, scored=None,
-    more=None, key=None, training=None,
+    more=None, key=None, **origin,
 ):  # fmt: skip
     """Write a result as a test with the row's option file does; `network` and `scored` change its options."""
     (folder / name).mkdir(exist_ok=True)
@@ -44,7 +44,7 @@ def write(
     about = {
         'name': name,
         'protocol': protocol or Request(**opt['val']['inference']).describe(torch.device('cpu')),
-        'weights': weights and {'path': 'w.pth', 'sha256': weights, 'key': key, 'training': training},
+        'weights': weights and {'path': 'w.pth', 'sha256': weights, 'key': key, **origin},
         'network_g': opt['network_g'] | (network or {}),
         'metric_options': {name: each | (scored or {}) for name, each in opt['val'].get('metrics', {}).items()}
         | (more or {}),
@@ -132,9 +132,11 @@ def test_further_metrics_and_the_origin_of_the_weights_are_no_difference(tmp_pat
         more=more,
         key='params_ema',
         training='mine',
+        iteration=0,
     )
     row = cells(compare(tmp_path))['test_table2_row3']
-    assert (row['note'], row['PSNR difference'], row['weights']) == ('', '+0.00', '0123456789ab params_ema mine')
+    assert (row['note'], row['PSNR difference']) == ('', '+0.00')
+    assert row['weights'] == '0123456789ab params_ema mine iteration 0'
 
 
 def test_scores_that_no_test_measures_have_no_columns(tmp_path):
