@@ -384,7 +384,8 @@ def test_report_reads_what_was_tested(finished_test, capsys):
     assert main(['report', '-opt', 'test.yml', '--force_yml', 'name=some']) == 0
     assert 'PSNR of 1 image: blurred' in capsys.readouterr().out and Path('report.html').is_file()
     assert main(['report', '-opt', 'test.yml']) == 2
-    assert 'results/other: no options.yml in it' in capsys.readouterr().err
+    said = 'basicsr report: results/other: no such test yet; run basicsr test -opt test.yml first\n'
+    assert capsys.readouterr().err == said
     Path('results/some/options.yml').write_text('')
     assert main(['report', '-opt', 'test.yml', '--force_yml', 'name=some']) == 2
     assert 'results/some/options.yml: damaged, no options in it; test again' in capsys.readouterr().err

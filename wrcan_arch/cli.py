@@ -179,7 +179,9 @@ def run_report(arguments: argparse.Namespace) -> int:
         return 0
 
     name = options.read_options(arguments.opt, arguments.force_yml or ()).values.get('name')
-    means_of = write_report(options_of_test(Path('results', str(name))), arguments.experiment, arguments.out)
+    untested = f'no such test yet; run basicsr test -opt {arguments.opt} first'
+    tested = options_of_test(Path('results', str(name)), untested)
+    means_of = write_report(tested, arguments.experiment, arguments.out)
     for dataset, means in means_of.items():
         for metric, blurred, restored, difference in means.rows():
             scores = f'blurred {blurred}, restored {restored} ({difference})'

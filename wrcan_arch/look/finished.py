@@ -37,11 +37,13 @@ class TestResult:
     iteration: int | None
 
 
-def options_of_test(result: Path) -> Mapping[str, Any]:
-    """Read the options that a finished test ran with from its folder, results/NAME."""
+def options_of_test(
+    result: Path, if_missing: str = 'no options.yml in it; give the folder that basicsr test wrote, results/NAME'
+) -> Mapping[str, Any]:
+    """Read the options that a finished test ran with from its folder, results/NAME; InputError says `if_missing`."""
     path = result / 'options.yml'
     if not path.is_file():
-        raise InputError(f'{result}: no options.yml in it; give the folder that basicsr test wrote, results/NAME')
+        raise InputError(f'{result}: {if_missing}')
     try:
         options = yaml.safe_load(path.read_text(encoding='utf-8'))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
