@@ -94,6 +94,11 @@ def test_train_test_restore_report(workplace):
     best = read_file(MODELS / 'net_g_best.pth')['metadata']['iter']
     origin = {'training': 'small', 'iteration': best}
     assert result['weights'] == {'path': str(MODELS / 'net_g_best.pth'), 'sha256': sha256, 'key': None, **origin}
+    data = yaml.safe_load(Path('results/small_test/options.yml').read_text())['datasets']['test']
+    assert result['stores'] == {
+        role: hashlib.sha256(Path(data[role], 'manifest.json').read_bytes()).hexdigest()
+        for role in ('dataroot_lq', 'dataroot_gt')
+    }
     rows = list(csv.DictReader(Path('results/small_test/scores_small_set.csv').read_text().splitlines()))
     assert [row['key'] for row in rows] == [f'photo{number}_000' for number in range(6)]
     assert [float(row['psnr']) for row in rows] == pytest.approx(psnr, rel=1e-9)

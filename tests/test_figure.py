@@ -252,8 +252,18 @@ def test_names_with_colons_are_frames_as_others(frames, name):
     assert row.crop == f'{frame}:7,31'
 
 
-@pytest.mark.parametrize('name', ['fig.png', 'fig.PNG', 'fig.jpg', 'fig.HEIC'])
-def test_page_is_not_written_under_a_pictures_name(frames, name):
-    with pytest.raises(InputError, match=f'{name}: is the name of a picture; name the page, as in fig.html'):
+@pytest.mark.parametrize('name', ['fig.png', 'fig.HEIC', 'fig.md', 'fig'])
+def test_page_is_not_written_under_another_files_name(frames, name):
+    with pytest.raises(InputError, match=f'^{name}: a page ends in .html; name it, as in fig.html$'):
         make_figure([Path('results/first')], [], Path(name))
     assert not list(Path().glob('fig*'))
+
+
+@pytest.mark.parametrize(
+    ('name', 'hint'), [('', 'page.html'), ('..', '../page.html'), ('/', '/page.html'), ('results', 'results/page.html')]
+)
+def test_page_is_not_written_under_a_folders_name(frames, name, hint):
+    before = {*Path().iterdir(), *Path('..').iterdir()}
+    with pytest.raises(InputError, match=re.escape(f'{Path(name)}: a folder; name the page, as in {hint}')):
+        make_figure([Path('results/first')], [], Path(name))
+    assert {*Path().iterdir(), *Path('..').iterdir()} == before

@@ -162,7 +162,7 @@ def test_result_is_of_the_weights_that_were_tested(opt, tmp_path, official_weigh
     opt['path'] |= {'pretrain_network_g': str(weights), 'results_root': str(tmp_path)}
     model = build_model({**opt, 'is_train': False})
     weights.write_bytes(b'another')
-    model._write_results('set', {'a': {'psnr': 30.0, 'ssim': 1.0}}, 0.1, save_img=False)
+    model._write_results('set', {'a': {'psnr': 30.0, 'ssim': 1.0}}, 0.1, {}, save_img=False)
     result = json.loads((tmp_path / 'result_set.json').read_text())
     assert result['weights']['sha256'] == sha256(official_weights.read_bytes()).hexdigest()
     assert (result['version'], result['commit']) == (__version__, source_commit())

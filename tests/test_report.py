@@ -3,6 +3,7 @@ import html
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from unittest import mock
 
@@ -17,11 +18,12 @@ from conftest import picture
 from wrcan_arch import InputError
 from wrcan_arch.cli import main
 from wrcan_arch.data.image_files import write_png
+from wrcan_arch.data.store_writer import StoreWriter
 from wrcan_arch.look.crops import busiest_crops
 from wrcan_arch.look.finished import open_test_set, read_restored
 from wrcan_arch.look.page import rounded
 from wrcan_arch.look.report import plot, plot_losses, read_curves, write_report
-from wrcan_arch.train.results import write_result
+from wrcan_arch.train.results import describe_stores, write_result
 
 LOG = """2026-01-01 10:00:00,000 INFO: [small..][epoch:  0, iter:       1, lr:(1.000e-03,)] [eta: 0:00:00, time (data): 1.239 (0.086)] l_pix: 6.1602e-01 l_ae: 4.8760e-02
 2026-01-01 10:00:00,000 INFO: [small..][epoch:  2, iter:   1,200, lr:(5.000e-04,)] [eta: 0:00:01, time (data): 0.5 (0.06)] l_pix: 5.0251e-01 l_ae: 3.4787e-02
@@ -352,12 +354,46 @@ def test_names_of_metrics_are_text_and_those_of_sets_stay_as_they_are(finished_t
     assert '<figcaption>validation PSNR (REDS_val)</figcaption>' in page
 
 
-def test_page_is_not_written_under_a_pictures_name(finished_test):
-    with pytest.raises(InputError, match=r'report.JPG: is the name of a picture; name the page, as in report.html'):
-        write_report(finished_test, None, Path('report.JPG'))
+def test_page_does_not_replace_a_file_that_is_no_page(finished_test):
+    Path('README.md').write_text('a text')
+    with pytest.raises(InputError, match='^README.md: a page ends in .html; name it, as in README.html$'):
+        write_report(finished_test, None, Path('README.md'))
+    assert Path('README.md').read_text() == 'a text'
+    write_report(finished_test, None, Path('REPORT.HTM'))
 
 
-def test_data_made_anew_after_the_test_is_said(finished_test):
+def test_page_is_not_written_under_a_folders_name(finished_test):
+    with (
+        mock.patch('wrcan_arch.look.report.measure') as score,
+        pytest.raises(InputError, match='^results: a folder; name the page, as in results/page.html$'),
+    ):
+        write_report(finished_test, None, Path('results'))
+    assert not score.called
+
+
+def test_stores_made_anew_after_the_test_are_said(finished_test):
+    """Their images may have the same names and sizes. A result of an older test, without checksums, says nothing."""
+    dataset = finished_test['datasets']['test']
+    dataset |= {'type': 'JPEGDeblurDataset', 'dataroot_lq': 'blur.lmdb', 'dataroot_gt': 'sharp.lmdb'}
+    dataset['io_backend'] = {'type': 'lmdb'}
+    said = {}
+    for seed, state in enumerate(('tested', 'made anew', 'older')):
+        for name in ('blur', 'sharp'):
+            shutil.rmtree(f'{name}.lmdb', ignore_errors=True)
+            with StoreWriter(f'{name}.lmdb') as store:
+                image = picture(200, 240, seed if name == 'sharp' else 9)
+                store.put('a', '.png', cv2.imencode('.png', image)[1].tobytes(), image.shape)
+        if state != 'made anew':
+            stores = {'stores': describe_stores(dataset)} if state == 'tested' else {}
+            about = {'protocol': 'exact fp32', 'weights': None, 'network_g': {}, 'metric_options': {}, **stores}
+            write_result(Path('results/some'), 'small', {'a': {'psnr': 28.0}}, about)
+        write_report(finished_test, None, Path('report.html'))
+        said[state] = re.findall('<p>(small.*?);', Path('report.html').read_text())
+    changed = 'small: 1 image (the data have changed since: test again)'
+    assert said == {'tested': ['small: 1 image'], 'made anew': [changed], 'older': ['small: 1 image']}
+
+
+def test_data_of_another_size_than_in_the_test_are_said(finished_test):
     cv2.imwrite('sharp/a.png', picture(200, 238, 1))
     with pytest.raises(InputError, match='^a is 240 x 200 in blurred, 240 x 200 in restored, 238 x 200 in sharp; give'):
         write_report(finished_test, None, Path('report.html'))
@@ -372,7 +408,8 @@ def test_report_reads_what_was_tested(finished_test, capsys):
     assert main(['report', '-opt', 'test.yml', '--force_yml', 'name=some']) == 0
     assert 'PSNR of 1 image: blurred' in capsys.readouterr().out and Path('report.html').is_file()
     assert main(['report', '-opt', 'test.yml']) == 2
-    assert 'results/other: no options.yml in it' in capsys.readouterr().err
+    said = 'basicsr report: results/other: no such test yet; run basicsr test -opt test.yml first\n'
+    assert capsys.readouterr().err == said
     Path('results/some/options.yml').write_text('')
     assert main(['report', '-opt', 'test.yml', '--force_yml', 'name=some']) == 2
     assert 'results/some/options.yml: damaged, no options in it; test again' in capsys.readouterr().err

@@ -35,7 +35,7 @@ HASH = '0123456789abcdef' * 4
 
 def write(
     folder, name, metrics, dataset='REDS_val', weights=HASH, images=3000, network=None, protocol=None, scored=None,
-    more=None, key=None, training=None,
+    more=None, key=None, **origin,
 ):  # fmt: skip
     """Write a result as a test with the row's option file does; `network` and `scored` change its options."""
     (folder / name).mkdir(exist_ok=True)
@@ -44,7 +44,7 @@ def write(
     about = {
         'name': name,
         'protocol': protocol or Request(**opt['val']['inference']).describe(torch.device('cpu')),
-        'weights': weights and {'path': 'w.pth', 'sha256': weights, 'key': key, 'training': training},
+        'weights': weights and {'path': 'w.pth', 'sha256': weights, 'key': key, **origin},
         'network_g': opt['network_g'] | (network or {}),
         'metric_options': {name: each | (scored or {}) for name, each in opt['val'].get('metrics', {}).items()}
         | (more or {}),
@@ -132,9 +132,11 @@ def test_further_metrics_and_the_origin_of_the_weights_are_no_difference(tmp_pat
         more=more,
         key='params_ema',
         training='mine',
+        iteration=0,
     )
     row = cells(compare(tmp_path))['test_table2_row3']
-    assert (row['note'], row['PSNR difference'], row['weights']) == ('', '+0.00', '0123456789ab params_ema mine')
+    assert (row['note'], row['PSNR difference']) == ('', '+0.00')
+    assert row['weights'] == '0123456789ab params_ema mine iteration 0'
 
 
 def test_scores_that_no_test_measures_have_no_columns(tmp_path):
@@ -163,10 +165,13 @@ def test_pages_are_written_where_they_are_asked_for(tmp_path, monkeypatch, capsy
     assert main(['tables', '--html', 'new/tables.html', '--csv', 'link']) == 0
     assert Path('new/tables.html').read_text().startswith('<!doctype html>')
     assert Path('link').is_symlink() and Path('tables.csv').read_text()
-    assert main(['tables', '--html', 'new']) == 2
+    assert main(['tables', '--csv', 'new']) == 2
     assert capsys.readouterr().err == (
         'basicsr tables: new: cannot be written (Is a directory); choose another folder\n'
     )
+    Path('kept.csv').touch()
+    assert main(['tables', '--html', 'kept.csv']) == 2 and not Path('kept.csv').read_text()
+    assert capsys.readouterr() == ('', 'basicsr tables: kept.csv: a page ends in .html; name it, as in kept.html\n')
 
 
 def test_row_without_a_result_says_what_to_do(tmp_path):

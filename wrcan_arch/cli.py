@@ -146,9 +146,12 @@ def run_convert(arguments: argparse.Namespace) -> int:
 
 
 def run_tables(arguments: argparse.Namespace) -> int:
+    from .look.page import check_page_name
     from .look.tables import as_csv, as_html, as_text, compare
     from .system.files import write_text
 
+    if arguments.html is not None:
+        check_page_name(arguments.html)
     if arguments.results and not arguments.results.is_dir():
         raise InputError(f'{arguments.results}: there is no such folder; basicsr test writes results/NAME')
     compared = compare(arguments.results or Path('results'))
@@ -176,7 +179,9 @@ def run_report(arguments: argparse.Namespace) -> int:
         return 0
 
     name = options.read_options(arguments.opt, arguments.force_yml or ()).values.get('name')
-    means_of = write_report(options_of_test(Path('results', str(name))), arguments.experiment, arguments.out)
+    untested = f'no such test yet; run basicsr test -opt {arguments.opt} first'
+    tested = options_of_test(Path('results', str(name)), untested)
+    means_of = write_report(tested, arguments.experiment, arguments.out)
     for dataset, means in means_of.items():
         for metric, blurred, restored, difference in means.rows():
             scores = f'blurred {blurred}, restored {restored} ({difference})'
@@ -303,12 +308,12 @@ def build_parser() -> argparse.ArgumentParser:
         '--out',
         type=Path,
         default=Path('report.html'),
-        help='page to write (default report.html); a figure is also written as a PNG beside it',
+        help='page to write, .html (default report.html); a figure is also written as a PNG beside it',
     )
 
     command = add('tables', run_tables, "print the paper's tables, paper beside measured")
     command.add_argument('--results', type=Path, help='folder of the results (default results)')
-    command.add_argument('--html', type=Path, help='write a page too')
+    command.add_argument('--html', type=Path, help='write a page too, .html')
     command.add_argument('--csv', type=Path, help='write a CSV file too')
 
     command = add(

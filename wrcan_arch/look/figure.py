@@ -235,8 +235,8 @@ def make_figure(results: Sequence[Path], crops: Sequence[str], out: Path) -> Pat
     Returns:
         the PNG's path: `out` with the ending .png.
     """
-    image = out.with_suffix('.png')
     check_page_name(out)
+    image = out.with_suffix('.png')
     rows = read_rows(results, crops)
     write_png(image, draw(rows)[:, :, ::-1])
     write_text(out, _html_page(rows))

@@ -23,6 +23,7 @@ class TestResult:
         key: the set of weights in the file that was asked for.
         weights_path: where the file lay.
         training, iteration: what the weights are from; None if the file does not say.
+        stores: what `describe_stores` said of the data; None in results of older tests.
     """
 
     metrics: dict[str, float]
@@ -35,13 +36,16 @@ class TestResult:
     weights_path: str | None
     training: str | None
     iteration: int | None
+    stores: Mapping[str, str] | None
 
 
-def options_of_test(result: Path) -> Mapping[str, Any]:
-    """Read the options that a finished test ran with from its folder, results/NAME."""
+def options_of_test(
+    result: Path, if_missing: str = 'no options.yml in it; give the folder that basicsr test wrote, results/NAME'
+) -> Mapping[str, Any]:
+    """Read the options that a finished test ran with from its folder, results/NAME; InputError says `if_missing`."""
     path = result / 'options.yml'
     if not path.is_file():
-        raise InputError(f'{result}: no options.yml in it; give the folder that basicsr test wrote, results/NAME')
+        raise InputError(f'{result}: {if_missing}')
     try:
         options = yaml.safe_load(path.read_text(encoding='utf-8'))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -91,6 +95,7 @@ def read_result(path: Path) -> TestResult:
             weights_path=origin.get('path'),
             training=origin.get('training'),
             iteration=origin.get('iteration'),
+            stores=result.get('stores'),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:  # not JSON, or JSON of something else
         reason = f'{type(error).__name__}: {error}'

@@ -2,7 +2,6 @@
 
 import base64
 import html
-import mimetypes
 from pathlib import Path
 
 import cv2
@@ -25,9 +24,11 @@ table { border-collapse: collapse } td { vertical-align: top }
 
 
 def check_page_name(out: Path) -> None:
-    """Raise InputError if `out` has an image's name."""
-    if (mimetypes.guess_type(out.name)[0] or '').startswith('image/'):
-        raise InputError(f'{out}: is the name of a picture; name the page, as in {out.with_suffix(".html")}')
+    """Raise InputError if `out` is no page's name: a page replaces the file of its name, such as a README.md."""
+    if out.is_dir():
+        raise InputError(f'{out}: a folder; name the page, as in {out / "page.html"}')
+    if out.suffix.lower() not in ('.html', '.htm'):
+        raise InputError(f'{out}: a page ends in .html; name it, as in {out.with_suffix(".html")}')
 
 
 def page(title: str, body: str, style: str = '') -> str:

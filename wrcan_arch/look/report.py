@@ -25,7 +25,7 @@ from ..system.files import write_text
 from ..system.progress_bar import progress_bar
 from ..system.terminal import counted
 from ..train.lpips_metric import use_gpu
-from ..train.results import describe_weights, key_of, mean_scores, restored_path, result_path
+from ..train.results import describe_stores, describe_weights, key_of, mean_scores, restored_path, result_path
 from ..train.scoring import measure
 from .crops import CROP, ZOOM, busiest_crops
 from .finished import TestResult, check_sizes, open_test_set, read_restored, read_result
@@ -211,10 +211,15 @@ def _weights_were_replaced(result: TestResult) -> bool:
     return path is not None and Path(path).is_file() and describe_weights(path)['sha256'] != result.weights
 
 
-def _summary(dataset: str, means: Means, result: TestResult | None) -> str:
+def _stores_were_replaced(dataset: Mapping[str, Any], result: TestResult) -> bool:
+    return result.stores is not None and result.stores != describe_stores(dataset)
+
+
+def _summary(dataset: Mapping[str, Any], means: Means, result: TestResult | None) -> str:
     rows = [f'<tr><td>{"</td><td>".join(map(html.escape, cells))}</td></tr>' for cells in means.rows()]
-    about = f'{dataset}: {counted(means.images, "image")}'
+    about = f'{dataset["name"]}: {counted(means.images, "image")}'
     if result is not None:
+        about += ' (the data have changed since: test again)' if _stores_were_replaced(dataset, result) else ''
         about += f'; protocol: {result.protocol}'
         about += f'; weights: {result.weights_path}' if result.weights_path else ''
         about += ' (the file has changed since: test again)' if _weights_were_replaced(result) else ''
@@ -273,7 +278,7 @@ def write_report(opt: Mapping[str, Any], experiment: Path | None, out: Path) -> 
             raise InputError(f'{opt["name"]}: {name} holds no images to report on')
         means = {column: mean_scores(each) for column, each in scores.items()}
         means_of[name] = Means(len(scores['restored']), **means)
-        sections.append(_summary(name, means_of[name], results[phase]))
+        sections.append(_summary(opt['datasets'][phase], means_of[name], results[phase]))
     if curves is not None and experiment is not None:
         tested = {each.iteration for each in results.values() if each and each.training == experiment.name}
         sections.append(_training(curves, tested.pop() if len(tested) == 1 else None))

@@ -188,8 +188,14 @@ def _cells(table: Table, line: Line) -> dict[str, str]:
             cells[f'{name} measured'] = rounded(metric, measured)
             cells[f'{name} difference'] = '' if line.note else rounded(metric, measured - paper, sign='+')
     if line.found is not None:
-        weights = ' '.join(filter(None, [(line.found.weights or 'none')[:12], line.found.key, line.found.training]))
-        cells |= {'protocol': line.found.protocol, 'images': str(line.found.images), 'weights': weights}
+        found = line.found
+        weights = (
+            (found.weights or 'none')[:12],
+            found.key,
+            found.training,
+            None if found.iteration is None else f'iteration {found.iteration}',
+        )
+        cells |= {'protocol': found.protocol, 'images': str(found.images), 'weights': ' '.join(filter(None, weights))}
     return {column.name: cells.get(column.name, '') for column in _columns(table)}
 
 
@@ -230,7 +236,7 @@ STYLE = """
 
 def as_html(compared: Sequence[tuple[Table, list[Line]]]) -> str:
     """Format the tables as one page."""
-    weights = "the first digits of the weight file's SHA-256, and the set in it that was asked for, if any"
+    weights = "the first digits of the weight file's SHA-256, the set in it that was asked for, its training, if any"
     body = [f'<p>Difference: measured minus paper. Weights: {weights}.</p>']
     for table, lines in compared:
         body.append(f'<h2>{table.title}</h2><p>{html.escape(table.about)}</p>')

@@ -110,6 +110,7 @@ class RecordedModel(SRModel):
             self._save_pending()
 
     def _validate(self, dataset: Any, name: str, current_iter: int, tb_logger: Any, save_img: bool) -> None:
+        stores = {} if self.is_train else results.describe_stores(dataset.opt)  # now: they may be made anew meanwhile
         scores, seconds = scoring.score_images(self, dataset, current_iter, save_img)
         self.metric_results = self.scores[name] = results.mean_scores(scores)
         how = self.request.describe(self.device)
@@ -124,7 +125,7 @@ class RecordedModel(SRModel):
                 get_root_logger().info(f'Validated {name} at iteration {current_iter}: {how}')
             self._log_validation_metric_values(current_iter, name, tb_logger)
         if not self.is_train and self.opt['rank'] == 0:
-            self._write_results(name, scores, seconds, save_img)
+            self._write_results(name, scores, seconds, stores, save_img)
 
     def image_path(self, dataset_name: str, key: str, current_iter: int) -> Path:
         """Return the toolbox's path of a restored image; of several sets in training each has a folder of its own."""
@@ -134,7 +135,9 @@ class RecordedModel(SRModel):
             return folder / key / f'{key}_{current_iter}.png'
         return results.restored_path(folder, dataset_name, key, self.opt)
 
-    def _write_results(self, dataset_name: str, scores: results.Scores, seconds: float, save_img: bool) -> None:
+    def _write_results(
+        self, dataset_name: str, scores: results.Scores, seconds: float, stores: dict[str, str], save_img: bool
+    ) -> None:
         folder = Path(self.opt['path']['results_root'])
         about = {
             'name': self.opt['name'],
@@ -142,6 +145,7 @@ class RecordedModel(SRModel):
             'metric_options': self.opt['val'].get('metrics') or {},
             'weights': self.tested_weights and {**self.tested_weights, **self._origin_of_weights()},
             'network_g': self.opt['network_g'],
+            'stores': stores,
             'seconds_per_image': seconds,
             'options_sha256': self.opt.get('options_sha256'),
             'version': __version__,

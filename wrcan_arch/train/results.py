@@ -74,6 +74,16 @@ def describe_weights(path: str, key: str | None = None) -> dict[str, Any]:
         return {'path': path, 'sha256': hashlib.file_digest(file, 'sha256').hexdigest(), 'key': key}
 
 
+def describe_stores(dataset: Mapping[str, Any]) -> dict[str, str]:
+    """Map the options that name a data set's stores to the SHA-256 of their manifests, which hold all checksums."""
+    roots = {key: Path(root) for key, root in dataset.items() if key.startswith('dataroot') and isinstance(root, str)}
+    return {
+        key: hashlib.sha256((root / 'manifest.json').read_bytes()).hexdigest()
+        for key, root in roots.items()
+        if (root / 'manifest.json').is_file()
+    }
+
+
 def result_path(folder: Path, dataset: str) -> Path:
     """Return the path of a test's result for a data set; `folder` is results/NAME."""
     return folder / f'result_{dataset}.json'
