@@ -1,11 +1,14 @@
 """Tests what a run takes and goes on from; test_exact_resume.py and test_torchrun.py test whole runs."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from unittest import mock
 
 import pytest
 from conftest import resolved_options
 
+from wrcan_arch import WRCAN, WRCANModel
+from wrcan_arch.checkpoint import write_weights
 from wrcan_arch.errors import InputError
 from wrcan_arch.train import run_folder
 from wrcan_arch.train.current_run import Run, load_resume_state
@@ -43,6 +46,24 @@ def test_a_run_that_began_with_bare_tensors_goes_on_from_its_own_checkpoint(work
         assert load_resume_state(run, opt) == {'iter': 4}
     expected = ('bare.pth', None) if ignored else ('models/net_g_4.pth', 'params')
     assert (opt['path']['pretrain_network_g'], opt['path']['param_key_g']) == expected
+
+
+@pytest.mark.parametrize('case', ['ours', 'not strict', 'its own way to load', 'ignored', 'of the toolbox', 'no WRCAN'])
+def test_weights_of_another_network_are_refused_where_our_model_would_load_them(workplace, monkeypatch, case):
+    monkeypatch.setattr(run_folder, 'newest_pair', lambda *_: ({'iter': 4}, []))
+    opt = resolved_options(model_type='SRModel' if case == 'of the toolbox' else 'WRCANModel', auto_resume=True)
+    opt['path'] |= {'experiments_root': 'experiments/small', 'models': '.', 'strict_load_g': case != 'not strict'}
+    if case == 'its own way to load':
+        monkeypatch.setattr(WRCANModel, 'load_network', mock.Mock())
+    if case == 'ignored':
+        opt['path'] |= {'ignore_resume_networks': ['network_g']}
+    if case == 'no WRCAN':
+        opt['network_g'] = {'type': 'EDSR', 'num_in_ch': 3, 'num_out_ch': 3}
+    write_weights('net_g_4.pth', {'params': WRCAN(num_feat=8, num_group=1, num_block=1).state_dict()}, {})
+    expected = pytest.raises(InputError, match='set network_g:num_feat=8$') if case == 'ours' else nullcontext()
+    run = Run()
+    with run.held, expected:
+        assert load_resume_state(run, opt) == {'iter': 4}
 
 
 @pytest.mark.parametrize('is_restart', [False, True])

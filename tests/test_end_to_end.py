@@ -152,6 +152,18 @@ def test_what_may_be_a_mistake_is_in_the_log(workplace):
     assert "the blurred 'photo0_000' has JPEG quality 25, but blurred_quality says 95" in log_text()
 
 
+def test_swapped_frames_of_scored_data_sets_are_told_once_for_each(workplace):
+    def swapped(phase):
+        roles = {'lq': 'sharp', 'gt': 'blur'}
+        return [f'datasets:{phase}:dataroot_{role}=data_{kind}.lmdb' for role, kind in roles.items()]
+
+    said = 'WARNING: data set {}: the sharp frames are JPEG, the blurred ones are not; are the two swapped?'
+    assert train('train:total_iter=2', 'val:val_freq=1', *swapped('val')) == 0
+    assert log_text().count('are the two swapped') == log_text().count(said.format('small_val')) == 1
+    assert main(['test', '-opt', 'test.yml', '--force_yml', 'val:inference:ensemble=false', *swapped('test')]) == 0
+    assert log_text('test', 'results/small_test').count(said.format('small_set')) == 1
+
+
 @pytest.mark.parametrize('batch', [4, 8])
 def test_run_makes_the_iterations_it_was_asked_for(workplace, batch):
     """With six images the toolbox alone would stop early, or never start."""

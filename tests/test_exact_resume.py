@@ -224,6 +224,16 @@ def test_resuming_after_a_run_without_auto_resume_names_the_archived_training(qu
     assert run_folder.iterations(FOLDER) == [8, 4]
 
 
+def test_resume_with_another_network_is_refused_before_anything_is_written(quick, capsys):
+    assert train('train:total_iter=4', 'train:ema_decay=0.9', 'logger:save_checkpoint_freq=2') == 0
+    before = {path: path.read_bytes() for path in Path('experiments').rglob('*') if path.is_file()}
+    capsys.readouterr()
+    assert train('train:total_iter=8', 'network_g:num_feat=8', 'logger:keep_last=1', resume=True) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.endswith('net_g_4.pth: not the weights of the network in the option file; set network_g:num_feat=4')
+    assert {path: path.read_bytes() for path in Path('experiments').rglob('*') if path.is_file()} == before
+
+
 def test_muon_may_leave_the_other_weights_and_be_resumed(quick):
     held = 'train:optim_g={type: Muon, lr: 1e-2, adam_lr: 0.0}'
     assert train('train:total_iter=4', held) == 0

@@ -179,6 +179,26 @@ def test_room_on_the_disk_is_checked_before_the_first_iteration(quick, capsys):
     assert not scored.called and 'logger:keep_last' in capsys.readouterr().err, 'nor are weights to train on scored'
 
 
+@pytest.mark.parametrize('target', ['pathlib.Path.mkdir', 'os.open'])
+def test_folder_that_may_not_be_written_to_is_said_with_what_to_do(tmp_path, target):
+    folder = tmp_path / 'experiments/small'
+    if target == 'os.open':
+        folder.parent.mkdir()
+    with (
+        mock.patch(target, side_effect=PermissionError(errno.EACCES, os.strerror(errno.EACCES), 'some file')),
+        pytest.raises(InputError) as error,
+        run_folder.only_run_in(folder),
+    ):
+        pass
+    hint = 'run this in a folder that you may write to'
+    assert str(error.value) == f'{folder.parent}: cannot be written (Permission denied); {hint}'
+
+
+def test_an_error_of_the_run_is_not_one_of_its_lock(tmp_path):
+    with pytest.raises(PermissionError), run_folder.only_run_in(tmp_path / 'experiments/small'):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), 'some file')
+
+
 def hold(locked):
     with run_folder.only_run_in(FOLDER):
         locked.set()

@@ -128,12 +128,12 @@ def _opened_alone(path: Path, permissions: int) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def disk_errors_as_input_errors(path: Path) -> Iterator[None]:
-    """Turn an OSError into an InputError that names `path`."""
+def disk_errors_as_input_errors(path: Path, otherwise: str = 'choose another folder') -> Iterator[None]:
+    """Turn an OSError into an InputError that names `path`; its advice is `otherwise` where ADVICE has none."""
     try:
         yield
     except OSError as error:
-        advice = ADVICE.get(error.errno, 'choose another folder')
+        advice = ADVICE.get(error.errno, otherwise)
         raise InputError(f'{path}: cannot be written ({error.strerror or error}); {advice}') from error
 
 

@@ -13,6 +13,7 @@ from ..system.processes import Team
 from . import run_folder
 from .options import weight_paths
 from .stopping import StopReasons, signals_ask
+from .weight_checks import check_resumed_weights
 from .wrcan_model import is_wrcan_model
 
 TIMEOUT = 600  # seconds that processes wait for each other, unless dist_params:timeout says otherwise
@@ -117,6 +118,8 @@ def _go_on_from(run: Run, opt: dict[str, Any], state: dict[str, Any], folder: Pa
                 'or begin a new one with its weights as path:pretrain_network_g'
             )
         run_folder.check_weights(state, weights)
+    if 'network_g' in opt and 'network_g' not in ignored:
+        check_resumed_weights(opt)
     keep = opt['logger'].get('keep_last')
     if keep and opt['auto_resume'] and opt['rank'] == 0:  # a save that was killed may have left old ones
         run_folder.remove_old(folder, state['iter'], keep)

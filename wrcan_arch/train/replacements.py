@@ -48,6 +48,7 @@ CURVES_PAUSE = 600  # seconds until TensorBoard's curves go on after the disk re
 
 # What the replacements below call, found before they take its place.
 _toolbox_init_tb_loggers = basicsr.train.init_tb_loggers
+_toolbox_build_dataset = basicsr.data.build_dataset
 _toolbox_create_loaders = basicsr.train.create_train_val_dataloader
 _toolbox_build_model = basicsr.train.build_model
 _toolbox_message_logger = basicsr.train.MessageLogger
@@ -132,6 +133,15 @@ def init_tb_loggers(run: Run, opt: dict[str, Any]) -> Any:
     return writer
 
 
+def build_dataset(opt: dict[str, Any]) -> Any:
+    """Build the toolbox's data set; log what is likely a mistake in one of ours."""
+    dataset = _toolbox_build_dataset(opt)
+    if isinstance(dataset, JPEGDeblurDataset):
+        for doubt in dataset.likely_mistakes():
+            get_root_logger().warning(doubt)
+    return dataset
+
+
 def create_train_val_dataloader(run: Run, opt: dict[str, Any], logger: Any) -> tuple:
     """Create the toolbox's loaders; their draws start at the iteration to resume at and end with the run's last."""
     for warning in run.warnings:
@@ -157,9 +167,6 @@ def create_train_val_dataloader(run: Run, opt: dict[str, Any], logger: Any) -> t
         loaders = _toolbox_create_loaders(opt, logger)
     train_loader, train_sampler, val_loaders, _, total_iters = loaders
     run.val_loaders, run.draws_before = val_loaders, train_sampler.draws_before
-    if isinstance(train_loader.dataset, JPEGDeblurDataset):
-        for doubt in train_loader.dataset.likely_mistakes():
-            logger.warning(doubt)
     if run.resume_state:
         run.resume_state['epoch'] = train_sampler.start_epoch  # the saved one may be over, or of another batch size
     saves_first = is_wrcan_model(opt['model_type']) and opt['world_size'] == 1
@@ -272,6 +279,15 @@ REPLACEMENTS = (
         by=lambda run: partial(init_tb_loggers, run),
         why="a disk that is full for a moment when TensorBoard's curves are written ends the training",
         until='BasicSR trains on without them',
+    ),
+    *(
+        Replacement(
+            target=f'basicsr.{command}.build_dataset',
+            by=lambda run: build_dataset,
+            why='a data set whose blurred and sharp frames are swapped is trained on or scored without a word',
+            until='BasicSR asks a data set for likely mistakes',
+        )
+        for command in ('train', 'test')
     ),
     Replacement(
         target='basicsr.train.create_train_val_dataloader',

@@ -8,8 +8,8 @@ import glob
 import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from .. import checkpoint
 from ..errors import InputError, RunError
 from ..system.file_lock import locked
-from ..system.files import ADVICE
+from ..system.files import ADVICE, disk_errors_as_input_errors
 
 logger = logging.getLogger('basicsr')  # the toolbox's
 RETRY_PAUSES = (1, 5, 30)  # seconds between attempts; a network disk may come back
@@ -25,13 +25,18 @@ STATE_KEYS = {'iter', 'epoch', 'optimizers', 'schedulers'}
 Written = TypeVar('Written')
 
 
-def only_run_in(folder: Path) -> AbstractContextManager[None]:
+@contextmanager
+def only_run_in(folder: Path) -> Iterator[None]:
     """Lock a folder of experiments/ or results/ against a second run. However the first ends, the kernel unlocks it.
 
     The lock file lies beside the folder, because a run that starts over renames the folder.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return locked(folder.parent / f'.{folder.name}.lock', f'{folder}: another run is at work there')
+    with ExitStack() as held:
+        with disk_errors_as_input_errors(folder.parent, 'run this in a folder that you may write to'):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            lock = folder.parent / f'.{folder.name}.lock'
+            held.enter_context(locked(lock, f'{folder}: another run is at work there'))
+        yield
 
 
 def write_with_retries(write: Callable[[], Written]) -> Written:

@@ -1,4 +1,4 @@
-"""Checks whether the weights that an option file names can be read, and are those of its network."""
+"""Checks whether the weights that a run begins with or goes on from can be read, and are those of its network."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,6 +11,7 @@ from .. import checkpoint
 from ..errors import InputError
 from ..wrcan_arch import WRCAN
 from .options import OptionFile, as_overrides, find
+from .recorded_model import RecordedModel
 from .wrcan_model import is_wrcan_model
 
 
@@ -22,10 +23,20 @@ def _is_readable(weights: str, content: Any, model: str, key: str | None) -> boo
     return not checkpoint.is_safetensors(weights) and (checkpoint.is_state_dict(content) if key is None else bool(held))
 
 
+def _check_network(network: Mapping[str, Any], tensors: checkpoint.Tensors, weights: str) -> None:
+    """Raise InputError unless the tensors of the file `weights` fit the options of a WRCAN."""
+    found = checkpoint.network_of(tensors, weights).config
+    with torch.device('meta'):
+        asked = WRCAN(**{name: value for name, value in network.items() if name != 'type'}).config
+    if found != asked:
+        hint = f'set {as_overrides(found, asked)}'
+        raise InputError(f'{weights}: not the weights of the network in the option file; {hint}')
+
+
 def _check_weights(file: OptionFile, weights: str) -> None:
     """Raise InputError if the file cannot be read, fits another network, or holds two sets and none is chosen."""
-    paths, model, network = file.values['path'], file.values['model_type'], dict(file.values.get('network_g') or {})
-    key, kind = paths.get('param_key_g', 'params'), network.pop('type', None)
+    paths, model, network = file.values['path'], file.values['model_type'], file.values.get('network_g') or {}
+    key, kind = paths.get('param_key_g', 'params'), network.get('type')
     content = checkpoint.read_file(weights)
     if checkpoint.holds_two_sets(content) and paths.get('param_key_g') not in content:
         hint = 'set path:param_key_g to params_ema, the averaged weights that restore takes, or to params'
@@ -45,14 +56,8 @@ def _check_weights(file: OptionFile, weights: str) -> None:
     if not (is_compared or is_wrcan_model(model)):
         return
     tensors, _ = checkpoint.weights_in(content, weights, key or 'params')
-    if not is_compared:
-        return
-    found = checkpoint.network_of(tensors, weights).config
-    with torch.device('meta'):
-        asked = WRCAN(**network).config
-    if found != asked:
-        hint = f'set {as_overrides(found, asked)}'
-        raise InputError(f'{weights}: not the weights of the network in the option file; {hint}')
+    if is_compared:
+        _check_network(network, tensors, weights)
 
 
 def unfit_weights(file: OptionFile) -> Iterator[str]:
@@ -62,3 +67,16 @@ def unfit_weights(file: OptionFile) -> Iterator[str]:
             _check_weights(file, weights)
         except InputError as error:
             yield f'{file.at("path", "pretrain_network_g")}: {error}'
+
+
+def check_resumed_weights(opt: dict[str, Any]) -> None:
+    """Raise InputError if a checkpoint's weights fit another network, which our model would find once it is built.
+
+    Models with a way of their own to load weights may take them.
+    """
+    paths, model = opt['path'], registry.MODEL_REGISTRY.get(opt['model_type'])
+    loads_as_ours = model.load_network is RecordedModel.load_network and paths.get('strict_load_g', True)
+    if loads_as_ours and opt['network_g']['type'] == 'WRCAN':
+        weights = paths['pretrain_network_g']
+        tensors, _ = checkpoint.read_weights(weights, paths.get('param_key_g', 'params'))
+        _check_network(opt['network_g'], tensors, weights)
