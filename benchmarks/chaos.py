@@ -332,7 +332,7 @@ def full_disk(folder: Path) -> None:
 
 def read_only_folder(folder: Path) -> None:
     folder.chmod(0o555)
-    run_and_check(folder, 2, r'basicsr train: .*experiments: Permission denied', drop_capabilities)
+    run_and_check(folder, 2, r'basicsr train: .*experiments: cannot be written .Permission denied', drop_capabilities)
     folder.chmod(0o755)
 
 
