@@ -445,6 +445,8 @@ def test_a_gpu_that_this_pytorch_has_no_kernels_for_is_named():
     error = 'CUDA error: no kernel image is available for execution on the device'
     message = ending.message_for_user(RuntimeError(f"{error}\nSearch for `cudaErrorNoKernelImageForDevice'"))
     assert message == f'{error}; see basicsr doctor, or compute on the CPU (CUDA_VISIBLE_DEVICES=)'
+    busy = ending.message_for_user(RuntimeError('CUDA error: CUDA-capable device(s) is/are busy or unavailable'))
+    assert busy is not None and 'CUDA_VISIBLE_DEVICES=' in busy
     assert ending.message_for_user(RuntimeError('CUDA error: device-side assert triggered')) is None
 
 

@@ -190,7 +190,7 @@ def test_folder_that_may_not_be_written_to_is_said_with_what_to_do(tmp_path, tar
         run_folder.only_run_in(folder),
     ):
         pass
-    hint = 'run this in a folder that you may write to'
+    hint = 'run this where it can be made'
     assert str(error.value) == f'{folder.parent}: cannot be written (Permission denied); {hint}'
 
 

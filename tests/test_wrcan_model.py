@@ -135,6 +135,15 @@ def test_samples_are_named_for_the_log(opt, named, keys):
     assert model.keys == keys
 
 
+def test_the_sharp_image_of_the_item_before_is_forgotten(opt):
+    """Else a set that has none would be scored against it."""
+    model = build_model(opt)
+    model.feed_data(batch())
+    model.feed_data({'lq': torch.rand(1, 3, 16, 16)})
+    model.test()
+    assert 'gt' not in model.get_current_visuals()
+
+
 def test_losses_are_read_only_when_the_log_asks(opt):
     """Reading a loss makes the host wait for the GPU."""
     model = build_model(opt)

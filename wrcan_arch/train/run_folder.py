@@ -32,7 +32,7 @@ def only_run_in(folder: Path) -> Iterator[None]:
     The lock file lies beside the folder, because a run that starts over renames the folder.
     """
     with ExitStack() as held:
-        with disk_errors_as_input_errors(folder.parent, 'run this in a folder that you may write to'):
+        with disk_errors_as_input_errors(folder.parent, 'run this where it can be made'):
             folder.parent.mkdir(parents=True, exist_ok=True)
             lock = folder.parent / f'.{folder.name}.lock'
             held.enter_context(locked(lock, f'{folder}: another run is at work there'))
