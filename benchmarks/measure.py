@@ -93,17 +93,15 @@ def take_turns(variants: Mapping[str, Callable[[], object]], *, rounds: int = 7,
     running = {name: run for name, run in variants.items() if all(fits(run) for _ in range(WARMUPS))}
     seconds: dict[str, list[float]] = {name: [] for name in running}
     for _ in range(rounds):
-        for name, run in running.items():
-            if name not in seconds:
-                continue
+        for name, run in tuple(running.items()):
             _wait()
             started = time.perf_counter()
             if all(fits(run) for _ in range(calls)):
                 _wait()
                 seconds[name].append((time.perf_counter() - started) / calls)
             else:  # those that warmed up after it have made their gradients and moments since
-                del seconds[name]
-    return {name: Times(tuple(taken)) for name, taken in seconds.items()}
+                del running[name]
+    return {name: Times(tuple(seconds[name])) for name in running}
 
 
 def matrix_product(dtype: torch.dtype) -> tuple[Callable[[], object], float]:

@@ -336,14 +336,14 @@ def test_doctor_computes_on_each_gpu(monkeypatch):
     monkeypatch.setattr('torch.cuda.device_count', lambda: 2)
     monkeypatch.setattr('torch.cuda.is_available', lambda: True)
     monkeypatch.setattr('torch.cuda.get_device_name', 'GPU of {}'.format)
-    answers = mock.Mock(
-        side_effect=[torch.zeros(1, 3, 8, 8), RuntimeError('CUDA error: no kernel image\nCompile with')]
-    )
-    monkeypatch.setattr('torch.zeros', answers)
+    images = mock.Mock(return_value=torch.zeros(1, 3, 8, 8))
+    monkeypatch.setattr('torch.zeros', images)
+    answers = [torch.ones(1), RuntimeError('CUDA error: no kernel image\nCompile with')]
+    monkeypatch.setattr('torch.nn.functional.conv2d', mock.Mock(side_effect=answers))
     first, second, *_ = doctor._processors()
     assert first == ('GPU 0', 'GPU of 0', 'usable')
     assert second == ('GPU 1', 'GPU of 1', 'UNUSABLE: CUDA error: no kernel image')
-    assert [call.kwargs['device'] for call in answers.call_args_list] == ['cuda:0', 'cuda:1']
+    assert [call.kwargs['device'] for call in images.call_args_list] == ['cuda:0', 'cuda:1']
 
 
 def test_doctor_says_that_the_driver_is_too_old(monkeypatch):

@@ -168,6 +168,24 @@ def test_result_is_of_the_weights_that_were_tested(opt, tmp_path, official_weigh
     assert (result['version'], result['commit']) == (__version__, source_commit())
 
 
+def test_result_is_of_the_stores_that_were_scored(opt, tmp_path):
+    """They may be made anew during the test."""
+    manifest = tmp_path / 'manifest.json'
+    manifest.write_text('before')
+    opt['path']['results_root'] = str(tmp_path)
+    model = build_model({**opt, 'is_train': False})
+    loader = SimpleNamespace(dataset=SimpleNamespace(opt={'name': 'set', 'dataroot_lq': str(tmp_path)}))
+
+    def score_images(*_):
+        manifest.write_text('after')
+        return {'a': {'psnr': 30.0, 'ssim': 1.0}}, 0.0
+
+    with mock.patch('wrcan_arch.train.scoring.score_images', score_images):
+        model.validation(loader, 0, None)
+    result = json.loads((tmp_path / 'result_set.json').read_text())
+    assert result['stores'] == {'dataroot_lq': sha256(b'before').hexdigest()}
+
+
 def test_validation_image_that_cannot_be_read_is_named(opt):
     class Frames:
         opt = {'name': 'paired'}

@@ -118,7 +118,7 @@ def _go_on_from(run: Run, opt: dict[str, Any], state: dict[str, Any], folder: Pa
                 'or begin a new one with its weights as path:pretrain_network_g'
             )
         run_folder.check_weights(state, weights)
-    if 'network_g' in opt and 'network_g' not in ignored:
+    if 'network_g' not in ignored:
         check_resumed_weights(opt)
     keep = opt['logger'].get('keep_last')
     if keep and opt['auto_resume'] and opt['rank'] == 0:  # a save that was killed may have left old ones
